@@ -1,0 +1,257 @@
+"""What every LaSRO service shares: settings, problem+json, API keys, body limits, health, metrics, start-up.
+
+app = create_service("LaSRO reward API", settings, ready=check_redis)
+run_service(app, settings)
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import re
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lasro import wire
+from lasro.errors import AuthError, ConfigError, LasroError
+from lasro.process import die_with_parent
+
+log = logging.getLogger("lasro")
+OPEN_PATHS = ("/health/live", "/health/ready", "/metrics", "/openapi.json")
+PROBLEM_TYPE = "application/problem+json"
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+M = TypeVar("M", bound=wire.Message)
+
+
+class ServiceEnvironment(BaseSettings):
+    """Settings of a service process, read from `LASRO_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="LASRO_", frozen=True, use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port to bind; 0 takes a free one."""
+    listen_fd: int | None = None
+    """An already listening socket, inherited from `lasro up`; overrides host and port."""
+    api_key: SecretStr | None = None
+    """Wanted in `Authorization: Bearer`; required unless bound to loopback."""
+    redis_url: SecretStr | None = None
+    """Redis 7.0+ or Valkey 8+."""
+    allowed_networks: str = ""
+    """CIDRs, comma-separated, that registered rewards may live in with plain http."""
+    max_body_bytes: int = Field(256 << 20, ge=1024)
+    """Largest request body."""
+    log_level: str = "info"
+    """Of this process."""
+
+
+def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+    body = wire.Problem(title=title, status=status, detail=detail)
+    return Response(body.model_dump_json(), status, headers, media_type=PROBLEM_TYPE)
+
+
+def create_service(
+    title: str,
+    settings: ServiceEnvironment,
+    ready: Callable[[], Awaitable[None]],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    metrics: CollectorRegistry | None = None,
+) -> FastAPI:
+    """An app with health, metrics, problem+json, key and limits; `ready` raises LasroError while it is not."""
+    registry = metrics or CollectorRegistry()
+    app = FastAPI(title=title, version="1", lifespan=lifespan, redoc_url=None)
+    _add_error_handlers(app)
+    app.add_middleware(_Gate, settings=settings, registry=registry)
+
+    @app.get("/health/live", summary="The process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/health/ready", summary="Ready for work", responses={503: {"model": wire.Problem}})
+    async def is_ready() -> Response:
+        try:
+            await ready()
+        except LasroError as error:
+            return problem(503, "not ready", str(error))
+        return Response('{"status":"ready"}', media_type="application/json")
+
+    @app.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
+    async def scrape() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(LasroError)
+    async def ours(_: Request, error: LasroError) -> Response:
+        headers = {"Retry-After": "1"} if error.http_status in (429, 503) else None
+        return problem(error.http_status, error.title, str(error), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return problem(422, "malformed request", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, "refused", str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(500, "internal error", "unforeseen failure; see the service's log")
+
+
+class _BodyTooLarge(Exception):
+    pass
+
+
+class _Gate:
+    """Key check, body limit, request id, and the two request metrics, before and around the app."""
+
+    def __init__(self, app: ASGIApp, settings: ServiceEnvironment, registry: CollectorRegistry) -> None:
+        self.app, self.settings = app, settings
+        labels = ["method", "route", "status"]
+        self.count = Counter("lasro_http_requests", "Requests answered", labels, registry=registry)
+        self.seconds = Histogram("lasro_http_request_seconds", "Time to answer", ["route"], registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status = time.perf_counter(), 500
+        headers = dict(scope["headers"])
+        given_id = headers.get(b"x-request-id", b"")
+        request_id = given_id if REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex.encode()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
+            await send(message)
+
+        refusal = self._refusal(scope["path"], headers)
+        try:
+            if refusal is not None:
+                await refusal(scope, receive, send_with_id)
+            else:
+                await self.app(scope, self._limited(receive), send_with_id)
+        except _BodyTooLarge:
+            await self._too_large()(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.count.labels(scope["method"], route, status).inc()
+            self.seconds.labels(route).observe(time.perf_counter() - started)
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
+        key = self.settings.api_key
+        if key is not None and path not in OPEN_PATHS:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + key.get_secret_value().encode()):
+                detail = "expected the header 'Authorization: Bearer KEY' with the service's LASRO_API_KEY"
+                return problem(401, AuthError.title, detail, {"WWW-Authenticate": "Bearer"})
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.settings.max_body_bytes:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> Response:
+        return problem(413, "body too large", f"expected at most {self.settings.max_body_bytes} bytes")
+
+    def _limited(self, receive: Receive) -> Receive:
+        size_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal size_bytes
+            message = await receive()
+            size_bytes += len(message.get("body", b""))
+            if size_bytes > self.settings.max_body_bytes:
+                raise _BodyTooLarge
+            return message
+
+        return limited
+
+
+async def read_message(request: Request, kind: type[M]) -> M:
+    """The request body as a message: msgpack where the content type says so, else JSON; raises WireError."""
+    body = await request.body()
+    if request.headers.get("content-type", "").partition(";")[0].strip() == wire.MSGPACK_TYPE:
+        return wire.from_msgpack(kind, body)
+    return wire.from_json(kind, body)
+
+
+def reply(request: Request, message: wire.Message, status: int = 200) -> Response:
+    """A message in the form the caller accepts: msgpack where asked for, else JSON."""
+    if wire.MSGPACK_TYPE in request.headers.get("accept", ""):
+        return Response(wire.to_msgpack(message), status, media_type=wire.MSGPACK_TYPE)
+    return Response(message.model_dump_json(), status, media_type="application/json")
+
+
+def message_body(kind: type[wire.Message]) -> dict[str, Any]:
+    """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
+    schema = kind.model_json_schema()
+    content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` for a route: the problem+json statuses it can answer with."""
+    schema = wire.Problem.model_json_schema()
+    content = {PROBLEM_TYPE: {"schema": schema}}
+    return {status: {"description": "problem", "content": content} for status in (401, 413, 500, *statuses)}
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(settings: ServiceEnvironment) -> socket.socket:
+    """The listening socket; refuses a public address without an API key."""
+    if settings.listen_fd is not None:
+        listener = socket.socket(fileno=settings.listen_fd)
+        host = listener.getsockname()[0]
+    else:
+        host = settings.host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, settings.port))
+        except OSError as error:
+            raise ConfigError(f"cannot bind {host}:{settings.port} ({error.strerror}); set LASRO_PORT") from error
+    if settings.api_key is None and not _is_loopback(host):
+        raise ConfigError(f"bound to {host} without a key; set LASRO_API_KEY, or LASRO_HOST=127.0.0.1")
+    return listener
+
+
+def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
+    """Serve until SIGTERM or SIGINT; ends with the parent where it was started by `lasro up`."""
+    die_with_parent()
+    listener = bind(settings)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        app, log_level=settings.log_level, access_log=False, timeout_graceful_shutdown=3, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,453 @@
+"""Every message that crosses a process, in one place. Imports no torch.
+
+JSON and msgpack share these schemas: bytes fields are base64 in JSON and raw in msgpack.
+Tensors travel as safetensors (`pack_tensors`, `unpack_tensors`); nothing is ever unpickled.
+
+Shape legend: B items, G groups, K seeds of a prompt, N = K x stages samples of a group, CHW one latent.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgpack
+import numpy as np
+import safetensors
+import safetensors.numpy
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from lasro.errors import WireError
+
+SCHEMA_VERSION = 1
+MSGPACK_TYPE = "application/msgpack"
+SAFETENSORS_TYPE = "application/vnd.safetensors"
+MAX_TENSORS = 4096
+MAX_HEADER_BYTES = 1 << 20
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _bytes_from_base64(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError("expected base64 text") from error
+
+
+def _base64_in_json(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+Blob = Annotated[
+    bytes,
+    BeforeValidator(_bytes_from_base64),
+    PlainSerializer(_base64_in_json, return_type=str, when_used="json"),
+    Field(json_schema_extra={"format": "byte"}),
+]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Message(BaseModel):
+    """Base of all messages: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+# --- rewards ---------------------------------------------------------------------------------------------
+
+
+class Protocol(StrEnum):
+    """What a reward endpoint speaks."""
+
+    NATIVE = "native"
+    FLOW_FACTORY = "flow-factory"
+    UNIRL = "unirl"
+    OPENAI_CHAT = "openai-chat"
+    OIP_V2 = "oip-v2"
+    MAPPING = "mapping"
+
+
+class Status(StrEnum):
+    """How scoring one item by one reward ended. Anything but OK leaves `score` null."""
+
+    OK = "ok"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    HTTP_ERROR = "http_error"
+    BAD_REPLY = "bad_reply"
+    BLOCKED = "blocked"
+    UNAVAILABLE = "unavailable"
+    REJECTED = "rejected"
+
+
+class RewardSpec(Message):
+    """What registering a reward takes."""
+
+    name: Name
+    url: str = Field(min_length=1, max_length=2048)
+    protocol: Protocol
+    timeout_s: float = Field(30.0, gt=0, le=600, description="for one call of the endpoint")
+    max_batch: int = Field(32, ge=1, le=512, description="images per call")
+    concurrency: int = Field(2, ge=1, le=64, description="calls in flight")
+    range: tuple[Finite, Finite] | None = Field(None, description="expected range; scores outside are bad replies")
+    secret: str | None = Field(
+        None, max_length=256, description="bearer token sent to the endpoint; never returned"
+    )
+    headers: dict[str, str] = Field(default_factory=dict, description="sent with each call; values never returned")
+    repeats: int = Field(1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
+    cache: bool = Field(True, description="reuse the score of the same image, prompt, metadata and version")
+    mapping: dict[str, Any] | None = Field(None, description="protocol settings")
+
+    @model_validator(mode="after")
+    def _ordered_range(self) -> RewardSpec:
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError(f"range: got {list(self.range)}, expected [low, high] with low < high")
+        return self
+
+
+class RewardInfo(Message):
+    """A registered reward as the API tells of it: secrets and header values are left out."""
+
+    name: Name
+    url: str
+    protocol: Protocol
+    timeout_s: float
+    max_batch: int
+    concurrency: int
+    range: tuple[float, float] | None
+    has_secret: bool
+    header_names: list[str]
+    repeats: int
+    cache: bool
+    mapping: dict[str, Any] | None
+    version: int = Field(description="1 when registered, one more at each change")
+
+
+class ScoreRequest(Message):
+    """Images to be scored by some registered rewards."""
+
+    prompts: list[str] = Field(min_length=1, max_length=1024)
+    images: list[Blob] = Field(min_length=1, max_length=1024, description="PNG, JPEG or WebP, one per prompt")
+    rewards: list[Name] = Field(min_length=1, max_length=32)
+    metadata: list[Any] | None = Field(None, description="one entry per prompt, given to the rewards untouched")
+    objective: dict[str, Finite] | None = Field(
+        None, description="weight of each reward in `total`; absent: 1 each"
+    )
+
+    @model_validator(mode="after")
+    def _one_each(self) -> ScoreRequest:
+        if len(self.images) != len(self.prompts):
+            raise ValueError(f"images: got {len(self.images)}, expected one per prompt ({len(self.prompts)})")
+        if self.metadata is not None and len(self.metadata) != len(self.prompts):
+            raise ValueError(f"metadata: got {len(self.metadata)}, expected one per prompt ({len(self.prompts)})")
+        if unknown := set(self.objective or {}) - set(self.rewards):
+            raise ValueError(f"objective: got {sorted(unknown)}, expected only names listed in rewards")
+        return self
+
+
+class RewardScore(Message):
+    """One reward's answer for one image. `score` is null exactly when `status` is not ok."""
+
+    score: Finite | None
+    status: Status
+    error: str | None = None
+    attempts: int = 1
+    latency_s: float = 0.0
+    version: int = 0
+
+    @model_validator(mode="after")
+    def _score_iff_ok(self) -> RewardScore:
+        if (self.score is None) == (self.status is Status.OK):
+            raise ValueError(f"score {self.score} with status {self.status}: expected a number exactly when ok")
+        return self
+
+
+class ScoredItem(Message):
+    scores: dict[str, RewardScore]
+    total: Finite | None = Field(description="weighted sum; null when any component is missing")
+
+
+class ScoreReply(Message):
+    items: list[ScoredItem] = Field(description="in the order of the request")
+
+
+class ProbeReply(Message):
+    """What one call with a known image showed."""
+
+    status: Status
+    score: Finite | None
+    latency_s: float
+    error: str | None = None
+
+
+class NativeRequest(Message):
+    """What the native protocol posts to a user's reward endpoint."""
+
+    prompts: list[str]
+    images: list[Blob]
+    metadata: list[Any]
+
+
+# --- groups ----------------------------------------------------------------------------------------------
+
+
+class GroupState(StrEnum):
+    QUEUED = "queued"
+    SCORED = "scored"
+
+
+class GroupSubmission(Message):
+    """One prompt, K seeds, one- and two-step samples of each: the unit of everything.
+
+    `images`, `stages` and the leading axis of the `latents` tensor run over the same N samples.
+    """
+
+    group_id: Name
+    round: int = Field(ge=0, description="round of the run that made it; with `index` orders the replay")
+    index: int = Field(ge=0, description="position within the round")
+    prompt: str
+    metadata: Any = None
+    policy_version: int = Field(ge=0, description="generator updates made before sampling")
+    rewards: list[Name] = Field(min_length=1, max_length=32)
+    stages: list[Literal[1, 2]] = Field(
+        min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample"
+    )
+    images: list[Blob] = Field(min_length=2, max_length=1024)
+    latents: Blob = Field(description="safetensors with one tensor `latents` [N, C, H, W], float16 or float32")
+    max_reward_calls: int | None = Field(None, ge=0, description="the run's limit; absent: none")
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+    @model_validator(mode="after")
+    def _same_count(self) -> GroupSubmission:
+        if len(self.images) != len(self.stages):
+            raise ValueError(f"images: got {len(self.images)}, expected one per stage entry ({len(self.stages)})")
+        return self
+
+
+class GroupAccepted(Message):
+    group_id: Name
+    state: GroupState
+    reward_calls: int = Field(description="images scored by a reward so far in this run, cache hits not counted")
+
+
+class GroupStatus(Message):
+    group_id: Name
+    state: GroupState
+    items: list[ScoredItem] | None = Field(None, description="absent until scored")
+    reward_calls: int
+
+
+class Sample(Message):
+    """A scored group as it lies on a run's sample stream."""
+
+    group_id: Name
+    round: int
+    index: int
+    prompt: str
+    policy_version: int
+    stages: list[Literal[1, 2]]
+    scores: dict[str, list[Finite | None]] = Field(description="raw component per reward, null where it failed")
+    versions: dict[str, int] = Field(description="reward version that scored it")
+    latents: Blob
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+
+# --- surrogate -------------------------------------------------------------------------------------------
+
+
+class AdaptRequest(Message):
+    """Train the surrogate once `new_groups` groups have arrived since the last time."""
+
+    request_id: Name = Field(description="repeating a request returns the first one's reply")
+    new_groups: list[Name] = Field(max_length=4096, description="ids that must be in the replay first")
+    steps: int = Field(ge=0, le=100_000, description="optimiser steps")
+    timeout_s: float = Field(120.0, gt=0, le=3600, description="how long to wait for the groups")
+
+
+class AdaptStatistics(Message):
+    """Null where there is nothing to measure yet."""
+
+    loss: Finite | None = Field(description="mean Bradley-Terry loss over the steps")
+    pair_accuracy: Finite | None = Field(description="on the pairs trained on")
+    fresh_pair_accuracy: Finite | None = Field(description="on the new groups, before training on them")
+    held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training")
+    pairs: int = Field(description="ranked pairs trained on")
+    constant_groups: int = Field(description="new groups without any ranked pair")
+    failed_samples: int = Field(description="new samples dropped because a reward failed")
+    duration_s: float
+
+
+class AdaptReply(Message):
+    version: int
+    statistics: AdaptStatistics
+
+
+class RunStatus(Message):
+    run: Name
+    version: int = Field(description="of the published surrogate; 0 before any training")
+    steps: int
+    replay_groups: int
+    held_out_groups: int
+    queue_lag: int = Field(description="samples on the stream not yet read")
+    held_out_pair_accuracy: Finite | None
+    reward_gap: Finite | None = Field(
+        description="1 - Spearman correlation between score and reward within fresh groups; 0 is perfect"
+    )
+    trained: Literal["adapter", "full"]
+
+
+class RunList(Message):
+    runs: list[RunStatus]
+
+
+class SurrogateScoreRequest(Message):
+    """The JSON way to ask for scores; latents go as safetensors with prompts in the header."""
+
+    prompts: list[str] = Field(min_length=1, max_length=256)
+    images: list[Blob] = Field(min_length=1, max_length=256, description="encoded by the model's VAE")
+
+
+class SurrogateScoreReply(Message):
+    scores: list[Finite]
+    version: int
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+class Problem(Message):
+    """RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+M = TypeVar("M", bound=Message)
+
+
+# --- encoding --------------------------------------------------------------------------------------------
+
+
+def to_msgpack(message: Message) -> bytes:
+    return msgpack.packb(message.model_dump(mode="python"), use_bin_type=True)
+
+
+def from_msgpack(kind: type[M], body: bytes) -> M:
+    """Decode and check a msgpack body; raises WireError."""
+    try:
+        return kind.model_validate(msgpack.unpackb(body, raw=False, strict_map_key=True))
+    except ValidationError as error:
+        raise WireError(explain(error)) from error
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise WireError(f"body: got {len(body)} bytes that are not one msgpack map ({error})") from error
+
+
+def from_json(kind: type[M], body: bytes | str) -> M:
+    """Decode and check a JSON body; raises WireError."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise WireError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first few problems of a pydantic error on one line, without the offending payload."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(str(part) for part in p['loc']) or 'body'}: {p['msg']}" for p in problems[:3]]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(lines) + more
+
+
+def pack_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Serialise C-contiguous arrays as safetensors; `metadata` values must be strings."""
+    return safetensors.numpy.save(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+        dict(metadata) if metadata else None,
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise WireError("safetensors: duplicate keys in the header, expected each name once")
+    return result
+
+
+def tensor_header(body: bytes) -> dict[str, Any]:
+    """The parsed safetensors header, checked for size, duplicate keys and count before anything is loaded."""
+    if len(body) < 8:
+        raise WireError(f"safetensors: got {len(body)} bytes, expected at least 8")
+    length = int.from_bytes(body[:8], "little")
+    if length > min(MAX_HEADER_BYTES, len(body) - 8):
+        raise WireError(
+            f"safetensors: header of {length} bytes, expected at most {min(MAX_HEADER_BYTES, len(body) - 8)}"
+        )
+    try:
+        header = json.loads(body[8 : 8 + length], object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, WireError):
+            raise
+        raise WireError("safetensors: the header is not JSON") from error
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise WireError(f"safetensors: expected a header of at most {MAX_TENSORS} tensors")
+    return header
+
+
+def unpack_tensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and header metadata of a safetensors body. Only finite float16 and float32 and integers pass."""
+    metadata = tensor_header(body).get("__metadata__") or {}
+    try:
+        tensors = safetensors.numpy.load(body)
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WireError(f"safetensors: {error}") from error
+    for name, array in tensors.items():
+        if array.dtype not in (np.float16, np.float32, np.int64, np.int32, np.uint8):
+            raise WireError(f"{name}: got dtype {array.dtype}, expected float16, float32, int32, int64 or uint8")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise WireError(f"{name}: got NaN or infinity, expected finite numbers")
+    return tensors, metadata
+
+
+_STRINGS = TypeAdapter(list[str])
+
+
+def pack_prompts(prompts: list[str]) -> str:
+    """Prompts as one header metadata string."""
+    return json.dumps(prompts, ensure_ascii=False)
+
+
+def unpack_prompts(metadata: Mapping[str, str], count: int) -> list[str]:
+    """The `prompts` of a safetensors header; exactly `count` of them."""
+    try:
+        prompts = _STRINGS.validate_json(metadata.get("prompts", ""), strict=True)
+    except ValidationError as error:
+        raise WireError("prompts: expected a JSON list of strings in the safetensors metadata") from error
+    if len(prompts) != count:
+        raise WireError(f"prompts: got {len(prompts)}, expected one per latent ({count})")
+    return prompts
+
+
+def check_finite(scores: list[float], what: str) -> list[float]:
+    """`scores` again, or WireError naming the first that is not finite."""
+    for index, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise WireError(f"{what}[{index}]: got {score}, expected a finite number")
+    return scores
