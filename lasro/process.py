@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -35,3 +36,21 @@ def _watch(parent_pid: int, interval_s: float = 0.5) -> None:
     while os.getppid() == parent_pid:
         time.sleep(interval_s)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(command: list[str]) -> None:
+    """`python -m lasro.process COMMAND ...`: run COMMAND such that it ends with LASRO_PARENT_PID.
+
+    Arms the signal before the command has loaded anything, so that a slow start outlives nobody either.
+    """
+    die_with_parent()
+    if sys.platform == "linux":
+        os.execvp(command[0], command)
+    child = subprocess.Popen(command, close_fds=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: child.send_signal(received))
+    sys.exit(child.wait())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
