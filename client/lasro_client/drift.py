@@ -1,0 +1,98 @@
+"""How far fine-tuning moved the model on prompts that it should have left alone.
+
+draw_base(model, prompts, seed, run / "drift")          # before training
+drift = measure_drift(model, prompts, seed, run / "drift")   # with the adapter
+write_json(run / "drift.json", drift.as_dict())
+
+Shape legend: N prompts, HWC pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lasro.backbone import TwoStepModel
+from lasro.errors import WireError
+from lasro_client.evaluate import batch_size, draw_both_stages
+from lasro_client.files import png_bytes, read_image, write_atomically
+from lasro_client.paired import Estimate, estimate, ratio_of_means
+from lasro_client.prompts import Prompt
+
+# Far from seed + i of any prompt, so that no image of one set is an image of the other.
+OTHER_SEED_OFFSET = 1_000_000
+
+
+@dataclass(frozen=True)
+class Drift:
+    """0: unchanged. 1: as different from the base as the base with another seed."""
+
+    ratio: Estimate
+    mean_abs_255: float
+    """Mean absolute pixel difference, adapted against base, same prompt and seed; 0 to 255."""
+    seed_to_seed_255: float
+    """The same between two seeds of the base: the yardstick."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of drift.json."""
+        return {
+            "ratio": self.ratio.as_dict(),
+            "mean_abs_255": self.mean_abs_255,
+            "seed_to_seed_255": self.seed_to_seed_255,
+            "n": self.ratio.n,
+        }
+
+
+def mean_absolute_difference(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
+    """Mean |a - b| over pixels and channels of two uint8 images, 0 to 255."""
+    if a_HWC.shape != b_HWC.shape:
+        raise WireError(f"images of {a_HWC.shape} and {b_HWC.shape}, expected the same shape")
+    return float(np.abs(a_HWC.astype(np.int16) - b_HWC.astype(np.int16)).mean())
+
+
+def drift_figure(
+    base: Sequence[np.ndarray], adapted: Sequence[np.ndarray], other_seed: Sequence[np.ndarray]
+) -> Drift:
+    """Drift over N prompts; each argument holds one uint8 [H, W, 3] image per prompt, in the same order.
+
+    The ratio is mean(adapted to base) / mean(seed to seed), its standard error over prompts.
+    """
+    moved_N = [mean_absolute_difference(a, b) for a, b in zip(base, adapted, strict=True)]
+    seeds_N = [mean_absolute_difference(a, b) for a, b in zip(base, other_seed, strict=True)]
+    return Drift(
+        ratio=ratio_of_means(moved_N, seeds_N),
+        mean_abs_255=estimate(moved_N).mean or 0.0,
+        seed_to_seed_255=estimate(seeds_N).mean or 0.0,
+    )
+
+
+def draw_base(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> None:
+    """Draw two-step images of the base to `folder`/before (prompt i: seed + i), with other seeds to /other_seed."""
+    _draw(model, prompts, seed, folder / "before")
+    _draw(model, prompts, seed + OTHER_SEED_OFFSET, folder / "other_seed")
+
+
+def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> Drift:
+    """Draw the adapted model's images to `folder`/after and compare them with those that `draw_base` left there.
+
+    Raises NotFoundError where `draw_base` was not called with these prompts.
+    """
+    _draw(model, prompts, seed, folder / "after")
+    base, adapted, other_seed = (
+        [read_image(folder / name / f"{index:05d}.png") for index in range(len(prompts))]
+        for name in ("before", "after", "other_seed")
+    )
+    return drift_figure(base, adapted, other_seed)
+
+
+def _draw(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> None:
+    step = batch_size(model.latent_shape)
+    for start in range(0, len(prompts), step):
+        texts = [prompt.text for prompt in prompts[start : start + step]]
+        _, images_BHWC = draw_both_stages(model, texts, range(seed + start, seed + start + len(texts)))
+        for index, image in enumerate(images_BHWC, start):
+            write_atomically(folder / f"{index:05d}.png", png_bytes(image))
