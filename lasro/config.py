@@ -35,6 +35,8 @@ class ModelSettings(Settings):
     """`bundled`, a diffusers folder of a StableDiffusionXLPipeline, or a hub id."""
     revision: str | None = None
     """Commit of a hub id; absent: the newest."""
+    unet: str | None = None
+    """Folder or hub id of a distilled UNet that replaces the pipeline's own, as LCM-SSD-1B comes; absent: none."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"

@@ -1,0 +1,57 @@
+"""Bradley-Terry ranking of samples by a reward: pure functions.
+
+    P(w beats l | c) = sigma(R_psi(z_w, c) - R_psi(z_l, c))
+
+Shape legend: N samples of one prompt, P ranked pairs. Source: LaSRO (arXiv 2411.15247), stage 1.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def ranked_pairs(
+    rewards_N: Tensor, stages_N: Tensor, margin: float, within_stage: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Indices (winners_P, losers_P), int64, of all pairs of one prompt whose rewards differ by more than `margin`.
+
+    A reward of NaN stands for a failed one and is in no pair. `within_stage` pairs one-step samples only with
+    one-step samples, and two-step ones likewise (`stages_N` holds 1 or 2).
+    """
+    better_NN = rewards_N[:, None] - rewards_N[None, :] > margin
+    if within_stage:
+        better_NN &= stages_N[:, None] == stages_N[None, :]
+    winners_P, losers_P = better_NN.nonzero(as_tuple=True)
+    return winners_P, losers_P
+
+
+def bradley_terry_loss(scores_N: Tensor, winners_P: Tensor, losers_P: Tensor) -> Tensor:
+    """-mean log sigma(s_w - s_l) over the pairs; zero, with a gradient of zero, where there are none."""
+    if len(winners_P) == 0:
+        return scores_N.sum() * 0
+    return -logsigmoid(scores_N[winners_P] - scores_N[losers_P]).mean()
+
+
+def pair_accuracy(scores_N: Tensor, winners_P: Tensor, losers_P: Tensor) -> float | None:
+    """Share of pairs ranked right; equal scores count half. None where there are no pairs."""
+    if len(winners_P) == 0:
+        return None
+    difference_P = scores_N[winners_P] - scores_N[losers_P]
+    return ((difference_P > 0).double() + 0.5 * (difference_P == 0).double()).mean().item()
+
+
+def rank_correlation(scores_N: Tensor, rewards_N: Tensor) -> float | None:
+    """Spearman's correlation with tied ranks averaged; None for fewer than three samples or a constant side."""
+    if len(scores_N) < 3:
+        return None
+    a, b = (_centred_ranks(values.double()) for values in (scores_N, rewards_N))
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return None if scale == 0 else ((a * b).sum() / scale).item()
+
+
+def _centred_ranks(values_N: Tensor) -> Tensor:
+    less = (values_N[:, None] > values_N[None, :]).double().sum(1)
+    equal = (values_N[:, None] == values_N[None, :]).double().sum(1)
+    ranks = less + (equal - 1) / 2
+    return ranks - ranks.mean()

@@ -1,0 +1,74 @@
+"""What the generator descends: pure functions.
+
+    L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
+
+S normalises scores by a moving mean and deviation and clips them (LaSRO, arXiv 2411.15247, stage 2).
+Bradley-Terry scores have no scale of their own, so S keeps one pair of moments per stage.
+
+Shape legend: B batch, CHW one latent.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Moving mean and deviation of one stage's scores; constants for the gradient."""
+
+    mean: float
+    deviation: float
+
+
+def update_moments(old: Moments | None, scores_B: Tensor, momentum: float) -> Moments:
+    """Moments after a batch: momentum * old + (1 - momentum) * batch; at first the batch's own."""
+    mean, deviation = scores_B.mean().item(), scores_B.std(unbiased=False).item()
+    if old is None:
+        return Moments(mean, deviation)
+    return Moments(
+        momentum * old.mean + (1 - momentum) * mean, momentum * old.deviation + (1 - momentum) * deviation
+    )
+
+
+def normalise_and_clip(scores_B: Tensor, moments: Moments, clip: float) -> Tensor:
+    """S(R) = clip((R - mean) / deviation, -clip, clip). Beyond the clip there is nothing more to gain."""
+    return ((scores_B - moments.mean) / max(moments.deviation, 1e-6)).clamp(-clip, clip)
+
+
+def score_ascent(
+    scores_B: Tensor, gradient_BCHW: Tensor, moments: Moments, clip: float, weight: float
+) -> tuple[Tensor, Tensor]:
+    """The term -weight * mean S[R(z)] and its gradient by z, from R(z) and dR/dz.
+
+    Backpropagating the returned gradient through the generator gives exactly the gradient of the term, whether
+    dR/dz was computed here or by the surrogate trainer.
+    """
+    leaf_B = scores_B.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = -weight * normalise_and_clip(leaf_B, moments, clip).mean()
+    (slope_B,) = torch.autograd.grad(loss, leaf_B)
+    return loss.detach(), slope_B[:, None, None, None] * gradient_BCHW
+
+
+def stay_near_base(z1: Tensor, z2: Tensor, z1_base: Tensor, z2_base: Tensor) -> Tensor:
+    """L_reg = mean (z1 - z1_base)^2 + mean (z2 - z2_base)^2, the frozen base sampled from the same noise."""
+    return (z1 - z1_base).square().mean() + (z2 - z2_base).square().mean()
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:
+    """mean sqrt((a - b)^2 + c^2) - c, the distance of latent consistency distillation."""
+    return (((prediction - target).square() + c**2).sqrt() - c).mean()
+
+
+def guided(conditional: Tensor, unconditional: Tensor, guidance_B111: Tensor) -> Tensor:
+    """Classifier-free guidance u + w (c - u)."""
+    return unconditional + guidance_B111 * (conditional - unconditional)
+
+
+def ema_update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
+    """average <- decay * average + (1 - decay) * current, in place."""
+    for a, p in zip(average, current, strict=True):
+        a.lerp_(p.detach().to(a.dtype), 1 - decay)
