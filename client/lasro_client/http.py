@@ -1,0 +1,85 @@
+"""How the client speaks to LaSRO's services: httpx errors and problem+json become LaSRO's exceptions, once.
+
+http = connect("http://127.0.0.1:8001", api_key, timeout_s=60)
+response = send(http, "PUT", "/v1/runs/demo", json={...})
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from lasro import wire
+from lasro.errors import (
+    AuthError,
+    BudgetError,
+    BusyError,
+    ConfigError,
+    ConflictError,
+    LasroError,
+    NotFoundError,
+    ServiceError,
+    StorageError,
+    TimeoutExceededError,
+    UnreachableError,
+)
+
+M = TypeVar("M", bound=wire.Message)
+BY_TITLE: dict[tuple[int, str], type[LasroError]] = {
+    (kind.http_status, kind.title): kind
+    for kind in (AuthError, BudgetError, BusyError, ConflictError, NotFoundError, StorageError)
+}
+
+
+def connect(url: str, api_key: str | None = None, timeout_s: float = 60.0) -> httpx.Client:
+    """A client for one service. `timeout_s` bounds each wait for the service, connecting included."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"service URL: got {url!r}, expected http://HOST:PORT or https://HOST")
+    return httpx.Client(
+        base_url=url.rstrip("/"),
+        headers=headers,
+        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+        trust_env=False,
+    )
+
+
+def send(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
+    """One request; answers of 400 and above raise.
+
+    Raises UnreachableError, TimeoutExceededError, and for problem+json the exception the service raised where
+    its status and title say which, else ServiceError. 304 is a plain answer.
+    """
+    try:
+        response = http.request(method, path, **options)
+    except httpx.TimeoutException as error:
+        detail = f"{http.base_url}{path} did not answer in time ({type(error).__name__})"
+        raise TimeoutExceededError(detail) from error
+    except httpx.TransportError as error:
+        detail = f"{http.base_url} cannot be reached ({error or type(error).__name__}); is the service running?"
+        raise UnreachableError(detail) from error
+    if response.status_code >= 400:
+        raise service_error(response)
+    return response
+
+
+def service_error(response: httpx.Response) -> LasroError:
+    """The exception that a refusing or failing answer stands for."""
+    try:
+        problem = wire.Problem.model_validate_json(response.content)
+    except ValidationError:
+        text = response.text[:200].replace("\n", " ")
+        return ServiceError(response.status_code, response.reason_phrase or "error", text or "no details")
+    kind = BY_TITLE.get((response.status_code, problem.title))
+    if kind is not None:
+        return kind(problem.detail)
+    return ServiceError(response.status_code, problem.title, problem.detail)
+
+
+def message(response: httpx.Response, kind: type[M]) -> M:
+    """The body of an answer as a message, msgpack or JSON by its content type; raises WireError."""
+    if response.headers.get("content-type", "").startswith(wire.MSGPACK_TYPE):
+        return wire.from_msgpack(kind, response.content)
+    return wire.from_json(kind, response.content)

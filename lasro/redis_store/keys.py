@@ -1,0 +1,55 @@
+"""Every Redis key, in one place. One hash tag, so that all live in one cluster slot and scripts may span them.
+
+Names of runs, groups and rewards match `wire.NAME_PATTERN`, which has no colon: no two keys can meet.
+"""
+
+from __future__ import annotations
+
+PREFIX = "{lasro}:"
+
+REWARDS = PREFIX + "rewards"
+"""Hash: reward name -> version, a space, the spec as JSON."""
+REWARD_VERSIONS = PREFIX + "reward-versions"
+"""Hash: reward name -> last version given out; outlives the reward, so that no version is used twice."""
+WORK = PREFIX + "work"
+"""Stream: one entry (run, group) per group to be scored, of all runs."""
+
+
+def score(digest: str) -> str:
+    """String: a cached score (float64, little-endian) of one image by one reward version; expires."""
+    return f"{PREFIX}score:{digest}"
+
+
+def calls(run: str) -> str:
+    """Hash: `spent` and `reserved` reward calls of a run."""
+    return f"{PREFIX}run:{run}:calls"
+
+
+def groups(run: str) -> str:
+    """Set: ids of the groups submitted to a run."""
+    return f"{PREFIX}run:{run}:groups"
+
+
+def group(run: str, group_id: str) -> str:
+    """Hash: digest, state, needed, then payload until scored, items afterwards."""
+    return f"{PREFIX}run:{run}:group:{group_id}"
+
+
+def samples(run: str) -> str:
+    """Stream: scored groups for the trainer, each in the field `sample` or at the `blob` it names."""
+    return f"{PREFIX}run:{run}:samples"
+
+
+def dead_samples(run: str) -> str:
+    """Stream: sample entries that could not be read, with the reason."""
+    return f"{PREFIX}run:{run}:dead-samples"
+
+
+def blob(run: str, sha256: str) -> str:
+    """String: a sample too large for a stream entry, under the digest of its bytes."""
+    return f"{PREFIX}run:{run}:blob:{sha256}"
+
+
+def blobs(run: str) -> str:
+    """Set: digests of the run's blobs."""
+    return f"{PREFIX}run:{run}:blobs"

@@ -1,0 +1,135 @@
+"""A run's scored groups, as the trainer reads them: in order, each until it is acknowledged.
+
+One trainer reads a run, under one consumer name. What it was given and has not acknowledged stays pending in
+Redis: a new `SampleStream` of the same run is given those first, oldest first, then what is new. A reply lost
+on the way is recovered the same way, and what this object has handed out already is not handed out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+
+from lasro import wire
+from lasro.errors import WireError
+from lasro.redis_store import keys
+from lasro.redis_store.connection import MAX_BLOCK_MS, redis_errors, script
+
+log = logging.getLogger("lasro.redis_store")
+GROUP = "trainer"
+CONSUMER = "trainer"
+FIRST = b"0-0"
+
+
+class SampleStream:
+    """Reads one run's stream. Not thread-safe; every method may raise UnreachableError or StorageError."""
+
+    def __init__(self, client: redis.Redis, run: str) -> None:
+        self._redis, self._run, self._key = client, run, keys.samples(run)
+        self._finish = client.register_script(script("finish_sample"))
+        self._bury = client.register_script(script("bury_sample"))
+        self._delete = client.register_script(script("delete_run"))
+        self._replay_from: bytes | None = FIRST
+        self._handed_out: set[str] = set()
+
+    def read(self, count: int, block_ms: int = 0) -> list[tuple[str, wire.Sample]]:
+        """Up to `count` samples not yet acknowledged, oldest first; pending ones of an earlier life first.
+
+        Waits up to `block_ms` (at most MAX_BLOCK_MS) when there is none. Entries that cannot be read go to the
+        run's dead-letter stream with the reason, and do not stop the others.
+        """
+        with redis_errors():
+            try:
+                return self._read(count, min(block_ms, MAX_BLOCK_MS))
+            except (redis.ConnectionError, redis.TimeoutError):
+                # Redis may have given us entries in the reply that was lost: they are pending now.
+                self._replay_from = FIRST
+                raise
+
+    def _read(self, count: int, block_ms: int) -> list[tuple[str, wire.Sample]]:
+        while self._replay_from is not None:
+            entries = self._fetch(self._replay_from, count, 0)
+            self._replay_from = entries[-1][0] if entries else None
+            if samples := self._decoded(entries):
+                return samples
+        return self._decoded(self._fetch(b">", count, block_ms))
+
+    def _fetch(self, after: bytes, count: int, block_ms: int) -> list[tuple[bytes, dict[bytes, bytes] | None]]:
+        try:
+            reply: Any = self._redis.xreadgroup(
+                GROUP, CONSUMER, {self._key: after}, count=count, block=block_ms or None
+            )
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._create_group()
+            return []
+        streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
+        return [entry for entries in streams for entry in entries]
+
+    def _create_group(self) -> None:
+        try:
+            self._redis.xgroup_create(self._key, GROUP, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    def _decoded(self, entries: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[tuple[str, wire.Sample]]:
+        samples = []
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            if entry_id in self._handed_out:
+                continue
+            try:
+                sample = self._sample(fields or {})
+            except WireError as error:
+                log.warning("run %s: sample entry %s set aside: %s", self._run, entry_id, error)
+                self._bury([self._key, keys.dead_samples(self._run)], [GROUP, entry_id, str(error)])
+                continue
+            self._handed_out.add(entry_id)
+            samples.append((entry_id, sample))
+        return samples
+
+    def _sample(self, fields: dict[bytes, bytes]) -> wire.Sample:
+        body = fields.get(b"sample")
+        if body is None:
+            digest = fields.get(b"blob", b"").decode("ascii", "replace")
+            stored: Any = self._redis.get(keys.blob(self._run, digest)) if digest else None
+            if stored is None or hashlib.sha256(stored).hexdigest() != digest:
+                raise WireError(f"blob {digest or '(none)'}: missing or changed, expected bytes of that digest")
+            body = stored
+        return wire.from_msgpack(wire.Sample, body)
+
+    def ack(self, entry_ids: Sequence[str]) -> None:
+        """Forget these entries and their blobs for good; those already forgotten are passed over."""
+        if not entry_ids:
+            return
+        with redis_errors():
+            self._finish([self._key, keys.blobs(self._run)], [GROUP, keys.blob(self._run, ""), *entry_ids])
+        self._handed_out.difference_update(entry_ids)
+
+    def lag(self) -> int:
+        """Samples on the stream that were never read. Acknowledged ones are gone, so: all but the pending."""
+        with redis_errors():
+            try:
+                pending: Any = self._redis.xpending(self._key, GROUP)
+                waiting = int(pending["pending"])
+            except redis.ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                waiting = 0
+            length: Any = self._redis.xlen(self._key)
+            return max(0, length - waiting)
+
+    def delete(self) -> None:
+        """Remove every key of the run: samples, groups, blobs, counters."""
+        sets = [keys.groups(self._run), keys.blobs(self._run)]
+        whole = [self._key, keys.dead_samples(self._run), keys.calls(self._run)]
+        with redis_errors():
+            self._delete(sets + whole, [keys.group(self._run, ""), keys.blob(self._run, "")])
+        self._handed_out.clear()
+        self._replay_from = FIRST
