@@ -1,7 +1,6 @@
 """How far fine-tuning moved the model on prompts that it should have left alone.
 
-draw_base(model, prompts, seed, run / "drift")          # before training
-drift = measure_drift(model, prompts, seed, run / "drift")   # with the adapter
+drift = measure_drift(model, prompts, seed, run / "drift")
 write_json(run / "drift.json", drift.as_dict())
 
 Shape legend: N prompts, HWC pixels.
@@ -19,7 +18,7 @@ import numpy as np
 from lasro.backbone import TwoStepModel
 from lasro.errors import WireError
 from lasro_client.evaluate import batch_size, draw_both_stages
-from lasro_client.files import png_bytes, read_image, write_atomically
+from lasro_client.files import png_bytes, write_atomically
 from lasro_client.paired import Estimate, estimate, ratio_of_means
 from lasro_client.prompts import Prompt
 
@@ -70,29 +69,25 @@ def drift_figure(
     )
 
 
-def draw_base(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> None:
-    """Draw two-step images of the base to `folder`/before (prompt i: seed + i), with other seeds to /other_seed."""
-    _draw(model, prompts, seed, folder / "before")
-    _draw(model, prompts, seed + OTHER_SEED_OFFSET, folder / "other_seed")
+def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
+    """Draw each prompt in two steps with seed + i by the base and by the adapted model, and compare.
 
-
-def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> Drift:
-    """Draw the adapted model's images to `folder`/after and compare them with those that `draw_base` left there.
-
-    Raises NotFoundError where `draw_base` was not called with these prompts.
+    The images go to `folder`/before and /after, where a folder is given.
     """
-    _draw(model, prompts, seed, folder / "after")
-    base, adapted, other_seed = (
-        [read_image(folder / name / f"{index:05d}.png") for index in range(len(prompts))]
-        for name in ("before", "after", "other_seed")
-    )
+    base = _draw(model, prompts, seed, base=True)
+    adapted = _draw(model, prompts, seed, base=False)
+    other_seed = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True)
+    if folder is not None:
+        for name, images in (("before", base), ("after", adapted)):
+            for index, image in enumerate(images):
+                write_atomically(folder / name / f"{index:05d}.png", png_bytes(image))
     return drift_figure(base, adapted, other_seed)
 
 
-def _draw(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> None:
-    step = batch_size(model.latent_shape)
+def _draw(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
+    step, images = batch_size(model.latent_shape), []
     for start in range(0, len(prompts), step):
         texts = [prompt.text for prompt in prompts[start : start + step]]
-        _, images_BHWC = draw_both_stages(model, texts, range(seed + start, seed + start + len(texts)))
-        for index, image in enumerate(images_BHWC, start):
-            write_atomically(folder / f"{index:05d}.png", png_bytes(image))
+        _, images_BHWC = draw_both_stages(model, texts, range(seed + start, seed + start + len(texts)), base)
+        images += list(images_BHWC)
+    return images

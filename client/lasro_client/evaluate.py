@@ -70,9 +70,11 @@ def batch_size(latent_shape: tuple[int, int, int]) -> int:
 
 
 def draw_both_stages(
-    model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int]
+    model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """One-step and two-step images of each prompt, both uint8 [B, H, W, 3], as stock diffusers draws them.
+
+    By the model with its adapter, or by the frozen base where `base` is set.
 
     Both come from one pass: a single-step sample uses the first noise at timestep 999 and ends there, which is
     exactly the clean latent that the two-step sampler noises again.
@@ -81,7 +83,7 @@ def draw_both_stages(
     with torch.no_grad():
         conditioning = model.embed(list(prompts))
         one_step, last = two_step.sample(
-            lambda latents, timestep: model.predict_clean(latents, timestep, conditioning),
+            lambda latents, timestep: model.predict_clean(latents, timestep, conditioning, base=base),
             noises,
             two_step.lcm_timesteps(2),
             model.alphas_cumprod_T,
@@ -97,8 +99,11 @@ def evaluate(
     seed: int,
     folder: Path | None = None,
     progress: Progress | None = None,
+    base: bool = False,
 ) -> Evaluation:
     """Score one- and two-step images of all prompts with any registered rewards; prompt i is drawn with seed + i.
+
+    By the model with its adapter, or by the frozen base where `base` is set.
 
     Images go to `folder`/one and /two as 00000.png ... where a folder is given. An item that a reward could not
     score stays None and is counted in `failures`; whole requests that fail raise what the client raises.
@@ -108,7 +113,7 @@ def evaluate(
     for start in range(0, len(prompts), step):
         batch = prompts[start : start + step]
         seeds = range(seed + start, seed + start + len(batch))
-        images = draw_both_stages(model, [prompt.text for prompt in batch], seeds)
+        images = draw_both_stages(model, [prompt.text for prompt in batch], seeds, base)
         for stage, images_BHWC in zip(STAGES, images, strict=True):
             pngs = [png_bytes(image) for image in images_BHWC]
             if folder is not None:
@@ -132,6 +137,7 @@ def _score(
         images=list(pngs),
         rewards=list(rewards),
         metadata=[prompt.metadata for prompt in batch],
+        objective=None,
     )
     items = client.score(request).items
     if len(items) != len(batch):

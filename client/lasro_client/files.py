@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lasro.errors import NotFoundError, StorageError
+from lasro.errors import StorageError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -46,14 +46,3 @@ def png_bytes(image_HWC: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The pixels of an image file, uint8 [H, W, 3]; raises NotFoundError or StorageError."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such image; was the step that draws it run?") from error
-    except (OSError, UnidentifiedImageError) as error:
-        raise StorageError(f"{path}: not a readable image ({error}); delete it and draw it again") from error
