@@ -10,7 +10,8 @@
     ├── ConflictError             a name in use, or a run folder made with another configuration
     ├── AuthError                 a missing or wrong API key
     ├── RewardError               a reward could not be computed; never turned into a number
-    │   └── BudgetError           the run's `max_reward_calls` is spent
+    │   ├── BudgetError           the run's `max_reward_calls` is spent
+    │   └── BlockedError          a URL or address that a reward may not live at
     ├── BusyError                 a queue is full; try again later
     ├── StorageError              a disk or Redis that does not take writes
     ├── UnreachableError          a service or Redis that does not answer at all
@@ -81,6 +82,11 @@ class RewardError(LasroError):
 class BudgetError(RewardError):
     http_status = 429
     title = "reward budget spent"
+
+
+class BlockedError(RewardError):
+    http_status = 422
+    title = "blocked"
 
 
 class BusyError(LasroError):

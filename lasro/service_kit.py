@@ -205,9 +205,24 @@ def reply(request: Request, message: wire.Message, status: int = 200) -> Respons
 
 def message_body(kind: type[wire.Message]) -> dict[str, Any]:
     """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
-    schema = kind.model_json_schema()
+    schema = _inlined(kind.model_json_schema())
     content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A pydantic schema with its `$defs` in place: OpenAPI would look for them at the root of the document."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(part) for part in node]
+        if not isinstance(node, dict):
+            return node
+        target = resolve(definitions[node["$ref"].rpartition("/")[2]]) if "$ref" in node else {}
+        return target | {key: resolve(value) for key, value in node.items() if key != "$ref"}
+
+    return resolve(schema)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

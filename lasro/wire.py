@@ -139,6 +139,10 @@ class RewardInfo(Message):
     version: int = Field(description="1 when registered, one more at each change")
 
 
+class RewardList(Message):
+    rewards: list[RewardInfo] = Field(description="by name")
+
+
 class ScoreRequest(Message):
     """Images to be scored by some registered rewards."""
 
@@ -347,7 +351,11 @@ M = TypeVar("M", bound=Message)
 
 
 def to_msgpack(message: Message) -> bytes:
-    return msgpack.packb(message.model_dump(mode="python"), use_bin_type=True)
+    """Encode a message; raises WireError for what msgpack cannot carry, such as integers beyond 64 bits."""
+    try:
+        return msgpack.packb(message.model_dump(mode="python"), use_bin_type=True)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise WireError(f"{type(message).__name__}: cannot be encoded as msgpack ({error})") from error
 
 
 def from_msgpack(kind: type[M], body: bytes) -> M:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from lasro import wire
 from lasro.errors import (
     AuthError,
+    BlockedError,
     BudgetError,
     BusyError,
     ConfigError,
@@ -29,7 +30,7 @@ from lasro.errors import (
 M = TypeVar("M", bound=wire.Message)
 BY_TITLE: dict[tuple[int, str], type[LasroError]] = {
     (kind.http_status, kind.title): kind
-    for kind in (AuthError, BudgetError, BusyError, ConflictError, NotFoundError, StorageError)
+    for kind in (AuthError, BlockedError, BudgetError, BusyError, ConflictError, NotFoundError, StorageError)
 }
 
 

@@ -1,0 +1,81 @@
+"""Registered rewards, kept in Redis with a version that grows at each change and is never given out twice."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import redis.asyncio
+
+from lasro import wire
+from lasro.errors import ConflictError, NotFoundError
+from lasro.redis_store import keys
+from lasro.redis_store.connection import redis_errors, script
+
+
+class Registration(NamedTuple):
+    """A reward as registered, its secret included."""
+
+    spec: wire.RewardSpec
+    version: int
+
+    def info(self) -> wire.RewardInfo:
+        """What may be told of it: no secret, no header values."""
+        shown = self.spec.model_dump(exclude={"secret", "headers"})
+        return wire.RewardInfo(
+            **shown,
+            has_secret=self.spec.secret is not None,
+            header_names=sorted(self.spec.headers),
+            version=self.version,
+        )
+
+
+class RewardRegistry:
+    """Every method may raise UnreachableError or StorageError."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._redis = client
+        self._put = client.register_script(script("put_reward"))
+
+    async def put(self, spec: wire.RewardSpec, replace: bool) -> tuple[Registration, bool]:
+        """Register `spec`, or change what has its name where `replace`; returns it and whether it is new.
+
+        Raises ConflictError for a name in use. A spec equal to the registered one keeps its version.
+        """
+        arguments = [spec.name, spec.model_dump_json(), "1" if replace else "0"]
+        with redis_errors():
+            reply: Any = await self._put(keys=[keys.REWARDS, keys.REWARD_VERSIONS], args=arguments)
+        version, is_new = reply
+        if version == 0:
+            raise ConflictError(f"reward {spec.name}: the name is in use; PUT /v1/rewards/{spec.name} replaces it")
+        return Registration(spec, version), bool(is_new)
+
+    async def get(self, name: str) -> Registration:
+        """The reward of that name; raises NotFoundError."""
+        return (await self.get_many([name]))[0]
+
+    async def get_many(self, names: list[str]) -> list[Registration]:
+        """The rewards of those names, in order; raises NotFoundError naming the first that is missing."""
+        with redis_errors():
+            stored: list[Any] = await self._redis.hmget(keys.REWARDS, names)  # pyright: ignore[reportGeneralTypeIssues]
+        for name, value in zip(names, stored, strict=True):
+            if value is None:
+                raise NotFoundError(f"reward {name}: not registered; POST /v1/rewards registers it")
+        return [_decode(value) for value in stored]
+
+    async def list(self) -> list[Registration]:
+        """All rewards, by name."""
+        with redis_errors():
+            stored: dict[Any, Any] = await self._redis.hgetall(keys.REWARDS)  # pyright: ignore[reportGeneralTypeIssues]
+        return sorted((_decode(value) for value in stored.values()), key=lambda found: found.spec.name)
+
+    async def delete(self, name: str) -> None:
+        """Forget a reward; its versions stay used up. Raises NotFoundError."""
+        with redis_errors():
+            removed: int = await self._redis.hdel(keys.REWARDS, name)  # pyright: ignore[reportGeneralTypeIssues]
+        if not removed:
+            raise NotFoundError(f"reward {name}: not registered; GET /v1/rewards lists what is")
+
+
+def _decode(value: bytes) -> Registration:
+    version, _, spec = value.partition(b" ")
+    return Registration(wire.from_json(wire.RewardSpec, spec), int(version))
