@@ -1,4 +1,4 @@
-"""The two-step generator and the trunk of the surrogate: the only module that knows diffusers and peft inside.
+"""The two-step generator: with `trunk` and `adapters` the only module that knows diffusers and peft inside.
 
 Modules that share the frozen weights of one UNet (`shared_view`) carry their own adapters, so nothing ever has to
 switch the active adapter: a recomputed checkpoint block cannot run with the wrong one.
@@ -10,27 +10,34 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import diffusers
 import numpy as np
 import torch
+import transformers
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
 
-from lasro.config import LoraSettings, ModelSettings
+from lasro.config import ModelSettings
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.two_step import boundary_scalings, clean_from_output, consistency, guidance_embedding
 
 BUNDLED = "assets/tiny-sdxl-lcm"
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-GENERATOR = "generator"
 EMBEDDING_CACHE = 2048
 DECODE_BATCH = 16
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 M = TypeVar("M", bound=nn.Module)
+
+# Loading bars and advice of the libraries stay out of our own output; their errors do not.
+for library in (transformers, diffusers):
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
 
 
 class Conditioning(NamedTuple):
@@ -63,23 +70,8 @@ def shared_view(module: M) -> M:
     return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
 
 
-def quiet_libraries() -> None:
-    """Keep loading bars and advice of diffusers and transformers out of our own output; errors stay."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    import diffusers
-
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-
-
 def load_model(settings: ModelSettings) -> TwoStepModel:
     """Load an SDXL-class consistency model; raises ModelError saying what is missing or unsupported."""
-    quiet_libraries()
-    from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-
     path = str(files("lasro").joinpath(BUNDLED)) if settings.path == "bundled" else settings.path
     if path.startswith(("/", ".", "~")) and not Path(path, "model_index.json").is_file():
         raise ModelError(f"{path}: no model_index.json there; expected the folder of a StableDiffusionXLPipeline")
@@ -87,9 +79,7 @@ def load_model(settings: ModelSettings) -> TwoStepModel:
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     try:
         if settings.unet is not None:
-            options["unet"] = UNet2DConditionModel.from_pretrained(
-                settings.unet, dtype=dtype, use_safetensors=True
-            )
+            options["unet"] = UNet2DConditionModel.from_pretrained(settings.unet, dtype=dtype, use_safetensors=True)
         pipeline = StableDiffusionXLPipeline.from_pretrained(
             path, revision=settings.revision, add_watermarker=False, **options
         )
@@ -124,9 +114,7 @@ class TwoStepModel:
         self.alphas_cumprod_T: Tensor = pipeline.scheduler.alphas_cumprod.to(self.device)
         self.guidance_dim: int | None = self.unet.config.time_cond_proj_dim
         if self.guidance_dim is None and settings.guidance > 1:
-            raise ModelError(
-                f"guidance: got {settings.guidance}, but this UNet has no guidance embedding; set it to 1"
-            )
+            raise ModelError(f"guidance: got {settings.guidance}, but this UNet has no guidance embedding; set it to 1")
         size = self.unet.config.sample_size
         self.latent_shape: tuple[int, int, int] = (self.unet.config.in_channels, size, size)
         self._embeddings: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
@@ -146,9 +134,7 @@ class TwoStepModel:
             self._embeddings.move_to_end(prompt)
         while len(self._embeddings) > EMBEDDING_CACHE:
             self._embeddings.popitem(last=False)
-        return Conditioning(
-            torch.stack([embeds for embeds, _ in rows]), torch.stack([pooled for _, pooled in rows])
-        )
+        return Conditioning(torch.stack([embeds for embeds, _ in rows]), torch.stack([pooled for _, pooled in rows]))
 
     def _check_length(self, prompts: list[str]) -> None:
         for tokenizer in (self.pipeline.tokenizer, self.pipeline.tokenizer_2):
@@ -203,8 +189,7 @@ class TwoStepModel:
         images = []
         for part in latents_BCHW.split(DECODE_BATCH):
             part = (
-                part.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
-                / self.vae.config.scaling_factor
+                part.to(self.vae.dtype).contiguous(memory_format=torch.channels_last) / self.vae.config.scaling_factor
             )
             with autocast(self.device, self.settings.autocast if mixed else "none"):
                 images.append(self.vae.decode(part).sample.float())
@@ -222,116 +207,24 @@ class TwoStepModel:
         return torch.cat(means).float() * self.vae.config.scaling_factor
 
 
-class UNetTrunk(nn.Module):
-    """conv_in, down and mid blocks of a UNet with its embeddings: latents to the mid block's feature map.
+def load_teacher(model: TwoStepModel, path: str) -> Callable[[Tensor, int, list[str]], tuple[Tensor, Tensor]]:
+    """The frozen diffusion UNet that `model` was distilled from, from a UNet folder or hub id, or a pipeline's.
 
-    What `train_blocks` copies is the trunk's own and trainable; all else is shared with the frozen base.
+    Called with x_t [B, C, H, W], a timestep and prompts, it gives the conditional and unconditional outputs, float32.
     """
-
-    trained_parts = ("conv_in", "down_blocks", "mid_block")
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        view = shared_view(unet)
-        view.up_blocks = nn.ModuleList()
-        view.conv_norm_out, view.conv_out = None, nn.Identity()
-        self.unet = view
-        self.out_channels: int = unet.config["block_out_channels"][-1]  # type: ignore[index]
-
-    def train_blocks(self) -> None:
-        """Replace shared weights of conv_in, down and mid blocks by trainable float32 copies."""
-        for name in self.trained_parts:
-            part = copy.deepcopy(getattr(self.unet, name)).float().requires_grad_(True)
-            setattr(self.unet, name, part)
-
-    def add_adapters(self, rank: int) -> None:
-        """LoRA adapters, float32, on every linear and convolution of conv_in, down and mid blocks."""
-        from peft import LoraConfig, inject_adapter_in_model
-
-        targets = [
-            name
-            for name, module in self.unet.named_modules()
-            if name.split(".")[0] in self.trained_parts and isinstance(module, nn.Linear | nn.Conv2d)
-        ]
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
-        inject_adapter_in_model(config, self.unet, adapter_name="surrogate")
-        for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
-
-    def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Features [B, out_channels, H', W'] of the mid block, as UNet2DConditionModel.forward computes them."""
-        unet: Any = self.unet
-        embedding = unet.get_time_embed(sample=x_t_BCHW, timestep=timesteps_B)
-        embedding = unet.time_embedding(embedding, arguments.get("timestep_cond"))
-        states = arguments["encoder_hidden_states"]
-        embedding = embedding + unet.get_aug_embed(
-            emb=embedding, encoder_hidden_states=states, added_cond_kwargs=arguments["added_cond_kwargs"]
-        )
-        hidden = unet.conv_in(x_t_BCHW)
-        for block in unet.down_blocks:
-            if getattr(block, "has_cross_attention", False):
-                hidden, _ = block(hidden_states=hidden, temb=embedding, encoder_hidden_states=states)
-            else:
-                hidden, _ = block(hidden_states=hidden, temb=embedding)
-        return unet.mid_block(hidden, embedding, encoder_hidden_states=states)
-
-
-def add_generator_lora(model: TwoStepModel, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
-    """Put a fresh trainable LoRA on `model.unet`; returns its parameters, float32, in a fixed order."""
-    from peft import LoraConfig
-
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets))  # type: ignore[arg-type]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model.unet.add_adapter(config, adapter_name=GENERATOR)
-        except ValueError as error:
-            raise ModelError(f"lora.targets: got {list(settings.targets)}, none of which this UNet has") from error
-    parameters = [p for name, p in model.unet.named_parameters() if "lora_" in name]
-    for parameter in parameters:
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    return parameters
-
-
-def save_adapter(model: TwoStepModel, folder: Path, settings: LoraSettings) -> Path:
-    """Write the generator's LoRA so that stock diffusers loads it with `load_lora_weights`.
-
-    alpha / rank is folded into the second factor, so no reader has to know it.
-    """
-    from diffusers import StableDiffusionXLPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model.unet, adapter_name=GENERATOR)
-    scale = settings.alpha / settings.rank
-    folded = {name: (t * scale if "lora_B" in name else t).detach().cpu() for name, t in state.items()}
-    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(folded))
-    return folder / ADAPTER_FILE
-
-
-def load_adapter(model: TwoStepModel, folder: Path) -> None:
-    """Load an adapter, ours or any that diffusers reads, onto `model.unet`; raises ModelError."""
-    if not folder.exists():
-        raise ModelError(f"{folder}: no such adapter; expected a folder with {ADAPTER_FILE}")
+    subfolder = "unet" if Path(path, "unet").is_dir() else None
     try:
-        model.pipeline.load_lora_weights(folder)
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder=subfolder, dtype=model.unet.dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a LoRA for this UNet ({error})") from error
+        raise ModelError(f"{path}: cannot be loaded as the teacher's UNet ({error})") from error
+    teacher = unet.to(model.device).requires_grad_(False).eval()
 
+    @torch.no_grad()
+    def outputs(x_t_BCHW: Tensor, timestep: int, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        arguments = model.unet_arguments(model.embed([*prompts, *([""] * len(prompts))]))
+        arguments.pop("timestep_cond", None)
+        both = torch.cat([x_t_BCHW, x_t_BCHW]).to(unet.dtype)
+        conditional, unconditional = teacher(both, timestep, **arguments).sample.float().chunk(2)
+        return conditional, unconditional
 
-@contextmanager
-def parameters_set(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
-    """Give the parameters other values for a while, such as averaged ones."""
-    kept = [parameter.detach().clone() for parameter in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+    return outputs

@@ -10,10 +10,13 @@ Shape legend: B batch, CHW one latent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lasro.two_step import add_noise, clean_from_output, ddim_step, noise_from_output
 
 
 class Moments(NamedTuple):
@@ -28,9 +31,7 @@ def update_moments(old: Moments | None, scores_B: Tensor, momentum: float) -> Mo
     mean, deviation = scores_B.mean().item(), scores_B.std(unbiased=False).item()
     if old is None:
         return Moments(mean, deviation)
-    return Moments(
-        momentum * old.mean + (1 - momentum) * mean, momentum * old.deviation + (1 - momentum) * deviation
-    )
+    return Moments(momentum * old.mean + (1 - momentum) * mean, momentum * old.deviation + (1 - momentum) * deviation)
 
 
 def normalise_and_clip(scores_B: Tensor, moments: Moments, clip: float) -> Tensor:
@@ -63,9 +64,35 @@ def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:
     return (((prediction - target).square() + c**2).sqrt() - c).mean()
 
 
-def guided(conditional: Tensor, unconditional: Tensor, guidance_B111: Tensor) -> Tensor:
+def guided(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
     """Classifier-free guidance u + w (c - u)."""
-    return unconditional + guidance_B111 * (conditional - unconditional)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def lcm_distillation(
+    z: Tensor,
+    noise: Tensor,
+    t: int,
+    s: int,
+    guidance: Tensor,
+    consistency: Callable[[Tensor, int], Tensor],
+    teacher: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    alphas_cumprod_T: Tensor,
+    prediction_type: str = "epsilon",
+) -> Tensor:
+    """L_lcm: f(x_t, t) against f(x_s, s), x_s one guided DDIM step of the teacher back from x_t (LCM, section 4.3).
+
+    `z`, `noise` [BCHW]; timesteps t > s; `consistency(x, t)` is f_theta, its own target without a gradient;
+    `teacher(x, t)` gives conditional and unconditional outputs.
+    """
+    abar_t, abar_s = alphas_cumprod_T[t], alphas_cumprod_T[s]
+    x_t = add_noise(z, noise, abar_t)
+    with torch.no_grad():
+        outputs = teacher(x_t, t)
+        z_hat = guided(*(clean_from_output(o, x_t, abar_t, prediction_type) for o in outputs), guidance)
+        noise_hat = guided(*(noise_from_output(o, x_t, abar_t, prediction_type) for o in outputs), guidance)
+        target = consistency(ddim_step(z_hat, noise_hat, abar_s), s)
+    return pseudo_huber(consistency(x_t, t), target)
 
 
 def ema_update(average: list[Tensor], current: list[Tensor], decay: float) -> None:

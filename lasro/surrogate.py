@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lasro.backbone import Conditioning, TwoStepModel, UNetTrunk, autocast
+from lasro.backbone import Conditioning, TwoStepModel, autocast
 from lasro.config import SurrogateSettings
 from lasro.errors import WireError
+from lasro.trunk import UNetTrunk
 from lasro.two_step import add_noise
 
 HEAD_GROUPS = 16

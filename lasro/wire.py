@@ -106,9 +106,7 @@ class RewardSpec(Message):
     max_batch: int = Field(32, ge=1, le=512, description="images per call")
     concurrency: int = Field(2, ge=1, le=64, description="calls in flight")
     range: tuple[Finite, Finite] | None = Field(None, description="expected range; scores outside are bad replies")
-    secret: str | None = Field(
-        None, max_length=256, description="bearer token sent to the endpoint; never returned"
-    )
+    secret: str | None = Field(None, max_length=256, description="bearer token sent to the endpoint; never returned")
     headers: dict[str, str] = Field(default_factory=dict, description="sent with each call; values never returned")
     repeats: int = Field(1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
     cache: bool = Field(True, description="reuse the score of the same image, prompt, metadata and version")
@@ -150,9 +148,7 @@ class ScoreRequest(Message):
     images: list[Blob] = Field(min_length=1, max_length=1024, description="PNG, JPEG or WebP, one per prompt")
     rewards: list[Name] = Field(min_length=1, max_length=32)
     metadata: list[Any] | None = Field(None, description="one entry per prompt, given to the rewards untouched")
-    objective: dict[str, Finite] | None = Field(
-        None, description="weight of each reward in `total`; absent: 1 each"
-    )
+    objective: dict[str, Finite] | None = Field(None, description="weight of each reward in `total`; absent: 1 each")
 
     @model_validator(mode="after")
     def _one_each(self) -> ScoreRequest:
@@ -208,6 +204,19 @@ class NativeRequest(Message):
     metadata: list[Any]
 
 
+class NativeReply(Message):
+    """What the endpoint answers when every image has a score."""
+
+    scores: list[Finite] = Field(description="one per image, in order")
+
+
+class PartialReply(Message):
+    """What the endpoint answers when some images could not be scored."""
+
+    scores: list[Finite | None] = Field(description="one per image, null where it could not be scored")
+    errors: list[str | None] = Field(description="the reason where the score is null, else null")
+
+
 # --- groups ----------------------------------------------------------------------------------------------
 
 
@@ -229,9 +238,7 @@ class GroupSubmission(Message):
     metadata: Any = None
     policy_version: int = Field(ge=0, description="generator updates made before sampling")
     rewards: list[Name] = Field(min_length=1, max_length=32)
-    stages: list[Literal[1, 2]] = Field(
-        min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample"
-    )
+    stages: list[Literal[1, 2]] = Field(min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample")
     images: list[Blob] = Field(min_length=2, max_length=1024)
     latents: Blob = Field(description="safetensors with one tensor `latents` [N, C, H, W], float16 or float32")
     max_reward_calls: int | None = Field(None, ge=0, description="the run's limit; absent: none")
@@ -351,11 +358,13 @@ M = TypeVar("M", bound=Message)
 
 
 def to_msgpack(message: Message) -> bytes:
-    """Encode a message; raises WireError for what msgpack cannot carry, such as integers beyond 64 bits."""
+    """Raises WireError where the message holds what msgpack cannot carry, such as an integer over 64 bits."""
     try:
-        return msgpack.packb(message.model_dump(mode="python"), use_bin_type=True)
+        packed = msgpack.packb(message.model_dump(mode="python"), use_bin_type=True)
     except (OverflowError, ValueError, TypeError) as error:
         raise WireError(f"{type(message).__name__}: cannot be encoded as msgpack ({error})") from error
+    assert packed is not None
+    return packed
 
 
 def from_msgpack(kind: type[M], body: bytes) -> M:

@@ -1,0 +1,183 @@
+"""One update of the generator: sample two steps, ask for d score / d latent, backpropagate it, average.
+
+Where the gradient comes from is an argument: `RemoteSurrogate` asks the trainer for it, `LocalSurrogate` fetches the
+trainer's weights. Both answer for the same timesteps and noise, so both give the same update.
+
+Shape legend: B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lasro.adapters import add_generator_lora
+from lasro.backbone import Conditioning, TwoStepModel
+from lasro.config import RunSettings
+from lasro.errors import NonFiniteError
+from lasro.objective import Moments, ema_update, normalise_and_clip, score_ascent, stay_near_base, update_moments
+from lasro.surrogate import SurrogateReward, draw_augmentation, score_and_gradient
+from lasro.two_step import sample
+from lasro.wire import unpack_tensors
+from lasro_client.lcm_regulariser import LcmRegulariser
+from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for
+from lasro_client.surrogate_client import SurrogateClient
+
+
+class ScoreSource(Protocol):
+    """Anything that gives R(z, c) and dR/dz."""
+
+    def score_and_gradient(
+        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Scores [B] and gradients [B, C, H, W], float32, on the latents' device."""
+        ...
+
+
+class RemoteSurrogate:
+    """Gradient mode: latents go to the trainer, gradients come back; no surrogate is held here."""
+
+    def __init__(self, client: SurrogateClient, run: str) -> None:
+        self.client, self.run, self.version = client, run, 0
+
+    def refresh(self, version: int) -> None:
+        """Ask for this published version from now on."""
+        self.version = version
+
+    def score_and_gradient(
+        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        latents, timesteps, noise = (t.detach().cpu().numpy() for t in (latents_BCHW, timesteps_B, noise_BCHW))
+        scores, gradient, _ = self.client.gradient(self.run, latents, timesteps, noise, prompts, self.version)
+        device = latents_BCHW.device
+        return torch.from_numpy(scores).to(device).float(), torch.from_numpy(gradient).to(device).float()
+
+
+class LocalSurrogate:
+    """Weights mode: the trained part is fetched when it is newer, and differentiated on the frozen base held here."""
+
+    def __init__(self, client: SurrogateClient, run: str, surrogate: SurrogateReward) -> None:
+        self.client, self.run, self.surrogate = client, run, surrogate
+        self.version: int | None = None
+
+    def refresh(self, version: int) -> None:
+        """Fetch this published version unless it is here already."""
+        if version == self.version:
+            return
+        tensors, _ = unpack_tensors(self.client.weights_of(self.run, version))
+        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+        self.version = version
+
+    def score_and_gradient(
+        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        conditioning = self.surrogate.model.embed(prompts)
+        dtype = self.surrogate.settings.serve_autocast
+        return score_and_gradient(self.surrogate, latents_BCHW, timesteps_B, noise_BCHW, conditioning, dtype)
+
+
+class StepStatistics(NamedTuple):
+    """`score_1`, `score_2`: mean S[R] of one- and two-step samples, dimensionless."""
+
+    loss: float
+    regulariser: float
+    score_1: float
+    score_2: float
+    grad_norm: float
+
+
+class GeneratorTrainer:
+    """The generator's adapter, its optimiser, its average, and the moments of the scores: all that a resume needs."""
+
+    def __init__(self, model: TwoStepModel, config: RunSettings) -> None:
+        self.model, self.config = model, config
+        self.parameters = add_generator_lora(model, config.lora, config.seed)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.train.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.moments: list[Moments | None] = [None, None]
+        self.version = 0
+        lcm = config.objective.regulariser == "lcm"
+        self.lcm = LcmRegulariser(model, config.objective) if lcm else None
+
+    def step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
+        """One AdamW step on L = c L_reg - c1 S[R(z1)] - c2 S[R(z2)].
+
+        Raises NonFiniteError before anything that is not finite could enter the optimiser.
+        """
+        model, settings = self.model, self.config.objective
+        generator = generator_for(self.config.seed, "generator", self.version)
+        noises = draw_noises(model, len(prompts), generator)
+        conditioning = model.embed(prompts)
+        latents = self._sample(noises, conditioning)
+        regulariser = self._regulariser(latents, noises, conditioning, generator)
+        objective = settings.regulariser_weight * regulariser
+        loss, means = objective.item(), []
+        for stage, weight in enumerate((settings.one_step_weight, settings.two_step_weight)):
+            z = latents[stage].detach()
+            t, noise = draw_augmentation(tuple(z.shape), self.config.surrogate.max_timestep, generator)
+            scores, slope = source.score_and_gradient(z, t.to(model.device), noise.to(model.device), prompts)
+            moments = update_moments(self.moments[stage], scores, settings.score_momentum)
+            term, gradient = score_ascent(scores, slope, moments, settings.score_clip, weight)
+            objective = objective + (latents[stage] * gradient).sum()
+            loss += term.item()
+            means.append(normalise_and_clip(scores, moments, settings.score_clip).mean().item())
+            self.moments[stage] = moments
+        grad_norm = self._descend(objective)
+        return StepStatistics(loss, regulariser.item(), means[0], means[1], grad_norm)
+
+    def _sample(self, noises: list[Tensor], conditioning: Conditioning, base: bool = False) -> list[Tensor]:
+        return sample(
+            lambda x_t, t: self.model.predict_clean(x_t, t, conditioning, base=base),
+            noises,
+            TWO_STEPS,
+            self.model.alphas_cumprod_T,
+        )
+
+    def _regulariser(
+        self, latents: list[Tensor], noises: list[Tensor], conditioning: Conditioning, generator: torch.Generator
+    ) -> Tensor:
+        if self.lcm is not None:
+            return self.lcm.loss(generator)
+        with torch.no_grad():
+            base = self._sample(noises, conditioning, base=True)
+        return stay_near_base(*latents, *base)
+
+    def _descend(self, objective: Tensor) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        objective.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm).item()
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"generator update {self.version}: gradient norm {norm}, expected a finite one; "
+                "lower train.learning_rate or raise objective.regulariser_weight"
+            )
+        self.optimiser.step()
+        ema_update(self.average, list(self.parameters), self.config.train.ema)
+        self.version += 1
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that a resume needs, by name."""
+        tensors = {}
+        for i, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
+            tensors |= {f"{i}.parameter": parameter.detach(), f"{i}.average": average}
+            tensors |= {f"{i}.{key}": value for key, value in self.optimiser.state.get(parameter, {}).items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def load_state(self, tensors: dict[str, Tensor], version: int, moments: list[Moments | None]) -> None:
+        """Continue from `state()`."""
+        for i, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
+            with torch.no_grad():
+                parameter.copy_(tensors[f"{i}.parameter"])
+                average.copy_(tensors[f"{i}.average"])
+            if f"{i}.step" in tensors:
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimiser.state[parameter] = {key: tensors[f"{i}.{key}"].clone() for key in keys}
+                for key in keys[1:]:
+                    self.optimiser.state[parameter][key] = self.optimiser.state[parameter][key].to(parameter.device)
+        self.version, self.moments = version, moments

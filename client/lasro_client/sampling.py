@@ -1,0 +1,98 @@
+"""Groups: one prompt, K seeds, the one- and two-step samples of each, and their images.
+
+All draws depend on (seed, round, index) alone, so an interrupted run continues with the very same noise.
+
+Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lasro.backbone import TwoStepModel
+from lasro.config import RunSettings, SamplingSettings
+from lasro.errors import NonFiniteError
+from lasro.two_step import lcm_timesteps, sample
+from lasro.wire import GroupSubmission, pack_tensors
+from lasro_client.prompts import Prompt
+
+TWO_STEPS = lcm_timesteps(2)
+
+
+class Group(NamedTuple):
+    """One prompt's samples: K one-step ones, then the K two-step ones of the same noise."""
+
+    prompt: Prompt
+    latents_BCHW: Tensor
+    stages: list[int]
+    images: list[bytes]
+
+
+def generator_for(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by everything named; equal parts give equal draws on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def draw_noises(model: TwoStepModel, count: int, generator: torch.Generator, steps: int = 2) -> list[Tensor]:
+    """One noise [count, C, H, W] per step, on the model's device."""
+    shape = (count, *model.latent_shape)
+    return [torch.randn(shape, generator=generator).to(model.device) for _ in range(steps)]
+
+
+def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) -> list[Prompt]:
+    """`count` prompts, distinct as far as there are enough."""
+    order = torch.randperm(len(prompts), generator=generator).tolist()
+    return [prompts[order[i % len(order)]] for i in range(count)]
+
+
+def encode_png(image_HWC: np.ndarray) -> bytes:
+    """Lossless, so that the reward sees the very pixels that were drawn."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def sample_groups(model: TwoStepModel, prompts: list[Prompt], settings: SamplingSettings, *seed: object) -> list[Group]:
+    """One group per prompt; group i draws its noise from (*seed, i). Raises NonFiniteError, with the prompt named."""
+    K = settings.seeds_per_prompt
+    draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(prompts))]
+    noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
+    conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
+    z1, z2 = sample(lambda x_t, t: model.predict_clean(x_t, t, conditioning), noises, TWO_STEPS, model.alphas_cumprod_T)
+    groups = []
+    for i, prompt in enumerate(prompts):
+        latents = torch.cat([z1[i * K : (i + 1) * K], z2[i * K : (i + 1) * K]])
+        if not latents.isfinite().all():
+            raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
+        images = [encode_png(image) for image in model.decode(latents, mixed=True)]
+        groups.append(Group(prompt, latents.cpu(), [1] * K + [2] * K, images))
+    return groups
+
+
+def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:
+    """The group as it is posted; its id names the run's round and index, so posting it twice is harmless."""
+    latents = group.latents_BCHW.to(torch.float16).numpy()
+    return GroupSubmission.model_validate(
+        {
+            "group_id": f"r{round:06d}-{index:04d}",
+            "round": round,
+            "index": index,
+            "prompt": group.prompt.text,
+            "metadata": group.prompt.metadata,
+            "policy_version": policy_version,
+            "rewards": [reward.name for reward in config.rewards],
+            "stages": group.stages,
+            "images": group.images,
+            "latents": pack_tensors({"latents": latents}),
+            "max_reward_calls": config.budget.max_reward_calls,
+        }
+    )
