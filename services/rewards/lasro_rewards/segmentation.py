@@ -77,7 +77,8 @@ def segment(rgb_HW3: NDArray[np.uint8]) -> Segmentation:
     background_rgb = np.median(rgb_HW3[frame], 0).astype(np.float32)
     delta_e = cdist(lab.reshape(-1, 3), background_lab[None]).reshape(lab.shape[:2])
     foreground = delta_e > FOREGROUND_DELTA_E
-    labels, _ = ndimage.label(foreground)
+    labels = np.zeros(foreground.shape, np.int32)
+    ndimage.label(foreground, output=labels)
     segments, clutter_px = [], 0.0
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         box = _padded(box, foreground.shape)
@@ -121,26 +122,31 @@ def _split_by_color(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_r
         left &= nearest != color
     if num_parts < 2:
         return [mask]
-    rows, columns = ndimage.distance_transform_edt(owner < 0, return_distances=False, return_indices=True)
-    return [mask & (owner[rows, columns] == part) for part in range(num_parts)]
+    rows_and_columns = np.zeros((2, *mask.shape), np.int32)
+    ndimage.distance_transform_edt(owner < 0, False, True, indices=rows_and_columns)
+    owner = owner[tuple(rows_and_columns)]
+    return [mask & (owner == part) for part in range(num_parts)]
 
 
 def _off_the_line(rgb: NDArray[np.uint8], start: Float, end: Float) -> Float:
     """Distance of each pixel's colour from the segment between two colours, in RGB units."""
     alpha = _coverage(rgb, start, end)
     rest = rgb - start - alpha[..., None] * (end - start)
-    return np.sqrt(np.einsum("...c,...c->...", rest, rest))
+    return np.linalg.norm(rest, axis=-1).astype(np.float32)
 
 
 def _coverage(rgb: NDArray[np.uint8], background: Float, color: Float) -> Float:
     """How far each pixel lies on the way from the background's colour to the object's, in [0, 1]."""
     contrast = color - background
-    return np.clip(((rgb - background) @ contrast) / max(float(contrast @ contrast), 1.0), 0, 1)
+    share = ((rgb - background) @ contrast) / max(float(contrast @ contrast), 1.0)
+    return np.clip(share, 0, 1).astype(np.float32)
 
 
 def _depth(mask: Mask) -> NDArray[np.float64]:
     """Distance of each pixel to the nearest one outside the mask; the image's edge counts as outside."""
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    depth = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2))
+    ndimage.distance_transform_edt(np.pad(mask, 1), distances=depth)
+    return depth[1:-1, 1:-1]
 
 
 def _segment(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Float, box: Box) -> Segment:
@@ -150,4 +156,4 @@ def _segment(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Flo
     alpha = _coverage(rgb, background_rgb, np.median(rgb[core], 0)) * ndimage.binary_dilation(mask)
     inside = _depth(alpha > 0.5) >= CORE_DEPTH_PX
     chosen = inside if inside.sum() >= MIN_AREA_PX // 2 else core
-    return Segment(alpha.astype(np.float32), lab[chosen], box)
+    return Segment(alpha, lab[chosen], box)

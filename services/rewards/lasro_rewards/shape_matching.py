@@ -55,12 +55,7 @@ def _normalised(alpha_HW: NDArray[np.floating]) -> NDArray[np.float64]:
     center_y, center_x = weight.sum(1) @ rows / total, weight.sum(0) @ columns / total
     variance = (weight.sum(1) @ (rows - center_y) ** 2 + weight.sum(0) @ (columns - center_x) ** 2) / total
     step_px = 2 * EXTENT * np.sqrt(max(variance, 0.25)) / GRID
-    offset = (np.arange(GRID) - (GRID - 1) / 2) * step_px
-    grid = ndimage.affine_transform(
-        alpha_HW.astype(np.float64),
-        np.array([step_px, step_px]),
-        offset=(center_y + offset[0], center_x + offset[0]),
-        output_shape=(GRID, GRID),
-        order=1,
-    )
+    offsets = (np.arange(GRID) - (GRID - 1) / 2) * step_px
+    places = np.meshgrid(center_y + offsets, center_x + offsets, indexing="ij")
+    grid = ndimage.map_coordinates(alpha_HW.astype(np.float64), places, order=1)
     return np.clip((grid - 0.5) * EDGE_GAIN + 0.5, 0, 1)

@@ -1,0 +1,33 @@
+"""Read images that arrived from elsewhere. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+from lasro.errors import WireError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def decode_image(body: bytes, max_pixels: int) -> Image.Image:
+    """A PNG, JPEG or WebP as RGB; the size is checked before any pixel is decoded. Raises WireError."""
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                raise WireError(f"image: got {width} x {height} pixels, expected at most {max_pixels} in all")
+            return opened.convert("RGB")
+    except WireError:
+        raise
+    except UnidentifiedImageError as error:
+        raise WireError(f"image: got {len(body)} bytes that are no PNG, JPEG or WebP") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise WireError(f"image: a broken PNG, JPEG or WebP ({error})") from error
