@@ -1,0 +1,30 @@
+"""`python -m lasro_surrogate_trainer`: the service, set up by `LASRO_*` variables."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from pydantic import ValidationError
+
+from lasro.errors import LasroError
+from lasro.service_kit import run_service
+from lasro.wire import explain
+from lasro_surrogate_trainer.app import create_app
+from lasro_surrogate_trainer.settings import TrainerEnvironment
+
+
+def main() -> None:
+    try:
+        settings = TrainerEnvironment.model_validate({})
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        run_service(create_app(settings), settings)
+    except ValidationError as error:
+        sys.exit(f"lasro surrogate trainer: {explain(error)}")
+    except LasroError as error:
+        sys.exit(f"lasro surrogate trainer: {error}")
+
+
+if __name__ == "__main__":
+    main()

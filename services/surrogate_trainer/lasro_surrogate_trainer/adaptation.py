@@ -1,0 +1,199 @@
+"""Training the surrogate: Bradley-Terry steps on replayed groups, and how well it ranks what it has not seen.
+
+What a step draws (groups, timesteps, noise) depends on the run's seed and the number of the step alone, so that the
+same groups give the same weights whatever else happened in between.
+
+Shape legend: G groups, N samples of one group, S samples of all groups of a step, P ranked pairs, CHW one latent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from lasro import wire
+from lasro.backbone import Conditioning
+from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
+from lasro.config import SurrogateSettings
+from lasro.errors import ConflictError, NonFiniteError
+from lasro.surrogate import build_surrogate, draw_augmentation
+from lasro_surrogate_trainer.models import FrozenModel
+from lasro_surrogate_trainer.replay import Group, Replay
+
+BETAS = (0.9, 0.99)
+HELD_OUT_EVERY_STEPS = 32
+"""Scoring the held-out groups costs about as much as a step, so they are scored once in this many."""
+MEASURING_SEED = 20_411
+
+
+class StepResult(NamedTuple):
+    """Of one optimiser step."""
+
+    loss: float
+    accuracy: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the surrogate ranks some groups. Null where there is no pair or no correlation to measure."""
+
+    accuracy: float | None
+    gap: float | None
+
+
+def group_pairs(group: Group, settings: SurrogateSettings) -> tuple[Tensor, Tensor]:
+    """Ranked pairs (winners_P, losers_P) of one group."""
+    rewards_N, stages_N = torch.from_numpy(group.rewards_N), torch.from_numpy(group.stages_N)
+    return ranked_pairs(rewards_N, stages_N, settings.tie_margin, settings.rank_within_stage)
+
+
+class Trainee:
+    """The surrogate being trained, with its optimiser and count of steps. One thread uses it."""
+
+    def __init__(self, frozen: FrozenModel, settings: SurrogateSettings) -> None:
+        self.frozen, self.settings = frozen, settings
+        self.surrogate = build_surrogate(frozen.model, settings)
+        self.steps = 0
+        self.held_out_accuracy: float | None = None
+        self.reward_gap: float | None = None
+        self._held_out_step: int | None = None
+        self._optimiser = self._new_optimiser()
+
+    def _new_optimiser(self) -> torch.optim.AdamW:
+        trained = [parameter for parameter in self.surrogate.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(
+            trained, lr=self.settings.learning_rate, betas=BETAS, weight_decay=self.settings.weight_decay
+        )
+
+    def load(self, state: dict[str, np.ndarray], steps: int) -> None:
+        """Go on from these weights with a fresh optimiser; raises WireError for what does not fit."""
+        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in state.items()})
+        self.steps = steps
+        self._optimiser = self._new_optimiser()
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
+
+    def step(self, replay: Replay) -> StepResult | None:
+        """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.
+
+        Raises NonFiniteError for a loss or gradient that is not finite; the weights are then as before.
+        """
+        seeds = np.random.SeedSequence([self.settings.seed % 2**63, self.steps])
+        groups = replay.draw(self.settings.groups_per_step, np.random.default_rng(seeds))
+        self.steps += 1
+        winners_P, losers_P = self._batch_pairs(groups)
+        if len(winners_P) == 0:
+            return None
+        scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
+        loss = bradley_terry_loss(scores_S, winners_P, losers_P)
+        self._apply(loss)
+        accuracy = pair_accuracy(scores_S.detach(), winners_P, losers_P)
+        return StepResult(loss.item(), accuracy or 0.0, len(winners_P))
+
+    def _batch_pairs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        empty = torch.empty(0, dtype=torch.int64)
+        winners, losers, offset = [empty], [empty], 0
+        for group in groups:
+            winners_P, losers_P = group_pairs(group, self.settings)
+            winners.append(winners_P + offset)
+            losers.append(losers_P + offset)
+            offset += len(group.rewards_N)
+        device = self.frozen.model.device
+        return torch.cat(winners).to(device), torch.cat(losers).to(device)
+
+    def _augmented_scores(self, groups: Sequence[Group], generator: torch.Generator) -> Tensor:
+        device = self.frozen.model.device
+        latents_SCHW = torch.from_numpy(np.concatenate([group.latents_NCHW for group in groups])).to(device)
+        counts_G = torch.tensor([len(group.rewards_N) for group in groups], device=device)
+        rows_GT = self.frozen.embed([group.prompt for group in groups])
+        conditioning = Conditioning(*(rows.repeat_interleave(counts_G, 0) for rows in rows_GT))
+        shape = (len(latents_SCHW), *self.frozen.model.latent_shape)
+        timesteps_S, noise_SCHW = draw_augmentation(shape, self.settings.max_timestep, generator)
+        return self.surrogate(
+            latents_SCHW, timesteps_S.to(device), noise_SCHW.to(device), conditioning, self.settings.autocast
+        )
+
+    def _apply(self, loss: Tensor) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        norm = clip_grad_norm_(trained, self.settings.clip_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise NonFiniteError(
+                f"surrogate step {self.steps}: got loss {loss.item()} and gradient norm {norm.item()}, expected "
+                "finite numbers; the step was not applied, try a lower surrogate.learning_rate"
+            )
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def rank(self, groups: Sequence[Group]) -> Ranking:
+        """Pair accuracy over all pairs, and the mean of 1 - Spearman's correlation, at one fixed augmentation."""
+        device, settings = self.frozen.model.device, self.settings
+        generator = torch.Generator().manual_seed(MEASURING_SEED)
+        timestep, noise = draw_augmentation((1, *self.frozen.model.latent_shape), settings.max_timestep, generator)
+        right, pairs, gaps = 0.0, 0, []
+        for group in groups:
+            count = len(group.rewards_N)
+            scores_N = self.surrogate(
+                torch.from_numpy(group.latents_NCHW).to(device),
+                timestep.to(device).expand(count),
+                noise.to(device).expand(count, -1, -1, -1),
+                self.frozen.embed([group.prompt]).repeat_each(count),
+                settings.autocast,
+            ).cpu()
+            winners_P, losers_P = group_pairs(group, settings)
+            accuracy = pair_accuracy(scores_N, winners_P, losers_P)
+            if accuracy is not None:
+                right, pairs = right + accuracy * len(winners_P), pairs + len(winners_P)
+            ok_N = torch.from_numpy(np.isfinite(group.rewards_N))
+            correlation = rank_correlation(scores_N[ok_N], torch.from_numpy(group.rewards_N)[ok_N])
+            if correlation is not None:
+                gaps.append(1 - correlation)
+        return Ranking(right / pairs if pairs else None, float(np.mean(gaps)) if gaps else None)
+
+    def measure_held_out(self, groups: Sequence[Group]) -> float | None:
+        """Pair accuracy on groups kept out of training, as of the last time that they were scored."""
+        due = self._held_out_step is None or self.steps - self._held_out_step >= HELD_OUT_EVERY_STEPS
+        if groups and due:
+            self.held_out_accuracy, self._held_out_step = self.rank(groups).accuracy, self.steps
+        return self.held_out_accuracy
+
+
+def adapt(
+    trainee: Trainee, replay: Replay, request: wire.AdaptRequest, stopped: Callable[[], bool]
+) -> wire.AdaptStatistics:
+    """Rank the new groups as they come, then train for `request.steps` steps; raises NonFiniteError.
+
+    `stopped` is asked before each step; where it says yes, ConflictError ends the adaptation.
+    """
+    started = time.perf_counter()
+    new_groups = replay.named(request.new_groups)
+    fresh = trainee.rank(new_groups)
+    if fresh.gap is not None:
+        trainee.reward_gap = fresh.gap
+    results: list[StepResult] = []
+    for _ in range(request.steps):
+        if stopped():
+            raise ConflictError("the run is being closed; the adaptation was not finished")
+        result = trainee.step(replay)
+        if result is not None:
+            results.append(result)
+    return wire.AdaptStatistics(
+        loss=float(np.mean([result.loss for result in results])) if results else None,
+        pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
+        fresh_pair_accuracy=fresh.accuracy,
+        held_out_pair_accuracy=trainee.measure_held_out(replay.held_out()),
+        pairs=sum(result.pairs for result in results),
+        constant_groups=sum(len(group_pairs(group, trainee.settings)[0]) == 0 for group in new_groups),
+        failed_samples=sum(int(np.isnan(group.rewards_N).sum()) for group in new_groups),
+        duration_s=time.perf_counter() - started,
+    )

@@ -1,0 +1,20 @@
+"""Settings of the surrogate trainer, read from `LASRO_*` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from lasro.service_kit import ServiceEnvironment
+
+
+class TrainerEnvironment(ServiceEnvironment):
+    """What every service has, and where and how this one works."""
+
+    data_dir: Path = Path("surrogate-trainer")
+    """Folder of runs and their weight versions; made when absent."""
+    torch_threads: int = Field(0, ge=0)
+    """CPU threads of torch; 0 leaves its own choice."""
+    max_runs: int = Field(16, ge=1)
+    """Runs held at once: each keeps a surrogate being trained and one being served in memory."""
