@@ -8,12 +8,9 @@ Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lasro.backbone import TwoStepModel
@@ -21,6 +18,7 @@ from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.two_step import lcm_timesteps, sample
 from lasro.wire import GroupSubmission, pack_tensors
+from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 
 TWO_STEPS = lcm_timesteps(2)
@@ -53,13 +51,6 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
-def encode_png(image_HWC: np.ndarray) -> bytes:
-    """Lossless, so that the reward sees the very pixels that were drawn."""
-    buffer = io.BytesIO()
-    Image.fromarray(image_HWC).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 @torch.no_grad()
 def sample_groups(model: TwoStepModel, prompts: list[Prompt], settings: SamplingSettings, *seed: object) -> list[Group]:
     """One group per prompt; group i draws its noise from (*seed, i). Raises NonFiniteError, with the prompt named."""
@@ -73,17 +64,19 @@ def sample_groups(model: TwoStepModel, prompts: list[Prompt], settings: Sampling
         latents = torch.cat([z1[i * K : (i + 1) * K], z2[i * K : (i + 1) * K]])
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
-        images = [encode_png(image) for image in model.decode(latents, mixed=True)]
+        images = [png_bytes(image) for image in model.decode(latents, mixed=True)]
         groups.append(Group(prompt, latents.cpu(), [1] * K + [2] * K, images))
     return groups
 
 
-def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:
-    """The group as it is posted; its id names the run's round and index, so posting it twice is harmless."""
+def submission(
+    group: Group, config: RunSettings, round: int, index: int, policy_version: int, attempt: int
+) -> GroupSubmission:
+    """The group as it is posted; its id names attempt, round and index, so posting it twice is harmless."""
     latents = group.latents_BCHW.to(torch.float16).numpy()
     return GroupSubmission.model_validate(
         {
-            "group_id": f"r{round:06d}-{index:04d}",
+            "group_id": f"a{attempt}-r{round:06d}-{index:04d}",
             "round": round,
             "index": index,
             "prompt": group.prompt.text,

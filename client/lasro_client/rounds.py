@@ -1,0 +1,115 @@
+"""What both stages do in a round: sample groups, have them scored, train the surrogate on them, tell of it.
+
+Shape legend: N samples of a group.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from lasro.config import RunSettings, SamplingSettings
+from lasro.wire import AdaptReply, AdaptRequest, GroupStatus
+from lasro_client.connection import Services
+from lasro_client.sampling import Group, submission
+
+STAGES = {"one_step": 1, "two_step": 2}
+
+
+class Collector:
+    """Has groups scored and hands them to the surrogate trainer, for one attempt at a run."""
+
+    def __init__(self, connected: Services, run: str, config: RunSettings, attempt: int) -> None:
+        self.services, self.run, self.config, self.attempt = connected, run, config, attempt
+
+    def score(self, groups: list[Group], round: int, policy_version: int) -> list[GroupStatus]:
+        """Post the groups and wait for their scores, in order. Raises BudgetError when the budget is spent."""
+        posts = [
+            submission(group, self.config, round, index, policy_version, self.attempt)
+            for index, group in enumerate(groups)
+        ]
+        for post in posts:
+            self.services.rewards.submit(self.run, post)
+        scored = self.services.rewards.wait_scored(self.run, posts, self.config.services.timeout_s)
+        return [scored[post.group_id] for post in posts]
+
+    def adapt(self, scored: list[GroupStatus], round: int, steps: int, part: int = 0) -> AdaptReply:
+        """Train the surrogate for `steps` steps once it has these groups; safe to repeat."""
+        request = AdaptRequest(
+            request_id=f"a{self.attempt}-r{round:06d}-{part}",
+            new_groups=[status.group_id for status in scored],
+            steps=steps,
+            timeout_s=self.config.services.timeout_s,
+        )
+        return self.services.surrogates.adapt(self.run, request)
+
+
+def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSettings) -> dict[str, Any]:
+    """The `reward` and `total` entries of a log line: means over what was scored, null where nothing was."""
+    stages_N = np.concatenate([group.stages for group in groups])
+    items = [item for status in scored for item in status.items or []]
+    components = {
+        name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)
+        for name in config.weights
+    }
+    total_N = sum(weight * components[name] for name, weight in config.weights.items())
+    return {
+        "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
+        "total": _by_stage(np.asarray(total_N), stages_N),
+    }
+
+
+def _by_stage(values_N: np.ndarray, stages_N: np.ndarray) -> dict[str, float | None]:
+    means = {}
+    for name, stage in STAGES.items():
+        known = values_N[(stages_N == stage) & np.isfinite(values_N)]
+        means[name] = float(known.mean()) if len(known) else None
+    return means
+
+
+def adapt_entries(reply: AdaptReply, reward_gap: float | None) -> dict[str, Any]:
+    """The surrogate's entries of a log line."""
+    statistics = reply.statistics
+    return {
+        "bt_loss": statistics.loss,
+        "pair_accuracy": statistics.pair_accuracy,
+        "fresh_pair_accuracy": statistics.fresh_pair_accuracy,
+        "held_out_pair_accuracy": statistics.held_out_pair_accuracy,
+        "reward_gap": reward_gap,
+        "constant_groups": statistics.constant_groups,
+        "failed_samples": statistics.failed_samples,
+        "surrogate_version": reply.version,
+    }
+
+
+def images_per_round(settings: SamplingSettings) -> int:
+    return settings.prompts_per_round * settings.seeds_per_prompt * len(STAGES)
+
+
+class StopRequest:
+    """Whether the user asked to stop; asked a second time, KeyboardInterrupt is raised at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def stop_at_round_end() -> Iterator[StopRequest]:
+    """Let Ctrl-C and SIGTERM end the run after the round under way, with a checkpoint."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,117 @@
+"""The folder of a run: its configuration, log, checkpoint, adapter and summary, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lasro.adapters import parameters_set, save_adapter
+from lasro.config import RunSettings, differing_keys
+from lasro.errors import ConfigError, ConflictError, StorageError
+from lasro.objective import Moments
+from lasro.wire import pack_tensors, unpack_tensors
+from lasro_client.files import write_atomically, write_json
+from lasro_client.generator import GeneratorTrainer
+
+KEPT_OUT = {"services": True}
+"""Settings that may differ when a run is resumed: where the services are."""
+
+
+class Progress(NamedTuple):
+    """How far a run has come. `attempt` counts the times it was started; it keeps ids of redone rounds apart."""
+
+    round: int
+    attempt: int
+    elapsed_s: float
+    surrogate_version: int
+
+
+class RunFolder:
+    """`runs/<name>`; made when new, checked against `config` when it exists."""
+
+    def __init__(self, path: Path, config: RunSettings, stage: str) -> None:
+        self.path, self.config = path, config
+        settings = {"stage": stage} | config.model_dump(mode="json", exclude=KEPT_OUT)  # type: ignore[arg-type]
+        known = self._read("config.json")
+        if known is None:
+            write_json(path / "config.json", settings)
+        elif keys := differing_keys(known, settings):
+            raise ConflictError(
+                f"{path}: made with another configuration, differing in {', '.join(keys)}; "
+                "change these back to resume it, or choose another folder with --out"
+            )
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError as error:
+            raise ConfigError(f"{self.path}: is a file, expected a folder or nothing yet") from error
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{self.path / name}: cannot be read ({error})") from error
+
+    def summary(self) -> dict[str, Any] | None:
+        """Of a finished run."""
+        return self._read("summary.json")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a round to log.jsonl."""
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.path / 'log.jsonl'}: {error.strerror}; free the disk and resume") from error
+
+    def start(self, trainer: GeneratorTrainer | None = None) -> Progress:
+        """Where to go on: round 0, or the checkpoint, whose state `trainer` takes over. Counts the attempt."""
+        path = self.path / "checkpoint" / "state.safetensors"
+        progress = Progress(0, 0, 0.0, 0)
+        if path.exists():
+            tensors, metadata = unpack_tensors(path.read_bytes())
+            saved = json.loads(metadata["progress"])
+            progress = Progress(**saved["progress"])
+            if trainer is not None:
+                moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
+                trainer.load_state({n: torch.from_numpy(a) for n, a in tensors.items()}, saved["version"], moments)
+        self._drop_log_after(progress.round)
+        attempt = (self._read("attempt.json") or 0) + 1
+        write_json(self.path / "attempt.json", attempt)
+        return progress._replace(attempt=attempt)
+
+    def _drop_log_after(self, round: int) -> None:
+        path = self.path / "log.jsonl"
+        if path.exists():
+            lines = path.read_bytes().splitlines()[:round]
+            write_atomically(path, b"".join(line + b"\n" for line in lines))
+
+    def checkpoint(self, progress: Progress, trainer: GeneratorTrainer | None = None) -> None:
+        """All that a resume needs, in one file that is either the old or the new one; and the adapter as it stands."""
+        saved: dict[str, Any] = {"progress": progress._asdict()}
+        tensors = {}
+        if trainer is not None:
+            saved |= {"version": trainer.version, "moments": trainer.moments}
+            tensors = {name: tensor.numpy() for name, tensor in trainer.state().items()}
+        body = pack_tensors(tensors, {"progress": json.dumps(saved)})
+        write_atomically(self.path / "checkpoint" / "state.safetensors", body)
+        if trainer is not None:
+            self.export(trainer)
+
+    def export(self, trainer: GeneratorTrainer) -> None:
+        """Write the averaged adapter for stock diffusers; the folder is replaced as a whole."""
+        fresh, final = self.path / ".adapter", self.path / "adapter"
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            with parameters_set(trainer.parameters, trainer.average):
+                save_adapter(trainer.model, fresh, self.config.lora)
+            shutil.rmtree(final, ignore_errors=True)
+            fresh.rename(final)
+        except OSError as error:
+            raise StorageError(f"{final}: cannot be written ({error.strerror}); free the disk and resume") from error
