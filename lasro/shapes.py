@@ -11,7 +11,7 @@ Shape legend: H rows, W columns, 3 RGB.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +36,6 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "mint": (200, 240, 220),
     "navy": (25, 35, 75),
 }
-LIGHT_BACKGROUNDS = ("white", "cream", "sky", "mint")
 MAX_ANGLE = 0.25
 EDGE_SHARPNESS = 2.2  # of the sigmoid over the signed distance in pixels
 RELATIONS = ("and", "left of", "above")
@@ -219,15 +218,3 @@ def random_scene(
     rows = zip(colors, shapes, centers.tolist(), sizes, angles, strict=True)
     specs = tuple(ObjectSpec(color, shape, x, y, size, angle) for color, shape, (x, y), size, angle in rows)
     return Scene(specs, relation, background)
-
-
-def distinct_prompts(
-    rng: np.random.Generator, count: int, backgrounds: Sequence[str], exclude: Collection[str] = ()
-) -> list[str]:
-    """`count` different two-object prompts, none in `exclude`; white is named in three prompts of ten."""
-    prompts: dict[str, None] = {}
-    while len(prompts) < count:
-        text = caption(random_scene(rng, 2, backgrounds), name_white=rng.random() < 0.3)
-        if text not in exclude:
-            prompts[text] = None
-    return list(prompts)

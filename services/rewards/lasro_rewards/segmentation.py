@@ -123,7 +123,7 @@ def _split_by_color(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_r
     if num_parts < 2:
         return [mask]
     rows_and_columns = np.zeros((2, *mask.shape), np.int32)
-    ndimage.distance_transform_edt(owner < 0, False, True, indices=rows_and_columns)
+    ndimage.distance_transform_edt(owner < 0, return_distances=False, return_indices=True, indices=rows_and_columns)
     owner = owner[tuple(rows_and_columns)]
     return [mask & (owner == part) for part in range(num_parts)]
 
@@ -153,7 +153,8 @@ def _segment(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Flo
     """Refine a mask to soft coverage: where a pixel lies between the background's colour and the core's."""
     depth = _depth(mask)
     core = depth >= min(CORE_DEPTH_PX, float(np.quantile(depth[mask], 0.7)))
-    alpha = _coverage(rgb, background_rgb, np.median(rgb[core], 0)) * ndimage.binary_dilation(mask)
+    alpha = _coverage(rgb, background_rgb, np.median(rgb[core], 0))
+    alpha[~ndimage.binary_dilation(mask)] = 0
     inside = _depth(alpha > 0.5) >= CORE_DEPTH_PX
     chosen = inside if inside.sum() >= MIN_AREA_PX // 2 else core
     return Segment(alpha, lab[chosen], box)
