@@ -18,7 +18,7 @@ import numpy as np
 from lasro.backbone import TwoStepModel
 from lasro.errors import WireError
 from lasro_client.evaluate import batch_size, draw_both_stages
-from lasro_client.files import png_bytes, write_atomically
+from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.paired import Estimate, estimate, ratio_of_means
 from lasro_client.prompts import Prompt
 
@@ -53,9 +53,7 @@ def mean_absolute_difference(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
     return float(np.abs(a_HWC.astype(np.int16) - b_HWC.astype(np.int16)).mean())
 
 
-def drift_figure(
-    base: Sequence[np.ndarray], adapted: Sequence[np.ndarray], other_seed: Sequence[np.ndarray]
-) -> Drift:
+def drift_figure(base: Sequence[np.ndarray], adapted: Sequence[np.ndarray], other_seed: Sequence[np.ndarray]) -> Drift:
     """Drift over N prompts; each argument holds one uint8 [H, W, 3] image per prompt, in the same order.
 
     The ratio is mean(adapted to base) / mean(seed to seed), its standard error over prompts.
@@ -72,12 +70,13 @@ def drift_figure(
 def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
     """Draw each prompt in two steps with seed + i by the base and by the adapted model, and compare.
 
-    The images go to `folder`/before and /after, where a folder is given.
+    The images go to `folder`/before and /after, the prompts to prompts.json, where a folder is given.
     """
     base = _draw(model, prompts, seed, base=True)
     adapted = _draw(model, prompts, seed, base=False)
     other_seed = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True)
     if folder is not None:
+        write_json(folder / "prompts.json", [prompt.text for prompt in prompts])
         for name, images in (("before", base), ("after", adapted)):
             for index, image in enumerate(images):
                 write_atomically(folder / name / f"{index:05d}.png", png_bytes(image))

@@ -1,7 +1,8 @@
 """Draw held-out prompts with fixed seeds in one and two steps, and score them through the reward API.
 
-before = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000, folder=run / "evaluation/before")
-table = summary_table(before, after)
+base = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000, base=True)
+adapted = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000)
+table = summary_table(base, adapted)
 
 Shape legend: B images of a batch, HWC pixels.
 """
@@ -11,56 +12,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
 
 from lasro import two_step
 from lasro.backbone import TwoStepModel
-from lasro.errors import NotFoundError, StorageError, WireError
-from lasro.wire import Finite, Message, Name, ScoredItem, ScoreRequest, Status, explain
+from lasro.errors import NonFiniteError, WireError
+from lasro.wire import ScoredItem, ScoreRequest, Status
+from lasro_client.evaluation import STAGE_FOLDERS, STAGES, Evaluation, StageScores
 from lasro_client.files import png_bytes, write_atomically
 from lasro_client.noise import diffusers_noises
-from lasro_client.paired import Comparison, compare
 from lasro_client.prompts import Prompt
 from lasro_client.reward_client import RewardClient
 
-STAGES = ("one_step", "two_step")
-STAGE_FOLDERS = {"one_step": "one", "two_step": "two"}
 LARGEST_BATCH = 32
 # Of a batch, before it is cut: 32 latents of 16x16, or 4 of 128x128, fit where training fits.
 LATENT_CELLS_PER_BATCH = 1 << 16
 
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all."""
-
-
-class StageScores(Message):
-    """One reward's raw scores in prompt order; None where scoring failed."""
-
-    one_step: list[Finite | None]
-    two_step: list[Finite | None]
-
-
-class Evaluation(Message):
-    """What `evaluate` found; prompt i was drawn with `seed + i`."""
-
-    prompts: list[str] = Field(min_length=1)
-    seed: int
-    rewards: dict[Name, StageScores]
-    failures: dict[Name, dict[str, int]] = Field(
-        default_factory=dict, description="why scores are missing: count per status, for rewards with any"
-    )
-
-    @model_validator(mode="after")
-    def _one_score_per_prompt(self) -> Evaluation:
-        for name, scores in self.rewards.items():
-            for stage in STAGES:
-                if (count := len(getattr(scores, stage))) != len(self.prompts):
-                    raise ValueError(f"rewards.{name}.{stage}: got {count} scores, expected {len(self.prompts)}")
-        return self
 
 
 def batch_size(latent_shape: tuple[int, int, int]) -> int:
@@ -77,7 +48,7 @@ def draw_both_stages(
     By the model with its adapter, or by the frozen base where `base` is set.
 
     Both come from one pass: a single-step sample uses the first noise at timestep 999 and ends there, which is
-    exactly the clean latent that the two-step sampler noises again.
+    exactly the clean latent that the two-step sampler noises again. Raises NonFiniteError naming the prompt.
     """
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
     with torch.no_grad():
@@ -88,6 +59,10 @@ def draw_both_stages(
             two_step.lcm_timesteps(2),
             model.alphas_cumprod_T,
         )
+        for prompt, *latents in zip(prompts, one_step, last, strict=True):
+            # A decoder turns NaN into a black image, which a reward would score like any other.
+            if not all(part.isfinite().all() for part in latents):
+                raise NonFiniteError(f"latents of {prompt[:60]!r} are not finite; the adapter or model is broken")
         return model.decode(one_step), model.decode(last)
 
 
@@ -147,14 +122,10 @@ def _score(
     return items
 
 
-def _gather(
-    prompts: list[str], seed: int, rewards: Sequence[str], items: dict[str, list[ScoredItem]]
-) -> Evaluation:
+def _gather(prompts: list[str], seed: int, rewards: Sequence[str], items: dict[str, list[ScoredItem]]) -> Evaluation:
     scores, failures = {}, {}
     for name in rewards:
-        scores[name] = StageScores(
-            **{stage: [item.scores[name].score for item in items[stage]] for stage in STAGES}
-        )
+        scores[name] = StageScores(**{stage: [item.scores[name].score for item in items[stage]] for stage in STAGES})
         statuses = Counter(
             str(item.scores[name].status)
             for stage in STAGES
@@ -164,47 +135,3 @@ def _gather(
         if statuses:
             failures[name] = dict(statuses)
     return Evaluation(prompts=prompts, seed=seed, rewards=scores, failures=failures)
-
-
-def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write it as JSON, atomically."""
-    write_atomically(path, evaluation.model_dump_json(indent=1).encode())
-
-
-def load_evaluation(path: Path) -> Evaluation:
-    """Read what `save_evaluation` wrote; raises NotFoundError or StorageError."""
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such evaluation; run `lasro evaluate` first") from error
-    except ValidationError as error:
-        raise StorageError(
-            f"{path}: not an evaluation ({explain(error)}); delete it and evaluate again"
-        ) from error
-
-
-def summary_table(before: Evaluation, after: Evaluation) -> dict[str, dict[str, dict[str, Any]]]:
-    """Reward -> stage -> before, after, difference (mean, sem), n and failed: the `rewards` of summary.json.
-
-    Both must be of the same prompts and seeds; a reward is listed where both have it. All three figures are over
-    the items scored both times.
-    """
-    if before.prompts != after.prompts or before.seed != after.seed:
-        raise WireError("evaluations of different prompts or seeds, expected the same for a paired difference")
-    return {
-        name: {
-            stage: _row(compare(getattr(scores, stage), getattr(after.rewards[name], stage))) for stage in STAGES
-        }
-        for name, scores in before.rewards.items()
-        if name in after.rewards
-    }
-
-
-def _row(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "before": comparison.before.as_dict(),
-        "after": comparison.after.as_dict(),
-        "difference": comparison.difference.as_dict(),
-        "n": comparison.difference.n,
-        "failed": comparison.difference.failed,
-    }

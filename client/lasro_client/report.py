@@ -1,0 +1,188 @@
+"""report.html of a run: one file without scripts or links, to be watched during the run and kept after it.
+
+write_report(Path("runs/demo"))
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lasro_client.evaluation import base_table
+from lasro_client.files import write_atomically
+from lasro_client.report_charts import Chart, Series, chart
+from lasro_client.report_data import RunData, points, read_run, seconds_left
+from lasro_client.report_images import drift_pairs, pair_groups, progress_strips
+
+STAGE_TITLES = {"two_step": "Two steps", "one_step": "One step"}
+TONES = {"one_step": 1, "two_step": 2}
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `run_folder`/report.html from whatever is there and return its path.
+
+    Raises NotFoundError where the folder is missing and StorageError where it cannot be written.
+    """
+    path = run_folder / "report.html"
+    write_atomically(path, render(read_run(run_folder)).encode())
+    return path
+
+
+def render(run: RunData) -> str:
+    """The report as HTML text."""
+    environment = Environment(
+        loader=PackageLoader("lasro_client"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, signed=signed, duration=duration)
+    progress_rounds, strips = progress_strips(run)
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        stages=STAGE_TITLES,
+        table=_table(run),
+        status=_status(run),
+        charts=[
+            (title, found)
+            for title, stage in (("Fine-tuning", "train"), ("Pre-training the surrogate", "pretrain"))
+            if (found := charts(run, stage))
+        ],
+        images={stage: groups for stage in STAGE_TITLES if (groups := pair_groups(run, stage))},
+        progress_rounds=progress_rounds,
+        strips=strips,
+        drift_pairs=drift_pairs(run),
+        failures=_failures(run),
+        settings=json.dumps(run.config, indent=2, ensure_ascii=False),
+        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` for a table; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Like `number`, with its sign."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return "–"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"
+
+
+def _table(run: RunData) -> dict[str, Any]:
+    """The rows of summary.json; before the end, those of the base."""
+    if run.summary is not None and isinstance(run.summary.get("rewards"), dict):
+        return run.summary["rewards"]
+    return {} if run.before is None else base_table(run.before)
+
+
+def _status(run: RunData) -> dict[str, Any]:
+    last = run.last
+    total = int(last.get("rounds") or run.config.get("train", {}).get("rounds") or 0)
+    done = int(last.get("round") or 0)
+    return {
+        "stage": last.get("stage"),
+        "round": done,
+        "rounds": total,
+        "share": min(1.0, done / total) if total else 0.0,
+        "elapsed_s": last.get("elapsed_s"),
+        "left_s": seconds_left(run.stage(str(last.get("stage")))),
+        "reward_calls": last.get("reward_calls"),
+        "budget": run.config.get("budget", {}).get("max_reward_calls"),
+    }
+
+
+def _failures(run: RunData) -> list[str]:
+    """What went wrong, a sentence each; empty where nothing did."""
+    failed = sum(int(line.get("failed_samples") or 0) for line in run.rounds)
+    constant = sum(int(line.get("constant_groups") or 0) for line in run.rounds)
+    found = []
+    if failed:
+        found.append(f"{failed} samples got no reward while training; they were left out, never counted as a number.")
+    if constant:
+        found.append(
+            f"{constant} groups had the same reward throughout and taught nothing. Where that is most groups, use "
+            "more seeds per prompt, harder prompts, or a smaller tie margin."
+        )
+    for when, evaluation in (("before", run.before), ("after", run.after)):
+        for name, statuses in (evaluation.failures if evaluation else {}).items():
+            reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+            found.append(f"Evaluation {when}: {name} could not score some images ({reasons}).")
+    return found
+
+
+def _both_stages(lines: list[dict[str, Any]], *path: str) -> list[Series]:
+    return [
+        Series(title, TONES[stage], points(lines, *path, stage), smooth=True) for stage, title in STAGE_TITLES.items()
+    ]
+
+
+def charts(run: RunData, stage: str) -> list[Chart]:
+    """The curves of one stage, those without any value left out."""
+    lines = run.stage(stage)
+    names = list(dict.fromkeys(name for line in lines for name in line.get("reward") or {}))
+    found = [
+        chart(
+            f"Reward: {name}",
+            "From the reward itself, on each round's own prompts.",
+            _both_stages(lines, "reward", name),
+        )
+        for name in names
+    ]
+    if len(names) > 1:
+        found.append(chart("Total reward", "Weighted sum that is trained on.", _both_stages(lines, "total")))
+    accuracies = [
+        Series("fresh, before training on them", 2, points(lines, "fresh_pair_accuracy")),
+        Series("held out", 1, points(lines, "held_out_pair_accuracy")),
+        Series("trained on", 3, points(lines, "pair_accuracy")),
+    ]
+    found += [
+        chart(
+            "Surrogate score",
+            "Normalised, so only its direction says something. It rising while the reward falls means that the "
+            "generator fools the surrogate.",
+            _both_stages(lines, "score"),
+        ),
+        chart(
+            "Pair accuracy of the surrogate",
+            "Share of pairs ranked as the reward ranks them; 0.5 (dashed) is chance. Trust the fresh and held-out "
+            "curves, the third one flatters.",
+            accuracies,
+            floor=0.45,
+            ceiling=1.0,
+            reference=0.5,
+        ),
+        chart(
+            "Surrogate against reward",
+            "1 − rank correlation within fresh groups: 0 is perfect, 1 is no relation.",
+            [Series("gap", 2, points(lines, "reward_gap"))],
+            floor=0.0,
+        ),
+        _plain("Bradley–Terry loss", "Of the surrogate; ln 2 ≈ 0.69 (dashed) is guessing.", lines, "bt_loss", 0.693),
+        _plain("Generator loss", "Minus the surrogate scores plus the regulariser.", lines, "loss"),
+        _plain("Regulariser", "Squared distance to the frozen base: how far it has moved.", lines, "regulariser"),
+        _plain("Gradient norm", "Before clipping. Jumps mean an untrustworthy surrogate.", lines, "grad_norm"),
+    ]
+    return [one for one in found if one is not None]
+
+
+def _plain(
+    title: str, note: str, lines: list[dict[str, Any]], key: str, reference: float | None = None
+) -> Chart | None:
+    return chart(title, note, [Series(title, 3, points(lines, key))], reference=reference)

@@ -1,0 +1,48 @@
+"""The drift figure on images whose distances are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from lasro_client.drift import drift_figure, mean_absolute_difference
+
+from lasro.errors import WireError
+
+
+def flat(value):
+    return np.full((4, 4, 3), value, dtype=np.uint8)
+
+
+def test_bytes_do_not_wrap_around():
+    """uint8 arithmetic makes 10 - 250 equal 16."""
+    assert mean_absolute_difference(flat(10), flat(250)) == 240
+
+
+def test_unchanged_is_zero_and_another_seed_is_one():
+    """The two ends of the scale that the report explains."""
+    base, other = [flat(0), flat(100)], [flat(40), flat(20)]
+    assert drift_figure(base, base, other).ratio.mean == 0
+    assert drift_figure(base, other, other).ratio.mean == 1
+
+
+def test_figure_by_hand():
+    """Moved by 10 and 30, seeds apart by 40 and 40: 40 / 80; residuals -1/4 and +1/4 of mean 40 give error 1/4."""
+    figure = drift_figure([flat(0), flat(0)], [flat(10), flat(30)], [flat(40), flat(40)])
+    assert figure.as_dict() == {
+        "ratio": {"mean": 0.5, "sem": pytest.approx(0.25)},
+        "mean_abs_255": 20.0,
+        "seed_to_seed_255": 40.0,
+        "n": 2,
+    }
+
+
+def test_seeds_that_do_not_differ_give_no_ratio():
+    """A model that ignores its seed has no yardstick; dividing by zero would write infinity to drift.json."""
+    assert drift_figure([flat(0)], [flat(5)], [flat(0)]).ratio.mean is None
+    assert drift_figure([], [], []).as_dict()["n"] == 0
+
+
+def test_other_sizes_are_refused():
+    """numpy would broadcast a 1x1 image over the other."""
+    with pytest.raises(WireError, match="same shape"):
+        mean_absolute_difference(flat(0), flat(0)[:1, :1])
