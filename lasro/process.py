@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 PARENT_VARIABLE = "LASRO_PARENT_PID"
 PR_SET_PDEATHSIG = 1
@@ -36,6 +37,17 @@ def _watch(parent_pid: int, interval_s: float = 0.5) -> None:
     while os.getppid() == parent_pid:
         time.sleep(interval_s)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def last_log_line(log_path: Path, tail_bytes: int = 4096) -> str:
+    """The last line of a log that is not blank."""
+    try:
+        with log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - tail_bytes))
+            lines = log.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log")
 
 
 def main(command: list[str]) -> None:

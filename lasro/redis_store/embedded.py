@@ -23,7 +23,7 @@ from urllib.parse import quote
 import redis
 
 from lasro.errors import ConfigError, ConflictError, UnreachableError
-from lasro.process import PARENT_VARIABLE
+from lasro.process import PARENT_VARIABLE, last_log_line
 
 MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 SERVER_NAMES = ("valkey-server", "redis-server")
@@ -88,11 +88,11 @@ class EmbeddedRedis:
             if not self.running or time.monotonic() > deadline:
                 self.stop()
                 raise UnreachableError(
-                    f"the embedded Redis did not start: {self.last_log_line()} ({self.log_path})"
+                    f"the embedded Redis did not start: {last_log_line(self.log_path)} ({self.log_path})"
                 )
             time.sleep(0.02)
 
-    def spawn(self) -> None:
+    def spawn(self) -> subprocess.Popen[bytes]:
         """Start the server process without waiting for it."""
         server = find_server()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +108,7 @@ class EmbeddedRedis:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
+        return self.process
 
     def answers(self) -> bool:
         """Whether it takes commands now; false while it still loads its data."""
@@ -126,19 +127,16 @@ class EmbeddedRedis:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+        self.release()
+
+    def release(self) -> None:
+        """Give the folder free once the server has ended."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
         if self._socket_folder is not None:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
             self._socket_folder = None
-
-    def last_log_line(self) -> str:
-        try:
-            lines = self.log_path.read_text(encoding="utf-8", errors="replace").split("\n")
-        except FileNotFoundError:
-            lines = []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log")
 
     def _socket_path(self) -> Path:
         path = self.folder / "redis.sock"
