@@ -1,0 +1,103 @@
+"""Commands that start services or train: demo, up, train, pretrain."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lasro_client.output import AsJson, print_json, stderr
+
+if TYPE_CHECKING:
+    from lasro.config import RunSettings
+
+Config = Annotated[Path, typer.Argument(help="TOML file of the run.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.rounds=20. Repeatable."),
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")]
+
+
+def demo(
+    from_scratch: Annotated[bool, typer.Option(help="Pre-train the surrogate too (stage 1).")] = False,
+    settings: Set = None,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Teach the bundled two-step model to bind colours to shapes, and show before and after."""
+    from lasro.config import load_config
+
+    config = load_config(demo_config(), settings or [])
+    if from_scratch:
+        from lasro_client.pretrain import pretrain as run_pretrain
+
+        surrogate = run_pretrain(config, out / "pretrain", stderr())
+        stage_2 = config.train.model_copy(update={"initial_surrogate": str(surrogate)})
+        config = config.model_copy(update={"train": stage_2})
+    _train(config, out, as_json)
+
+
+def train(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Fine-tune a model as a TOML file says (stage 2); a run folder that exists is resumed.
+
+    Without service URLs in the file, the services are started for the run.
+    """
+    from lasro.config import load_config
+
+    run = load_config(config, settings or [])
+    _train(run, out or Path("runs") / run.name, as_json)
+
+
+def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Pre-train the surrogate on samples of the base model (stage 1)."""
+    from lasro.config import load_config
+    from lasro_client.pretrain import pretrain as run_pretrain
+
+    run = load_config(config, settings or [])
+    path = run_pretrain(run, out or Path("runs") / run.name, stderr())
+    print_json({"surrogate": str(path)}) if as_json else print(path)
+
+
+def up(
+    folder: Annotated[Path, typer.Option(help="Logs, Redis data and the trainer's runs.")] = Path("runs/up"),
+    rewards: Annotated[bool, typer.Option(help="Serve and register the built-in rewards.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Start Redis, the reward API and the surrogate trainer here, and keep them running until SIGTERM or Ctrl-C."""
+    from lasro_client.local_stack import BUILT_IN_REWARDS, LocalStack
+
+    with LocalStack(folder, BUILT_IN_REWARDS if rewards else ()) as stack:
+        urls = {
+            "reward_api": stack.reward_api,
+            "surrogate_trainer": stack.surrogate_trainer,
+            "redis": stack.redis,
+        }
+        if as_json:
+            print_json(urls)
+        else:
+            for name, url in urls.items():
+                print(f"{name.replace('_', ' '):18} {url}", flush=True)
+            stderr().print(f"Logs are in {folder}. Ctrl-C ends everything.", soft_wrap=True)
+        while True:
+            stack.check()
+            time.sleep(0.5)
+
+
+def _train(config: RunSettings, out: Path, as_json: bool) -> None:
+    from lasro_client.train import train as run_train
+
+    summary = run_train(config, out, stderr())
+    if as_json:
+        print_json(summary)
+
+
+def demo_config() -> Path:
+    """`configs/demo.toml`: inside the installed package, or at the root of a checkout."""
+    import lasro
+
+    package = Path(lasro.__file__).parent
+    inside = package / "configs" / "demo.toml"
+    return inside if inside.exists() else package.parent / "configs" / "demo.toml"

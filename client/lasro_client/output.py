@@ -1,0 +1,66 @@
+"""What the command line prints: results to stdout, all else to stderr. Imports rich only when used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lasro_client.evaluate import Progress
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+RewardApi = Annotated[str, typer.Option("--reward-api", envvar="LASRO_REWARD_API_URL", help="URL of the reward API.")]
+Trainer = Annotated[
+    str,
+    typer.Option("--surrogate-trainer", envvar="LASRO_SURROGATE_TRAINER_URL", help="URL of the surrogate trainer."),
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="LASRO_API_KEY", help="Key of the services.", show_default=False)
+]
+
+
+def print_json(value: Any) -> None:
+    """One line on stdout, at once: whoever reads it may be waiting for it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def stderr() -> Console:
+    """Console for progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; None is shown as a dash."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A progress bar on stderr, driven by calls with (done, total)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr()) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance
