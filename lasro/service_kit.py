@@ -44,7 +44,7 @@ class ServiceEnvironment(BaseSettings):
 
     host: str = "127.0.0.1"
     """Address to bind."""
-    port: int = Field(0, ge=0, le=65535)
+    port: int = Field(default=0, ge=0, le=65535)
     """Port to bind; 0 takes a free one."""
     listen_fd: int | None = None
     """An already listening socket, inherited from `lasro up`; overrides host and port."""
@@ -54,7 +54,7 @@ class ServiceEnvironment(BaseSettings):
     """Redis 7.0+ or Valkey 8+."""
     allowed_networks: str = ""
     """CIDRs, comma-separated, that registered rewards may live in with plain http."""
-    max_body_bytes: int = Field(256 << 20, ge=1024)
+    max_body_bytes: int = Field(default=256 << 20, ge=1024)
     """Largest request body."""
     log_level: str = "info"
     """Of this process."""

@@ -102,15 +102,19 @@ class RewardSpec(Message):
     name: Name
     url: str = Field(min_length=1, max_length=2048)
     protocol: Protocol
-    timeout_s: float = Field(30.0, gt=0, le=600, description="for one call of the endpoint")
-    max_batch: int = Field(32, ge=1, le=512, description="images per call")
-    concurrency: int = Field(2, ge=1, le=64, description="calls in flight")
-    range: tuple[Finite, Finite] | None = Field(None, description="expected range; scores outside are bad replies")
-    secret: str | None = Field(None, max_length=256, description="bearer token sent to the endpoint; never returned")
+    timeout_s: float = Field(default=30.0, gt=0, le=600, description="for one call of the endpoint")
+    max_batch: int = Field(default=32, ge=1, le=512, description="images per call")
+    concurrency: int = Field(default=2, ge=1, le=64, description="calls in flight")
+    range: tuple[Finite, Finite] | None = Field(
+        default=None, description="expected range; scores outside are bad replies"
+    )
+    secret: str | None = Field(
+        default=None, max_length=256, description="bearer token sent to the endpoint; never returned"
+    )
     headers: dict[str, str] = Field(default_factory=dict, description="sent with each call; values never returned")
-    repeats: int = Field(1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
-    cache: bool = Field(True, description="reuse the score of the same image, prompt, metadata and version")
-    mapping: dict[str, Any] | None = Field(None, description="protocol settings")
+    repeats: int = Field(default=1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
+    cache: bool = Field(default=True, description="reuse the score of the same image, prompt, metadata and version")
+    mapping: dict[str, Any] | None = Field(default=None, description="protocol settings")
 
     @model_validator(mode="after")
     def _ordered_range(self) -> RewardSpec:
@@ -147,8 +151,10 @@ class ScoreRequest(Message):
     prompts: list[str] = Field(min_length=1, max_length=1024)
     images: list[Blob] = Field(min_length=1, max_length=1024, description="PNG, JPEG or WebP, one per prompt")
     rewards: list[Name] = Field(min_length=1, max_length=32)
-    metadata: list[Any] | None = Field(None, description="one entry per prompt, given to the rewards untouched")
-    objective: dict[str, Finite] | None = Field(None, description="weight of each reward in `total`; absent: 1 each")
+    metadata: list[Any] | None = Field(default=None, description="one entry per prompt, given to the rewards untouched")
+    objective: dict[str, Finite] | None = Field(
+        default=None, description="weight of each reward in `total`; absent: 1 each"
+    )
 
     @model_validator(mode="after")
     def _one_each(self) -> ScoreRequest:
@@ -241,7 +247,7 @@ class GroupSubmission(Message):
     stages: list[Literal[1, 2]] = Field(min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample")
     images: list[Blob] = Field(min_length=2, max_length=1024)
     latents: Blob = Field(description="safetensors with one tensor `latents` [N, C, H, W], float16 or float32")
-    max_reward_calls: int | None = Field(None, ge=0, description="the run's limit; absent: none")
+    max_reward_calls: int | None = Field(default=None, ge=0, description="the run's limit; absent: none")
     schema_version: Literal[1] = SCHEMA_VERSION
 
     @model_validator(mode="after")
@@ -260,7 +266,7 @@ class GroupAccepted(Message):
 class GroupStatus(Message):
     group_id: Name
     state: GroupState
-    items: list[ScoredItem] | None = Field(None, description="absent until scored")
+    items: list[ScoredItem] | None = Field(default=None, description="absent until scored")
     reward_calls: int
 
 
@@ -288,7 +294,7 @@ class AdaptRequest(Message):
     request_id: Name = Field(description="repeating a request returns the first one's reply")
     new_groups: list[Name] = Field(max_length=4096, description="ids that must be in the replay first")
     steps: int = Field(ge=0, le=100_000, description="optimiser steps")
-    timeout_s: float = Field(120.0, gt=0, le=3600, description="how long to wait for the groups")
+    timeout_s: float = Field(default=120.0, gt=0, le=3600, description="how long to wait for the groups")
 
 
 class AdaptStatistics(Message):

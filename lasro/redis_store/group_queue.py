@@ -24,6 +24,8 @@ GROUP = "scorers"
 MAX_ENTRY_BYTES = 65_000
 """Of a sample on the stream: above it Redis' allocator wastes a quarter, so larger ones become blobs."""
 ENTRY_OVERHEAD_BYTES = 256
+RELEASED_MS = 24 * 3600 * 1000
+"""Idle time given to entries that their worker gives up: more than any `stale_ms`."""
 _ITEMS = TypeAdapter(list[wire.ScoredItem])
 
 
@@ -144,6 +146,16 @@ class GroupQueue:
         if entry_ids:
             with redis_errors():
                 await self._redis.xclaim(keys.WORK, GROUP, consumer, 0, list(entry_ids), justid=True)
+
+    async def leave(self, consumer: str) -> None:
+        """Stop working under this name: what is unfinished may be claimed by others at once."""
+        with redis_errors():
+            pending: Any = await self._redis.xpending_range(keys.WORK, GROUP, "-", "+", 10_000, consumername=consumer)
+            entry_ids = [entry["message_id"] for entry in pending]
+            if entry_ids:
+                await self._redis.xclaim(keys.WORK, GROUP, consumer, 0, entry_ids, idle=RELEASED_MS, justid=True)
+            else:
+                await self._redis.xgroup_delconsumer(keys.WORK, GROUP, consumer)
 
     async def spend(self, claim: Claim, calls: int) -> None:
         """Count calls just before they are made; raises BudgetError when the run's limit forbids them."""

@@ -1,0 +1,37 @@
+"""Flow-Factory's reward server: POST /compute {"prompt": [...], "image": [base64 PNG ...]} -> {"rewards": [...]}.
+
+Written from its client, src/flow_factory/rewards/my_reward_remote.py of X-GenGroup/Flow-Factory at commit
+696af0711dbda2d7b717970f82c1af54bdcb5eb6, which appends /compute to the server's URL and treats a reply with a
+non-empty "error" as failed. Metadata has no place in that request and is left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+from lasro.errors import ConfigError, WireError
+from lasro_reward_api.protocols.replies import finite_number, json_object, number_list
+from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
+
+
+def check(settings: Settings) -> None:
+    if settings:
+        raise ConfigError(f"mapping: got {sorted(settings)}, flow-factory takes no settings")
+
+
+def encode(batch: Batch, settings: Settings) -> Parts:
+    images = [base64.b64encode(image).decode("ascii") for image in batch.images]
+    content = json.dumps({"prompt": batch.prompts, "image": images}).encode()
+    return Parts(content, {"Content-Type": "application/json", "Accept": "application/json"}, "/compute")
+
+
+def decode(content_type: str, body: bytes, count: int) -> list[Answer]:
+    reply = json_object(content_type, body)
+    if reply.get("error"):
+        raise WireError("reply: the server reports an error instead of rewards; see its log")
+    rewards = number_list(reply, "rewards", count)
+    return [finite_number(value, f"rewards[{index}]") for index, value in enumerate(rewards)]
+
+
+SPEAKER = Speaker(check, encode, decode)

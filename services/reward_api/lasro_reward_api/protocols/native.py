@@ -1,0 +1,68 @@
+"""LaSRO's own protocol, the one a user writes an endpoint for.
+
+POST {"prompts": [...], "images": [base64 PNG ...], "metadata": [...]} -> {"scores": [...]}, one finite number per
+image. A score may be null only beside "errors": [...] of the same length, which says why there.
+With `mapping = {"encoding": "msgpack"}` the same maps travel as msgpack, images as bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from lasro import wire
+from lasro.errors import ConfigError, WireError
+from lasro_reward_api.protocols.replies import finite_number, json_object, number_list
+from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected, Settings, Speaker
+
+ENCODINGS = ("json", "msgpack")
+
+
+def check(settings: Settings) -> None:
+    if unknown := set(settings) - {"encoding"}:
+        raise ConfigError(f"mapping: got {sorted(unknown)}, native knows only 'encoding'")
+    if settings.get("encoding", "json") not in ENCODINGS:
+        raise ConfigError(f"mapping.encoding: got {settings['encoding']!r}, expected one of {', '.join(ENCODINGS)}")
+
+
+def encode(batch: Batch, settings: Settings) -> Parts:
+    request = wire.NativeRequest(prompts=batch.prompts, images=batch.images, metadata=batch.metadata)
+    if settings.get("encoding", "json") == "msgpack":
+        content_type, content = wire.MSGPACK_TYPE, wire.to_msgpack(request)
+    else:
+        content_type, content = "application/json", request.model_dump_json().encode()
+    return Parts(content, {"Content-Type": content_type, "Accept": content_type})
+
+
+def decode(content_type: str, body: bytes, count: int) -> list[Answer]:
+    if content_type.partition(";")[0].strip() == wire.MSGPACK_TYPE:
+        reply = _msgpack_object(body)
+    else:
+        reply = json_object(content_type, body)
+    scores = number_list(reply, "scores", count)
+    errors = [None] * count if reply.get("errors") is None else number_list(reply, "errors", count)
+    return [_answer(score, error, index) for index, (score, error) in enumerate(zip(scores, errors, strict=True))]
+
+
+def _answer(score: Any, error: Any, index: int) -> Answer:
+    if error is None:
+        return finite_number(score, f"scores[{index}]")
+    if not isinstance(error, str) or not error:
+        raise WireError(f"errors[{index}]: got {type(error).__name__}, expected null or a reason")
+    if score is not None:
+        raise WireError(f"scores[{index}]: got a value beside an error, expected null")
+    return Rejected(error[:500])
+
+
+def _msgpack_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = msgpack.unpackb(body, raw=False, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise WireError(f"reply: got {len(body)} bytes that are not one msgpack map") from error
+    if not isinstance(value, dict):
+        raise WireError(f"reply: got a msgpack {type(value).__name__}, expected a map")
+    return value
+
+
+SPEAKER = Speaker(check, encode, decode)

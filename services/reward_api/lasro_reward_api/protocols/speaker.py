@@ -1,0 +1,49 @@
+"""The shape that all protocols share.
+
+`encode(batch, settings)` makes the request, `decode(content_type, body, count)` reads a reply of status 2xx into
+one answer per image and raises WireError for anything else. Both are pure; `outbound` does the talking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images for one call, encoded as PNG, JPEG or WebP; the three lists are equally long."""
+
+    prompts: list[str]
+    images: list[bytes]
+    metadata: list[Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An HTTP POST to be made. `path` is appended to the registered URL."""
+
+    content: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The scorer's own word that it could not score an item."""
+
+    reason: str
+
+
+Answer = float | Rejected
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One protocol. `check` raises ConfigError for `mapping` settings it does not know."""
+
+    check: Callable[[Settings], None]
+    encode: Callable[[Batch, Settings], Parts]
+    decode: Callable[[str, bytes, int], list[Answer]]

@@ -1,0 +1,127 @@
+"""`/v1/rewards`: register, list, read, change, delete and probe reward endpoints."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from PIL import Image, ImageDraw
+
+from lasro import wire
+from lasro.errors import ConfigError, WireError
+from lasro.redis_store.registry import RewardRegistry
+from lasro.service_kit import message_body, problems, read_message, reply
+from lasro_reward_api.addresses import check_headers, check_url
+from lasro_reward_api.protocols import speaker
+from lasro_reward_api.protocols.speaker import Batch
+from lasro_reward_api.scoring import Scorer, averaged
+
+RedisProblems = (502, 503, 504, 507)
+RewardName = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="name of a reward")]
+PROBE_PROMPT = "a red circle and a blue square"
+
+
+def answer(status: int, model: type[wire.Message], description: str) -> dict[int | str, dict[str, Any]]:
+    """`responses` for a route: its success, in JSON or msgpack."""
+    return {status: {"model": model, "description": description, "content": {wire.MSGPACK_TYPE: {}}}}
+
+
+def reward_routes(registry: RewardRegistry, scorer: Scorer) -> APIRouter:
+    router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
+    _add_collection(router, registry)
+    _add_single(router, registry)
+
+    @router.post(
+        "/{name}/probe",
+        summary="Call a reward once with a known image",
+        responses=answer(200, wire.ProbeReply, "what the call showed") | problems(404, 422, *RedisProblems),
+    )
+    async def probe(request: Request, name: RewardName) -> Response:
+        registration = await registry.get(name)
+        outcome = await scorer.probe(registration, Batch([PROBE_PROMPT], [probe_image()], [None]))
+        score = averaged([outcome], 0, registration)
+        result = wire.ProbeReply(status=score.status, score=score.score, latency_s=outcome.latency_s, error=score.error)
+        return reply(request, result)
+
+    return router
+
+
+def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
+    @router.post(
+        "",
+        status_code=201,
+        summary="Register a reward endpoint; it is not called",
+        openapi_extra=message_body(wire.RewardSpec),
+        responses=answer(201, wire.RewardInfo, "registered") | problems(409, 422, *RedisProblems),
+    )
+    async def register(request: Request) -> Response:
+        spec = checked_spec(await read_message(request, wire.RewardSpec))
+        registration, _ = await registry.put(spec, replace=False)
+        return reply(request, registration.info(), 201)
+
+    @router.get(
+        "",
+        summary="All registered rewards",
+        responses=answer(200, wire.RewardList, "by name") | problems(*RedisProblems),
+    )
+    async def rewards(request: Request) -> Response:
+        return reply(request, wire.RewardList(rewards=[found.info() for found in await registry.list()]))
+
+
+def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
+    @router.get(
+        "/{name}",
+        summary="One registered reward",
+        responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *RedisProblems),
+    )
+    async def reward(request: Request, name: RewardName) -> Response:
+        return reply(request, (await registry.get(name)).info())
+
+    @router.put(
+        "/{name}",
+        summary="Register a reward, or change it, which makes a new version",
+        openapi_extra=message_body(wire.RewardSpec),
+        responses=answer(200, wire.RewardInfo, "changed")
+        | answer(201, wire.RewardInfo, "registered")
+        | problems(422, *RedisProblems),
+    )
+    async def change(request: Request, name: RewardName) -> Response:
+        spec = checked_spec(await read_message(request, wire.RewardSpec))
+        if spec.name != name:
+            raise WireError(f"name: got {spec.name}, expected the one in the path ({name})")
+        registration, is_new = await registry.put(spec, replace=True)
+        return reply(request, registration.info(), 201 if is_new else 200)
+
+    @router.delete(
+        "/{name}",
+        status_code=204,
+        summary="Forget a reward",
+        responses={204: {"description": "forgotten"}} | problems(404, 422, *RedisProblems),
+    )
+    async def remove(name: RewardName) -> Response:
+        await registry.delete(name)
+        return Response(status_code=204)
+
+
+def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
+    """`spec` again where it can be served; raises ConfigError or BlockedError. Nothing is called or resolved."""
+    speaker(spec.protocol).check(spec.mapping or {})
+    check_url(spec.url)
+    check_headers(spec.headers, spec.secret)
+    try:
+        spec.model_dump_json().encode()
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"reward {spec.name}: cannot be stored as JSON ({error})") from error
+    return spec
+
+
+def probe_image() -> bytes:
+    """A 128 x 128 PNG that fits PROBE_PROMPT."""
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((8, 40, 56, 88), fill=(220, 30, 30))
+    draw.rectangle((72, 40, 120, 88), fill=(30, 60, 220))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,87 @@
+"""`/v1/score` scores at once; `/v1/runs/{run}/groups` takes groups to be scored in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from lasro import wire
+from lasro.errors import WireError
+from lasro.redis_store.group_queue import GroupQueue
+from lasro.service_kit import message_body, problems, read_message, reply
+from lasro_reward_api.cache import canonical_metadata
+from lasro_reward_api.images import check_images
+from lasro_reward_api.reward_routes import RedisProblems, answer
+from lasro_reward_api.scoring import Scorer
+from lasro_reward_api.settings import RewardApiSettings
+
+RunName = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="name of a run")]
+GroupId = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="id of a group within the run")]
+Wait = Annotated[float, Query(ge=0, le=60, description="seconds to wait for the scores")]
+FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.1
+
+
+def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["scoring"])
+
+    @router.post(
+        "/score",
+        summary="Score images by registered rewards",
+        openapi_extra=message_body(wire.ScoreRequest),
+        responses=answer(200, wire.ScoreReply, "one item per image") | problems(404, 422, *RedisProblems),
+    )
+    async def score(request: Request) -> Response:
+        return reply(request, await scorer.score(await read_message(request, wire.ScoreRequest)))
+
+    @router.post(
+        "/runs/{run}/groups",
+        status_code=202,
+        summary="Queue a group for scoring; the same group again changes nothing",
+        openapi_extra=message_body(wire.GroupSubmission),
+        responses=answer(202, wire.GroupAccepted, "queued or known") | problems(404, 409, 422, 429, *RedisProblems),
+    )
+    async def submit(request: Request, run: RunName) -> Response:
+        submission = await read_message(request, wire.GroupSubmission)
+        registrations = await scorer.registry.get_many(list(dict.fromkeys(submission.rewards)))
+        await asyncio.to_thread(check_group, submission, settings.max_pixels)
+        calls = len(submission.images) * sum(found.spec.repeats for found in registrations)
+        return reply(request, await queue.add(run, submission, calls), 202)
+
+    @router.get(
+        "/runs/{run}/groups/{group_id}",
+        summary="State and scores of a group, by long poll where `wait` is given",
+        responses=answer(200, wire.GroupStatus, "as it is now") | problems(404, 422, *RedisProblems),
+    )
+    async def group(request: Request, run: RunName, group_id: GroupId, wait: Wait = 0.0) -> Response:
+        return reply(request, await wait_scored(queue, run, group_id, wait))
+
+    return router
+
+
+async def wait_scored(queue: GroupQueue, run: str, group_id: str, wait_s: float) -> wire.GroupStatus:
+    """The group once it is scored, or as it is after `wait_s`; raises NotFoundError."""
+    deadline, pause_s = time.monotonic() + wait_s, FIRST_POLL_S
+    status = await queue.status(run, group_id)
+    while status.state is not wire.GroupState.SCORED and (left_s := deadline - time.monotonic()) > 0:
+        await asyncio.sleep(min(pause_s, left_s))
+        pause_s = min(LONGEST_POLL_S, 1.5 * pause_s)
+        if await queue.is_scored(run, group_id) or time.monotonic() >= deadline:
+            status = await queue.status(run, group_id)
+    return status
+
+
+def check_group(submission: wire.GroupSubmission, max_pixels: int) -> None:
+    """Refuse what could not be scored or trained on; raises WireError. Blocks: use a thread."""
+    canonical_metadata(submission.metadata)
+    tensors, _ = wire.unpack_tensors(submission.latents)
+    latents_NCHW = tensors.get("latents")
+    if latents_NCHW is None or len(tensors) != 1:
+        raise WireError(f"latents: got the tensors {sorted(tensors)[:5]}, expected one named 'latents'")
+    count = len(submission.stages)
+    if latents_NCHW.ndim != 4 or latents_NCHW.shape[0] != count or latents_NCHW.dtype.kind != "f":
+        got = f"{latents_NCHW.dtype} {list(latents_NCHW.shape)}"
+        raise WireError(f"latents: got {got}, expected float16 or float32 [{count}, C, H, W]")
+    check_images(enumerate(submission.images), max_pixels)
