@@ -11,27 +11,16 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from lasro import wire
-from lasro.errors import (
-    AuthError,
-    BlockedError,
-    BudgetError,
-    BusyError,
-    ConfigError,
-    ConflictError,
-    LasroError,
-    NotFoundError,
-    ServiceError,
-    StorageError,
-    TimeoutExceededError,
-    UnreachableError,
-)
+from lasro import errors, wire
+from lasro.errors import ConfigError, LasroError, ServiceError, TimeoutExceededError, UnreachableError
 
 M = TypeVar("M", bound=wire.Message)
 BY_TITLE: dict[tuple[int, str], type[LasroError]] = {
     (kind.http_status, kind.title): kind
-    for kind in (AuthError, BlockedError, BudgetError, BusyError, ConflictError, NotFoundError, StorageError)
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, LasroError) and kind not in (LasroError, ServiceError)
 }
+"""What a service raised, found again by the status and title that its problem+json carries."""
 
 
 def connect(url: str, api_key: str | None = None, timeout_s: float = 60.0) -> httpx.Client:
