@@ -1,0 +1,46 @@
+# Needs only make and Python 3.11 or newer; everything else goes into .venv.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+.PHONY: help venv demo test check clean
+
+help:
+	@echo "make demo    teach the bundled model to bind colours to shapes; see runs/demo/report.html"
+	@echo "make test    run the tests"
+	@echo "make check   formatting, lint and types"
+	@echo "make venv    only install into .venv"
+	@echo "make clean   delete .venv"
+
+venv: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/lasro demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
+# be reached, whatever pip finds. The rest then leaves it as it is.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+		$(BIN)/pip install -c constraints.txt torch; \
+	else \
+		$(BIN)/pip install --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
+		|| $(BIN)/pip install -c constraints.txt torch; \
+	fi
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv
