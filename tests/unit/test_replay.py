@@ -1,0 +1,136 @@
+"""The replay buffer: what it keeps and draws may depend on what arrived, never on when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lasro_surrogate_trainer.replay import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
+
+from lasro import wire
+from lasro.errors import NonFiniteError, WireError
+
+SHAPE = (4, 2, 2)
+
+
+def group(number: int, per_round: int = 3) -> Group:
+    return Group(
+        group_id=f"g{number}",
+        round=number // per_round,
+        index=number % per_round,
+        prompt="a red star",
+        stages_N=np.array([1, 2]),
+        rewards_N=np.zeros(2, np.float32),
+        latents_NCHW=np.zeros((2, *SHAPE), np.float16),
+    )
+
+
+def sample(scores: dict[str, list[float | None]], latents: np.ndarray | None = None) -> wire.Sample:
+    body = np.zeros((2, *SHAPE), np.float32) if latents is None else latents
+    return wire.Sample(
+        group_id="g",
+        round=0,
+        index=0,
+        prompt="a red star",
+        policy_version=0,
+        stages=[1, 2],
+        scores=scores,
+        versions={},
+        latents=wire.pack_tensors({"latents": body}),
+    )
+
+
+def batches(replay: Replay, size: int, steps: int = 5) -> list[list[str]]:
+    return [[g.group_id for g in replay.draw(size, np.random.default_rng([7, step]))] for step in range(steps)]
+
+
+@given(st.permutations(range(25)), st.permutations(range(25)), st.integers(0, 25), st.integers(1, 9))
+def test_batches_do_not_depend_on_arrival(one, other, split, size):
+    """Guards against a replay ordered by arrival, which would make no run reproducible."""
+    drawn = []
+    for order, cut in ((one, split), (other, 25 - split)):
+        replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0.2)
+        for number in order[:cut]:
+            replay.add(group(number))
+        replay.admit([f"g{number}" for number in order])
+        for number in order[cut:]:
+            replay.add(group(number))
+        drawn.append((batches(replay, size), [g.group_id for g in replay.held_out()]))
+    assert drawn[0] == drawn[1]
+
+
+@given(st.lists(st.integers(0, 12), max_size=40))
+def test_a_group_enters_once(numbers):
+    """Guards against a redelivered sample being trained on twice."""
+    replay = Replay(buffer_groups=100, recent_groups=4, held_out_share=0)
+    news = [replay.add(group(number)) for number in numbers]
+    replay.admit([])
+    news += [replay.add(group(number)) for number in numbers]
+    assert sum(news) == replay.training_groups == len(set(numbers))
+
+
+def test_groups_wait_until_they_are_named():
+    """Guards against batches that change because the next round's samples came early."""
+    replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0)
+    for number in range(4):
+        replay.add(group(number))
+    replay.admit(["g0", "g1", "g9"])
+    assert replay.training_groups == 2
+    assert replay.waiting_groups == 2
+    assert replay.missing(["g0", "g2", "g9"]) == ["g9"]
+    replay.add(group(9))
+    assert replay.training_groups == 3
+
+
+def test_half_of_a_batch_is_recent():
+    """Guards against a surrogate that no longer follows the moving generator."""
+    replay = Replay(buffer_groups=300, recent_groups=6, held_out_share=0)
+    for number in range(100):
+        replay.add(group(number))
+    replay.admit([])
+    for names in batches(replay, size=6, steps=50):
+        numbers = [int(name[1:]) for name in names]
+        assert numbers == sorted(set(numbers))
+        assert sum(number >= 94 for number in numbers) >= 3
+    spread = {name for names in batches(replay, size=6, steps=200) for name in names}
+    assert len(spread) > 90
+
+
+def test_held_out_groups_are_never_drawn_and_are_bounded():
+    """Guards against pair accuracy that flatters because it was measured on what was trained on."""
+    replay = Replay(buffer_groups=300, recent_groups=30, held_out_share=0.3)
+    for number in range(200):
+        replay.add(group(number))
+    replay.admit([])
+    held_out = {g.group_id for g in replay.held_out()}
+    assert len(held_out) == HELD_OUT_GROUPS
+    drawn = {name for names in batches(replay, size=20, steps=50) for name in names}
+    assert not any(is_held_out(name, 0.3) for name in drawn)
+    assert 40 < sum(is_held_out(f"g{number}", 0.3) for number in range(200)) < 80
+    assert not any(is_held_out(f"g{number}", 0.0) for number in range(200))
+
+
+def test_total_is_the_weighted_sum_and_nan_where_a_component_failed():
+    """Guards against a failed reward being counted as a number."""
+    scores: dict[str, list[float | None]] = {"a": [1.0, None], "b": [0.5, 0.25], "logged": [None, None]}
+    made = group_from_sample(sample(scores), {"a": 2.0, "b": -1.0, "logged": 0.0}, SHAPE)
+    assert made.rewards_N[0] == 1.5
+    assert np.isnan(made.rewards_N[1])
+    assert made.latents_NCHW.dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("scores", "latents", "expected"),
+    [
+        ({"b": [1.0, 2.0]}, None, "expected also a"),
+        ({"a": [1.0]}, None, "got 1, expected one per sample"),
+        ({"a": [1.0, 2.0]}, np.zeros((3, *SHAPE), np.float32), r"expected one tensor `latents` \[2, 4, 2, 2\]"),
+        ({"a": [1.0, 2.0]}, np.full((2, *SHAPE), np.nan, np.float32), "NaN"),
+        ({"a": [1.0, 2.0]}, np.full((2, *SHAPE), 1e6, np.float32), "float16"),
+    ],
+)
+def test_what_must_not_be_trained_on_is_refused(scores, latents, expected):
+    """Guards against wrong counts, shapes and NaN entering the optimiser."""
+    with pytest.raises((WireError, NonFiniteError), match=expected):
+        group_from_sample(sample(scores, latents), {"a": 1.0}, SHAPE)
