@@ -18,7 +18,7 @@ FOREGROUND_DELTA_E = 8.0  # a pixel this far from the background may belong to a
 OBJECT_DELTA_E = 16.0  # an object's core is at least this far from it
 MIN_AREA_PX = 24  # below this a component is clutter
 BORDER_PX = 4  # width of the frame the background is read from
-CORE_DEPTH_PX = 2.0  # colours nearer to the outline are mixed with the background by any VAE
+CORE_DEPTH_PX = 2  # colours nearer to the outline are mixed with the background by any VAE
 MIN_PART = 0.15  # share of a component's core that makes a second colour a second object
 MAX_MIXTURE_RGB = 45.0  # a pixel this near the line between background and object colour is a mixture of them
 Float = NDArray[np.float32]
@@ -75,7 +75,8 @@ def segment(rgb_HW3: NDArray[np.uint8]) -> Segmentation:
     frame[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
     background_lab = np.median(lab[frame], 0)
     background_rgb = np.median(rgb_HW3[frame], 0).astype(np.float32)
-    delta_e = cdist(lab.reshape(-1, 3), background_lab[None]).reshape(lab.shape[:2])
+    offset = lab - background_lab
+    delta_e = np.sqrt(np.einsum("...c,...c->...", offset, offset))
     foreground = delta_e > FOREGROUND_DELTA_E
     labels = np.zeros(foreground.shape, np.int32)
     ndimage.label(foreground, output=labels)
@@ -104,12 +105,11 @@ def _padded(box: Box, size: tuple[int, int], margin_px: int = 2) -> Box:
 
 def _split_by_color(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Float) -> list[Mask]:
     """One mask per clearly different colour, so that touching objects come apart."""
-    left = _depth(mask) >= CORE_DEPTH_PX
-    if left.sum() < MIN_AREA_PX:
-        return [mask]
+    left = _core(mask).copy()
+    min_part_px = max(MIN_PART * left.sum(), MIN_AREA_PX / 2)
     nearest = np.full(mask.shape, -1)
     nearest[left] = cdist(lab[left], PALETTE_LAB_C3).argmin(1)
-    owner, num_parts, min_part_px = np.full(mask.shape, -1), 0, MIN_PART * left.sum()
+    owner, num_parts = np.full(mask.shape, -1), 0
     while left.sum() >= min_part_px:
         color = np.bincount(nearest[left]).argmax()
         part = left & (nearest == color)
@@ -117,9 +117,10 @@ def _split_by_color(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_r
             break
         owner[part] = num_parts
         num_parts += 1
-        # The rim of an object is a mixture of its colour and the background's, and no object of its own.
-        left &= _off_the_line(rgb, background_rgb, np.median(rgb[part], 0)) > MAX_MIXTURE_RGB
-        left &= nearest != color
+        left &= ~part
+        if left.sum() >= min_part_px:
+            # The rim of an object is a mixture of its colour and the background's, and no object of its own.
+            left &= _off_the_line(rgb, background_rgb, np.median(rgb[part], 0)) > MAX_MIXTURE_RGB
     if num_parts < 2:
         return [mask]
     rows_and_columns = np.zeros((2, *mask.shape), np.int32)
@@ -132,7 +133,7 @@ def _off_the_line(rgb: NDArray[np.uint8], start: Float, end: Float) -> Float:
     """Distance of each pixel's colour from the segment between two colours, in RGB units."""
     alpha = _coverage(rgb, start, end)
     rest = rgb - start - alpha[..., None] * (end - start)
-    return np.linalg.norm(rest, axis=-1).astype(np.float32)
+    return np.sqrt(np.einsum("...c,...c->...", rest, rest)).astype(np.float32)
 
 
 def _coverage(rgb: NDArray[np.uint8], background: Float, color: Float) -> Float:
@@ -142,19 +143,21 @@ def _coverage(rgb: NDArray[np.uint8], background: Float, color: Float) -> Float:
     return np.clip(share, 0, 1).astype(np.float32)
 
 
-def _depth(mask: Mask) -> NDArray[np.float64]:
-    """Distance of each pixel to the nearest one outside the mask; the image's edge counts as outside."""
-    depth = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2))
-    ndimage.distance_transform_edt(np.pad(mask, 1), distances=depth)
-    return depth[1:-1, 1:-1]
+def _core(mask: Mask) -> Mask:
+    """Pixels well inside the mask, as deep as leaves enough of them; the image's edge counts as outside."""
+    core = mask
+    for _ in range(CORE_DEPTH_PX):
+        inner = np.zeros_like(core)
+        inner[1:-1, 1:-1] = core[1:-1, 1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
+        if inner.sum() < MIN_AREA_PX:
+            break
+        core = inner
+    return core
 
 
 def _segment(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Float, box: Box) -> Segment:
     """Refine a mask to soft coverage: where a pixel lies between the background's colour and the core's."""
-    depth = _depth(mask)
-    core = depth >= min(CORE_DEPTH_PX, float(np.quantile(depth[mask], 0.7)))
-    alpha = _coverage(rgb, background_rgb, np.median(rgb[core], 0))
-    alpha[~ndimage.binary_dilation(mask)] = 0
-    inside = _depth(alpha > 0.5) >= CORE_DEPTH_PX
-    chosen = inside if inside.sum() >= MIN_AREA_PX // 2 else core
-    return Segment(alpha, lab[chosen], box)
+    alpha = _coverage(rgb, background_rgb, np.median(rgb[_core(mask)], 0))
+    alpha[~mask] = 0
+    solid = alpha > 0.5
+    return Segment(alpha, lab[_core(solid if solid.any() else mask)], box)
