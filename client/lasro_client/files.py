@@ -31,9 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); free the disk or choose another"
-        ) from error
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another") from error
 
 
 def write_json(path: Path, value: Any) -> None:

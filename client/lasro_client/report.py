@@ -42,7 +42,7 @@ def render(run: RunData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, signed=signed, duration=duration)
-    progress_rounds, strips = progress_strips(run)
+    columns, strips = progress_strips(run)
     return environment.get_template("report.html.jinja").render(
         run=run,
         stages=STAGE_TITLES,
@@ -54,10 +54,11 @@ def render(run: RunData) -> str:
             if (found := charts(run, stage))
         ],
         images={stage: groups for stage in STAGE_TITLES if (groups := pair_groups(run, stage))},
-        progress_rounds=progress_rounds,
+        columns=columns,
         strips=strips,
         drift_pairs=drift_pairs(run),
-        failures=_failures(run),
+        notices=_notices(run),
+        moved={stage: _moved(run.gains(stage)) for stage in STAGE_TITLES},
         settings=json.dumps(run.config, indent=2, ensure_ascii=False),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
@@ -94,8 +95,8 @@ def _table(run: RunData) -> dict[str, Any]:
 
 def _status(run: RunData) -> dict[str, Any]:
     last = run.last
-    total = int(last.get("rounds") or run.config.get("train", {}).get("rounds") or 0)
-    done = int(last.get("round") or 0)
+    total = int(last.get("rounds") or 0)
+    done = int(last["round"]) + 1 if last else 0
     return {
         "stage": last.get("stage"),
         "round": done,
@@ -108,22 +109,28 @@ def _status(run: RunData) -> dict[str, Any]:
     }
 
 
-def _failures(run: RunData) -> list[str]:
-    """What went wrong, a sentence each; empty where nothing did."""
+def _moved(gains: list[float | None]) -> dict[str, int]:
+    """How many prompts gained and lost."""
+    known = [gain for gain in gains if gain is not None]
+    return {"rose": sum(gain > 0 for gain in known), "fell": sum(gain < 0 for gain in known), "of": len(known)}
+
+
+def _notices(run: RunData) -> list[str]:
+    """Rewards that failed and groups that taught nothing, a sentence each; empty where there were none."""
     failed = sum(int(line.get("failed_samples") or 0) for line in run.rounds)
     constant = sum(int(line.get("constant_groups") or 0) for line in run.rounds)
     found = []
     if failed:
-        found.append(f"{failed} samples got no reward while training; they were left out, never counted as a number.")
+        found.append(f"Samples that got no reward: {failed}. They were left out, not counted as a number.")
     if constant:
         found.append(
-            f"{constant} groups had the same reward throughout and taught nothing. Where that is most groups, use "
-            "more seeds per prompt, harder prompts, or a smaller tie margin."
+            f"Groups without two samples of different reward, which teach nothing: {constant} in {len(run.rounds)} "
+            "rounds. If that is most of them, use more seeds per prompt, other prompts, or a smaller tie margin."
         )
-    for when, evaluation in (("before", run.before), ("after", run.after)):
+    for when, evaluation in (("base", run.before), ("adapted", run.after)):
         for name, statuses in (evaluation.failures if evaluation else {}).items():
             reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-            found.append(f"Evaluation {when}: {name} could not score some images ({reasons}).")
+            found.append(f"{name} could not score some evaluation images of the {when} model ({reasons}).")
     return found
 
 
@@ -185,4 +192,5 @@ def charts(run: RunData, stage: str) -> list[Chart]:
 def _plain(
     title: str, note: str, lines: list[dict[str, Any]], key: str, reference: float | None = None
 ) -> Chart | None:
-    return chart(title, note, [Series(title, 3, points(lines, key))], reference=reference)
+    series = [Series(title, 3, points(lines, key))]
+    return chart(title, note, series, ceiling=reference, reference=reference)

@@ -45,7 +45,7 @@ def moving_average(values: Sequence[float], momentum: float = SMOOTHING) -> list
     return smoothed
 
 
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
     if high <= low:
         return [low]

@@ -136,14 +136,14 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def points(rounds: Iterable[dict[str, Any]], *path: str) -> list[tuple[int, float]]:
-    """(round, value) of a nested field, where it was measured and is finite."""
+    """(rounds done, value) of a nested field, where it was measured and is finite."""
     found = []
     for record in rounds:
         value: Any = record
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, int | float) and math.isfinite(value):
-            found.append((int(record["round"]), float(value)))
+            found.append((int(record["round"]) + 1, float(value)))
     return found
 
 

@@ -90,8 +90,8 @@ def random_pick(total: int, count: int) -> list[int]:
 
 
 def pair_groups(run: RunData, stage: str) -> list[PairGroup]:
-    """The random sample, and once the run has ended the largest gains and losses. Empty before the evaluation."""
-    if run.before is None:
+    """The random sample, the largest gains and the largest losses. Empty until both evaluations are in."""
+    if run.before is None or not run.gains(stage):
         return []
     total = len(run.before.prompts)
     chosen = random_pick(total, RANDOM_PAIRS)
@@ -108,8 +108,9 @@ def pair_groups(run: RunData, stage: str) -> list[PairGroup]:
 
 def _pairs(run: RunData, stage: str, indices: Sequence[int]) -> list[Pair]:
     assert run.before is not None
+    assert run.after is not None
     before = run.totals(run.before, stage)
-    after = [None] * len(before) if run.after is None else run.totals(run.after, stage)
+    after = run.totals(run.after, stage)
     folder, name = run.folder / "evaluation", STAGE_FOLDERS[stage]
     return [
         Pair(
@@ -117,7 +118,7 @@ def _pairs(run: RunData, stage: str, indices: Sequence[int]) -> list[Pair]:
             before=data_uri(folder / "before" / name / f"{index:05d}.png"),
             after=data_uri(folder / "after" / name / f"{index:05d}.png"),
             reward_before=before[index],
-            reward_after=after[index] if index < len(after) else None,
+            reward_after=after[index],
         )
         for index in indices
     ]
@@ -146,16 +147,20 @@ def spread(rounds: Sequence[int], count: int) -> list[int]:
     return [rounds[round(i * (len(rounds) - 1) / (count - 1))] for i in range(count)]
 
 
-def progress_strips(run: RunData) -> tuple[list[int], list[Strip]]:
-    """Rounds and, per fixed prompt, the image at each of them; both empty before the first."""
+def progress_strips(run: RunData) -> tuple[list[str], list[Strip]]:
+    """Column titles and, per watched prompt, an image for each; both empty before the first were drawn.
+
+    The watched prompts are the first held-out ones with the seeds of the evaluation, so the base's images are there.
+    """
     folder = run.folder / "progress"
-    folders = {int(path.name): path for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit()}
-    rounds = spread(sorted(folders), PROGRESS_ROUNDS)
+    prompts = read_strings(folder / "prompts.json")[:PROGRESS_PROMPTS]
+    numbered = {int(path.name): path for path in folder.glob("[0-9]*") if path.name.isdigit()}
+    rounds = spread(sorted(numbered), PROGRESS_ROUNDS)
     if not rounds:
         return [], []
-    prompts = read_strings(folder / "prompts.json")[:PROGRESS_PROMPTS]
-    strips = [
-        Strip(prompt, [data_uri(folders[number] / f"{index}.png") for number in rounds])
-        for index, prompt in enumerate(prompts)
-    ]
-    return rounds, strips
+    base = run.folder / "evaluation" / "before" / STAGE_FOLDERS["two_step"]
+    strips = []
+    for index, prompt in enumerate(prompts):
+        paths = [base / f"{index:05d}.png", *(numbered[number] / f"{index}.png" for number in rounds)]
+        strips.append(Strip(prompt, [data_uri(path) for path in paths]))
+    return ["base", *(f"round {number}" for number in rounds)], strips
