@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import uvicorn
+from starlette.types import ASGIApp
 
 from lasro.redis_store.connection import connect
 from lasro.redis_store.embedded import EmbeddedRedis
+
+Serve = Callable[[ASGIApp], str]
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +31,34 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     """A connection to an emptied server."""
-    client = connect(redis_url)
-    client.flushall()
-    with client:
+    with connect(redis_url) as client:
+        client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Serve]:
+    """Starts an app under real uvicorn, in a thread, on a free loopback port, and returns its URL."""
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(app: ASGIApp) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive(), "the server ended while starting"
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.005)
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, _ in servers:
+        server.should_exit = True
+    for _, thread in servers:
+        thread.join(10)
 
 
 @pytest.fixture(scope="session")
