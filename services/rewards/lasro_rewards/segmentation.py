@@ -47,11 +47,16 @@ PALETTE_LAB_C3 = rgb_to_lab(np.array(list(COLORS.values()), np.uint8))
 
 @dataclass(frozen=True)
 class Segment:
-    """One object: how much of each pixel it covers, and the pixels well inside it."""
+    """One object: how much of each pixel it covers, and the colours well inside it.
+
+    `touching` says that it was cut from a component with another object; `edge_px` counts its pixels on the
+    image's edge.
+    """
 
     alpha_HW: Float
     core_lab_P3: Float
-    box: Box
+    touching: bool
+    edge_px: int
 
     @property
     def area_px(self) -> float:
@@ -78,6 +83,8 @@ def segment(rgb_HW3: NDArray[np.uint8]) -> Segmentation:
     offset = lab - background_lab
     delta_e = np.sqrt(np.einsum("...c,...c->...", offset, offset))
     foreground = delta_e > FOREGROUND_DELTA_E
+    edge = np.ones(foreground.shape, bool)
+    edge[1:-1, 1:-1] = False
     labels = np.zeros(foreground.shape, np.int32)
     ndimage.label(foreground, output=labels)
     segments, clutter_px = [], 0.0
@@ -89,7 +96,11 @@ def segment(rgb_HW3: NDArray[np.uint8]) -> Segmentation:
             clutter_px += area_px
             continue
         parts = _split_by_color(mask, rgb_HW3[box], lab[box], background_rgb)
-        segments += [_segment(part, rgb_HW3[box], lab[box], background_rgb, box) for part in parts]
+        on_edge = edge[box]
+        segments += [
+            _segment(part, rgb_HW3[box], lab[box], background_rgb, len(parts) > 1, int((part & on_edge).sum()))
+            for part in parts
+        ]
     segments.sort(key=lambda found: -found.area_px)
     spread = float(delta_e[~foreground].mean()) if not foreground.all() else 0.0
     return Segmentation(tuple(segments), background_lab, spread, clutter_px)
@@ -155,9 +166,11 @@ def _core(mask: Mask) -> Mask:
     return core
 
 
-def _segment(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Float, box: Box) -> Segment:
+def _segment(
+    mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_rgb: Float, touching: bool, edge_px: int
+) -> Segment:
     """Refine a mask to soft coverage: where a pixel lies between the background's colour and the core's."""
     alpha = _coverage(rgb, background_rgb, np.median(rgb[_core(mask)], 0))
     alpha[~mask] = 0
     solid = alpha > 0.5
-    return Segment(alpha, lab[_core(solid if solid.any() else mask)], box)
+    return Segment(alpha, lab[_core(solid if solid.any() else mask)], touching, edge_px)
