@@ -101,17 +101,18 @@ class GroupQueue:
         """
         with redis_errors():
             try:
-                reply: Any = await self._redis.xautoclaim(keys.WORK, GROUP, consumer, stale_ms, "0-0", count=count)
-                entries = reply[1]
-                if not entries:
-                    entries = await self._read_new(consumer, count, min(block_ms, MAX_BLOCK_MS))
+                entries = await self._take(consumer, count, block_ms, stale_ms)
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
                 await self._create_group()
-                return []
+                entries = await self._take(consumer, count, block_ms, stale_ms)
             claims = [await self._load(entry_id.decode(), fields) for entry_id, fields in entries]
         return [claim for claim in claims if claim is not None]
+
+    async def _take(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Any]:
+        stale: Any = await self._redis.xautoclaim(keys.WORK, GROUP, consumer, stale_ms, "0-0", count=count)
+        return stale[1] or await self._read_new(consumer, count, min(block_ms, MAX_BLOCK_MS))
 
     async def _read_new(self, consumer: str, count: int, block_ms: int) -> list[Any]:
         reply: Any = await self._redis.xreadgroup(

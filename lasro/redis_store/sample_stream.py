@@ -59,15 +59,16 @@ class SampleStream:
         return self._decoded(self._fetch(b">", count, block_ms))
 
     def _fetch(self, after: bytes, count: int, block_ms: int) -> list[tuple[bytes, dict[bytes, bytes] | None]]:
+        def ask() -> Any:
+            return self._redis.xreadgroup(GROUP, CONSUMER, {self._key: after}, count=count, block=block_ms or None)
+
         try:
-            reply: Any = self._redis.xreadgroup(
-                GROUP, CONSUMER, {self._key: after}, count=count, block=block_ms or None
-            )
+            reply = ask()
         except redis.ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
             self._create_group()
-            return []
+            reply = ask()
         streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
         return [entry for entries in streams for entry in entries]
 

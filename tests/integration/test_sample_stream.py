@@ -1,0 +1,179 @@
+"""The trainer's side of the sample stream, against a real server."""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from lasro import wire
+from lasro.errors import UnreachableError
+from lasro.redis_store import keys
+from lasro.redis_store.connection import connect
+from lasro.redis_store.sample_stream import SampleStream
+
+RUN = "stream-tests"
+
+
+def sample(index: int, latents: bytes = b"x") -> wire.Sample:
+    return wire.Sample(
+        group_id=f"g{index}",
+        round=0,
+        index=index,
+        prompt="p",
+        policy_version=0,
+        stages=[1, 2],
+        scores={"r": [0.5, None]},
+        versions={"r": 1},
+        latents=latents,
+    )
+
+
+def deliver(client: redis.Redis, *indices: int) -> None:
+    for index in indices:
+        client.xadd(keys.samples(RUN), {"sample": wire.to_msgpack(sample(index))})
+
+
+def indices(entries: list[tuple[str, wire.Sample]]) -> list[int]:
+    return [found.index for _, found in entries]
+
+
+class CuttingProxy:
+    """Passes a unix socket through, and drops one reply together with its connection when told to."""
+
+    def __init__(self, folder: Path, upstream: str) -> None:
+        self.path, self._upstream = str(folder / "proxy.sock"), upstream
+        self.cut_next_reply = False
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(near,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, socket.socket(socket.AF_UNIX) as far:
+            far.connect(self._upstream)
+            ends = {near: far, far: near}
+            while True:
+                for source in select.select(list(ends), [], [])[0]:
+                    data = source.recv(1 << 16)
+                    if source is far and self.cut_next_reply:
+                        self.cut_next_reply = False
+                        return
+                    if not data:
+                        return
+                    ends[source].sendall(data)
+
+
+def test_a_new_reader_gets_what_the_last_one_left_unacknowledged(redis_client: redis.Redis) -> None:
+    """Bug: a trainer killed between reading and its checkpoint loses the samples it had read."""
+    stream = SampleStream(redis_client, RUN)
+    deliver(redis_client, 0, 1, 2, 3)
+    first = stream.read(2)
+    stream.ack([first[0][0]])
+    assert indices(first) == [0, 1]
+
+    after_restart = SampleStream(redis_client, RUN)
+    assert indices(after_restart.read(10)) == [1]
+    assert indices(after_restart.read(10)) == [2, 3]
+    assert after_restart.read(10) == []
+
+
+def test_lag_counts_what_was_never_read(redis_client: redis.Redis) -> None:
+    """Bug: lag counts pending or acknowledged entries, so a run never looks caught up."""
+    stream = SampleStream(redis_client, RUN)
+    assert stream.lag() == 0
+    deliver(redis_client, 0, 1, 2)
+    assert stream.lag() == 3
+    entries = stream.read(2)
+    assert indices(entries) == [0, 1]
+    assert stream.lag() == 1
+    stream.ack([entry_id for entry_id, _ in entries])
+    assert stream.lag() == 1
+    assert redis_client.xlen(keys.samples(RUN)) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"sample": b"\xc1 junk"}, {"blob": b"0" * 64}, {"other": b"x"}, {"sample": wire.to_msgpack(sample(9))[:-1]}],
+)
+def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
+    redis_client: redis.Redis, fields: dict[Any, Any]
+) -> None:
+    """Bug: one corrupt entry stops the trainer for ever, or vanishes without a trace."""
+    stream = SampleStream(redis_client, RUN)
+    deliver(redis_client, 0)
+    redis_client.xadd(keys.samples(RUN), fields)
+    deliver(redis_client, 1)
+    assert indices(stream.read(10)) == [0, 1]
+    found: Any = redis_client.xrange(keys.dead_samples(RUN))
+    ((_, buried),) = found
+    assert buried[b"reason"]
+    assert SampleStream(redis_client, RUN).read(10) != []
+    assert redis_client.xlen(keys.samples(RUN)) == 2
+
+
+def test_a_blob_that_changed_is_not_taken(redis_client: redis.Redis) -> None:
+    """Bug: bytes under a digest are believed without looking, so corruption trains the surrogate."""
+    stream = SampleStream(redis_client, RUN)
+    body = wire.to_msgpack(sample(0))
+    digest = hashlib.sha256(body).hexdigest()
+    redis_client.set(keys.blob(RUN, digest), wire.to_msgpack(sample(7)))
+    redis_client.xadd(keys.samples(RUN), {"blob": digest})
+    assert stream.read(5) == []
+    assert redis_client.xlen(keys.dead_samples(RUN)) == 1
+
+
+def test_a_lost_reply_loses_no_sample_and_repeats_none(redis_url: str, redis_client: redis.Redis) -> None:
+    """Bug: entries in a reply that never arrived stay pending for ever; or a re-read gives the others twice."""
+    with tempfile.TemporaryDirectory(prefix="lasro-") as folder:
+        proxy = CuttingProxy(Path(folder), redis_url.removeprefix("unix://"))
+        with connect(f"unix://{proxy.path}") as through_proxy:
+            stream = SampleStream(through_proxy, RUN)
+            deliver(redis_client, 0, 1, 2)
+            assert indices(stream.read(1)) == [0]
+            proxy.cut_next_reply = True
+            with pytest.raises(UnreachableError):
+                stream.read(2)
+            assert indices(stream.read(5)) == [1, 2]
+            assert stream.read(5) == []
+        proxy.close()
+
+
+def test_delete_removes_every_key_of_the_run(redis_client: redis.Redis) -> None:
+    """Bug: a removed run leaves keys behind, and its name is unusable."""
+    stream = SampleStream(redis_client, RUN)
+    deliver(redis_client, 0)
+    redis_client.hset(keys.group(RUN, "g0"), "state", "scored")
+    redis_client.sadd(keys.groups(RUN), "g0")
+    redis_client.set(keys.blob(RUN, "ab"), b"x")
+    redis_client.sadd(keys.blobs(RUN), "ab")
+    redis_client.hset(keys.calls(RUN), "spent", 1)
+    stream.delete()
+    assert redis_client.keys("*") == []
+    assert stream.read(1) == []
+    deliver(redis_client, 5)
+    assert indices(stream.read(1)) == [5]
