@@ -38,11 +38,12 @@ def generate(
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
     if steps not in (1, 2, 4):
         raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
-    from lasro_client.generate import generate as run_generate
     from lasro_client.prompts import read_prompts
 
     texts = read_prompts(prompts)
     settings = _model_settings(model, guidance, device)
+    from lasro_client.generate import generate as run_generate  # torch, once the input is known to be good
+
     with progress_bar("drawing") as progress:
         index = run_generate(settings, adapter, texts, seed, cast("Steps", steps), out, progress=progress)
     print_json({"index": str(index), "images": len(texts)}) if as_json else print(index)
@@ -68,10 +69,11 @@ def evaluate(
 ) -> None:
     """Score one- and two-step images with any rewards, trained on or not; with an adapter, beside the base."""
     from lasro_client.prompts import read_prompts
-    from lasro_client.side_by_side import evaluate_beside_base, reward_service
 
     texts = read_prompts(prompts)
     settings = _model_settings(model, guidance, device)
+    from lasro_client.side_by_side import evaluate_beside_base, reward_service
+
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
         table = evaluate_beside_base(settings, adapter, texts, names, client, seed, out, progress)
     if as_json:

@@ -1,0 +1,104 @@
+"""The command line without any service running."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LASRO = [sys.executable, "-m", "lasro_client.cli"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*LASRO, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    """`lasro --help` loaded torch and took seconds."""
+    code = (
+        "import sys\n"
+        "from lasro_client.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'fastapi', 'redis', 'httpx'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code])  # reads from a cold disk
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert time.perf_counter() - started < 1.0
+    assert result.returncode == 0, result.stderr
+    for command in ("demo", "up", "train", "pretrain", "generate", "evaluate", "report", "export", "doctor"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train",),
+        ("generate", "--prompts", "p.txt", "--out", "o", "--steps", "3"),
+        ("rewards", "ls"),
+        ("rewards", "add", "name", "http://127.0.0.1:1/", "--reward-api", "http://127.0.0.1:1", "--header", "novalue"),
+        ("no-such-command",),
+    ],
+)
+def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
+    """Wrong usage ended with 0, 1 or a traceback."""
+    result = run(*arguments, LASRO_REWARD_API_URL="")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("train", "missing.toml"), "missing.toml: no such configuration file"),
+        (("generate", "--prompts", "missing.txt", "--out", "o"), "missing.txt: no such prompt file"),
+        (("rewards", "ls", "--reward-api", "http://127.0.0.1:1"), "http://127.0.0.1:1 cannot be reached"),
+        (("rewards", "ls", "--reward-api", "127.0.0.1:1"), "expected http://HOST:PORT"),
+        (("surrogate", "score", "r", "no.png", "--prompt", "a", "--surrogate-trainer", "http://[::1]:1"), "no.png"),
+        (("runs", "rm", "../elsewhere", "--yes"), "no run there"),
+    ],
+)
+def test_errors_are_one_line_and_1(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
+    """A foreseen error ended in a traceback, in exit status 0, or on stdout where scripts read results."""
+    result = subprocess.run([*LASRO, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert part in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_unknown_settings_name_the_key(tmp_path: Path) -> None:
+    """A misspelt key in the configuration was ignored."""
+    config = tmp_path / "run.toml"
+    config.write_text('name = "x"\nrewards = [{name = "r"}]\nprompts = {train = "a", held_out = "b"}\nrouns = 3\n')
+    result = run("train", str(config))
+    assert result.returncode == 1
+    assert "rouns: Extra inputs are not permitted" in result.stderr
+
+
+def test_runs_are_listed_and_removed(tmp_path: Path) -> None:
+    """A half-written log line hid a run; `rm` deleted something that is no run."""
+    run_folder = tmp_path / "runs" / "one"
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.json").write_text("{}")
+    (run_folder / "log.jsonl").write_text('{"round": 3, "rounds": 9}\n{"round": 4, "ro')
+    other = tmp_path / "runs" / "notes"
+    other.mkdir()
+    root = ("--root", str(tmp_path / "runs"))
+    listed = json.loads(run("runs", "ls", *root, "--json").stdout)
+    expected = {"name": "one", "state": "stopped", "round": 3, "rounds": 9, "folder": str(run_folder)}
+    assert listed == {"runs": [expected]}
+    assert run("runs", "rm", "notes", "--yes", *root).returncode == 1
+    assert run("runs", "rm", "one", *root).returncode == 1  # nobody there to confirm
+    assert run_folder.exists()
+    assert json.loads(run("runs", "rm", "one", "--yes", "--json", *root).stdout) == {"removed": str(run_folder)}
+    assert not run_folder.exists()
+    assert other.exists()
