@@ -1,0 +1,109 @@
+"""Stage 1: the surrogate learns to rank samples of the base model. `lasro pretrain CONFIG.toml`.
+
+Samples and scores go through the same services as in stage 2; the trained weights end up in
+`surrogate.safetensors`, which `train.initial_surrogate` of a stage-2 run names.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from lasro.backbone import load_model
+from lasro.config import RunSettings
+from lasro.errors import BudgetError
+from lasro.wire import pack_tensors, unpack_tensors
+from lasro_client.connection import open_surrogate, services
+from lasro_client.files import write_atomically
+from lasro_client.progress import RoundDisplay
+from lasro_client.prompts import read_prompts
+from lasro_client.report import write_report
+from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
+from lasro_client.run_folder import Progress, RunFolder
+from lasro_client.sampling import draw_prompts, generator_for, sample_groups
+
+SURROGATE_FILE = "surrogate.safetensors"
+FINAL_STEPS_PER_CALL = 50
+
+
+def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
+    """Run or resume stage 1; returns the file with the trained surrogate. Ends early, whole, when the budget is spent."""
+    folder = RunFolder(out, config, "pretrain")
+    weights_path = folder.path / SURROGATE_FILE
+    if folder.summary() is not None:
+        return weights_path
+    settings, run = config.pretrain, f"{config.name}-pretrain"
+    prompts = read_prompts(config.prompts.train)
+    model = load_model(config.model)
+    progress = folder.start()
+    started = time.monotonic() - progress.elapsed_s
+    with (
+        services(config, folder.path) as connected,
+        RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
+        stop_at_round_end() as stop,
+    ):
+        open_surrogate(connected, run, config, None)
+        collector = Collector(connected, run, config, progress.attempt)
+        for round in range(progress.round, settings.rounds):
+            chosen = draw_prompts(
+                prompts, settings.prompts_per_round, generator_for(config.seed, "pretrain prompts", round)
+            )
+            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round)
+            try:
+                scored = collector.score(groups, round, 0)
+            except BudgetError as error:
+                console.print(f"{error}; stage 1 ends after {round} rounds")
+                break
+            reply = collector.adapt(scored, round, settings.steps_per_round)
+            status = connected.surrogates.status(run)
+            elapsed_s = time.monotonic() - started
+            line = {
+                "stage": "pretrain",
+                "round": round,
+                "rounds": settings.rounds,
+                "elapsed_s": elapsed_s,
+                **reward_means(groups, scored, config),
+                **adapt_entries(reply, status.reward_gap),
+                "reward_calls": scored[-1].reward_calls,
+                "policy_version": 0,
+            }
+            folder.log(line)
+            display.update(line)
+            progress = Progress(round + 1, progress.attempt, elapsed_s, reply.version)
+            folder.checkpoint(progress)
+            if (round + 1) % config.train.report_rounds == 0:
+                write_report(folder.path)
+            if stop.asked:
+                raise KeyboardInterrupt
+        for part in range(0, settings.final_steps, FINAL_STEPS_PER_CALL):
+            steps = min(FINAL_STEPS_PER_CALL, settings.final_steps - part)
+            reply = collector.adapt([], settings.rounds, steps, part)
+            display.note(f"final steps {part + steps}/{settings.final_steps}, loss {reply.statistics.loss}")
+        status = connected.surrogates.status(run)
+        version, body = connected.surrogates.weights(run)
+    write_atomically(weights_path, _halved(body))
+    summary: dict[str, Any] = {
+        "run": config.name,
+        "stage": "pretrain",
+        "seed": config.seed,
+        "rounds": progress.round,
+        "surrogate": SURROGATE_FILE,
+        "surrogate_version": version,
+        "surrogate_steps": status.steps,
+        "held_out_pair_accuracy": status.held_out_pair_accuracy,
+        "held_out_groups": status.held_out_groups,
+        "duration_s": time.monotonic() - started,
+    }
+    folder.finish(summary)
+    write_report(folder.path)
+    return weights_path
+
+
+def _halved(body: bytes) -> bytes:
+    """The weights in float16: half the file, and ranking does not change by it."""
+    tensors, metadata = unpack_tensors(body)
+    return pack_tensors({name: array.astype(np.float16) for name, array in tensors.items()}, metadata)
