@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -39,12 +38,13 @@ def add_generator_lora(model: TwoStepModel, settings: LoraSettings, seed: int) -
 def save_adapter(model: TwoStepModel, folder: Path, settings: LoraSettings) -> Path:
     """Write the generator's LoRA so that stock diffusers loads it with `load_lora_weights`.
 
-    alpha / rank is folded into the second factor, so no reader has to know it.
+    alpha / rank is folded into the second factor, so no reader has to know it. The names stay peft's: diffusers' own
+    converter renames attention layers only, and its loader then drops them from such a mixture.
     """
     state = get_peft_model_state_dict(model.unet, adapter_name=GENERATOR)
     scale = settings.alpha / settings.rank
     folded = {name: (t * scale if "lora_B" in name else t).detach().cpu() for name, t in state.items()}
-    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(folded))
+    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=folded)
     return folder / ADAPTER_FILE
 
 

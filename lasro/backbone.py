@@ -15,10 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import diffusers
+import lasro.quiet  # noqa: F401  (before diffusers)
+
+# isort: split
+
 import numpy as np
 import torch
-import transformers
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
@@ -33,11 +35,6 @@ EMBEDDING_CACHE = 2048
 DECODE_BATCH = 16
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 M = TypeVar("M", bound=nn.Module)
-
-# Loading bars and advice of the libraries stay out of our own output; their errors do not.
-for library in (transformers, diffusers):
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
 
 
 class Conditioning(NamedTuple):

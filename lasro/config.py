@@ -330,9 +330,7 @@ def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     updates: dict[str, Any] = {"prompts": prompts, "objective": objective}
     model, initial = config.model.path, config.train.initial_surrogate
     if model.startswith((".", "~")):
-        updates["model"] = config.model.model_copy(
-            update={"path": str((folder / Path(model).expanduser()).resolve())}
-        )
+        updates["model"] = config.model.model_copy(update={"path": str((folder / Path(model).expanduser()).resolve())})
     if initial is not None and initial != "bundled":
         path = str((folder / Path(initial).expanduser()).resolve())
         updates["train"] = config.train.model_copy(update={"initial_surrogate": path})

@@ -119,7 +119,7 @@ class GeneratorTrainer:
         loss, means = objective.item(), []
         for stage, weight in enumerate((settings.one_step_weight, settings.two_step_weight)):
             z = latents[stage].detach()
-            t, noise = draw_augmentation(tuple(z.shape), self.config.surrogate.max_timestep, generator)
+            t, noise = draw_augmentation((len(z), *model.latent_shape), self.config.surrogate.max_timestep, generator)
             scores, slope = source.score_and_gradient(z, t.to(model.device), noise.to(model.device), prompts)
             moments = update_moments(self.moments[stage], scores, settings.score_momentum)
             term, gradient = score_ascent(scores, slope, moments, settings.score_clip, weight)

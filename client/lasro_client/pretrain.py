@@ -31,7 +31,7 @@ FINAL_STEPS_PER_CALL = 50
 
 
 def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
-    """Run or resume stage 1; returns the file with the trained surrogate. Ends early, whole, when the budget is spent."""
+    """Run or resume stage 1; returns the file with the trained surrogate. A spent budget ends it early, whole."""
     folder = RunFolder(out, config, "pretrain")
     weights_path = folder.path / SURROGATE_FILE
     if folder.summary() is not None:
@@ -84,7 +84,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
             reply = collector.adapt([], settings.rounds, steps, part)
             display.note(f"final steps {part + steps}/{settings.final_steps}, loss {reply.statistics.loss}")
         status = connected.surrogates.status(run)
-        version, body = connected.surrogates.weights(run)
+        body = connected.surrogates.weights_of(run, status.version)
     write_atomically(weights_path, _halved(body))
     summary: dict[str, Any] = {
         "run": config.name,
@@ -92,7 +92,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         "seed": config.seed,
         "rounds": progress.round,
         "surrogate": SURROGATE_FILE,
-        "surrogate_version": version,
+        "surrogate_version": status.version,
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,
         "held_out_groups": status.held_out_groups,

@@ -158,9 +158,7 @@ class EmbeddedRedis:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     lock.close()
-                    raise ConflictError(
-                        f"{self.folder}: another Redis is running on this folder; stop it"
-                    ) from error
+                    raise ConflictError(f"{self.folder}: another Redis is running on this folder; stop it") from error
                 time.sleep(0.05)
             else:
                 self._lock = lock

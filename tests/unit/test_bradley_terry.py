@@ -1,0 +1,86 @@
+"""Ranking by hand-computed numbers, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
+
+F64 = torch.float64
+
+
+def pairs(*args: object, **kwargs: object) -> set[tuple[int, int]]:
+    winners, losers = ranked_pairs(*args, **kwargs)  # type: ignore[arg-type]
+    return set(zip(winners.tolist(), losers.tolist(), strict=True))
+
+
+def test_all_pairs_of_a_prompt_are_ranked() -> None:
+    """Guards against swapping winner and loser, and against pairing ties: 0.5 and 0.51 differ by the margin only."""
+    rewards, stages = torch.tensor([0.1, 0.5, 0.51, 0.9], dtype=F64), torch.tensor([1, 1, 2, 2])
+    assert pairs(rewards, stages, 0.02) == {(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)}
+
+
+def test_pairs_within_a_stage() -> None:
+    """Guards against learning to tell one-step from two-step samples instead of good from bad."""
+    rewards, stages = torch.tensor([0.1, 0.5, 0.51, 0.9], dtype=F64), torch.tensor([1, 1, 2, 2])
+    assert pairs(rewards, stages, 0.02, within_stage=True) == {(1, 0), (3, 2)}
+
+
+def test_failed_rewards_are_in_no_pair() -> None:
+    """Guards against a failed reward counting as the worst one."""
+    rewards = torch.tensor([0.1, math.nan, 0.9], dtype=F64)
+    assert pairs(rewards, torch.tensor([1, 1, 1]), 0.0) == {(2, 0)}
+
+
+def test_loss_by_hand() -> None:
+    """Guards against a sum for a mean: score differences 1 and -2 give (log(1+e^-1) + log(1+e^2)) / 2."""
+    scores = torch.tensor([1.0, 0.0, 3.0], dtype=F64)
+    loss = bradley_terry_loss(scores, torch.tensor([0, 0]), torch.tensor([1, 2]))
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2)
+
+
+def test_loss_passes_gradcheck() -> None:
+    """Guards against a gradient that is not that of the loss."""
+    scores = torch.randn(5, dtype=F64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    winners, losers = torch.tensor([0, 1, 4]), torch.tensor([2, 3, 0])
+    assert torch.autograd.gradcheck(lambda s: bradley_terry_loss(s, winners, losers), (scores,))
+
+
+def test_no_pairs_give_a_loss_of_zero_and_no_nan() -> None:
+    """Guards against the mean of nothing, which is NaN and would enter the optimiser."""
+    scores = torch.ones(3, dtype=F64, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    loss = bradley_terry_loss(scores, none, none)
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0, 0, 0]
+    assert pair_accuracy(scores.detach(), none, none) is None
+
+
+def test_accuracy_counts_ties_half() -> None:
+    """Guards against a constant surrogate reading as right or as wrong."""
+    scores = torch.tensor([1.0, 1.0, 0.0], dtype=F64)
+    assert pair_accuracy(scores, torch.tensor([0, 0, 2]), torch.tensor([1, 2, 1])) == pytest.approx(0.5)
+
+
+def test_rank_correlation_by_hand() -> None:
+    """Guards against Pearson in place of Spearman: ranks 1 2 3 4 against 1 2 4 3 give 1 - 6*2/(4*15) = 0.8."""
+    scores = torch.tensor([0.0, 1.0, 10.0, 100.0], dtype=F64)
+    assert rank_correlation(scores, torch.tensor([1.0, 2.0, 4.0, 3.0], dtype=F64)) == pytest.approx(0.8)
+    assert rank_correlation(scores, torch.ones(4, dtype=F64)) is None
+    assert rank_correlation(scores[:2], torch.ones(2, dtype=F64)) is None
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(0, 2))
+def test_perfect_scores_rank_every_pair(rewards: list[float], margin: float) -> None:
+    """Guards against pairs whose order does not follow the reward."""
+    rewards_N = torch.tensor(rewards, dtype=F64)
+    winners, losers = ranked_pairs(rewards_N, torch.ones(len(rewards), dtype=torch.int64), margin)
+    assert pair_accuracy(rewards_N, winners, losers) in (None, 1.0)
+    assert ((rewards_N[winners] - rewards_N[losers]) > margin).all()
