@@ -69,7 +69,7 @@ def test_after_minus_before_is_the_difference(before, random):
     """Holds for any pattern of failures."""
     after = [random.choice([None, random.uniform(-10, 10)]) for _ in before]
     result = compare(before, after)
-    if result.difference.mean is not None:
+    if result.before.mean is not None and result.after.mean is not None:
         assert result.after.mean - result.before.mean == pytest.approx(result.difference.mean, abs=1e-9)
     assert result.difference.n + result.difference.failed == len(before)
 

@@ -1,0 +1,128 @@
+"""Evaluation and drift of a tiny random model, scored by a real reward endpoint through the real reward API."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lasro_client import evaluate as evaluation_module
+from lasro_client.drift import measure_drift
+from lasro_client.evaluate import draw_both_stages, evaluate
+from lasro_client.prompts import Prompt
+from lasro_client.reward_client import RewardClient
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
+from PIL import Image
+
+from lasro.adapters import add_generator_lora
+from lasro.backbone import load_model
+from lasro.config import LoraSettings, ModelSettings
+from lasro.errors import NonFiniteError, NotFoundError
+from lasro.reward_sdk import RejectedItem, create_reward_app, reward
+from lasro.wire import Protocol, RewardSpec
+
+SEED = 5
+PROMPTS = [Prompt(f"a {color} star", {"gain": i}) for i, color in enumerate(("red", "blue", "green", "black", "pink"))]
+
+
+@reward
+def brightness(images, prompts, metadata):
+    """Mean pixel plus what the metadata says; refuses green."""
+    return [
+        RejectedItem("no green") if "green" in prompt else float(np.asarray(image).mean()) + extra["gain"]
+        for image, prompt, extra in zip(images, prompts, metadata, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def api(redis_url, serve):
+    torch.set_num_threads(1)
+    settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")
+    with RewardClient(serve(create_app(settings))) as client:
+        url = serve(create_reward_app(brightness)) + "/"
+        client.register(RewardSpec(name="brightness", url=url, protocol=Protocol.NATIVE), replace=True)
+        yield client
+
+
+@pytest.fixture
+def model(tiny_model_path):
+    return load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+
+
+def with_adapter(model, scale):
+    generator = torch.Generator().manual_seed(1)
+    for parameter in add_generator_lora(model, LoraSettings(rank=2), seed=0):
+        parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+    return model
+
+
+def test_scores_belong_to_their_prompt_stage_and_seed(model, api, tmp_path, monkeypatch):
+    """Batches shift by one, stages swapped, or metadata lost: each score is checked against the kept image."""
+    monkeypatch.setattr(evaluation_module, "LARGEST_BATCH", 2)
+    seen = []
+    found = evaluate(
+        model, PROMPTS, ["brightness"], api, SEED, tmp_path, lambda done, total: seen.append((done, total))
+    )
+    for stage, folder in (("one_step", "one"), ("two_step", "two")):
+        for index, score in enumerate(getattr(found.rewards["brightness"], stage)):
+            pixels = np.asarray(Image.open(tmp_path / folder / f"{index:05d}.png"))
+            assert score == (None if index == 2 else pytest.approx(pixels.mean() + index))
+    assert found.failures == {"brightness": {"rejected": 2}}
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_one_pass_gives_the_images_of_two_stock_calls(model, tiny_model_path):
+    """One- and two-step images must be those of separate single-prompt calls of diffusers with the same seed."""
+    diffusers: Any = importlib.import_module("diffusers")
+    stock = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_model_path, add_watermarker=False)
+    stock.scheduler = diffusers.LCMScheduler.from_config(stock.scheduler.config)
+    stock.set_progress_bar_config(disable=True)
+    texts = [prompt.text for prompt in PROMPTS[:3]]
+    ours = draw_both_stages(model, texts, range(SEED, SEED + 3))
+    for steps, images in zip((1, 2), ours, strict=True):
+        for index, text in enumerate(texts):
+            expected = stock(
+                prompt=text,
+                num_inference_steps=steps,
+                guidance_scale=4.0,
+                height=16,
+                width=16,
+                generator=torch.Generator("cpu").manual_seed(SEED + index),
+                output_type="np",
+            ).images[0]
+            assert np.abs(images[index] - (expected * 255).round()).max() <= 2
+
+
+def test_base_is_the_model_without_its_adapter(model, api):
+    """`base=True` on a model that carries an adapter must give the numbers from before it was there."""
+    before = evaluate(model, PROMPTS[:2], ["brightness"], api, SEED, base=True)
+    with_adapter(model, 0.3)
+    assert evaluate(model, PROMPTS[:2], ["brightness"], api, SEED, base=True) == before
+    assert evaluate(model, PROMPTS[:2], ["brightness"], api, SEED) != before
+
+
+def test_drift_is_zero_without_change_and_grows_with_it(model, tmp_path):
+    """The figure must come from the adapter alone, and the kept images from both models."""
+    assert measure_drift(model, PROMPTS[:2], SEED).ratio.mean == 0
+    drift = measure_drift(with_adapter(model, 0.3), PROMPTS[:2], SEED, tmp_path)
+    assert drift.ratio.mean is not None
+    assert drift.ratio.mean > 0.01
+    pairs = [Path(tmp_path / name / "00001.png").read_bytes() for name in ("before", "after")]
+    assert pairs[0] != pairs[1]
+
+
+def test_a_broken_adapter_is_not_scored(model, api):
+    """The decoder turns NaN into black pixels, which this reward would rate like any image."""
+    with_adapter(model, float("nan"))
+    with pytest.raises(NonFiniteError, match="a red star"):
+        evaluate(model, PROMPTS[:1], ["brightness"], api, SEED)
+
+
+def test_an_unknown_reward_is_named(model, api):
+    """A typing error must not come back as a table of failures."""
+    with pytest.raises(NotFoundError, match="aesthetics"):
+        evaluate(model, PROMPTS[:1], ["aesthetics"], api, SEED)

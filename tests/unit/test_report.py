@@ -1,0 +1,270 @@
+"""report.html from run folders at every stage of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from lasro_client.evaluation import Evaluation, StageScores, save_evaluation, summary_table
+from lasro_client.files import png_bytes, write_atomically, write_json
+from lasro_client.report import duration, number, signed, write_report
+from lasro_client.report_charts import moving_average, nice_ticks, tick_label
+from lasro_client.report_data import points, read_run, seconds_left
+from lasro_client.report_images import EDGE, data_uri, pick, random_pick, spread
+
+from lasro.errors import NotFoundError
+
+NASTY = 'a <b>red</b> "circle" & <script>alert(1)</script>'
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects texts, addresses and images."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.images, self.texts = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def line(round, **more):
+    record = {
+        "stage": "train", "round": round, "rounds": 20, "elapsed_s": 30.0 + 6 * round,
+        "reward": {"binding": {"one_step": 0.2 + 0.01 * round, "two_step": 0.5}},
+        "total": {"one_step": 0.2, "two_step": 0.5}, "score": {"one_step": -1.0, "two_step": 0.3},
+        "loss": -0.1, "regulariser": 1e-5, "grad_norm": 0.7, "bt_loss": 0.4, "pair_accuracy": 0.9,
+        "fresh_pair_accuracy": 0.8, "held_out_pair_accuracy": None, "reward_gap": 0.2, "constant_groups": 0,
+        "failed_samples": 0, "reward_calls": 48 * (round + 1), "policy_version": round, "surrogate_version": round,
+    }  # fmt: skip
+    return record | more
+
+
+def draw(path, value, side=16):
+    write_atomically(path, png_bytes(np.full((side, side, 3), value % 256, np.uint8)))
+
+
+def evaluation(shift, prompts):
+    scores = [None if i == 1 else 0.1 * i + shift for i in range(len(prompts))]
+    return Evaluation(
+        prompts=prompts,
+        seed=1,
+        rewards={"binding": StageScores(one_step=scores, two_step=[0.5 + shift] * len(prompts))},
+        failures={"binding": {"timeout": 1}},
+    )
+
+
+STEPS = ["empty", "config", "before", "rounds", "progress", "after", "drift", "summary"]
+
+
+def make_run(folder, until, prompts=(NASTY, "two", "three", "four")):
+    """A run folder as it is when the step `until` has been written."""
+    prompts = list(prompts)
+    before, after = evaluation(0.0, prompts), evaluation(0.25, prompts)
+    steps = STEPS[: STEPS.index(until) + 1]
+    folder.mkdir(exist_ok=True)
+    if "config" in steps:
+        rewards = [{"name": "binding", "weight": 2.0}]
+        write_json(folder / "config.json", {"name": "demo", "rewards": rewards, "note": "</pre><script>"})
+    for name, scores in (("before", before), ("after", after)):
+        if name in steps:
+            save_evaluation(folder / "evaluation" / f"{name}.json", scores)
+            for index in range(len(prompts)):
+                draw(folder / f"evaluation/{name}/one/{index:05d}.png", 10 * index)
+                draw(folder / f"evaluation/{name}/two/{index:05d}.png", 20 * index)
+    if "rounds" in steps:
+        lines = [json.dumps(line(round)) for round in range(10)]
+        (folder / "log.jsonl").write_text("\n".join(lines) + '\n{"stage": "train", "rou')
+    if "progress" in steps:
+        write_json(folder / "progress" / "prompts.json", prompts[:2])
+        draw(folder / "progress/00010/0.png", 1)
+    if "drift" in steps:
+        ratio = {"mean": 0.12, "sem": 0.01}
+        write_json(folder / "drift.json", {"ratio": ratio, "mean_abs_255": 3.0, "seed_to_seed_255": 25.0, "n": 2})
+        write_json(folder / "drift" / "prompts.json", [NASTY])
+        draw(folder / "drift/before/00000.png", 1)
+        draw(folder / "drift/after/00000.png", 2)
+    if "summary" in steps:
+        rows = summary_table(before, after)
+        write_json(folder / "summary.json", {"rewards": rows, "reward_calls": 480, "duration_s": 90})
+    return folder
+
+
+@pytest.mark.parametrize("until", STEPS)
+def test_every_stage_of_a_run_renders(tmp_path, until):
+    """The report is rewritten from the first minute on; a missing file must not end the run."""
+    text = write_report(make_run(tmp_path / "run", until)).read_text()
+    page = Page(text)
+    assert (until == "summary") != ('http-equiv="refresh"' in text), "reloads exactly while unfinished"
+    assert "None" not in page.text
+    assert "nan" not in page.text.lower()
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+    """Self-contained: opened from disk on a machine without a net, years later."""
+    page = Page(write_report(make_run(tmp_path, "summary")).read_text())
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert all(address.startswith(("data:image/webp;base64,", "#")) for address in page.addresses)
+    assert len(page.images) > 10
+
+
+def test_prompts_and_settings_are_escaped(tmp_path):
+    """Prompts are foreign text: markup in them must be shown, not interpreted, in alt texts too."""
+    text = write_report(make_run(tmp_path, "summary")).read_text()
+    assert "<script" not in text
+    page = Page(text)
+    assert NASTY in page.text
+    assert any(image["alt"] == f"base: {NASTY}" for image in page.images)
+    assert all(image["alt"] for image in page.images)
+
+
+def test_figures_are_those_of_the_summary(tmp_path):
+    """The headline must not be computed a second time, and differently."""
+    page = Page(write_report(make_run(tmp_path, "summary")).read_text())
+    for expected in ("+0.250", "0.500 ± 0.000", "3 (1 failed)", "binding could not score", "(1 timeout)"):
+        assert expected in page.text, expected
+    assert "The reward rose for 3 of 3 prompts" in page.text
+    assert "Finished after 10 rounds in 1 min 30 s, 480 images scored" in page.text
+
+
+def test_running_shows_round_pace_and_budget(tmp_path):
+    """Ten of twenty rounds at 6 s each: a minute left."""
+    folder = make_run(tmp_path, "rounds")
+    write_json(folder / "config.json", {"name": "demo", "budget": {"max_reward_calls": 5000}})
+    page = Page(write_report(folder).read_text())
+    assert "round 10 of 20, about 1 min 0 s left" in page.text
+    assert "480 images scored of 5,000 allowed" in page.text
+
+
+def test_a_pretraining_run_has_its_own_result(tmp_path):
+    """Stage 1 has no before and after; its result is how well the surrogate ranks."""
+    lines = [line(i, stage="pretrain", score=None, loss=None) for i in range(5)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    write_json(tmp_path / "summary.json", {"held_out_pair_accuracy": 0.871, "held_out_groups": 40})
+    page = Page(write_report(tmp_path).read_text())
+    assert "0.871" in page.text
+    assert "pre-training the surrogate" in page.text
+    assert "Surrogate score" not in page.text
+
+
+def test_large_noisy_images_stay_under_the_limit(tmp_path):
+    """A report of 1024-pixel photographs must not become hundreds of megabytes."""
+    prompts = [f"prompt {i}" for i in range(40)]
+    folder = make_run(tmp_path, "summary", prompts)
+    noise = png_bytes(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    for path in folder.rglob("*.png"):
+        path.write_bytes(noise)
+    assert write_report(folder).stat().st_size < 4_000_000
+
+
+def test_broken_files_are_passed_over(tmp_path):
+    """A disk that filled up once must not make the report fail for ever."""
+    folder = make_run(tmp_path, "summary")
+    for name in ("config.json", "drift.json", "evaluation/after.json", "progress/prompts.json"):
+        (folder / name).write_text("[1, ")
+    (folder / "evaluation/before/two/00000.png").write_bytes(b"no image")
+    Page(write_report(folder).read_text())
+    with pytest.raises(NotFoundError, match="no such run folder"):
+        write_report(tmp_path / "absent")
+
+
+def test_a_round_repeated_after_a_resume_counts_once(tmp_path):
+    """Rounds after the last checkpoint are done again; both lines stay in the log."""
+    rounds = [0, 1, 2, 1, 2]
+    records = [line(round, bt_loss=0.1 * position) for position, round in enumerate(rounds)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = read_run(tmp_path)
+    assert points(run.rounds, "bt_loss") == [(1, 0.0), (2, pytest.approx(0.3)), (3, pytest.approx(0.4))]
+
+
+def test_seconds_left_follows_the_newest_pace():
+    """Warm-up rounds are slower; an average over all rounds would mislead for an hour."""
+    slow_then_fast = [line(i, rounds=200, elapsed_s=100.0 * i if i < 50 else 5000.0 + i - 49) for i in range(100)]
+    assert seconds_left(slow_then_fast) == pytest.approx(100.0)
+    assert seconds_left(slow_then_fast[:1]) is None
+
+
+def test_weights_make_the_total(tmp_path):
+    """Gains are picked by what is trained on: the weighted sum, missing where one part is missing."""
+    run = read_run(make_run(tmp_path, "after"))
+    assert run.before is not None
+    assert run.totals(run.before, "one_step") == [0.0, None, pytest.approx(0.4), pytest.approx(0.6)]
+    assert run.gains("two_step") == [pytest.approx(0.5)] * 4
+
+
+def test_selection_is_by_the_stated_rule():
+    """Largest losses must be real losses, and the random sample must not depend on scores."""
+    gains = [0.3, None, -0.2, 0.0, 0.5, -0.1]
+    assert pick(gains, 3) == {"gains": [4, 0], "losses": [2, 5]}
+    assert pick([0.1, 0.2], 3)["losses"] == []
+    assert random_pick(40, 12) == random_pick(40, 12)
+    assert random_pick(3, 12) == [0, 1, 2]
+    assert spread(range(10, 160, 10), 4) == [10, 60, 100, 150]
+    assert spread([5], 4) == [5]
+
+
+def test_thumbnails_follow_the_file(tmp_path):
+    """A cached image of the last round would show a run that stands still."""
+    path = tmp_path / "a.png"
+    draw(path, 0, side=2 * EDGE)
+    first = data_uri(path)
+    draw(path, 255, side=2 * EDGE)
+    assert first is not None
+    assert data_uri(path) != first
+    assert data_uri(tmp_path / "absent.png") is None
+
+
+def test_moving_average_has_no_bias_to_zero():
+    """A plain moving average of 5, 5, 5 starts at 0.5; of 0, 1 with momentum 0.5 the weights are 1/3 and 2/3."""
+    assert moving_average([5, 5, 5]) == pytest.approx([5, 5, 5])
+    assert moving_average([0, 1], momentum=0.5) == pytest.approx([0, 2 / 3])
+
+
+def test_ticks_are_round_numbers_within_the_range():
+    """Labels such as 0.30000000000000004 or ticks outside the frame."""
+    assert nice_ticks(0.13, 0.86) == [0.2, 0.4, 0.6, 0.8]
+    assert nice_ticks(0, 150) == [0, 50, 100, 150]
+    assert nice_ticks(-1e-5, 1e-5, 4) == [-1e-5, -5e-6, 0, 5e-6, 1e-5]
+    assert [tick_label(v) for v in (0.5, 20000, -2, 2e-5, 0, 3e6)] == ["0.5", "20k", "−2", "2e-5", "0", "3e6"]
+
+
+def test_charts_survive_flat_and_single_points(tmp_path):
+    """A constant curve has no range to divide by; the first round has one point."""
+    (tmp_path / "log.jsonl").write_text(json.dumps(line(0)) + "\n")
+    text = write_report(tmp_path).read_text()
+    assert "<circle" in text
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line(i, loss=1.0)) + "\n" for i in range(3)))
+    coordinates = re.findall(r'[Md]="?M([-\d., L]+)"', write_report(tmp_path).read_text())
+    assert coordinates
+    assert all(0 <= float(v) <= 440 for path in coordinates for v in re.findall(r"-?[\d.]+", path))
+
+
+def test_numbers_read_as_people_write_them():
+    """A hyphen for minus and 61 s instead of 1 min 1 s."""
+    assert (number(None), number(-0.5), signed(0.25, 2)) == ("–", "−0.500", "+0.25")
+    assert [duration(s) for s in (None, 12.4, 61, 7500)] == ["–", "12 s", "1 min 1 s", "2 h 5 min"]
