@@ -99,6 +99,8 @@ def check_url(text: str) -> httpx.URL:
         raise BlockedError(f"url: {error}; expected http(s)://HOST[:PORT]/PATH") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise BlockedError(f"url: got scheme {url.scheme!r}, expected http(s)://HOST[:PORT]/PATH")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise BlockedError(f"url: got port {url.port}, expected http(s)://HOST[:PORT]/PATH")
     if url.userinfo:
         raise BlockedError("url: got a user name or password in it; give `secret` or `headers` instead")
     return url
