@@ -28,7 +28,8 @@ NO_COLOR_DELTA_E = 36.0  # a pixel farther than this from every palette colour c
 COLOR_FADE_DELTA_E = 40.0
 OVERLAP_TEMPERATURE = 0.04  # perfect drawings lead the second-best shape by 0.13 or more
 RAGGED_OVERLAP, CLEAN_OVERLAP = 0.65, 0.95  # outline quality runs from 0 to 1 between these
-SMALL_PX, LARGE_PX = (80.0, 300.0), (2600.0, 5000.0)  # area at which an object stops and starts to be plausible
+SMALL_PX = (80.0, 300.0)  # plausibility of an object's area runs from 0 to 1 between these,
+LARGE_PX = {1: (5400.0, 9000.0), 2: (2600.0, 5000.0)}  # and back to 0 between these, by number of phrases
 CUT_OFF_LOSS = 0.5  # for an object whose contact with the image's edge is as long as its own side
 TOUCHING_FACTOR = 0.8
 CLUTTER_SCALE = 0.15  # clutter relative to the named objects' area at which the score falls to 1/e
@@ -78,16 +79,16 @@ def _best_assignment(phrases: tuple[NounPhrase, ...], segments: tuple[Segment, .
 
 def _phrase_scores(phrases: tuple[NounPhrase, ...], found: Segment) -> list[float]:
     colors, shapes = color_probabilities(found.core_lab_P3), shape_probabilities(found.alpha_HW)
-    placed = FLOOR + (1 - FLOOR) * _placement_factor(found)
+    placed = FLOOR + (1 - FLOOR) * _placement_factor(found, len(phrases))
     return [
         placed * (FLOOR + (1 - FLOOR) * colors[each.color]) * (FLOOR + (1 - FLOOR) * shapes[each.shape])
         for each in phrases
     ]
 
 
-def _placement_factor(found: Segment) -> float:
+def _placement_factor(found: Segment, num_phrases: int) -> float:
     """1 for an object of plausible size that stands free; less where it is cut off or grown into another."""
-    plausible = _ramp(found.area_px, *SMALL_PX) * (1 - _ramp(found.area_px, *LARGE_PX))
+    plausible = _ramp(found.area_px, *SMALL_PX) * (1 - _ramp(found.area_px, *LARGE_PX[num_phrases]))
     cut_off = min(found.edge_px / max(found.area_px, 1.0) ** 0.5, 1.0)
     return plausible * (1 - CUT_OFF_LOSS * cut_off) * (TOUCHING_FACTOR if found.touching else 1.0)
 
