@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -68,9 +69,9 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Only its tokenizers are the bundled ones.
     """
     import torch
-    from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+    diffusers: Any = importlib.import_module("diffusers")  # its annotations refuse tuples of more than one
     bundled = Path(str(importlib.resources.files("lasro"))) / "assets" / "tiny-sdxl-lcm"
     tokenizers = [CLIPTokenizer.from_pretrained(bundled / name) for name in ("tokenizer", "tokenizer_2")]
     text_config = CLIPTextConfig(
@@ -80,8 +81,8 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipeline = StableDiffusionXLPipeline(
-            vae=AutoencoderKL(
+        pipeline = diffusers.StableDiffusionXLPipeline(
+            vae=diffusers.AutoencoderKL(
                 block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, scaling_factor=0.5,
                 down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
             ),
@@ -89,7 +90,7 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text_encoder_2=CLIPTextModelWithProjection(text_config),
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
-            unet=UNet2DConditionModel(
+            unet=diffusers.UNet2DConditionModel(
                 sample_size=8, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32,
@@ -97,7 +98,7 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 addition_embed_type="text_time", addition_time_embed_dim=8,
                 projection_class_embeddings_input_dim=16 + 6 * 8,
             ),
-            scheduler=LCMScheduler.from_pretrained(bundled, subfolder="scheduler"),
+            scheduler=diffusers.LCMScheduler.from_pretrained(bundled, subfolder="scheduler"),
             add_watermarker=False,
         )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "tiny"
