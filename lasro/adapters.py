@@ -43,7 +43,9 @@ def save_adapter(model: TwoStepModel, folder: Path, settings: LoraSettings) -> P
     """
     state = get_peft_model_state_dict(model.unet, adapter_name=GENERATOR)
     scale = settings.alpha / settings.rank
-    folded = {name: (t * scale if "lora_B" in name else t).detach().cpu() for name, t in state.items()}
+    folded: dict[str, nn.Module | Tensor] = {
+        name: (t * scale if "lora_B" in name else t).detach().cpu() for name, t in state.items()
+    }
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=folded)
     return folder / ADAPTER_FILE
 
