@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lasro_client.output import ApiKey, AsJson, print_json, print_table, progress_bar
+from lasro_client.output import ApiKey, AsJson, print_json, print_scores, progress_bar
 
 if TYPE_CHECKING:
     from lasro.config import ModelSettings
@@ -79,7 +79,7 @@ def evaluate(
     if as_json:
         print_json({"prompts": len(texts), "seed": seed, "rewards": table})
     else:
-        print_table(("reward", "steps", *_COLUMNS, "n", "failed"), _rows(table))
+        print_scores(table, ("base", "adapted", "difference"))
 
 
 def export(
@@ -93,24 +93,6 @@ def export(
 
     run_export(_model_settings(model, 1.0, "cpu"), adapter, out)
     print_json({"model": str(out)}) if as_json else print(out)
-
-
-_COLUMNS = ("base", "adapted", "difference")
-
-
-def _rows(table: dict[str, dict[str, Any]]) -> list[list[object]]:
-    return [
-        [name, stage.replace("_", " "), *(_estimate(row.get(column)) for column in _COLUMNS), row["n"], row["failed"]]
-        for name, stages in table.items()
-        for stage, row in stages.items()
-    ]
-
-
-def _estimate(estimate: dict[str, float | None] | None) -> str | None:
-    if estimate is None or estimate["mean"] is None:
-        return None
-    error = "" if estimate["sem"] is None else f" ± {estimate['sem']:.3f}"
-    return f"{estimate['mean']:.3f}{error}"
 
 
 def _model_settings(model: str, guidance: float, device: str) -> ModelSettings:

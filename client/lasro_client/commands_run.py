@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lasro_client.output import AsJson, print_json, stderr
+from lasro_client.output import AsJson, print_json, print_scores, stderr
 
 if TYPE_CHECKING:
     from lasro.config import RunSettings
@@ -92,6 +92,9 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     summary = run_train(config, out, stderr())
     if as_json:
         print_json(summary)
+        return
+    print_scores(summary["rewards"], ("before", "after", "difference"))
+    print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
 
 
 def demo_config() -> Path:

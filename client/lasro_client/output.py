@@ -51,6 +51,22 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     Console().print(table)
 
 
+def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
+    """Reward -> stage -> {column: {"mean", "sem"}, "n", "failed"} as a table of mean ± standard error."""
+    rows = [
+        [name, stage.replace("_", " "), *(_estimate(row.get(column)) for column in columns), row["n"], row["failed"]]
+        for name, stages in table.items()
+        for stage, row in stages.items()
+    ]
+    print_table(("reward", "sampling", *columns, "n", "failed"), rows)
+
+
+def _estimate(estimate: dict[str, float | None] | None) -> str | None:
+    if estimate is None or estimate["mean"] is None:
+        return None
+    return f"{estimate['mean']:.3f}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.3f}")
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """A progress bar on stderr, driven by calls with (done, total)."""
