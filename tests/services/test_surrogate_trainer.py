@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 import time
@@ -22,7 +23,7 @@ from PIL import Image
 from lasro import wire
 from lasro.backbone import load_model
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
-from lasro.errors import ConflictError, NotFoundError, TimeoutExceededError, WireError
+from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.service_kit import bind
@@ -431,6 +432,27 @@ def test_versions_and_replies_survive_a_restart(redis_url, config, tmp_path):
         assert [run.run for run in trainer.runs()] == ["kept"]
         trainer.delete("kept")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["broken"]
+
+
+def test_a_full_disk_leaves_the_last_version_and_the_request_can_be_repeated(trainer, config, redis_url, monkeypatch):
+    """Guards against weights written half, and training that goes on from weights nobody can fetch."""
+    groups: list[str] = []
+    for run in ("full-disk", "roomy-disk"):
+        trainer.create(run, config)
+        groups = feed(redis_url, run, [separable_sample(number) for number in range(4)])
+
+    def no_room(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", no_room)
+        with pytest.raises(StorageError, match="No space left on device"):
+            adapt(trainer, "full-disk", "a", groups, 2)
+    assert trainer.status("full-disk").version == 0
+    versions = [adapt(trainer, run, "a", groups, 2).version for run in ("full-disk", "roomy-disk")]
+    assert versions == [1, 1]
+    tensors_of = [wire.unpack_tensors((trainer.weights(run) or (0, b""))[1])[0] for run in ("full-disk", "roomy-disk")]
+    assert all(np.array_equal(tensors_of[0][name], array) for name, array in tensors_of[1].items())
 
 
 def test_deleting_a_run_leaves_nothing(trainer, http, config, redis_url):

@@ -22,7 +22,7 @@ from lasro import wire
 from lasro.backbone import Conditioning
 from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
 from lasro.config import SurrogateSettings
-from lasro.errors import ConflictError, NonFiniteError
+from lasro.errors import BusyError, NonFiniteError
 from lasro.surrogate import build_surrogate, draw_augmentation
 from lasro_surrogate_trainer.models import FrozenModel
 from lasro_surrogate_trainer.replay import Group, Replay
@@ -34,7 +34,7 @@ MEASURING_SEED = 20_411
 
 
 class StepResult(NamedTuple):
-    """Of one optimiser step."""
+    """Of one optimiser step: loss and pair accuracy before it, and how many pairs it learned from."""
 
     loss: float
     accuracy: float
@@ -173,7 +173,7 @@ def adapt(
 ) -> wire.AdaptStatistics:
     """Rank the new groups as they come, then train for `request.steps` steps; raises NonFiniteError.
 
-    `stopped` is asked before each step; where it says yes, ConflictError ends the adaptation.
+    `stopped` is asked before each step; where it says yes, BusyError ends the adaptation.
     """
     started = time.perf_counter()
     new_groups = replay.named(request.new_groups)
@@ -183,7 +183,7 @@ def adapt(
     results: list[StepResult] = []
     for _ in range(request.steps):
         if stopped():
-            raise ConflictError("the run is being closed; the adaptation was not finished")
+            raise BusyError("the run is being closed and the adaptation was not finished; ask again")
         result = trainee.step(replay)
         if result is not None:
             results.append(result)

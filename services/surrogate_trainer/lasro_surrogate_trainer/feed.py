@@ -1,45 +1,83 @@
-"""The thread that takes a run's scored groups from Redis into its replay buffer."""
+"""How scored groups come in: a thread reads them from Redis into the run's replay buffer."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 from lasro import wire
-from lasro.errors import LasroError, StorageError, UnreachableError
+from lasro.config import SurrogateRun
+from lasro.errors import LasroError, StorageError, TimeoutExceededError, UnreachableError, WireError
 from lasro.redis_store.sample_stream import SampleStream
+from lasro_surrogate_trainer.replay import Replay, group_from_sample
 
 log = logging.getLogger("lasro.trainer")
 READ_COUNT = 64
 BLOCK_MS = 500
 RETRY_S = 1.0
+KEPT_REFUSALS = 1024
+
+
+class Intake:
+    """What arrived of a run: its replay buffer, and why some groups were refused."""
+
+    def __init__(self, config: SurrogateRun, latent_shape: tuple[int, int, int]) -> None:
+        settings = config.surrogate
+        self.replay = Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
+        self._weights, self._latent_shape = config.weights, latent_shape
+        self._refused: OrderedDict[str, LasroError] = OrderedDict()
+
+    def has_room(self) -> bool:
+        """Whether to read on: not while a whole buffer of groups waits to be named by an adapt request."""
+        return self.replay.waiting_groups < self.replay.buffer_groups
+
+    def accept(self, sample: wire.Sample) -> None:
+        """Put a sample into the replay, or remember why it cannot be trained on."""
+        try:
+            self.replay.add(group_from_sample(sample, self._weights, self._latent_shape))
+        except LasroError as error:
+            log.warning("group %s refused: %s", sample.group_id, error)
+            self._refused[sample.group_id] = error
+            if len(self._refused) > KEPT_REFUSALS:
+                self._refused.popitem(last=False)
+        else:
+            self._refused.pop(sample.group_id, None)
+
+    def settled(self, group_ids: Sequence[str]) -> bool:
+        """Whether waiting for these groups is over: all are here, or one was refused."""
+        return not self.replay.missing(group_ids) or any(name in self._refused for name in group_ids)
+
+    def check(self, group_ids: Sequence[str], waited_s: float) -> None:
+        """Raises WireError for a group that was refused, TimeoutExceededError for those that are not here."""
+        for name in group_ids:
+            if (error := self._refused.get(name)) is not None:
+                raise WireError(f"group {name} cannot be trained on: {error}") from error
+        if missing := self.replay.missing(group_ids):
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise TimeoutExceededError(
+                f"{len(missing)} of {len(group_ids)} groups not here after {waited_s:g} s: "
+                f"{', '.join(missing[:5])}{more}; post them again, or wait longer by timeout_s"
+            )
 
 
 class SampleFeed(threading.Thread):
-    """Reads while `has_room()`, gives each sample to `accept`, and tells `reject` of those it refuses.
+    """Reads samples into `intake` and calls `arrived` after each read that brought some.
 
     `lag` is the number of samples not yet read, as of the last read.
     """
 
-    def __init__(
-        self,
-        stream: SampleStream,
-        run: str,
-        has_room: Callable[[], bool],
-        accept: Callable[[wire.Sample], None],
-        reject: Callable[[str, LasroError], None],
-    ) -> None:
+    def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
         super().__init__(name=f"feed-{run}", daemon=True)
-        self._stream, self._run = stream, run
-        self._has_room, self._accept, self._reject = has_room, accept, reject
+        self._stream, self._run, self._intake, self._arrived = stream, run, intake, arrived
         self._stopping = threading.Event()
         self.lag = 0
 
     def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                if self._has_room():
+                if self._intake.has_room():
                     self._take()
                 else:
                     self._stopping.wait(BLOCK_MS / 1000)
@@ -51,11 +89,9 @@ class SampleFeed(threading.Thread):
     def _take(self) -> None:
         entries = self._stream.read(READ_COUNT, BLOCK_MS)
         for _, sample in entries:
-            try:
-                self._accept(sample)
-            except LasroError as error:
-                log.warning("run %s: group %s refused: %s", self._run, sample.group_id, error)
-                self._reject(sample.group_id, error)
+            self._intake.accept(sample)
+        if entries:
+            self._arrived()
         # Acknowledged once in memory: a trainer that is killed forgets its replay. Once the replay is in
         # checkpoints, this call moves behind the one that holds these entries; the stream gives out again
         # whatever was not acknowledged, and `Replay.add` passes over what it has.

@@ -11,8 +11,9 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,20 +21,18 @@ import numpy as np
 
 from lasro import wire
 from lasro.config import SurrogateRun
-from lasro.errors import BusyError, ConflictError, LasroError, TimeoutExceededError, WireError
+from lasro.errors import BusyError, ConflictError
 from lasro.redis_store.sample_stream import SampleStream
 from lasro_surrogate_trainer.adaptation import Trainee, adapt
 from lasro_surrogate_trainer.bodies import GradientBody, LatentsBody
-from lasro_surrogate_trainer.feed import SampleFeed
+from lasro_surrogate_trainer.feed import Intake, SampleFeed
 from lasro_surrogate_trainer.models import FrozenModel
-from lasro_surrogate_trainer.replay import Replay, group_from_sample
 from lasro_surrogate_trainer.serving import ServedSurrogate
 from lasro_surrogate_trainer.signals import Bell
 from lasro_surrogate_trainer.store import RunStore
 
 log = logging.getLogger("lasro.trainer")
 KEPT_REPLIES = 256
-KEPT_REFUSALS = 1024
 T = TypeVar("T")
 
 
@@ -43,18 +42,16 @@ def request_digest(request: wire.AdaptRequest) -> str:
 
 
 class Run:
-    """A surrogate with its data. Made on a worker thread by `Run.open`; all coroutines run on one event loop."""
+    """A surrogate with its data. Made on a worker thread, then all coroutines run on one event loop."""
 
     def __init__(self, name: str, config: SurrogateRun, frozen: FrozenModel, store: RunStore) -> None:
         self.name, self.config, self.frozen = name, config, frozen
-        settings = config.surrogate
-        self.replay = Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
         self._store = store
-        self._trainee = Trainee(frozen, settings)
-        self._served = ServedSurrogate(frozen, settings, store)
+        self._intake = Intake(config, frozen.model.latent_shape)
+        self._trainee = Trainee(frozen, config.surrogate)
+        self._served = ServedSurrogate(frozen, config.surrogate, store)
         self._replies: OrderedDict[str, tuple[str, wire.AdaptReply]] = OrderedDict()
         self._running: dict[str, tuple[str, asyncio.Task[wire.AdaptReply]]] = {}
-        self._refused: OrderedDict[str, LasroError] = OrderedDict()
         self._closing = threading.Event()
         self._training_thread = ThreadPoolExecutor(1, f"train-{name}")
         self._serving_thread = ThreadPoolExecutor(1, f"serve-{name}")
@@ -65,7 +62,7 @@ class Run:
     def start(self, stream: SampleStream) -> None:
         """Begin to take samples; on the event loop."""
         self._stream, self._bell = stream, Bell()
-        self._feed = SampleFeed(stream, self.name, self._has_room, self._accept, self._refuse)
+        self._feed = SampleFeed(stream, self.name, self._intake, self._bell.ring)
         self._feed.start()
 
     # --- weights ---------------------------------------------------------------------------------------------
@@ -90,6 +87,15 @@ class Run:
         self._store.publish(version, self._trainee.state(), header)
         self.version, self.steps = version, self._trainee.steps
 
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Whatever goes wrong inside, weights that were never published must not be trained on further."""
+        try:
+            yield
+        except Exception:
+            self._restore()
+            raise
+
     async def upload(self, body: bytes) -> None:
         """Start from these weights: a new version. Raises ConflictError once trained, WireError for a misfit."""
         tensors, _ = await asyncio.to_thread(wire.unpack_tensors, body)
@@ -104,8 +110,9 @@ class Run:
                 "delete the run to start over"
             )
         if self._store.header(self.version).get("uploaded") != digest:
-            self._trainee.load(tensors, 0)
-            self._publish(self.version + 1, {"uploaded": digest})
+            with self._whole_or_not_at_all():
+                self._trainee.load(tensors, 0)
+                self._publish(self.version + 1, {"uploaded": digest})
 
     async def weights(self, version: int | None = None) -> tuple[int, bytes]:
         """A version and its safetensors, the newest where none is named; raises NotFoundError."""
@@ -116,21 +123,6 @@ class Run:
         """Whether a version after this one is published within `wait_s`."""
         await self._bell.until(lambda: self.version > version or self._closing.is_set(), wait_s)
         return self.version > version
-
-    # --- samples ---------------------------------------------------------------------------------------------
-
-    def _has_room(self) -> bool:
-        return self.replay.waiting_groups < self.replay.buffer_groups
-
-    def _accept(self, sample: wire.Sample) -> None:
-        self.replay.add(group_from_sample(sample, self.config.weights, self.frozen.model.latent_shape))
-        self._bell.ring()
-
-    def _refuse(self, group_id: str, error: LasroError) -> None:
-        self._refused[group_id] = error
-        if len(self._refused) > KEPT_REFUSALS:
-            self._refused.popitem(last=False)
-        self._bell.ring()
 
     # --- training --------------------------------------------------------------------------------------------
 
@@ -169,39 +161,21 @@ class Run:
 
     async def _groups_arrived(self, request: wire.AdaptRequest) -> None:
         names = request.new_groups
-        self.replay.admit(names)
-
-        def settled() -> bool:
-            refused = not self._refused.keys().isdisjoint(names)
-            return refused or self._closing.is_set() or not self.replay.missing(names)
-
-        await self._bell.until(settled, request.timeout_s)
-        for name in names:
-            if name in self._refused:
-                raise WireError(f"group {name} cannot be trained on: {self._refused[name]}")
-        if self._closing.is_set():
-            raise ConflictError(f"run {self.name}: being closed")
-        if missing := self.replay.missing(names):
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise TimeoutExceededError(
-                f"{len(missing)} of {len(names)} groups not here after {request.timeout_s:g} s: "
-                f"{', '.join(missing[:5])}{more}; post them again, or wait longer by timeout_s"
-            )
+        self._intake.replay.admit(names)
+        await self._bell.until(lambda: self._closing.is_set() or self._intake.settled(names), request.timeout_s)
+        if not self._closing.is_set():
+            self._intake.check(names, request.timeout_s)
 
     def _train(self, request: wire.AdaptRequest) -> wire.AdaptReply:
         before = self._trainee.steps
-        try:
-            statistics = adapt(self._trainee, self.replay, request, self._closing.is_set)
-            trained = self._trainee.steps > before
-            self.adapt_steps += self._trainee.steps - before
-            reply = wire.AdaptReply(version=self.version + trained, statistics=statistics)
-            if trained:
+        with self._whole_or_not_at_all():
+            statistics = adapt(self._trainee, self._intake.replay, request, self._closing.is_set)
+            steps = self._trainee.steps - before
+            reply = wire.AdaptReply(version=self.version + (steps > 0), statistics=statistics)
+            if steps:
                 header = {"request_id": request.request_id, "request": request_digest(request)}
                 self._publish(reply.version, header | {"reply": reply.model_dump_json()})
-        except Exception:
-            # Whatever went wrong, weights that were never published must not be trained on further.
-            self._restore()
-            raise
+        self.adapt_steps += steps
         return reply
 
     # --- serving ---------------------------------------------------------------------------------------------
@@ -234,8 +208,8 @@ class Run:
             run=self.name,
             version=self.version,
             steps=self.steps,
-            replay_groups=self.replay.training_groups,
-            held_out_groups=len(self.replay.held_out()),
+            replay_groups=self._intake.replay.training_groups,
+            held_out_groups=len(self._intake.replay.held_out()),
             queue_lag=self._feed.lag,
             held_out_pair_accuracy=self._trainee.held_out_accuracy,
             reward_gap=self._trainee.reward_gap,
@@ -246,7 +220,7 @@ class Run:
 
     async def _on(self, thread: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         if self._closing.is_set():
-            raise ConflictError(f"run {self.name}: being closed")
+            raise BusyError(f"run {self.name}: being closed; ask again once the trainer is back")
         return await asyncio.get_running_loop().run_in_executor(thread, partial(work, *arguments))
 
     async def close(self) -> None:

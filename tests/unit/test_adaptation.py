@@ -1,0 +1,146 @@
+"""Training steps of the surrogate trainer, on a tiny random model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from lasro_surrogate_trainer.adaptation import Trainee, adapt, group_pairs
+from lasro_surrogate_trainer.models import FrozenModel, ModelCache
+from lasro_surrogate_trainer.replay import Group, Replay
+
+from lasro import wire
+from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
+from lasro.errors import BusyError, NonFiniteError, WireError
+
+SHAPE = (4, 8, 8)
+SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_model_path) -> FrozenModel:
+    model = ModelSettings(path=str(tiny_model_path))
+    return ModelCache().get(SurrogateRun(model=model, surrogate=SETTINGS, weights={"mean": 1.0}))
+
+
+def changed(**settings: object) -> SurrogateSettings:
+    return SETTINGS.model_copy(update=settings)
+
+
+def replay_of(count: int) -> Replay:
+    replay = Replay(buffer_groups=100, recent_groups=10, held_out_share=0)
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        latents = rng.normal(size=(8, *SHAPE)) + rng.normal(size=(8, 1, 1, 1))
+        replay.add(
+            Group(
+                group_id=f"g{number}",
+                round=number,
+                index=0,
+                prompt="a red star",
+                stages_N=np.array([1, 2] * 4),
+                rewards_N=latents.mean(axis=(1, 2, 3)).astype(np.float32),
+                latents_NCHW=latents.astype(np.float16),
+            )
+        )
+    replay.admit([])
+    return replay
+
+
+def request(steps: int, new_groups: list[str] | None = None) -> wire.AdaptRequest:
+    return wire.AdaptRequest(request_id="r", new_groups=new_groups or [], steps=steps)
+
+
+def test_same_groups_give_the_same_weights(frozen):
+    """Guards against randomness that does not come from the run's seed and the number of the step."""
+    replay, states = replay_of(6), []
+    for split in ((6,), (2, 4)):
+        trainee = Trainee(frozen, SETTINGS)
+        for steps in split:
+            adapt(trainee, replay, request(steps), lambda: False)
+            torch.rand(3)
+        states.append(trainee.state())
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+    other = Trainee(frozen, changed(seed=1))
+    other.load(Trainee(frozen, SETTINGS).state(), 0)
+    adapt(other, replay, request(6), lambda: False)
+    assert not all(np.array_equal(states[0][name], array) for name, array in other.state().items())
+
+
+def test_only_the_surrogate_is_trained(frozen):
+    """Guards against training that leaks into the frozen model, which other runs share."""
+    before = {name: tensor.clone() for name, tensor in frozen.model.unet.state_dict().items()}
+    start = Trainee(frozen, SETTINGS).state()
+    trainee = Trainee(frozen, SETTINGS)
+    adapt(trainee, replay_of(4), request(2), lambda: False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in frozen.model.unet.state_dict().items())
+    moved = [name for name, array in trainee.state().items() if not np.array_equal(array, start[name])]
+    assert any(name.startswith("head") for name in moved)
+    assert any("down_blocks" in name for name in moved)
+
+
+@pytest.mark.parametrize("settings", [{"autocast": "bfloat16"}, {"trunk": "adapter", "adapter_rank": 4}])
+def test_learns_in_bfloat16_and_through_adapters(frozen, settings):
+    """Guards against settings that run but do not learn."""
+    trainee, replay = Trainee(frozen, changed(**settings)), replay_of(12)
+    before = trainee.rank(replay_of(12).draw(12, np.random.default_rng(0))).accuracy
+    statistics = adapt(trainee, replay, request(40), lambda: False)
+    after = trainee.rank(replay.draw(12, np.random.default_rng(0)))
+    assert before is not None
+    assert after.accuracy is not None
+    assert after.accuracy > max(0.85, before)
+    assert after.gap is not None
+    assert after.gap < 0.3
+    assert statistics.loss is not None
+    assert statistics.loss < 0.65
+
+
+def test_a_step_that_is_not_finite_is_not_applied(frozen):
+    """Guards against NaN entering the optimiser, from which no run recovers."""
+    trainee = Trainee(frozen, SETTINGS)
+    state = trainee.state()
+    head = next(name for name in state if name.startswith("head") and state[name].ndim == 2)
+    state[head] = np.full_like(state[head], 3e38)
+    trainee.load(state, 0)
+    with pytest.raises(NonFiniteError, match="surrogate step 1: got loss"):
+        adapt(trainee, replay_of(4), request(3), lambda: False)
+    assert all(np.array_equal(array, state[name]) for name, array in trainee.state().items())
+
+
+def test_an_adaptation_can_be_ended(frozen):
+    """Guards against a service that cannot stop while it trains."""
+    trainee, asked = Trainee(frozen, SETTINGS), iter([False, False, True])
+    with pytest.raises(BusyError):
+        adapt(trainee, replay_of(4), request(1000), lambda: next(asked))
+    assert trainee.steps == 2
+
+
+def test_statistics_of_new_groups(frozen):
+    """Guards against pair accuracy of new groups measured after training on them, or on other groups."""
+    trainee, replay = Trainee(frozen, SETTINGS), replay_of(8)
+    untrained = trainee.rank(replay.named(["g3", "g5"]))
+    statistics = adapt(trainee, replay, request(30, ["g3", "g5"]), lambda: False)
+    assert statistics.fresh_pair_accuracy == untrained.accuracy
+    assert trainee.reward_gap == untrained.gap
+    again = adapt(trainee, replay, request(0, ["g3", "g5"]), lambda: False)
+    assert again.fresh_pair_accuracy is not None
+    assert again.fresh_pair_accuracy > (untrained.accuracy or 0)
+    assert (again.loss, again.pairs) == (None, 0)
+    assert statistics.pairs >= 30
+    assert statistics.held_out_pair_accuracy is None
+
+
+def test_pairs_follow_margin_and_stage(frozen):
+    """Guards against ties ranked by rounding, and stages compared where they must not be."""
+    group = replay_of(1).draw(1, np.random.default_rng(0))[0]
+    everything = len(group_pairs(group, changed(tie_margin=0.0))[0])
+    assert everything == 8 * 7 // 2
+    assert len(group_pairs(group, changed(tie_margin=0.0, rank_within_stage=True))[0]) == 2 * (4 * 3 // 2)
+    assert len(group_pairs(group, changed(tie_margin=10.0))[0]) == 0
+
+
+def test_weights_of_another_shape_are_refused(frozen):
+    """Guards against a surrogate loaded in part."""
+    trainee = Trainee(frozen, SETTINGS)
+    with pytest.raises(WireError, match="surrogate weights"):
+        trainee.load(Trainee(frozen, changed(head_channels=32)).state(), 0)
