@@ -103,18 +103,21 @@ class SurrogateClient:
             wire.AdaptReply,
         )
 
-    def weights(
-        self, run: str, newer_than: int | None = None, wait_s: float = 0.0, version: int | None = None
-    ) -> tuple[int, bytes] | None:
-        """A version and its safetensors: the named one, else the newest.
+    def weights(self, run: str, newer_than: int | None = None, wait_s: float = 0.0) -> tuple[int, bytes] | None:
+        """The newest version and its safetensors.
 
-        None where none is newer than `newer_than` after `wait_s`, at most 300 s and less than the client's timeout.
+        None where it is not newer than `newer_than` after `wait_s`, at most 300 s and less than the client's timeout.
         """
-        path = f"/v1/runs/{run}/weights" if version is None else f"/v1/runs/{run}/weights/{version}"
         headers = {} if newer_than is None else {"If-None-Match": f'"{newer_than}"'}
         params = {"wait": str(wait_s)} if wait_s else {}
-        response = _patiently(lambda: send(self._http, "GET", path, headers=headers, params=params))
+        response = _patiently(
+            lambda: send(self._http, "GET", f"/v1/runs/{run}/weights", headers=headers, params=params)
+        )
         return None if response.status_code == 304 else (_version(response), response.content)
+
+    def weights_of(self, run: str, version: int) -> bytes:
+        """The safetensors of one version; raises NotFoundError once it is no longer kept."""
+        return _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/weights/{version}")).content
 
     def gradient(
         self,
