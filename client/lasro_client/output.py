@@ -45,20 +45,27 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD)
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    # In a file or a pipe nothing is as wide as a terminal, and a wrapped cell could not be searched for.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
     """Reward -> stage -> {column: {"mean", "sem"}, "n", "failed"} as a table of mean ± standard error."""
     rows = [
-        [name, stage.replace("_", " "), *(_estimate(row.get(column)) for column in columns), row["n"], row["failed"]]
+        [name, stage.replace("_", " "), *(_estimate(row.get(column)) for column in columns), _count(row)]
         for name, stages in table.items()
         for stage, row in stages.items()
     ]
-    print_table(("reward", "sampling", *columns, "n", "failed"), rows)
+    print_table(("reward", "sampling", *columns, "n"), rows)
+
+
+def _count(row: dict[str, Any]) -> str:
+    return f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
 
 
 def _estimate(estimate: dict[str, float | None] | None) -> str | None:
