@@ -1,0 +1,173 @@
+"""The model against stock diffusers, and adapters over one shared UNet against copies of it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lasro.adapters import add_generator_lora, load_adapter, parameters_set, save_adapter
+from lasro.backbone import TwoStepModel, load_model, load_teacher, shared_view
+from lasro.config import LoraSettings, ModelSettings
+from lasro.errors import ModelError, PromptTooLongError, WireError
+from lasro.two_step import lcm_timesteps, sample
+
+PROMPTS = ["a red circle left of a blue square", "dog face, noto style"]
+
+
+@pytest.fixture(scope="module")
+def model() -> TwoStepModel:
+    """The bundled model, never changed by a test."""
+    return load_model(ModelSettings(device="cpu"))
+
+
+def stock_pipeline() -> Any:
+    from importlib.resources import files
+
+    diffusers: Any = importlib.import_module("diffusers")
+    path = str(files("lasro").joinpath("assets/tiny-sdxl-lcm"))
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stock_latents(pipeline: Any, prompt: str, steps: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return pipeline(
+        prompt, num_inference_steps=steps, guidance_scale=4.0, generator=generator, output_type="latent"
+    ).images
+
+
+def our_latents(model: TwoStepModel, prompt: str, steps: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noises = [torch.randn(1, *model.latent_shape, generator=generator) for _ in range(steps)]
+    conditioning = model.embed([prompt])
+    with torch.no_grad():
+        latents = sample(
+            lambda x_t, t: model.predict_clean(x_t, t, conditioning),
+            noises,
+            lcm_timesteps(steps),
+            model.alphas_cumprod_T,
+        )
+    return latents[-1]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_latents_are_those_of_stock_diffusers(model: TwoStepModel, steps: int) -> None:
+    """Guards against any difference in timesteps, scalings, guidance, size ids or the order of noises."""
+    pipeline = stock_pipeline()
+    for seed, prompt in enumerate(PROMPTS):
+        expected = stock_latents(pipeline, prompt, steps, seed)
+        assert (our_latents(model, prompt, steps, seed) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 10.0), (8, 2.0)])
+def test_a_saved_adapter_loads_in_stock_diffusers(tmp_path: Path, rank: int, alpha: float) -> None:
+    """Guards against alpha / rank being lost on the way, or applied twice: all of it must sit in the file."""
+    model, settings = load_model(ModelSettings(device="cpu")), LoraSettings(rank=rank, alpha=alpha)
+    parameters = add_generator_lora(model, settings, seed=0)
+    base = our_latents(model, PROMPTS[0], 2, 0)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in parameters:
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+    assert save_adapter(model, tmp_path / "adapter", settings).is_file()
+    stock = stock_pipeline()
+    stock.load_lora_weights(tmp_path / "adapter")
+    reloaded = load_model(ModelSettings(device="cpu"))
+    load_adapter(reloaded, tmp_path / "adapter")
+    for steps in (1, 2, 4):
+        ours = our_latents(model, PROMPTS[0], steps, 0)
+        assert (ours - stock_latents(stock, PROMPTS[0], steps, 0)).abs().max() <= 1e-4
+        assert (ours - our_latents(reloaded, PROMPTS[0], steps, 0)).abs().max() <= 1e-4
+    assert (our_latents(model, PROMPTS[0], 2, 0) - base).abs().max() > 0.01, "the adapter changes nothing"
+
+
+def test_images_survive_the_vae(model: TwoStepModel) -> None:
+    """Guards against a wrong scaling factor: decoding and encoding again comes back near the latents."""
+    z = our_latents(model, PROMPTS[0], 2, 0)
+    images = model.decode(z)
+    assert images.shape == (1, 128, 128, 3)
+    assert (model.encode(images) - z).abs().mean() < 0.35 * z.abs().mean()
+    with pytest.raises(WireError, match="expected \\(128, 128, 3\\)"):
+        model.encode(images[:, :64])
+
+
+def test_the_base_is_untouched_by_the_adapter(tiny_model_path: Path) -> None:
+    """Guards against the regulariser's base drifting along with the generator, and against a second copy in memory."""
+    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    x_t, conditioning = torch.randn(2, *model.latent_shape), model.embed(PROMPTS)
+    before = model.predict_clean(x_t, 999, conditioning)
+    parameters = add_generator_lora(model, LoraSettings(rank=2), seed=0)
+    with parameters_set(parameters, [torch.full_like(p, 0.1) for p in parameters]):
+        adapted = model.predict_clean(x_t, 999, conditioning)
+        base = model.predict_clean(x_t, 999, conditioning, base=True)
+    torch.testing.assert_close(base, before)
+    assert (adapted - before).abs().max() > 1e-3
+    torch.testing.assert_close(model.predict_clean(x_t, 999, conditioning), before)
+    owned = {p.data_ptr() for p in model.unet.parameters()}
+    assert {p.data_ptr() for p in model.base.parameters()} <= owned
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_model_path: Path) -> None:
+    """Guards against a block recomputed with another adapter than it ran with: gradients are wrong in silence."""
+    gradients = []
+    for checkpointing in (False, True):
+        settings = ModelSettings(path=str(tiny_model_path), device="cpu", gradient_checkpointing=checkpointing)
+        model = load_model(settings)
+        parameters = add_generator_lora(model, LoraSettings(rank=2), seed=0)
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(0.05)
+        x_t = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+        conditioning = model.embed(PROMPTS)
+        model.unet.train()
+        z = model.predict_clean(x_t, 499, conditioning)
+        model.predict_clean(x_t, 999, conditioning, base=True)
+        z.square().mean().backward()
+        gradients.append([p.grad for p in parameters])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+def test_embeddings_do_not_depend_on_the_batch(model: TwoStepModel) -> None:
+    """Guards against the cache handing one prompt's embedding to another."""
+    alone = model.embed([PROMPTS[1]])
+    together = model.embed([*PROMPTS, PROMPTS[1]])
+    torch.testing.assert_close(together.embeds_BTD[1], alone.embeds_BTD[0])
+    torch.testing.assert_close(together.pooled_BP[2], alone.pooled_BP[0])
+
+
+def test_a_prompt_over_the_limit_is_refused(model: TwoStepModel) -> None:
+    """Guards against cutting a prompt short, which trains on another prompt than the reward judges."""
+    with pytest.raises(PromptTooLongError, match="expected at most 32"):
+        model.embed(["a red circle " * 20])
+
+
+def test_unusable_models_are_named(tmp_path: Path, tiny_model_path: Path) -> None:
+    """Guards against a traceback from deep inside diffusers, or a download attempt for a mistyped folder."""
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        load_model(ModelSettings(path=str(tmp_path / "absent")))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSettings(path=str(tmp_path)))
+    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    with pytest.raises(ModelError, match="none of which"):
+        add_generator_lora(model, LoraSettings(targets=("to_nothing",)), seed=0)
+    with pytest.raises(ModelError, match="no such adapter"):
+        load_adapter(model, tmp_path / "none")
+    with pytest.raises(ModelError, match="teacher"):
+        load_teacher(model, str(tmp_path / "none"))
+
+
+def test_shared_view_costs_no_memory() -> None:
+    """Guards against a deep copy of the weights sneaking in: every tensor must be the very same object."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    view = shared_view(module)
+    assert view[0] is not module[0]
+    pairs = zip(*(m.state_dict(keep_vars=True).values() for m in (view, module)), strict=True)
+    for ours, theirs in pairs:
+        assert ours is theirs
