@@ -100,7 +100,7 @@ class RewardSpec(Message):
     """What registering a reward takes."""
 
     name: Name
-    url: str = Field(min_length=1, max_length=2048)
+    url: str = Field(min_length=1, max_length=2048, json_schema_extra={"format": "uri"})
     protocol: Protocol
     timeout_s: float = Field(default=30.0, gt=0, le=600, description="for one call of the endpoint")
     max_batch: int = Field(default=32, ge=1, le=512, description="images per call")

@@ -37,9 +37,12 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def serve() -> Iterator[Serve]:
-    """Starts an app under real uvicorn, in a thread, on a free loopback port, and returns its URL."""
+@pytest.fixture(scope="module")
+def serve(redis_url: str) -> Iterator[Serve]:
+    """Starts an app under real uvicorn, in a thread, on a free loopback port, and returns its URL.
+
+    It asks for Redis so that apps which use it are stopped first.
+    """
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(app: ASGIApp) -> str:
@@ -56,7 +59,7 @@ def serve() -> Iterator[Serve]:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     yield start
-    for server, _ in servers:
+    for server, _ in reversed(servers):
         server.should_exit = True
     for _, thread in servers:
         thread.join(10)

@@ -69,14 +69,14 @@ def script(name: str) -> str:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Map redis-py's errors: timeouts, lost connections, and servers that take no writes."""
+    """Map redis-py's errors: timeouts, lost connections, servers that take no writes or do not understand."""
     try:
         yield
     except exceptions.TimeoutError as error:
         raise TimeoutExceededError(f"Redis did not answer in time ({error})") from error
     except exceptions.ConnectionError as error:
         raise UnreachableError(f"Redis cannot be reached ({error}); check LASRO_REDIS_URL") from error
-    except exceptions.ResponseError as error:
+    except exceptions.RedisError as error:
         if isinstance(error, exceptions.OutOfMemoryError) or any(word in str(error) for word in NO_WRITES):
             raise StorageError(f"Redis takes no writes ({error}); free memory or disk and try again") from error
-        raise
+        raise StorageError(f"Redis refused a command ({error}); expected Redis 7.0+ or Valkey 8+") from error

@@ -87,11 +87,11 @@ class GroupQueue:
             reward_calls=int(spent or 0),
         )
 
-    async def is_scored(self, run: str, group_id: str) -> bool:
-        """Whether the group is scored; false also when it is unknown."""
+    async def is_queued(self, run: str, group_id: str) -> bool:
+        """Whether the group waits for its scores; false once it is scored, and when it is unknown."""
         with redis_errors():
             state: Any = await self._redis.hget(keys.group(run, group_id), "state")  # pyright: ignore[reportGeneralTypeIssues]
-        return state == wire.GroupState.SCORED.value.encode()
+        return state == wire.GroupState.QUEUED.value.encode()
 
     async def claim(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Claim]:
         """Take up to `count` groups: such as other workers left untouched for `stale_ms` first, then new ones.

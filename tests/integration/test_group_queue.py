@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from lasro import wire
-from lasro.errors import BudgetError, ConflictError, NotFoundError
+from lasro.errors import BudgetError, ConflictError, NotFoundError, StorageError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect_async
 from lasro.redis_store.group_queue import GroupQueue
@@ -227,3 +227,18 @@ def test_versions_of_rewards_grow_and_are_never_used_twice(redis_url: str, redis
             assert await registry.list() == [registration]
 
     asyncio.run(body())
+
+
+def test_a_queue_without_its_consumer_group_makes_it_again(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: a worker dies for good when Redis was emptied or restarted without its data."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission("g"), 2)
+        assert len(await queue.claim("one", 5, 0, 10_000)) == 1
+        redis_client.flushall()
+        with pytest.raises(StorageError, match="NOGROUP"):
+            await queue.leave("one")
+        await queue.add(RUN, submission("g"), 2)
+        assert len(await queue.claim("one", 5, 0, 10_000)) == 1
+
+    run_queue(body)

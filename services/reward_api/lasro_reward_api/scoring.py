@@ -36,11 +36,12 @@ class Endpoints:
         self._settings = settings
         self._guard = AddressGuard(parse_networks(settings.allowed_networks))
         self._tls: ssl.SSLContext = httpx.create_ssl_context()
-        self._open: dict[tuple[str, int], Endpoint] = {}
+        self._open: dict[tuple[str, int, str], Endpoint] = {}
 
     def get(self, registration: Registration) -> Endpoint:
         """The endpoint of exactly this version, opened if need be; raises ConfigError or BlockedError."""
-        key = (registration.spec.name, registration.version)
+        # The spec too: a Redis that lost its last second gives a version out again.
+        key = (registration.spec.name, registration.version, registration.spec.model_dump_json())
         endpoint = self._open.pop(key, None) or Endpoint(registration, self._settings, self._guard, self._tls)
         self._open[key] = endpoint  # last: most recently used
         return endpoint
@@ -48,7 +49,7 @@ class Endpoints:
     async def tidy(self) -> None:
         """Close what has no call in flight and is outdated, or was not used for longest among too many."""
         newest: dict[str, int] = {}
-        for name, version in self._open:
+        for name, version, _ in self._open:
             newest[name] = max(version, newest.get(name, 0))
         crowd = list(self._open)[: max(0, len(self._open) - MAX_OPEN)]
         for key in [key for key in self._open if key[1] < newest[key[0]] or key in crowd]:

@@ -68,7 +68,7 @@ async def wait_scored(queue: GroupQueue, run: str, group_id: str, wait_s: float)
     while status.state is not wire.GroupState.SCORED and (left_s := deadline - time.monotonic()) > 0:
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(LONGEST_POLL_S, 1.5 * pause_s)
-        if await queue.is_scored(run, group_id) or time.monotonic() >= deadline:
+        if not await queue.is_queued(run, group_id):
             status = await queue.status(run, group_id)
     return status
 

@@ -1,0 +1,69 @@
+"""What the OpenAPI document promises, held against generated requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.types import ASGIApp
+
+from lasro.wire import MSGPACK_TYPE
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+
+
+@schemathesis.serializer(MSGPACK_TYPE)
+def as_msgpack(_: Any, value: Any) -> Any:
+    return msgpack.packb(value, default=str)
+
+
+@pytest.fixture(scope="module")
+def document(redis_url: str, serve: Callable[[ASGIApp], str]) -> Any:
+    options = RewardApiSettings(redis_url=redis_url)  # pyright: ignore[reportArgumentType]
+    return schemathesis.openapi.from_url(f"{serve(create_app(options))}/openapi.json")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_answer_is_documented_and_none_is_a_server_error(
+    document: Any, mode: schemathesis.GenerationMode
+) -> None:
+    """Bug: some body answers 500, or a status or form that the OpenAPI document does not know."""
+    for result in document.get_all_operations():
+        operation = result.ok()
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(
+            max_examples=25,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+            database=None,
+            derandomize=True,
+        )
+        def check(case: Any) -> None:
+            case.call_and_validate(checks=CHECKS)
+
+        if mode is MODES[0] or operation.body or operation.path_parameters or operation.query:
+            check()
+
+
+def test_bodies_are_described_without_dangling_references(document: Any) -> None:
+    """Bug: `#/$defs/...` points at nothing in an OpenAPI document."""
+    raw = document.raw_schema
+    assert "$defs" not in str(raw)
+    body = raw["paths"]["/v1/rewards"]["post"]["requestBody"]["content"]
+    assert body["application/json"] == body[MSGPACK_TYPE]
+    assert "flow-factory" in str(body["application/json"]["schema"]["properties"]["protocol"])
