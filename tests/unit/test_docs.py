@@ -1,0 +1,52 @@
+"""The documentation: its links lead somewhere, and its examples are what the code accepts."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lasro.config import RunSettings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SMALLEST_RUN = {
+    "name": "example",
+    "prompts": {"train": "train.txt", "held_out": "held-out.txt"},
+    "rewards": [{"name": "example"}],
+}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """A renamed page leaves dead links behind."""
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_toml_examples_are_valid_settings(page):
+    """A setting that was renamed would be refused when a reader copies the example."""
+    for text in blocks(page, "toml"):
+        RunSettings.model_validate(SMALLEST_RUN | tomllib.loads(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_compile(page):
+    """A typing error in an example."""
+    for text in blocks(page, "python"):
+        compile(text, page.name, "exec")
+
+
+def test_every_page_is_on_the_map():
+    """A page that the index does not name is not found."""
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
