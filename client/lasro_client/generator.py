@@ -1,7 +1,7 @@
 """One update of the generator: sample two steps, ask for d score / d latent, backpropagate it, average.
 
-Where the gradient comes from is an argument: `RemoteSurrogate` asks the trainer for it, `LocalSurrogate` fetches the
-trainer's weights. Both answer for the same timesteps and noise, so both give the same update.
+Where the gradient comes from is an argument: `RemoteSurrogate` asks the trainer for it, `FetchedSurrogate` fetches
+the trainer's weights. Both answer for the same timesteps and noise, so both give the same update.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -9,12 +9,13 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lasro.adapters import add_generator_lora
+from lasro.adapters import add_generator_lora, parameters_set, save_adapter
 from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
 from lasro.errors import NonFiniteError
@@ -57,10 +58,25 @@ class RemoteSurrogate:
 
 
 class LocalSurrogate:
-    """Weights mode: the trained part is fetched when it is newer, and differentiated on the frozen base held here."""
+    """A surrogate held here, differentiated on the frozen base that the generator shares."""
+
+    def __init__(self, surrogate: SurrogateReward) -> None:
+        self.surrogate = surrogate
+
+    def score_and_gradient(
+        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        conditioning = self.surrogate.model.embed(prompts)
+        dtype = self.surrogate.settings.serve_autocast
+        return score_and_gradient(self.surrogate, latents_BCHW, timesteps_B, noise_BCHW, conditioning, dtype)
+
+
+class FetchedSurrogate(LocalSurrogate):
+    """Weights mode: a surrogate held here whose trained part is fetched from the trainer when it is newer."""
 
     def __init__(self, client: SurrogateClient, run: str, surrogate: SurrogateReward) -> None:
-        self.client, self.run, self.surrogate = client, run, surrogate
+        super().__init__(surrogate)
+        self.client, self.run = client, run
         self.version: int | None = None
 
     def refresh(self, version: int) -> None:
@@ -70,13 +86,6 @@ class LocalSurrogate:
         tensors, _ = unpack_tensors(self.client.weights_of(self.run, version))
         self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
         self.version = version
-
-    def score_and_gradient(
-        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        conditioning = self.surrogate.model.embed(prompts)
-        dtype = self.surrogate.settings.serve_autocast
-        return score_and_gradient(self.surrogate, latents_BCHW, timesteps_B, noise_BCHW, conditioning, dtype)
 
 
 class StepStatistics(NamedTuple):
@@ -160,6 +169,11 @@ class GeneratorTrainer:
         ema_update(self.average, list(self.parameters), self.config.train.ema)
         self.version += 1
         return norm
+
+    def save(self, folder: Path) -> Path:
+        """Write the averaged adapter so that stock diffusers loads it with `load_lora_weights(folder)`."""
+        with parameters_set(self.parameters, self.average):
+            return save_adapter(self.model, folder, self.config.lora)
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a resume needs, by name."""

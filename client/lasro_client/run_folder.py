@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lasro.adapters import parameters_set, save_adapter
 from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
 from lasro.objective import Moments
@@ -109,8 +108,7 @@ class RunFolder:
         fresh, final = self.path / ".adapter", self.path / "adapter"
         try:
             shutil.rmtree(fresh, ignore_errors=True)
-            with parameters_set(trainer.parameters, trainer.average):
-                save_adapter(trainer.model, fresh, self.config.lora)
+            trainer.save(fresh)
             shutil.rmtree(final, ignore_errors=True)
             fresh.rename(final)
         except OSError as error:

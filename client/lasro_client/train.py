@@ -22,7 +22,7 @@ from lasro_client.drift import measure_drift
 from lasro_client.evaluate import draw_both_stages, evaluate
 from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation, summary_table
 from lasro_client.files import png_bytes, write_atomically, write_json
-from lasro_client.generator import GeneratorTrainer, LocalSurrogate, RemoteSurrogate, StepStatistics
+from lasro_client.generator import FetchedSurrogate, GeneratorTrainer, RemoteSurrogate, StepStatistics
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
@@ -112,10 +112,10 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
-def _score_source(connected: Services, config: RunSettings, model: TwoStepModel) -> RemoteSurrogate | LocalSurrogate:
+def _score_source(connected: Services, config: RunSettings, model: TwoStepModel) -> RemoteSurrogate | FetchedSurrogate:
     if config.train.mode == "gradient":
         return RemoteSurrogate(connected.surrogates, config.name)
-    return LocalSurrogate(connected.surrogates, config.name, build_surrogate(model, config.surrogate))
+    return FetchedSurrogate(connected.surrogates, config.name, build_surrogate(model, config.surrogate))
 
 
 def _step_entries(steps: list[StepStatistics]) -> dict[str, Any]:

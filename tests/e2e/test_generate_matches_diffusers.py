@@ -53,9 +53,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stock(adapter: Path) -> dict[tuple[bool, int], list[np.ndarray]]:
     """Images of the stock pipeline, one prompt per call, without and with the adapter."""
-    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
-        str(BUNDLED), dtype=torch.float32, add_watermarker=False
-    )
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(str(BUNDLED), dtype=torch.float32, add_watermarker=False)
     pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     images = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lasro_client.generator import GeneratorTrainer, LocalSurrogate, RemoteSurrogate, ScoreSource
+from lasro_client.generator import FetchedSurrogate, GeneratorTrainer, RemoteSurrogate, ScoreSource
 from lasro_client.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
@@ -56,7 +56,7 @@ def test_both_modes_give_the_same_generator_gradient(
         body = SurrogateRun(model=config.model, surrogate=config.surrogate, weights={"any": 1.0})
         version = client.create(config.name, body).version
         remote = RemoteSurrogate(client, config.name)
-        local = LocalSurrogate(client, config.name, build_surrogate(load_model(config.model), config.surrogate))
+        local = FetchedSurrogate(client, config.name, build_surrogate(load_model(config.model), config.surrogate))
         remote.refresh(version)
         local.refresh(version)
         by_gradient = gradients(config, remote, monkeypatch)
