@@ -33,6 +33,8 @@ class UNetTrunk(nn.Module):
     def train_blocks(self) -> None:
         """Replace shared weights of conv_in, down and mid blocks by trainable float32 copies."""
         for name in self.trained_parts:
+            if getattr(self.unet, name) is None:
+                continue
             part = copy.deepcopy(getattr(self.unet, name)).float().requires_grad_(True)
             setattr(self.unet, name, part)
 
@@ -65,4 +67,8 @@ class UNetTrunk(nn.Module):
                 hidden, _ = block(hidden_states=hidden, temb=embedding, encoder_hidden_states=states)
             else:
                 hidden, _ = block(hidden_states=hidden, temb=embedding)
-        return unet.mid_block(hidden, embedding, encoder_hidden_states=states)
+        if unet.mid_block is None:  # as in UNets distilled without one; the last down block's features then
+            return hidden
+        if getattr(unet.mid_block, "has_cross_attention", False):
+            return unet.mid_block(hidden, embedding, encoder_hidden_states=states)
+        return unet.mid_block(hidden, embedding)

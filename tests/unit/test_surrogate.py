@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lasro.adapters import add_generator_lora
 from lasro.backbone import TwoStepModel, load_model
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
 from lasro.errors import WireError
 from lasro.surrogate import SurrogateReward, build_surrogate, cnn_head, draw_augmentation, score_and_gradient
+from lasro.trunk import UNetTrunk
 
 PROMPTS = ["a red star", "a blue square"]
 TRUNKS = ["full", "adapter"]
@@ -119,3 +122,25 @@ def test_augmentation_stays_below_its_limit() -> None:
     again = draw_augmentation((500, 1, 1, 1), 3, torch.Generator().manual_seed(0))
     assert set(first[0].tolist()) == {0, 1, 2}
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("mid_block", ["UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None])
+def test_every_mid_block_of_distilled_unets(model: TwoStepModel, mid_block: str | None) -> None:
+    """Guards against LCM-SSD-1B failing: its distilled UNet has a mid block without attention, others have none."""
+    config = {**model.base.config, "mid_block_type": mid_block}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(config).eval()
+    x_t, timesteps, _ = inputs(model)
+    arguments = model.unet_arguments(model.embed(PROMPTS))
+    seen: list[Any] = []
+    part = unet.down_blocks[-1] if mid_block is None else unet.mid_block
+    hook = part.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
+    with torch.no_grad():
+        unet(x_t, timesteps, **arguments)
+        hook.remove()
+        trunk = UNetTrunk(unet)
+        trunk.train_blocks()
+        features = trunk(x_t, timesteps, arguments)
+    expected = seen[0][0] if mid_block is None else seen[0]
+    torch.testing.assert_close(features, expected)
