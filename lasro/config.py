@@ -82,12 +82,16 @@ class SurrogateSettings(Settings):
     """Width of the CNN head."""
     max_timestep: Annotated[int, Field(ge=1, le=1000)] = 200
     """Inputs are diffused to a random timestep below this one."""
-    rank_within_stage: bool = False
+    rank_within_stage: bool = True
     """Compare one-step samples only with one-step samples; off: both stages of a prompt together."""
     tie_margin: Annotated[float, Field(ge=0)] = 0.02
     """Pairs whose rewards differ by no more than this are dropped."""
-    learning_rate: Rate = 3e-4
+    learning_rate: Rate = 1e-4
     """Of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps over which the learning rate rises linearly: a fresh AdamW would shake pre-trained weights."""
+    decay_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps over which the learning rate falls to a twentieth, by a cosine; absent: it stays."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Of AdamW."""
     clip_norm: Positive = 1.0
@@ -130,8 +134,6 @@ class PretrainSettings(SamplingSettings):
     """Surrogate steps after each round."""
     final_steps: Annotated[int, Field(ge=0)] = 0
     """Surrogate steps once all rounds are in."""
-    guidance_range: tuple[float, float] | None = None
-    """Exploration: each group's guidance is drawn from here; absent: the model's own."""
 
 
 class LoraSettings(Settings):

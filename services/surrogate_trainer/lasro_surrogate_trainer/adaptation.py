@@ -8,6 +8,7 @@ Shape legend: G groups, N samples of one group, S samples of all groups of a ste
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from lasro_surrogate_trainer.models import FrozenModel
 from lasro_surrogate_trainer.replay import Group, Replay
 
 BETAS = (0.9, 0.99)
+FINAL_RATE = 0.05
 HELD_OUT_EVERY_STEPS = 32
 """Scoring the held-out groups costs about as much as a step, so they are scored once in this many."""
 MEASURING_SEED = 20_411
@@ -53,6 +55,15 @@ def group_pairs(group: Group, settings: SurrogateSettings) -> tuple[Tensor, Tens
     """Ranked pairs (winners_P, losers_P) of one group."""
     rewards_N, stages_N = torch.from_numpy(group.rewards_N), torch.from_numpy(group.stages_N)
     return ranked_pairs(rewards_N, stages_N, settings.tie_margin, settings.rank_within_stage)
+
+
+def learning_rate(settings: SurrogateSettings, step: int) -> float:
+    """Of the optimiser's `step`, counted from 1: linear warm-up, then constant or a cosine down to a twentieth."""
+    warm = min(1.0, step / settings.warmup_steps)
+    if settings.decay_steps is None:
+        return settings.learning_rate * warm
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.decay_steps)))
+    return settings.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
 
 class Trainee:
@@ -132,6 +143,8 @@ class Trainee:
                 f"surrogate step {self.steps}: got loss {loss.item()} and gradient norm {norm.item()}, expected "
                 "finite numbers; the step was not applied, try a lower surrogate.learning_rate"
             )
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate(self.settings, self.steps)
         self._optimiser.step()
 
     @torch.no_grad()
