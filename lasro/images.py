@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
@@ -13,12 +15,30 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 
 def decode_image(body: bytes, max_pixels: int) -> Image.Image:
     """A PNG, JPEG or WebP as RGB; the size is checked before any pixel is decoded. Raises WireError."""
+    with _opened(body, max_pixels) as opened:
+        return opened.convert("RGB")
+
+
+def check_image(body: bytes, max_pixels: int) -> None:
+    """Raise WireError unless `body` is a whole PNG, JPEG or WebP of at most `max_pixels`.
+
+    A PNG's checksums tell whether it is whole, without decoding it; the others are decoded.
+    """
+    with _opened(body, max_pixels) as opened:
+        if opened.format == "PNG":
+            opened.verify()
+        else:
+            opened.load()
+
+
+@contextmanager
+def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > max_pixels:
                 raise WireError(f"image: got {width} x {height} pixels, expected at most {max_pixels} in all")
-            return opened.convert("RGB")
+            yield opened
     except WireError:
         raise
     except UnidentifiedImageError as error:

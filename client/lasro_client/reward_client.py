@@ -106,15 +106,21 @@ class RewardClient:
         return message(send(self._http, "GET", path, params={"wait": wait_s}, timeout=timeout), GroupStatus)
 
     def wait_scored(self, run: str, submissions: Sequence[GroupSubmission], timeout_s: float) -> dict[str, GroupStatus]:
-        """Submit these groups and wait until all are scored; statuses by group id.
+        """Wait until all these groups are scored; statuses by group id.
 
-        Groups that the service does not know (any more) are submitted again, and a service that restarts is
-        waited for. Raises TimeoutExceededError after `timeout_s`, ConflictError and BudgetError as `submit`.
+        Groups that the service does not know (any more) are submitted, and a service that restarts is waited for.
+        Raises TimeoutExceededError after `timeout_s`, ConflictError and BudgetError as `submit`.
         """
         deadline = time.monotonic() + timeout_s
         for submission in submissions:
-            self._patiently(lambda s=submission: self.submit(run, s), deadline)
+            self._patiently(lambda s=submission: self._known(run, s), deadline)
         return {s.group_id: self._scored(run, s, deadline) for s in submissions}
+
+    def _known(self, run: str, submission: GroupSubmission) -> None:
+        try:
+            self.group(run, submission.group_id)
+        except NotFoundError:
+            self.submit(run, submission)
 
     def _scored(self, run: str, submission: GroupSubmission, deadline: float) -> GroupStatus:
         while (left_s := deadline - time.monotonic()) > 0:

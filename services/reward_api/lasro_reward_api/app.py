@@ -17,7 +17,6 @@ from lasro.redis_store.group_queue import GroupQueue
 from lasro.redis_store.registry import RewardRegistry
 from lasro.service_kit import create_service
 from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.images import refuse_bombs
 from lasro_reward_api.reward_routes import reward_routes
 from lasro_reward_api.scoring import Endpoints, Scorer
 from lasro_reward_api.scoring_routes import scoring_routes
@@ -27,7 +26,6 @@ from lasro_reward_api.worker import score_groups
 
 def create_app(settings: RewardApiSettings) -> FastAPI:
     """The app; its lifespan runs the scoring worker. Raises ConfigError without a usable LASRO_REDIS_URL."""
-    refuse_bombs()
     redis = connect_async(settings.redis_url.get_secret_value() if settings.redis_url else None)
     registry, queue = RewardRegistry(redis), GroupQueue(redis)
     endpoints = Endpoints(settings)

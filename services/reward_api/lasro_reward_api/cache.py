@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +10,12 @@ from typing import Any
 import redis.asyncio
 
 from lasro import wire
-from lasro.errors import WireError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import redis_errors
 from lasro.redis_store.registry import Registration
+from lasro_reward_api.checks import canonical_metadata
 
 _FLOAT = struct.Struct("<d")
-
-
-def canonical_metadata(metadata: Any) -> bytes:
-    """Metadata as JSON with sorted keys; raises WireError for what JSON cannot carry to an endpoint."""
-    try:
-        return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise WireError(f"metadata: expected what JSON can hold ({error})") from error
 
 
 def content_digests(request: wire.ScoreRequest) -> list[bytes]:

@@ -19,7 +19,7 @@ from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import RewardScore, Status
 from lasro_reward_api.addresses import AddressGuard, parse_networks
 from lasro_reward_api.cache import ScoreCache, content_digests, score_digest
-from lasro_reward_api.images import check_images
+from lasro_reward_api.checks import check_images
 from lasro_reward_api.outbound import Endpoint, Outcome
 from lasro_reward_api.protocols.speaker import Answer, Batch, Rejected
 from lasro_reward_api.settings import RewardApiSettings

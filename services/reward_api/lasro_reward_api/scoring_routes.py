@@ -9,11 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from lasro import wire
-from lasro.errors import WireError
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.service_kit import message_body, problems, read_message, reply
-from lasro_reward_api.cache import canonical_metadata
-from lasro_reward_api.images import check_images
+from lasro_reward_api.checks import check_group
 from lasro_reward_api.reward_routes import RedisProblems, answer
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings
@@ -71,17 +69,3 @@ async def wait_scored(queue: GroupQueue, run: str, group_id: str, wait_s: float)
         if not await queue.is_queued(run, group_id):
             status = await queue.status(run, group_id)
     return status
-
-
-def check_group(submission: wire.GroupSubmission, max_pixels: int) -> None:
-    """Refuse what could not be scored or trained on; raises WireError. Blocks: use a thread."""
-    canonical_metadata(submission.metadata)
-    tensors, _ = wire.unpack_tensors(submission.latents)
-    latents_NCHW = tensors.get("latents")
-    if latents_NCHW is None or len(tensors) != 1:
-        raise WireError(f"latents: got the tensors {sorted(tensors)[:5]}, expected one named 'latents'")
-    count = len(submission.stages)
-    if latents_NCHW.ndim != 4 or latents_NCHW.shape[0] != count or latents_NCHW.dtype.kind != "f":
-        got = f"{latents_NCHW.dtype} {list(latents_NCHW.shape)}"
-        raise WireError(f"latents: got {got}, expected float16 or float32 [{count}, C, H, W]")
-    check_images(enumerate(submission.images), max_pixels)

@@ -1,0 +1,42 @@
+"""What of a request can be judged before any reward is called. All of it blocks: call it from a thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from lasro import wire
+from lasro.errors import WireError
+from lasro.images import check_image
+
+
+def canonical_metadata(metadata: Any) -> bytes:
+    """Metadata as JSON with sorted keys; raises WireError for what JSON cannot carry to an endpoint."""
+    try:
+        return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise WireError(f"metadata: expected what JSON can hold ({error})") from error
+
+
+def check_images(images: Iterable[tuple[int, bytes]], max_pixels: int) -> None:
+    """Raise WireError, naming the position, for the first image that is damaged, too large or of another format."""
+    for index, body in images:
+        try:
+            check_image(body, max_pixels)
+        except WireError as error:
+            raise WireError(f"images[{index}]: {error}") from error
+
+
+def check_group(submission: wire.GroupSubmission, max_pixels: int) -> None:
+    """Raise WireError for a group that could not be scored or trained on."""
+    canonical_metadata(submission.metadata)
+    tensors, _ = wire.unpack_tensors(submission.latents)
+    latents_NCHW = tensors.get("latents")
+    if latents_NCHW is None or len(tensors) != 1:
+        raise WireError(f"latents: got the tensors {sorted(tensors)[:5]}, expected one named 'latents'")
+    count = len(submission.stages)
+    if latents_NCHW.ndim != 4 or latents_NCHW.shape[0] != count or latents_NCHW.dtype.kind != "f":
+        got = f"{latents_NCHW.dtype} {list(latents_NCHW.shape)}"
+        raise WireError(f"latents: got {got}, expected float16 or float32 [{count}, C, H, W]")
+    check_images(enumerate(submission.images), max_pixels)
