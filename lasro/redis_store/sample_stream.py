@@ -30,7 +30,7 @@ class SampleStream:
 
     def __init__(self, client: redis.Redis, run: str) -> None:
         self._redis, self._run, self._key = client, run, keys.samples(run)
-        self._finish = client.register_script(script("finish_sample"))
+        self._ack = client.register_script(script("ack_samples"))
         self._bury = client.register_script(script("bury_sample"))
         self._delete = client.register_script(script("delete_run"))
         self._replay_from: bytes | None = FIRST
@@ -110,7 +110,7 @@ class SampleStream:
         if not entry_ids:
             return
         with redis_errors():
-            self._finish([self._key, keys.blobs(self._run)], [GROUP, keys.blob(self._run, ""), *entry_ids])
+            self._ack([self._key, keys.blobs(self._run)], [GROUP, keys.blob(self._run, ""), *entry_ids])
         self._handed_out.difference_update(entry_ids)
 
     def lag(self) -> int:

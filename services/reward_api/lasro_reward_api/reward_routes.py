@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from PIL import Image, ImageDraw
@@ -15,16 +15,11 @@ from lasro.service_kit import message_body, problems, read_message, reply
 from lasro_reward_api.addresses import check_headers, check_url
 from lasro_reward_api.protocols import speaker
 from lasro_reward_api.protocols.speaker import Batch
+from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer, averaged
 
-RedisProblems = (502, 503, 504, 507)
 RewardName = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="name of a reward")]
 PROBE_PROMPT = "a red circle and a blue square"
-
-
-def answer(status: int, model: type[wire.Message], description: str) -> dict[int | str, dict[str, Any]]:
-    """`responses` for a route: its success, in JSON or msgpack."""
-    return {status: {"model": model, "description": description, "content": {wire.MSGPACK_TYPE: {}}}}
 
 
 def reward_routes(registry: RewardRegistry, scorer: Scorer) -> APIRouter:
@@ -35,7 +30,7 @@ def reward_routes(registry: RewardRegistry, scorer: Scorer) -> APIRouter:
     @router.post(
         "/{name}/probe",
         summary="Call a reward once with a known image",
-        responses=answer(200, wire.ProbeReply, "what the call showed") | problems(404, 422, *RedisProblems),
+        responses=answer(200, wire.ProbeReply, "what the call showed") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def probe(request: Request, name: RewardName) -> Response:
         registration = await registry.get(name)
@@ -53,7 +48,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
         status_code=201,
         summary="Register a reward endpoint; it is not called",
         openapi_extra=message_body(wire.RewardSpec),
-        responses=answer(201, wire.RewardInfo, "registered") | problems(409, 422, *RedisProblems),
+        responses=answer(201, wire.RewardInfo, "registered") | problems(409, 422, *REDIS_PROBLEMS),
     )
     async def register(request: Request) -> Response:
         spec = checked_spec(await read_message(request, wire.RewardSpec))
@@ -63,7 +58,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     @router.get(
         "",
         summary="All registered rewards",
-        responses=answer(200, wire.RewardList, "by name") | problems(*RedisProblems),
+        responses=answer(200, wire.RewardList, "by name") | problems(*REDIS_PROBLEMS),
     )
     async def rewards(request: Request) -> Response:
         return reply(request, wire.RewardList(rewards=[found.info() for found in await registry.list()]))
@@ -73,7 +68,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
     @router.get(
         "/{name}",
         summary="One registered reward",
-        responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *RedisProblems),
+        responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def reward(request: Request, name: RewardName) -> Response:
         return reply(request, (await registry.get(name)).info())
@@ -84,7 +79,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
         openapi_extra=message_body(wire.RewardSpec),
         responses=answer(200, wire.RewardInfo, "changed")
         | answer(201, wire.RewardInfo, "registered")
-        | problems(422, *RedisProblems),
+        | problems(422, *REDIS_PROBLEMS),
     )
     async def change(request: Request, name: RewardName) -> Response:
         spec = checked_spec(await read_message(request, wire.RewardSpec))
@@ -97,7 +92,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
         "/{name}",
         status_code=204,
         summary="Forget a reward",
-        responses={204: {"description": "forgotten"}} | problems(404, 422, *RedisProblems),
+        responses={204: {"description": "forgotten"}} | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def remove(name: RewardName) -> Response:
         await registry.delete(name)

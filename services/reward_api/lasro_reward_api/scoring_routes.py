@@ -12,7 +12,7 @@ from lasro import wire
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.service_kit import message_body, problems, read_message, reply
 from lasro_reward_api.checks import check_group
-from lasro_reward_api.reward_routes import RedisProblems, answer
+from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -29,7 +29,7 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
         "/score",
         summary="Score images by registered rewards",
         openapi_extra=message_body(wire.ScoreRequest),
-        responses=answer(200, wire.ScoreReply, "one item per image") | problems(404, 422, *RedisProblems),
+        responses=answer(200, wire.ScoreReply, "one item per image") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def score(request: Request) -> Response:
         return reply(request, await scorer.score(await read_message(request, wire.ScoreRequest)))
@@ -39,7 +39,7 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
         status_code=202,
         summary="Queue a group for scoring; the same group again changes nothing",
         openapi_extra=message_body(wire.GroupSubmission),
-        responses=answer(202, wire.GroupAccepted, "queued or known") | problems(404, 409, 422, 429, *RedisProblems),
+        responses=answer(202, wire.GroupAccepted, "queued or known") | problems(404, 409, 422, 429, *REDIS_PROBLEMS),
     )
     async def submit(request: Request, run: RunName) -> Response:
         submission = await read_message(request, wire.GroupSubmission)
@@ -51,7 +51,7 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
     @router.get(
         "/runs/{run}/groups/{group_id}",
         summary="State and scores of a group, by long poll where `wait` is given",
-        responses=answer(200, wire.GroupStatus, "as it is now") | problems(404, 422, *RedisProblems),
+        responses=answer(200, wire.GroupStatus, "as it is now") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def group(request: Request, run: RunName, group_id: GroupId, wait: Wait = 0.0) -> Response:
         return reply(request, await wait_scored(queue, run, group_id, wait))

@@ -14,7 +14,7 @@ from lasro_reward_api.scoring import Scorer
 
 log = logging.getLogger("lasro.reward_api")
 BLOCK_MS = 1000
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+PAUSE_S = 0.5
 
 
 async def score_groups(
@@ -27,23 +27,13 @@ async def score_groups(
     """
     running: dict[asyncio.Task[None], Claim] = {}
     beats = asyncio.create_task(_heartbeat(queue, consumer, running, stale_after_s / 3))
-    pause_s = FIRST_PAUSE_S
     try:
         while True:
-            if len(running) >= groups_at_once:
+            free = groups_at_once - len(running)
+            if free == 0:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 continue
-            try:
-                free = groups_at_once - len(running)
-                claims = await queue.claim(
-                    consumer, free, min(BLOCK_MS, int(stale_after_s * 500)), int(stale_after_s * 1000)
-                )
-                pause_s = FIRST_PAUSE_S
-            except (UnreachableError, StorageError) as error:
-                log.warning("scoring waits %.1f s: %s", pause_s, error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-                continue
+            claims = await _claim(queue, consumer, free, stale_after_s)
             held = {claim.entry_id for claim in running.values()}
             for claim in claims:
                 if claim.entry_id not in held:
@@ -57,6 +47,16 @@ async def score_groups(
         await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(UnreachableError, StorageError):
             await queue.leave(consumer)
+
+
+async def _claim(queue: GroupQueue, consumer: str, count: int, stale_after_s: float) -> list[Claim]:
+    stale_ms = int(stale_after_s * 1000)
+    try:
+        return await queue.claim(consumer, count, min(BLOCK_MS, stale_ms // 2), stale_ms)
+    except (UnreachableError, StorageError) as error:
+        log.warning("scoring waits for Redis: %s", error)
+        await asyncio.sleep(PAUSE_S)
+        return []
 
 
 async def _heartbeat(
