@@ -14,7 +14,7 @@ CONFIG, LOG, SUMMARY = "config.json", "log.jsonl", "summary.json"
 
 
 class Run(NamedTuple):
-    """`state` is `running` while its local stack runs, `finished` once it has a summary, else `stopped`."""
+    """`round` of `rounds` are done. `running` while its local stack runs, `finished` with a summary, else `stopped`."""
 
     name: str
     state: str
@@ -50,7 +50,8 @@ def _read(folder: Path) -> Run:
     state = "finished" if (folder / SUMMARY).exists() else "stopped"
     if _is_running(folder):
         state = "running"
-    return Run(folder.name, state, int(last.get("round") or 0), int(last.get("rounds") or 0), str(folder))
+    done = int(last["round"]) + 1 if "round" in last else 0
+    return Run(folder.name, state, done, int(last.get("rounds", 0)), str(folder))
 
 
 def _last_round(log: Path) -> dict[str, Any]:
