@@ -49,10 +49,9 @@ def _checked(connected: Services, config: RunSettings) -> Services:
         try:
             connected.rewards.reward(name)
         except NotFoundError as error:
-            raise ConfigError(
-                f'reward {name}: not registered; add `serve = "module:function"` to it in the configuration, '
-                "or register its endpoint with `lasro rewards add`"
-            ) from error
+            local = config.services.reward_api is None
+            remedy = 'add `serve = "module:function"` to it' if local else "register it with `lasro rewards add`"
+            raise ConfigError(f"reward {name}: not registered at the reward API; {remedy}") from error
     return connected
 
 

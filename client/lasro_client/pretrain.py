@@ -73,7 +73,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
             }
             folder.log(line)
             display.update(line)
-            progress = Progress(round + 1, progress.attempt, elapsed_s, reply.version)
+            progress = Progress(round + 1, progress.attempt, elapsed_s, scored[-1].reward_calls)
             folder.checkpoint(progress)
             if (round + 1) % config.train.report_rounds == 0:
                 write_report(folder.path)
@@ -96,6 +96,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,
         "held_out_groups": status.held_out_groups,
+        "reward_calls": progress.reward_calls,
         "duration_s": time.monotonic() - started,
     }
     folder.finish(summary)

@@ -26,7 +26,7 @@ class Progress(NamedTuple):
     round: int
     attempt: int
     elapsed_s: float
-    surrogate_version: int
+    reward_calls: int
 
 
 class RunFolder:

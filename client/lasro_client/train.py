@@ -53,7 +53,6 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         source.refresh(version)
         collector = Collector(connected, config.name, config, progress.attempt)
         before = _evaluated(folder, "before", model, held_out, connected, console)
-        calls = 0
         with RoundDisplay(console, "stage 2", config.train.rounds, progress.round) as display:
             for round in range(progress.round, config.train.rounds):
                 generator = generator_for(config.seed, "train prompts", round)
@@ -72,7 +71,7 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
                         batch = draw_prompts(prompts, config.train.batch_size, generator)
                         steps.append(trainer.step([prompt.text for prompt in batch], source))
                 calls = scored[-1].reward_calls
-                progress = Progress(round + 1, progress.attempt, time.monotonic() - started, reply.version)
+                progress = Progress(round + 1, progress.attempt, time.monotonic() - started, calls)
                 line = {
                     "stage": "train",
                     "round": round,
@@ -103,7 +102,7 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         "prompts": len(held_out),
         "rewards": summary_table(before, after),
         "drift": drift,
-        "reward_calls": calls,
+        "reward_calls": progress.reward_calls,
         "duration_s": time.monotonic() - started,
         "adapter": "adapter",
     }
