@@ -30,11 +30,11 @@ def demo(
     """Teach the bundled two-step model to bind colours to shapes, and show before and after."""
     from lasro.config import load_config
 
-    config = load_config(demo_config(), settings or [])
+    config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
         from lasro_client.pretrain import pretrain as run_pretrain
 
-        surrogate = run_pretrain(config, out / "pretrain", stderr())
+        surrogate = run_pretrain(load_config(shipped_config("demo-stage1")), out / "stage1", stderr())
         stage_2 = config.train.model_copy(update={"initial_surrogate": str(surrogate)})
         config = config.model_copy(update={"train": stage_2})
     _train(config, out, as_json)
@@ -97,10 +97,10 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
 
 
-def demo_config() -> Path:
-    """`configs/demo.toml`: inside the installed package, or at the root of a checkout."""
+def shipped_config(name: str) -> Path:
+    """`configs/NAME.toml`: inside the installed package, or at the root of a checkout."""
     import lasro
 
     package = Path(lasro.__file__).parent
-    inside = package / "configs" / "demo.toml"
-    return inside if inside.exists() else package.parent / "configs" / "demo.toml"
+    inside = package / "configs" / f"{name}.toml"
+    return inside if inside.exists() else package.parent / "configs" / f"{name}.toml"

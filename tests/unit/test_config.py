@@ -1,0 +1,118 @@
+"""Settings: what is shipped loads, what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lasro_client.prompts import read_prompts
+from lasro_client.run_folder import RunFolder
+
+from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, load_config
+from lasro.errors import ConfigError, ConflictError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+MINIMAL = 'name = "x"\n[prompts]\ntrain = "t.txt"\nheld_out = "h.txt"\n[[rewards]]\nname = "r"\n'
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_there_are_shipped_configurations() -> None:
+    """Guards against the test below passing over an empty folder."""
+    assert {"demo.toml", "demo-stage1.toml"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    """Guards against a renamed setting or prompt file leaving a shipped configuration behind."""
+    config = load_config(path)
+    assert len(read_prompts(config.prompts.held_out)) >= config.evaluation.prompts
+    assert not {p.text for p in read_prompts(config.prompts.train)} & {
+        p.text for p in read_prompts(config.prompts.held_out)
+    }
+
+
+def test_every_setting_is_documented() -> None:
+    """Guards against a setting whose meaning and unit stand nowhere."""
+    pending, seen = [RunSettings, SurrogateRun], set()
+    while pending:
+        model = pending.pop()
+        seen.add(model)
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, Settings):
+                pending += [inner] if inner not in seen else []
+            elif name not in ("prompts", "rewards"):
+                assert field.description, f"{model.__name__}.{name} has no doc line"
+
+
+def test_an_unknown_key_is_refused(minimal: Path) -> None:
+    """Guards against a typo that silently leaves the default in force."""
+    with pytest.raises(ConfigError, match=r"train\.ruonds: Extra inputs are not permitted"):
+        load_config(minimal, ["train.ruonds=3"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.rounds=0", "train.rounds"),
+        ("train.learning_rate=nan", "train.learning_rate"),
+        ("surrogate.trunk=half", "surrogate.trunk"),
+        ('objective.regulariser="lcm"', "needs both teacher and teacher_latents"),
+        ('rewards=[{name="r"},{name="r"}]', "each name once"),
+        ('services.reward_api="http://x"', "give both"),
+        ("name.x=1", "not a table"),
+        ("rounds", "expected KEY=VALUE"),
+    ],
+)
+def test_wrong_values_are_named(minimal: Path, setting: str, message: str) -> None:
+    """Guards against a value out of range reaching the run."""
+    with pytest.raises(ConfigError, match=message):
+        load_config(minimal, [setting])
+
+
+def test_files_that_are_not_toml_are_named(tmp_path: Path) -> None:
+    """Guards against a traceback from the TOML parser."""
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: cannot be read as TOML"):
+        load_config(tmp_path / "bad.toml")
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(tmp_path / "absent.toml")
+
+
+def test_paths_are_taken_from_the_folder_of_the_file(minimal: Path) -> None:
+    """Guards against a configuration that works from one working directory only."""
+    config = load_config(minimal, ["model.path=./m", "train.initial_surrogate=s.safetensors"])
+    assert config.prompts.train == minimal.parent / "t.txt"
+    assert config.model.path == str(minimal.parent / "m")
+    assert config.train.initial_surrogate == str(minimal.parent / "s.safetensors")
+    assert load_config(minimal).model.path == "bundled"
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 2)),
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 2)),
+)
+def test_differing_keys_are_exactly_those_that_differ(old: dict[str, int], new: dict[str, int]) -> None:
+    """Guards against a changed setting slipping through, or the same one being blamed."""
+    expected = sorted(f"t.{key}" for key in "abc" if old.get(key) != new.get(key))
+    assert differing_keys({"t": old}, {"t": new}) == expected
+
+
+def test_services_may_move_but_nothing_else(minimal: Path, tmp_path: Path) -> None:
+    """Guards against a run that cannot be resumed because its services have new addresses."""
+    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    moved = load_config(minimal, ['services.reward_api="http://a"', 'services.surrogate_trainer="http://b"'])
+    RunFolder(tmp_path / "run", moved, "train")
+    with pytest.raises(ConflictError, match=r"differing in lora\.rank"):
+        RunFolder(tmp_path / "run", load_config(minimal, ["lora.rank=3"]), "train")
+    with pytest.raises(ConflictError, match="differing in stage"):
+        RunFolder(tmp_path / "run", load_config(minimal), "pretrain")
