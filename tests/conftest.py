@@ -13,12 +13,17 @@ from typing import Any
 import pytest
 import redis
 import uvicorn
+from hypothesis import HealthCheck, settings
 from starlette.types import ASGIApp
 
 from lasro.redis_store.connection import connect
 from lasro.redis_store.embedded import EmbeddedRedis
 
 Serve = Callable[[ASGIApp], str]
+
+# On a busy machine an example may take long without anything being wrong.
+settings.register_profile("lasro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lasro")
 
 
 @pytest.fixture(scope="session")
