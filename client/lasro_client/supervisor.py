@@ -15,7 +15,7 @@ from lasro.errors import LasroError, UnreachableError
 from lasro.process import last_log_line
 
 QUICK_DEATHS = 5
-QUICK_S = 10.0
+QUICK_S = 60.0  # importing torch alone may take a quarter of this
 FIRST_BACKOFF_S = 0.2
 POLL_S = 0.05
 
