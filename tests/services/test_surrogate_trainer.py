@@ -6,7 +6,7 @@ import errno
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,13 +59,13 @@ def url(redis_url, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def trainer(url) -> Iterator[SurrogateClient]:
-    with SurrogateClient(url, timeout_s=60) as client:
+    with SurrogateClient(url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def http(url) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=300) as client:
         yield client
 
 
@@ -102,8 +102,15 @@ def feed(redis_url: str, run: str, samples: list[wire.Sample]) -> list[str]:
     return [sample.group_id for sample in samples]
 
 
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def adapt(trainer: SurrogateClient, run: str, request_id: str, groups: list[str], steps: int) -> wire.AdaptReply:
-    request = wire.AdaptRequest(request_id=request_id, new_groups=groups, steps=steps, timeout_s=20)
+    request = wire.AdaptRequest(request_id=request_id, new_groups=groups, steps=steps, timeout_s=120)
     return trainer.adapt(run, request)
 
 
@@ -267,7 +274,7 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     started = time.monotonic()
     with pytest.raises(WireError, match=r"group g1 .*\[12, 4, 9, 9\].*\[12, 4, 8, 8\]"):
         adapt(trainer, "waiting", "b", ["g0", "g1"], 1)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     feed(redis_url, "waiting", [separable_sample(7)])
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
 
@@ -365,18 +372,18 @@ def test_weights_are_fetched_once_and_waited_for(trainer, url, config, redis_url
 
     def wait() -> None:
         with SurrogateClient(url) as other:
-            found.append(other.weights("poll", newer_than=0, wait_s=30))
+            found.append(other.weights("poll", newer_than=0, wait_s=200))
 
     thread = threading.Thread(target=wait)
     thread.start()
     for version in range(1, 7):
         assert adapt(trainer, "poll", f"r{version}", groups, 1).version == version
-    thread.join(timeout=5)
+    thread.join(timeout=60)
     assert not thread.is_alive()
     assert found[0][0] >= 1
-    assert trainer.weights("poll", version=3) is not None
+    assert trainer.weights_of("poll", 6) == (trainer.weights("poll") or (0, b""))[1]
     with pytest.raises(NotFoundError, match=r"expected one of \[3, 4, 5, 6\]"):
-        trainer.weights("poll", version=2)
+        trainer.weights_of("poll", 2)
 
 
 def test_a_run_is_created_once_and_differing_settings_are_named(trainer, http, config):
@@ -432,6 +439,22 @@ def test_versions_and_replies_survive_a_restart(redis_url, config, tmp_path):
         assert [run.run for run in trainer.runs()] == ["kept"]
         trainer.delete("kept")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["broken"]
+
+
+def test_samples_not_yet_trained_on_survive_a_restart(redis_url, config, tmp_path):
+    """Guards against samples acknowledged before they were used, and then lost with the process."""
+    with running(redis_url, tmp_path) as url, SurrogateClient(url) as trainer:
+        trainer.create("restarted", config)
+        used = feed(redis_url, "restarted", [separable_sample(number) for number in range(4)])
+        adapt(trainer, "restarted", "a", used, 1)
+        unused = feed(redis_url, "restarted", [separable_sample(number) for number in range(4, 8)])
+        with connect(redis_url) as client:
+            wait_for(lambda: client.xpending(keys.samples("restarted"), "trainer")["pending"] == len(unused))
+    with running(redis_url, tmp_path) as url, SurrogateClient(url) as trainer:
+        assert adapt(trainer, "restarted", "b", unused, 1).version == 2
+        with connect(redis_url) as client:
+            wait_for(lambda: client.xlen(keys.samples("restarted")) == 0)
+        trainer.delete("restarted")
 
 
 def test_a_full_disk_leaves_the_last_version_and_the_request_can_be_repeated(trainer, config, redis_url, monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
 
 from lasro import wire
 from lasro.config import SurrogateRun
@@ -33,17 +34,18 @@ class Intake:
         """Whether to read on: not while a whole buffer of groups waits to be named by an adapt request."""
         return self.replay.waiting_groups < self.replay.buffer_groups
 
-    def accept(self, sample: wire.Sample) -> None:
-        """Put a sample into the replay, or remember why it cannot be trained on."""
+    def accept(self, sample: wire.Sample) -> bool:
+        """Put a sample into the replay, or remember why it cannot be trained on; False where it changes nothing."""
         try:
-            self.replay.add(group_from_sample(sample, self._weights, self._latent_shape))
+            is_new = self.replay.add(group_from_sample(sample, self._weights, self._latent_shape))
         except LasroError as error:
             log.warning("group %s refused: %s", sample.group_id, error)
             self._refused[sample.group_id] = error
             if len(self._refused) > KEPT_REFUSALS:
                 self._refused.popitem(last=False)
-        else:
-            self._refused.pop(sample.group_id, None)
+            return False
+        self._refused.pop(sample.group_id, None)
+        return is_new
 
     def settled(self, group_ids: Sequence[str]) -> bool:
         """Whether waiting for these groups is over: all are here, or one was refused."""
@@ -65,12 +67,16 @@ class Intake:
 class SampleFeed(threading.Thread):
     """Reads samples into `intake` and calls `arrived` after each read that brought some.
 
-    `lag` is the number of samples not yet read, as of the last read.
+    A sample is acknowledged once `release` names its group, so that the stream gives it out again to a trainer that
+    was killed before. `lag` is the number of samples not yet read, as of the last read.
     """
 
     def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
         super().__init__(name=f"feed-{run}", daemon=True)
         self._stream, self._run, self._intake, self._arrived = stream, run, intake, arrived
+        self._holding = threading.Lock()
+        self._held: dict[str, str] = {}
+        self._done: SimpleQueue[str] = SimpleQueue()
         self._stopping = threading.Event()
         self.lag = 0
 
@@ -81,6 +87,7 @@ class SampleFeed(threading.Thread):
                     self._take()
                 else:
                     self._stopping.wait(BLOCK_MS / 1000)
+                self._acknowledge()
                 self.lag = self._stream.lag()
             except (UnreachableError, StorageError) as error:
                 log.warning("run %s: samples cannot be read, trying again: %s", self._run, error)
@@ -88,14 +95,33 @@ class SampleFeed(threading.Thread):
 
     def _take(self) -> None:
         entries = self._stream.read(READ_COUNT, BLOCK_MS)
-        for _, sample in entries:
-            self._intake.accept(sample)
+        for entry_id, sample in entries:
+            with self._holding:
+                if self._intake.accept(sample):
+                    self._held[sample.group_id] = entry_id
+                else:
+                    self._done.put(entry_id)
         if entries:
             self._arrived()
-        # Acknowledged once in memory: a trainer that is killed forgets its replay. Once the replay is in
-        # checkpoints, this call moves behind the one that holds these entries; the stream gives out again
-        # whatever was not acknowledged, and `Replay.add` passes over what it has.
-        self._stream.ack([entry_id for entry_id, _ in entries])
+
+    def _acknowledge(self) -> None:
+        entry_ids = [self._done.get_nowait() for _ in range(self._done.qsize())]
+        try:
+            self._stream.ack(entry_ids)
+        except (UnreachableError, StorageError):
+            for entry_id in entry_ids:
+                self._done.put(entry_id)
+            raise
+
+    def release(self, group_ids: Iterable[str]) -> None:
+        """Let the stream forget these groups; from any thread.
+
+        Called once weights trained on them are on disk. The replay itself is in memory only: when checkpoints hold
+        it, this call moves behind the one that holds these groups, and nothing else has to change.
+        """
+        with self._holding:
+            for group_id in self._held.keys() & set(group_ids):
+                self._done.put(self._held.pop(group_id))
 
     def stop(self) -> None:
         """End the thread and wait for it: at most one blocking read."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,15 +111,20 @@ class Replay:
                 self._waiting[group.group_id] = group
             return True
 
-    def admit(self, group_ids: Iterable[str]) -> None:
-        """Let the named groups into training, those not arrived yet as soon as they do; none named: all arrived."""
+    def admit(self, group_ids: Sequence[str]) -> Sequence[str]:
+        """Let the named groups into training, those not arrived yet as soon as they do; none named: all arrived.
+
+        Returns the names.
+        """
         with self._lock:
-            for group_id in list(group_ids) or list(self._waiting):
+            names = group_ids or list(self._waiting)
+            for group_id in names:
                 group = self._waiting.pop(group_id, None)
                 if group is not None:
                     self._enter(group)
                 elif group_id not in self._entered:
                     self._wanted.add(group_id)
+        return names
 
     def _enter(self, group: Group) -> None:
         self._entered.add(group.group_id)

@@ -52,6 +52,7 @@ class Run:
         self._served = ServedSurrogate(frozen, config.surrogate, store)
         self._replies: OrderedDict[str, tuple[str, wire.AdaptReply]] = OrderedDict()
         self._running: dict[str, tuple[str, asyncio.Task[wire.AdaptReply]]] = {}
+        self._unreleased: set[str] = set()
         self._closing = threading.Event()
         self._training_thread = ThreadPoolExecutor(1, f"train-{name}")
         self._serving_thread = ThreadPoolExecutor(1, f"serve-{name}")
@@ -142,7 +143,11 @@ class Run:
         if name not in self._running:
             self._running[name] = digest, asyncio.create_task(self._adapt(request))
             self._running[name][1].add_done_callback(partial(self._finished, name))
-        return await asyncio.shield(self._running[name][1])
+        try:
+            return await asyncio.shield(self._running[name][1])
+        except asyncio.CancelledError as error:
+            # The server is going down and drops its requests: the caller is to ask again.
+            raise BusyError(f"run {self.name}: the trainer is being stopped; ask again once it is back") from error
 
     def _finished(self, request_id: str, task: asyncio.Task[wire.AdaptReply]) -> None:
         del self._running[request_id]
@@ -153,6 +158,8 @@ class Run:
         async with self._adapting:
             await self._groups_arrived(request)
             reply = await self._on(self._training_thread, self._train, request)
+            self._feed.release(self._unreleased)
+            self._unreleased.clear()
         self._replies[request.request_id] = request_digest(request), reply
         while len(self._replies) > KEPT_REPLIES:
             self._replies.popitem(last=False)
@@ -161,7 +168,7 @@ class Run:
 
     async def _groups_arrived(self, request: wire.AdaptRequest) -> None:
         names = request.new_groups
-        self._intake.replay.admit(names)
+        self._unreleased.update(self._intake.replay.admit(names))
         await self._bell.until(lambda: self._closing.is_set() or self._intake.settled(names), request.timeout_s)
         if not self._closing.is_set():
             self._intake.check(names, request.timeout_s)
