@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -21,7 +22,8 @@ GENERATOR = "generator"
 
 def add_generator_lora(model: TwoStepModel, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
     """Put a fresh trainable LoRA on `model.unet`; returns its parameters, float32, in a fixed order."""
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets))
+    options: dict[str, Any] = {"lora_alpha": settings.alpha}  # peft takes a float here and declares an int
+    config = LoraConfig(r=settings.rank, target_modules=list(settings.targets), **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -214,7 +214,8 @@ def load_teacher(model: TwoStepModel, path: str) -> Callable[[Tensor, int, list[
         unet = UNet2DConditionModel.from_pretrained(path, subfolder=subfolder, dtype=model.unet.dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be loaded as the teacher's UNet ({error})") from error
-    teacher = unet.to(model.device).requires_grad_(False).eval()
+    teacher = unet.requires_grad_(False).eval()
+    nn.Module.to(teacher, model.device)
 
     @torch.no_grad()
     def outputs(x_t_BCHW: Tensor, timestep: int, prompts: list[str]) -> tuple[Tensor, Tensor]:

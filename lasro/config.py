@@ -82,7 +82,7 @@ class SurrogateSettings(Settings):
     """Width of the CNN head."""
     max_timestep: Annotated[int, Field(ge=1, le=1000)] = 200
     """Inputs are diffused to a random timestep below this one."""
-    rank_within_stage: bool = True
+    rank_within_stage: bool = False
     """Compare one-step samples only with one-step samples; off: both stages of a prompt together."""
     tie_margin: Annotated[float, Field(ge=0)] = 0.02
     """Pairs whose rewards differ by no more than this are dropped."""
@@ -119,8 +119,10 @@ class SamplingSettings(Settings):
 
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
     """Groups made per round."""
-    seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 12
-    """K: noises per prompt; each gives a one-step and a two-step sample."""
+    seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
+    """K: noises per prompt; each gives a one-step and a two-step sample, and with exploration both once more."""
+    explore_distance: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Exploration pushes a copy of each sample up the surrogate's gradient by at most this share of its norm."""
 
 
 class PretrainSettings(SamplingSettings):

@@ -88,9 +88,13 @@ def lcm_distillation(
     abar_t, abar_s = alphas_cumprod_T[t], alphas_cumprod_T[s]
     x_t = add_noise(z, noise, abar_t)
     with torch.no_grad():
-        outputs = teacher(x_t, t)
-        z_hat = guided(*(clean_from_output(o, x_t, abar_t, prediction_type) for o in outputs), guidance)
-        noise_hat = guided(*(noise_from_output(o, x_t, abar_t, prediction_type) for o in outputs), guidance)
+        conditional, unconditional = teacher(x_t, t)
+        z_hat, noise_hat = (
+            guided(
+                of(conditional, x_t, abar_t, prediction_type), of(unconditional, x_t, abar_t, prediction_type), guidance
+            )
+            for of in (clean_from_output, noise_from_output)
+        )
         target = consistency(ddim_step(z_hat, noise_hat, abar_s), s)
     return pseudo_huber(consistency(x_t, t), target)
 

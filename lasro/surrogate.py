@@ -8,6 +8,8 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,11 +24,11 @@ HEAD_GRID = 4
 
 
 def draw_augmentation(
-    shape_BCHW: tuple[int, int, int, int], max_timestep: int, generator: torch.Generator
+    shape_BCHW: Sequence[int], max_timestep: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Timesteps [B] int64 below `max_timestep` and noise [B, C, H, W] float32, drawn on the generator's device."""
-    timesteps_B = torch.randint(0, max_timestep, shape_BCHW[:1], generator=generator, device=generator.device)
-    return timesteps_B, torch.randn(shape_BCHW, generator=generator, device=generator.device)
+    timesteps_B = torch.randint(0, max_timestep, (shape_BCHW[0],), generator=generator, device=generator.device)
+    return timesteps_B, torch.randn(tuple(shape_BCHW), generator=generator, device=generator.device)
 
 
 def cnn_head(in_channels: int, channels: int) -> nn.Sequential:
@@ -115,5 +117,5 @@ def score_and_gradient(
     leaf = latents_BCHW.detach().float().requires_grad_()
     with torch.enable_grad():
         scores_B = surrogate(leaf, timesteps_B, noise_BCHW, conditioning, dtype)
-    (gradient_BCHW,) = torch.autograd.grad(scores_B.sum(), leaf)
+        (gradient_BCHW,) = torch.autograd.grad(scores_B.sum(), leaf)
     return scores_B.detach(), gradient_BCHW

@@ -1,7 +1,6 @@
 """One update of the generator: sample two steps, ask for d score / d latent, backpropagate it, average.
 
-Where the gradient comes from is an argument: `RemoteSurrogate` asks the trainer for it, `FetchedSurrogate` fetches
-the trainer's weights. Both answer for the same timesteps and noise, so both give the same update.
+Where the gradient comes from is an argument, a `ScoreSource`.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,72 +19,11 @@ from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
 from lasro.errors import NonFiniteError
 from lasro.objective import Moments, ema_update, normalise_and_clip, score_ascent, stay_near_base, update_moments
-from lasro.surrogate import SurrogateReward, draw_augmentation, score_and_gradient
+from lasro.surrogate import draw_augmentation
 from lasro.two_step import sample
-from lasro.wire import unpack_tensors
 from lasro_client.lcm_regulariser import LcmRegulariser
 from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for
-from lasro_client.surrogate_client import SurrogateClient
-
-
-class ScoreSource(Protocol):
-    """Anything that gives R(z, c) and dR/dz."""
-
-    def score_and_gradient(
-        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        """Scores [B] and gradients [B, C, H, W], float32, on the latents' device."""
-        ...
-
-
-class RemoteSurrogate:
-    """Gradient mode: latents go to the trainer, gradients come back; no surrogate is held here."""
-
-    def __init__(self, client: SurrogateClient, run: str) -> None:
-        self.client, self.run, self.version = client, run, 0
-
-    def refresh(self, version: int) -> None:
-        """Ask for this published version from now on."""
-        self.version = version
-
-    def score_and_gradient(
-        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        latents, timesteps, noise = (t.detach().cpu().numpy() for t in (latents_BCHW, timesteps_B, noise_BCHW))
-        scores, gradient, _ = self.client.gradient(self.run, latents, timesteps, noise, prompts, self.version)
-        device = latents_BCHW.device
-        return torch.from_numpy(scores).to(device).float(), torch.from_numpy(gradient).to(device).float()
-
-
-class LocalSurrogate:
-    """A surrogate held here, differentiated on the frozen base that the generator shares."""
-
-    def __init__(self, surrogate: SurrogateReward) -> None:
-        self.surrogate = surrogate
-
-    def score_and_gradient(
-        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        conditioning = self.surrogate.model.embed(prompts)
-        dtype = self.surrogate.settings.serve_autocast
-        return score_and_gradient(self.surrogate, latents_BCHW, timesteps_B, noise_BCHW, conditioning, dtype)
-
-
-class FetchedSurrogate(LocalSurrogate):
-    """Weights mode: a surrogate held here whose trained part is fetched from the trainer when it is newer."""
-
-    def __init__(self, client: SurrogateClient, run: str, surrogate: SurrogateReward) -> None:
-        super().__init__(surrogate)
-        self.client, self.run = client, run
-        self.version: int | None = None
-
-    def refresh(self, version: int) -> None:
-        """Fetch this published version unless it is here already."""
-        if version == self.version:
-            return
-        tensors, _ = unpack_tensors(self.client.weights_of(self.run, version))
-        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
-        self.version = version
+from lasro_client.score_sources import ScoreSource
 
 
 class StepStatistics(NamedTuple):

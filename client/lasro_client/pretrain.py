@@ -18,6 +18,7 @@ from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.connection import open_surrogate, services
+from lasro_client.exploration import exploration
 from lasro_client.files import write_atomically
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import read_prompts
@@ -25,6 +26,7 @@ from lasro_client.report import write_report
 from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
 from lasro_client.run_folder import Progress, RunFolder
 from lasro_client.sampling import draw_prompts, generator_for, sample_groups
+from lasro_client.score_sources import score_source
 
 SURROGATE_FILE = "surrogate.safetensors"
 FINAL_STEPS_PER_CALL = 50
@@ -46,19 +48,23 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
         stop_at_round_end() as stop,
     ):
-        open_surrogate(connected, run, config, None)
+        version = open_surrogate(connected, run, config, None)
+        source = score_source(config, run, model, connected.surrogates)
+        source.refresh(version)
+        explore = exploration(config, settings.explore_distance, source)
         collector = Collector(connected, run, config, progress.attempt)
         for round in range(progress.round, settings.rounds):
             chosen = draw_prompts(
                 prompts, settings.prompts_per_round, generator_for(config.seed, "pretrain prompts", round)
             )
-            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round)
+            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, explore=explore)
             try:
                 scored = collector.score(groups, round, 0)
             except BudgetError as error:
                 console.print(f"{error}; stage 1 ends after {round} rounds")
                 break
             reply = collector.adapt(scored, round, settings.steps_per_round)
+            source.refresh(reply.version)
             status = connected.surrogates.status(run)
             elapsed_s = time.monotonic() - started
             line = {

@@ -49,7 +49,5 @@ def _parse(path: Path, number: int, line: str) -> Prompt:
     try:
         parsed = _Line.model_validate_json(line)
     except ValidationError as error:
-        raise ConfigError(
-            f'{path}:{number}: {explain(error)}; expected {{"prompt": TEXT, "metadata": ...}}'
-        ) from error
+        raise ConfigError(f'{path}:{number}: {explain(error)}; expected {{"prompt": TEXT, "metadata": ...}}') from error
     return Prompt(parsed.prompt.strip(), parsed.metadata)

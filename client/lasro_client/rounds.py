@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lasro.config import RunSettings, SamplingSettings
+from lasro.config import RunSettings
 from lasro.wire import AdaptReply, AdaptRequest, GroupStatus
 from lasro_client.connection import Services
 from lasro_client.sampling import Group, submission
@@ -50,8 +50,8 @@ class Collector:
 
 
 def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSettings) -> dict[str, Any]:
-    """The `reward` and `total` entries of a log line: means over what was scored, null where nothing was."""
-    stages_N = np.concatenate([group.stages for group in groups])
+    """The `reward` and `total` entries of a log line: means over the model's own samples, null without any."""
+    stages_N = np.concatenate([np.where(group.pushed, 0, group.stages) for group in groups])
     items = [item for status in scored for item in status.items or []]
     components = {
         name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)
@@ -85,10 +85,6 @@ def adapt_entries(reply: AdaptReply, reward_gap: float | None) -> dict[str, Any]
         "failed_samples": statistics.failed_samples,
         "surrogate_version": reply.version,
     }
-
-
-def images_per_round(settings: SamplingSettings) -> int:
-    return settings.prompts_per_round * settings.seeds_per_prompt * len(STAGES)
 
 
 class StopRequest:

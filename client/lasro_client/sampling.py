@@ -18,6 +18,7 @@ from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.two_step import lcm_timesteps, sample
 from lasro.wire import GroupSubmission, pack_tensors
+from lasro_client.exploration import Explore
 from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 
@@ -25,11 +26,15 @@ TWO_STEPS = lcm_timesteps(2)
 
 
 class Group(NamedTuple):
-    """One prompt's samples: K one-step ones, then the K two-step ones of the same noise."""
+    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and copies moved by exploration.
+
+    `pushed` tells those copies from the model's own samples.
+    """
 
     prompt: Prompt
     latents_BCHW: Tensor
     stages: list[int]
+    pushed: list[bool]
     images: list[bytes]
 
 
@@ -52,20 +57,35 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def sample_groups(model: TwoStepModel, prompts: list[Prompt], settings: SamplingSettings, *seed: object) -> list[Group]:
-    """One group per prompt; group i draws its noise from (*seed, i). Raises NonFiniteError, with the prompt named."""
+def sample_groups(
+    model: TwoStepModel,
+    prompts: list[Prompt],
+    settings: SamplingSettings,
+    *seed: object,
+    explore: Explore | None = None,
+) -> list[Group]:
+    """One group per prompt; group i draws all its noise from (*seed, i).
+
+    With `explore`, each sample comes a second time, as it leaves that.
+    Raises NonFiniteError, with the prompt named.
+    """
     K = settings.seeds_per_prompt
-    draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(prompts))]
+    generators = [generator_for(*seed, i) for i in range(len(prompts))]
+    draws = [draw_noises(model, K, generator) for generator in generators]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     z1, z2 = sample(lambda x_t, t: model.predict_clean(x_t, t, conditioning), noises, TWO_STEPS, model.alphas_cumprod_T)
     groups = []
-    for i, prompt in enumerate(prompts):
+    for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
         latents = torch.cat([z1[i * K : (i + 1) * K], z2[i * K : (i + 1) * K]])
+        stages, pushed = [1] * K + [2] * K, [False] * 2 * K
+        if explore is not None:
+            latents = torch.cat([latents, explore(latents, [prompt.text] * 2 * K, generator)])
+            stages, pushed = stages * 2, pushed + [True] * 2 * K
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
         images = [png_bytes(image) for image in model.decode(latents, mixed=True)]
-        groups.append(Group(prompt, latents.cpu(), [1] * K + [2] * K, images))
+        groups.append(Group(prompt, latents.cpu(), stages, pushed, images))
     return groups
 
 

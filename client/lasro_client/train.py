@@ -16,19 +16,20 @@ from lasro.adapters import parameters_set
 from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.surrogate import build_surrogate
 from lasro_client.connection import Services, open_surrogate, services
 from lasro_client.drift import measure_drift
 from lasro_client.evaluate import draw_both_stages, evaluate
 from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation, summary_table
+from lasro_client.exploration import exploration
 from lasro_client.files import png_bytes, write_atomically, write_json
-from lasro_client.generator import FetchedSurrogate, GeneratorTrainer, RemoteSurrogate, StepStatistics
+from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
 from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
 from lasro_client.run_folder import Progress, RunFolder
 from lasro_client.sampling import draw_prompts, generator_for, sample_groups
+from lasro_client.score_sources import score_source
 
 WATCHED_PROMPTS = 8
 
@@ -49,15 +50,16 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     started = time.monotonic() - progress.elapsed_s
     with services(config, folder.path) as connected, stop_at_round_end() as stop:
         version = open_surrogate(connected, config.name, config, config.train.initial_surrogate)
-        source = _score_source(connected, config, model)
+        source = score_source(config, config.name, model, connected.surrogates)
         source.refresh(version)
+        explore = exploration(config, config.train.explore_distance, source)
         collector = Collector(connected, config.name, config, progress.attempt)
         before = _evaluated(folder, "before", model, held_out, connected, console)
         with RoundDisplay(console, "stage 2", config.train.rounds, progress.round) as display:
             for round in range(progress.round, config.train.rounds):
                 generator = generator_for(config.seed, "train prompts", round)
                 chosen = draw_prompts(prompts, config.train.prompts_per_round, generator)
-                groups = sample_groups(model, chosen, config.train, config.seed, "train", round)
+                groups = sample_groups(model, chosen, config.train, config.seed, "train", round, explore=explore)
                 try:
                     scored = collector.score(groups, round, trainer.version)
                 except BudgetError as error:
@@ -109,12 +111,6 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     folder.finish(summary)
     write_report(folder.path)
     return summary
-
-
-def _score_source(connected: Services, config: RunSettings, model: TwoStepModel) -> RemoteSurrogate | FetchedSurrogate:
-    if config.train.mode == "gradient":
-        return RemoteSurrogate(connected.surrogates, config.name)
-    return FetchedSurrogate(connected.surrogates, config.name, build_surrogate(model, config.surrogate))
 
 
 def _step_entries(steps: list[StepStatistics]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lasro_client.generator import FetchedSurrogate, GeneratorTrainer, RemoteSurrogate, ScoreSource
+from lasro_client.generator import GeneratorTrainer
+from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate, ScoreSource
 from lasro_client.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment

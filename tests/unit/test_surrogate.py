@@ -88,7 +88,8 @@ def test_gradient_is_that_of_the_score(model: TwoStepModel, trunk: str) -> None:
     """Guards against a detached path: the directional derivative must match finite differences (float32)."""
     latents, timesteps, noise = inputs(model)
     conditioning, reward = model.embed(PROMPTS), surrogate(model, trunk)
-    scores, gradient = score_and_gradient(reward, latents, timesteps, noise, conditioning)
+    with torch.no_grad():  # as sampling and the service call it: the gradient must be had all the same
+        scores, gradient = score_and_gradient(reward, latents, timesteps, noise, conditioning)
     direction, step = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)), 1e-2
     with torch.no_grad():
         ahead, behind = (reward(latents + sign * step * direction, timesteps, noise, conditioning) for sign in (1, -1))
