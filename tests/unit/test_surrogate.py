@@ -131,7 +131,8 @@ def test_every_mid_block_of_distilled_unets(model: TwoStepModel, mid_block: str 
     config = {**model.base.config, "mid_block_type": mid_block}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config(config).eval()
+        unet: Any = UNet2DConditionModel.from_config(config)
+        unet.eval()
     x_t, timesteps, _ = inputs(model)
     arguments = model.unet_arguments(model.embed(PROMPTS))
     seen: list[Any] = []
