@@ -192,6 +192,8 @@ class TrainSettings(SamplingSettings):
     """Prompts per generator update."""
     learning_rate: Rate = 5e-4
     """Of the generator's AdamW."""
+    warmup_steps: Annotated[int, Field(ge=1)] = 10
+    """Generator updates over which the learning rate rises linearly."""
     clip_norm: Positive = 1.0
     """Largest gradient norm."""
     ema: Share = 0.95

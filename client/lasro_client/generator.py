@@ -103,6 +103,9 @@ class GeneratorTrainer:
                 f"generator update {self.version}: gradient norm {norm}, expected a finite one; "
                 "lower train.learning_rate or raise objective.regulariser_weight"
             )
+        warm = min(1.0, (self.version + 1) / self.config.train.warmup_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.train.learning_rate * warm
         self.optimiser.step()
         ema_update(self.average, list(self.parameters), self.config.train.ema)
         self.version += 1
