@@ -160,7 +160,7 @@ class ObjectiveSettings(Settings):
     two_step_weight: Annotated[float, Field(ge=0)] = 0.5
     """c2."""
     regulariser: Literal["base", "lcm"] = "base"
-    """L_reg: squared distance to the frozen base's own latents, or the LCM distillation loss."""
+    """L_reg: squared distance to the frozen base's predictions for the same inputs, or the LCM distillation loss."""
     regulariser_weight: Annotated[float, Field(ge=0)] = 1.0
     """c."""
     score_clip: Positive = 3.0

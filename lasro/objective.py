@@ -55,7 +55,10 @@ def score_ascent(
 
 
 def stay_near_base(z1: Tensor, z2: Tensor, z1_base: Tensor, z2_base: Tensor) -> Tensor:
-    """L_reg = mean (z1 - z1_base)^2 + mean (z2 - z2_base)^2, the frozen base sampled from the same noise."""
+    """L_reg = mean (z1 - z1_base)^2 + mean (z2 - z2_base)^2, the frozen base's predictions for the same inputs.
+
+    z2_base starts from the generator's own x_tau1, so a better first step is not pulled back by the second.
+    """
     return (z1 - z1_base).square().mean() + (z2 - z2_base).square().mean()
 
 

@@ -20,7 +20,7 @@ from lasro.config import RunSettings
 from lasro.errors import NonFiniteError
 from lasro.objective import Moments, ema_update, normalise_and_clip, score_ascent, stay_near_base, update_moments
 from lasro.surrogate import draw_augmentation
-from lasro.two_step import sample
+from lasro.two_step import add_noise, sample
 from lasro_client.lcm_regulariser import LcmRegulariser
 from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for
 from lasro_client.score_sources import ScoreSource
@@ -77,9 +77,9 @@ class GeneratorTrainer:
         grad_norm = self._descend(objective)
         return StepStatistics(loss, regulariser.item(), means[0], means[1], grad_norm)
 
-    def _sample(self, noises: list[Tensor], conditioning: Conditioning, base: bool = False) -> list[Tensor]:
+    def _sample(self, noises: list[Tensor], conditioning: Conditioning) -> list[Tensor]:
         return sample(
-            lambda x_t, t: self.model.predict_clean(x_t, t, conditioning, base=base),
+            lambda x_t, t: self.model.predict_clean(x_t, t, conditioning),
             noises,
             TWO_STEPS,
             self.model.alphas_cumprod_T,
@@ -90,8 +90,13 @@ class GeneratorTrainer:
     ) -> Tensor:
         if self.lcm is not None:
             return self.lcm.loss(generator)
+        abar = self.model.alphas_cumprod_T[TWO_STEPS[1]]
+        inputs = [noises[0], add_noise(latents[0].detach(), noises[1], abar)]
         with torch.no_grad():
-            base = self._sample(noises, conditioning, base=True)
+            base = [
+                self.model.predict_clean(x_t, t, conditioning, base=True)
+                for x_t, t in zip(inputs, TWO_STEPS, strict=True)
+            ]
         return stay_near_base(*latents, *base)
 
     def _descend(self, objective: Tensor) -> float:

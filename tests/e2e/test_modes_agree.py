@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from lasro.backbone import load_model
+from lasro.config import RunSettings, SurrogateRun
+from lasro.surrogate import build_surrogate
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate, ScoreSource
 from lasro_client.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
-
-from lasro.backbone import load_model
-from lasro.config import RunSettings, SurrogateRun
-from lasro.surrogate import build_surrogate
 
 PROMPTS = ["a red star", "a blue square", "a green ring and a pink heart"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from lasro_client.pretrain import pretrain
-from lasro_client.train import train
 from rich.console import Console
 
 from lasro.config import RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.wire import unpack_tensors
+from lasro_client.pretrain import pretrain
+from lasro_client.train import train
 
 CONFIG = """
 name = "tiny"

@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from lasro_client.local_stack import LocalStack
 from PIL import Image
 
 from lasro.config import RewardSettings
 from lasro.errors import UnreachableError
+from lasro_client.local_stack import LocalStack
 
 JPEG = RewardSettings(name="jpeg-compressibility", serve="lasro_rewards.jpeg:compressibility")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -9,13 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lasro_client import evaluate as evaluation_module
-from lasro_client.drift import measure_drift
-from lasro_client.evaluate import draw_both_stages, evaluate
-from lasro_client.prompts import Prompt
-from lasro_client.reward_client import RewardClient
-from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
 from PIL import Image
 
 from lasro.adapters import add_generator_lora
@@ -24,6 +17,13 @@ from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import NonFiniteError, NotFoundError
 from lasro.reward_sdk import RejectedItem, create_reward_app, reward
 from lasro.wire import Protocol, RewardSpec
+from lasro_client import evaluate as evaluation_module
+from lasro_client.drift import measure_drift
+from lasro_client.evaluate import draw_both_stages, evaluate
+from lasro_client.prompts import Prompt
+from lasro_client.reward_client import RewardClient
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
 
 SEED = 5
 PROMPTS = [Prompt(f"a {color} star", {"gain": i}) for i, color in enumerate(("red", "blue", "green", "black", "pink"))]

@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 import redis
 from fastapi import FastAPI, Request, Response
-from lasro_client.reward_client import RewardClient
-from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
 from PIL import Image
 from starlette.types import ASGIApp
 
@@ -28,6 +25,9 @@ from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec, ScoreRequest, Status
+from lasro_client.reward_client import RewardClient
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
 
 
 def png(shade: int) -> bytes:

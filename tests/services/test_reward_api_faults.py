@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
-from lasro_client.reward_client import RewardClient
-from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
 from PIL import Image
 from starlette.types import ASGIApp
 
 from lasro.errors import WireError
 from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
+from lasro_client.reward_client import RewardClient
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
 
 
 def png(shade: int, side: int = 8) -> bytes:

@@ -9,8 +9,6 @@ import msgpack
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -20,6 +18,8 @@ from schemathesis.specs.openapi.checks import (
 from starlette.types import ASGIApp
 
 from lasro.wire import MSGPACK_TYPE
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)

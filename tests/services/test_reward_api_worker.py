@@ -16,12 +16,6 @@ import redis
 import redis.asyncio
 import uvicorn
 from fastapi import FastAPI, Request
-from lasro_client.reward_client import RewardClient
-from lasro_reward_api.app import create_app
-from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.scoring import Endpoints, Scorer
-from lasro_reward_api.settings import RewardApiSettings
-from lasro_reward_api.worker import score_groups
 from PIL import Image
 from starlette.types import ASGIApp
 
@@ -34,6 +28,12 @@ from lasro.redis_store.group_queue import Claim, GroupQueue
 from lasro.redis_store.registry import RewardRegistry
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec, ScoredItem
+from lasro_client.reward_client import RewardClient
+from lasro_reward_api.app import create_app
+from lasro_reward_api.cache import ScoreCache
+from lasro_reward_api.scoring import Endpoints, Scorer
+from lasro_reward_api.settings import RewardApiSettings
+from lasro_reward_api.worker import score_groups
 
 RUN = "worker-tests"
 

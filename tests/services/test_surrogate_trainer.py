@@ -15,9 +15,6 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
-from lasro_client.surrogate_client import SurrogateClient
-from lasro_surrogate_trainer.app import create_app
-from lasro_surrogate_trainer.settings import TrainerEnvironment
 from PIL import Image
 
 from lasro import wire
@@ -28,6 +25,9 @@ from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.service_kit import bind
 from lasro.surrogate import build_surrogate, score_and_gradient
+from lasro_client.surrogate_client import SurrogateClient
+from lasro_surrogate_trainer.app import create_app
+from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 SHAPE = (4, 8, 8)
 SEEDS = 6

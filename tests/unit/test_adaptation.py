@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lasro_surrogate_trainer.adaptation import Trainee, adapt, group_pairs
-from lasro_surrogate_trainer.models import FrozenModel, ModelCache
-from lasro_surrogate_trainer.replay import Group, Replay
 
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError, WireError
+from lasro_surrogate_trainer.adaptation import Trainee, adapt, group_pairs
+from lasro_surrogate_trainer.models import FrozenModel, ModelCache
+from lasro_surrogate_trainer.replay import Group, Replay
 
 SHAPE = (4, 8, 8)
 SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")

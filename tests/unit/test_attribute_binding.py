@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lasro_rewards.attribute_binding import attribute_binding, binding_score
-from lasro_rewards.segmentation import rgb_to_lab, segment
-from lasro_rewards.shape_matching import shape_overlaps
 from PIL import Image, ImageDraw, ImageFilter
 
 from lasro.reward_sdk import RejectedItem
@@ -26,6 +23,9 @@ from lasro.shapes import (
     parse_prompt,
     random_scene,
 )
+from lasro_rewards.attribute_binding import attribute_binding, binding_score
+from lasro_rewards.segmentation import rgb_to_lab, segment
+from lasro_rewards.shape_matching import shape_overlaps
 
 STAR = ObjectSpec("red", "star", -0.48, 0.0, 0.36)
 SQUARE = ObjectSpec("blue", "square", 0.48, 0.0, 0.33)

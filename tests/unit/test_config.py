@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lasro_client.prompts import read_prompts
-from lasro_client.run_folder import RunFolder
 
 from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, load_config
 from lasro.errors import ConfigError, ConflictError
+from lasro_client.prompts import read_prompts
+from lasro_client.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))

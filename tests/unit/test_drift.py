@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lasro_client.drift import drift_figure, mean_absolute_difference
 
 from lasro.errors import WireError
+from lasro_client.drift import drift_figure, mean_absolute_difference
 
 
 def flat(value):

@@ -7,6 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from lasro.errors import StorageError, WireError
 from lasro_client.evaluate import batch_size
 from lasro_client.evaluation import (
     Evaluation,
@@ -16,8 +18,6 @@ from lasro_client.evaluation import (
     summary_table,
 )
 from lasro_client.paired import compare, estimate, paired_difference, ratio_of_means
-
-from lasro.errors import StorageError, WireError
 
 scores = st.lists(st.none() | st.floats(-10, 10), min_size=1, max_size=30)
 

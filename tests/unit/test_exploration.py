@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from lasro_client.exploration import exploration, push
 
 from lasro.config import RunSettings
+from lasro_client.exploration import exploration, push
 
 PROMPTS = ["a", "b", "c"]
 

@@ -6,8 +6,9 @@ import io
 
 import numpy as np
 import pytest
-from lasro_rewards.jpeg import compressibility, incompressibility
 from PIL import Image
+
+from lasro_rewards.jpeg import compressibility, incompressibility
 
 BLANK = Image.new("RGB", (64, 64), "white")
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))

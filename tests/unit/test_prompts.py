@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lasro_client.prompts import Prompt, read_prompts
 
 from lasro.errors import ConfigError
+from lasro_client.prompts import Prompt, read_prompts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lasro_surrogate_trainer.replay import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
+from lasro_surrogate_trainer.replay import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
 
 SHAPE = (4, 2, 2)
 

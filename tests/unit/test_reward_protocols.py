@@ -10,11 +10,11 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lasro_reward_api.protocols import SPEAKERS, speaker
-from lasro_reward_api.protocols.speaker import Batch, Rejected
 
 from lasro.errors import ConfigError, WireError
 from lasro.wire import MSGPACK_TYPE, Protocol
+from lasro_reward_api.protocols import SPEAKERS, speaker
+from lasro_reward_api.protocols.speaker import Batch, Rejected
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=5)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner))

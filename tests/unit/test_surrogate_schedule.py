@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from lasro_surrogate_trainer.adaptation import learning_rate
 
 from lasro.config import SurrogateSettings
+from lasro_surrogate_trainer.adaptation import learning_rate
 
 
 def test_learning_rate_by_hand() -> None:
