@@ -16,7 +16,7 @@ from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.files import write_atomically, write_json
 from lasro_client.generator import GeneratorTrainer
 
-KEPT_OUT = {"services": True}
+KEPT_OUT = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
 
 
@@ -34,7 +34,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunSettings, stage: str) -> None:
         self.path, self.config = path, config
-        settings = {"stage": stage} | config.model_dump(mode="json", exclude=KEPT_OUT)  # type: ignore[arg-type]
+        settings = {"stage": stage} | config.model_dump(mode="json", exclude=KEPT_OUT)
         known = self._read("config.json")
         if known is None:
             write_json(path / "config.json", settings)
