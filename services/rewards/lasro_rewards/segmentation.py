@@ -88,8 +88,8 @@ def segment(rgb_HW3: NDArray[np.uint8]) -> Segmentation:
     labels = np.zeros(foreground.shape, np.int32)
     ndimage.label(foreground, output=labels)
     segments, clutter_px = [], 0.0
-    for index, box in enumerate(ndimage.find_objects(labels), start=1):
-        box = _padded(box, foreground.shape)
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        box = _padded((rows, columns), foreground.shape)
         mask = labels[box] == index
         area_px = float(mask.sum())
         if area_px < MIN_AREA_PX or delta_e[box][mask].max() < OBJECT_DELTA_E:
@@ -134,8 +134,7 @@ def _split_by_color(mask: Mask, rgb: NDArray[np.uint8], lab: Float, background_r
             left &= _off_the_line(rgb, background_rgb, np.median(rgb[part], 0)) > MAX_MIXTURE_RGB
     if num_parts < 2:
         return [mask]
-    rows_and_columns = np.zeros((2, *mask.shape), np.int32)
-    ndimage.distance_transform_edt(owner < 0, return_distances=False, return_indices=True, indices=rows_and_columns)
+    rows_and_columns = ndimage.distance_transform_edt(owner < 0, return_distances=False, return_indices=True)
     owner = owner[tuple(rows_and_columns)]
     return [mask & (owner == part) for part in range(num_parts)]
 
