@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
@@ -466,11 +465,3 @@ def unpack_prompts(metadata: Mapping[str, str], count: int) -> list[str]:
     if len(prompts) != count:
         raise WireError(f"prompts: got {len(prompts)}, expected one per latent ({count})")
     return prompts
-
-
-def check_finite(scores: list[float], what: str) -> list[float]:
-    """`scores` again, or WireError naming the first that is not finite."""
-    for index, score in enumerate(scores):
-        if not math.isfinite(score):
-            raise WireError(f"{what}[{index}]: got {score}, expected a finite number")
-    return scores

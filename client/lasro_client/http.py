@@ -6,7 +6,7 @@ response = send(http, "PUT", "/v1/runs/demo", json={...})
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -73,3 +73,19 @@ def message(response: httpx.Response, kind: type[M]) -> M:
     if response.headers.get("content-type", "").startswith(wire.MSGPACK_TYPE):
         return wire.from_msgpack(kind, response.content)
     return wire.from_json(kind, response.content)
+
+
+class ServiceClient:
+    """A connection to one service, closed when the `with` block that opened it ends."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
+        self._http = connect(url, api_key, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()

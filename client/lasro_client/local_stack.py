@@ -69,7 +69,7 @@ class LocalStack:
     def __enter__(self) -> LocalStack:
         try:
             self._start()
-        except BaseException:
+        except BaseException:  # Ctrl-C while starting must not leave processes behind either
             self.close()
             raise
         return self

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -32,7 +31,7 @@ from lasro.wire import (
     ScoreRequest,
     to_msgpack,
 )
-from lasro_client.http import connect, message, send
+from lasro_client.http import ServiceClient, message, send
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -40,23 +39,12 @@ LONGEST_POLL_S = 20.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
-class RewardClient:
+class RewardClient(ServiceClient):
     """Every method may raise UnreachableError, TimeoutExceededError, AuthError, StorageError or ServiceError."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0) -> None:
+        super().__init__(url, api_key, timeout_s)
         self._timeout_s = timeout_s
-        self._http = connect(url, api_key, timeout_s)
-
-    def __enter__(self) -> RewardClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
 
     def ready(self) -> bool:
         """Whether the service answers and is ready for work."""

@@ -21,7 +21,7 @@ import numpy as np
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import LasroError, TimeoutExceededError, UnreachableError, WireError
-from lasro_client.http import connect, message, send
+from lasro_client.http import ServiceClient, message, send
 
 RETRY_FOR_S = 30.0
 """How long a broken connection is tried again: a killed trainer is back in less."""
@@ -50,20 +50,11 @@ def _version(response: httpx.Response) -> int:
     return int(tag)
 
 
-class SurrogateClient:
+class SurrogateClient(ServiceClient):
     """One trainer. `timeout_s` bounds each wait for an answer; not for use from several threads at once."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 300.0) -> None:
-        self._http = connect(url, api_key, timeout_s)
-
-    def __enter__(self) -> SurrogateClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
+        super().__init__(url, api_key, timeout_s)
 
     def ready(self) -> bool:
         """Whether the trainer, its Redis and its models answer."""
