@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -56,9 +57,21 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+@lru_cache
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is the hardware's own. Emulated, it is ten times slower than float32, not faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Mixed precision of that name; "none" leaves arithmetic as it is."""
-    return torch.autocast(device.type, dtype=AUTOCAST.get(dtype, torch.bfloat16), enabled=dtype != "none")
+    """Mixed precision of that name; "none" leaves arithmetic as it is, "auto" is bfloat16 where that is native."""
+    enabled = computes_in_bfloat16(device) if dtype == "auto" else dtype != "none"
+    return torch.autocast(device.type, dtype=AUTOCAST.get(dtype, torch.bfloat16), enabled=enabled)
 
 
 def shared_view(module: M) -> M:

@@ -17,6 +17,7 @@ from lasro.errors import ConfigError
 from lasro.wire import Name, explain
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Autocast = Literal["none", "auto", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -41,8 +42,8 @@ class ModelSettings(Settings):
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"
     """Of the weights of frozen parts; what is trained stays in float32."""
-    autocast: Literal["none", "bfloat16", "float16"] = "none"
-    """Dtype of the arithmetic in sampling and training."""
+    autocast: Autocast = "none"
+    """Dtype of the arithmetic in sampling and training; `auto` takes bfloat16 where the device computes in it."""
     guidance: Annotated[float, Field(ge=0, le=50)] = 4.0
     """Guidance scale w, embedded in the UNet's time embedding."""
     gradient_checkpointing: bool = False
@@ -106,9 +107,9 @@ class SurrogateSettings(Settings):
     """Share of groups kept out of training to measure pair accuracy."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the trainer runs it."""
-    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    autocast: Autocast = "none"
     """Dtype of the arithmetic in training; scores and gradients served follow `serve_autocast`."""
-    serve_autocast: Literal["none", "bfloat16", "float16"] = "none"
+    serve_autocast: Autocast = "none"
     """Dtype of the arithmetic behind `score` and `gradient`."""
     seed: int = 0
     """Of batches, timesteps and noise."""
@@ -120,9 +121,7 @@ class SamplingSettings(Settings):
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
-    """K: noises per prompt; each gives a one-step and a two-step sample, and with exploration both once more."""
-    explore_distance: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Exploration pushes a copy of each sample up the surrogate's gradient by at most this share of its norm."""
+    """K: noises per prompt; each gives a one-step and a two-step sample."""
 
 
 class PretrainSettings(SamplingSettings):
@@ -134,6 +133,10 @@ class PretrainSettings(SamplingSettings):
     """Groups made per round."""
     steps_per_round: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps after each round."""
+    scout_after: Annotated[int, Field(ge=0)] = 50
+    """First rounds, with samples of the base alone."""
+    scout_rounds: Annotated[int, Field(ge=0)] = 50
+    """Rounds that a scout climbs the surrogate, its samples scored beside the base's, before the next one; 0: none."""
     final_steps: Annotated[int, Field(ge=0)] = 0
     """Surrogate steps once all rounds are in."""
 
@@ -194,6 +197,8 @@ class TrainSettings(SamplingSettings):
     """Of the generator's AdamW."""
     warmup_steps: Annotated[int, Field(ge=1)] = 10
     """Generator updates over which the learning rate rises linearly."""
+    decay_steps: Annotated[int, Field(ge=1)] | None = None
+    """Generator updates over which the learning rate falls to a twentieth, by a cosine; absent: it stays."""
     clip_norm: Positive = 1.0
     """Largest gradient norm."""
     ema: Share = 0.95

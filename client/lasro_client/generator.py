@@ -19,6 +19,7 @@ from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
 from lasro.errors import NonFiniteError
 from lasro.objective import Moments, ema_update, normalise_and_clip, score_ascent, stay_near_base, update_moments
+from lasro.schedule import learning_rate
 from lasro.surrogate import draw_augmentation
 from lasro.two_step import add_noise, sample
 from lasro_client.lcm_regulariser import LcmRegulariser
@@ -40,9 +41,10 @@ class GeneratorTrainer:
     """The generator's adapter, its optimiser, its average, and the moments of the scores: all that a resume needs."""
 
     def __init__(self, model: TwoStepModel, config: RunSettings) -> None:
-        self.model, self.config = model, config
+        self.model, self.config, self.seed = model, config, config.seed
         self.parameters = add_generator_lora(model, config.lora, config.seed)
         self.average = [p.detach().clone() for p in self.parameters]
+        self._untrained = [p.detach().clone() for p in self.parameters]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.train.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -57,7 +59,7 @@ class GeneratorTrainer:
         Raises NonFiniteError before anything that is not finite could enter the optimiser.
         """
         model, settings = self.model, self.config.objective
-        generator = generator_for(self.config.seed, "generator", self.version)
+        generator = generator_for(self.seed, "generator", self.version)
         noises = draw_noises(model, len(prompts), generator)
         conditioning = model.embed(prompts)
         latents = self._sample(noises, conditioning)
@@ -108,13 +110,23 @@ class GeneratorTrainer:
                 f"generator update {self.version}: gradient norm {norm}, expected a finite one; "
                 "lower train.learning_rate or raise objective.regulariser_weight"
             )
-        warm = min(1.0, (self.version + 1) / self.config.train.warmup_steps)
+        settings = self.config.train
+        rate = learning_rate(settings.learning_rate, self.version + 1, settings.warmup_steps, settings.decay_steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.train.learning_rate * warm
+            group["lr"] = rate
         self.optimiser.step()
         ema_update(self.average, list(self.parameters), self.config.train.ema)
         self.version += 1
         return norm
+
+    def restart(self, seed: int) -> None:
+        """Begin again from the base with a fresh optimiser, and with the draws of another seed."""
+        with torch.no_grad():
+            for values in (list(self.parameters), self.average):
+                for value, untrained in zip(values, self._untrained, strict=True):
+                    value.copy_(untrained)
+        self.optimiser.state.clear()
+        self.seed, self.version, self.moments = seed, 0, [None, None]
 
     def save(self, folder: Path) -> Path:
         """Write the averaged adapter so that stock diffusers loads it with `load_lora_weights(folder)`."""

@@ -18,7 +18,6 @@ from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.connection import open_surrogate, services
-from lasro_client.exploration import exploration
 from lasro_client.files import write_atomically
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import read_prompts
@@ -27,6 +26,7 @@ from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_
 from lasro_client.run_folder import Progress, RunFolder
 from lasro_client.sampling import draw_prompts, generator_for, sample_groups
 from lasro_client.score_sources import score_source
+from lasro_client.scout import Scout
 
 SURROGATE_FILE = "surrogate.safetensors"
 FINAL_STEPS_PER_CALL = 50
@@ -41,7 +41,8 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
     settings, run = config.pretrain, f"{config.name}-pretrain"
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
-    progress = folder.start()
+    scout = Scout(model, config)
+    progress = folder.start(scout.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
         services(config, folder.path) as connected,
@@ -51,13 +52,12 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         version = open_surrogate(connected, run, config, None)
         source = score_source(config, run, model, connected.surrogates)
         source.refresh(version)
-        explore = exploration(config, settings.explore_distance, source)
         collector = Collector(connected, run, config, progress.attempt)
         for round in range(progress.round, settings.rounds):
-            chosen = draw_prompts(
-                prompts, settings.prompts_per_round, generator_for(config.seed, "pretrain prompts", round)
-            )
-            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, explore=explore)
+            generator = generator_for(config.seed, "pretrain prompts", round)
+            chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
+            explore = scout.latents if scout.out(round) else None
+            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, base=True, explore=explore)
             try:
                 scored = collector.score(groups, round, 0)
             except BudgetError as error:
@@ -65,6 +65,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
                 break
             reply = collector.adapt(scored, round, settings.steps_per_round)
             source.refresh(reply.version)
+            scout.climb(round, prompts, generator, source)
             status = connected.surrogates.status(run)
             elapsed_s = time.monotonic() - started
             line = {
@@ -80,11 +81,13 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
             folder.log(line)
             display.update(line)
             progress = Progress(round + 1, progress.attempt, elapsed_s, scored[-1].reward_calls)
-            folder.checkpoint(progress)
+            if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
+                folder.checkpoint(progress, scout.trainer)
             if (round + 1) % config.train.report_rounds == 0:
                 write_report(folder.path)
             if stop.asked:
                 raise KeyboardInterrupt
+        folder.checkpoint(progress, scout.trainer)
         for part in range(0, settings.final_steps, FINAL_STEPS_PER_CALL):
             steps = min(FINAL_STEPS_PER_CALL, settings.final_steps - part)
             reply = collector.adapt([], settings.rounds, steps, part)

@@ -51,7 +51,7 @@ class Collector:
 
 def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSettings) -> dict[str, Any]:
     """The `reward` and `total` entries of a log line: means over the model's own samples, null without any."""
-    stages_N = np.concatenate([np.where(group.pushed, 0, group.stages) for group in groups])
+    stages_N = np.concatenate([np.where(group.explored, 0, group.stages) for group in groups])
     items = [item for status in scored for item in status.items or []]
     components = {
         name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)

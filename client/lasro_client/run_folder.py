@@ -80,6 +80,7 @@ class RunFolder:
             if trainer is not None:
                 moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
                 trainer.load_state({n: torch.from_numpy(a) for n, a in tensors.items()}, saved["version"], moments)
+                trainer.seed = saved["seed"]
         self._drop_log_after(progress.round)
         attempt = (self._read("attempt.json") or 0) + 1
         write_json(self.path / "attempt.json", attempt)
@@ -92,16 +93,14 @@ class RunFolder:
             write_atomically(path, b"".join(line + b"\n" for line in lines))
 
     def checkpoint(self, progress: Progress, trainer: GeneratorTrainer | None = None) -> None:
-        """All that a resume needs, in one file that is either the old or the new one; and the adapter as it stands."""
+        """All that a resume needs, in one file that is either the old or the new one."""
         saved: dict[str, Any] = {"progress": progress._asdict()}
         tensors = {}
         if trainer is not None:
-            saved |= {"version": trainer.version, "moments": trainer.moments}
+            saved |= {"version": trainer.version, "seed": trainer.seed, "moments": trainer.moments}
             tensors = {name: tensor.numpy() for name, tensor in trainer.state().items()}
         body = pack_tensors(tensors, {"progress": json.dumps(saved)})
         write_atomically(self.path / "checkpoint" / "state.safetensors", body)
-        if trainer is not None:
-            self.export(trainer)
 
     def export(self, trainer: GeneratorTrainer) -> None:
         """Write the averaged adapter for stock diffusers; the folder is replaced as a whole."""

@@ -8,33 +8,35 @@ Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lasro.backbone import TwoStepModel
+from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.two_step import lcm_timesteps, sample
 from lasro.wire import GroupSubmission, pack_tensors
-from lasro_client.exploration import Explore
 from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 
 TWO_STEPS = lcm_timesteps(2)
+Explore = Callable[[list[Tensor], str], Tensor]
+"""Noises and their prompt to more samples [2K, C, H, W]: one-step ones, then two-step ones."""
 
 
 class Group(NamedTuple):
-    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and copies moved by exploration.
+    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and as many by exploration.
 
-    `pushed` tells those copies from the model's own samples.
+    `explored` tells those from the model's own samples.
     """
 
     prompt: Prompt
     latents_BCHW: Tensor
     stages: list[int]
-    pushed: list[bool]
+    explored: list[bool]
     images: list[bytes]
 
 
@@ -57,35 +59,43 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
 
 
 @torch.no_grad()
+def two_step_latents(
+    model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, base: bool = False
+) -> list[Tensor]:
+    """One-step and two-step latents [B, C, H, W] of the same noise, of the frozen base where `base` is set."""
+    return sample(
+        lambda x_t, t: model.predict_clean(x_t, t, conditioning, base=base), noises, TWO_STEPS, model.alphas_cumprod_T
+    )
+
+
 def sample_groups(
     model: TwoStepModel,
     prompts: list[Prompt],
     settings: SamplingSettings,
     *seed: object,
+    base: bool = False,
     explore: Explore | None = None,
 ) -> list[Group]:
     """One group per prompt; group i draws all its noise from (*seed, i).
 
-    With `explore`, each sample comes a second time, as it leaves that.
+    With `explore`, a group also has what that makes of the same noise.
     Raises NonFiniteError, with the prompt named.
     """
     K = settings.seeds_per_prompt
-    generators = [generator_for(*seed, i) for i in range(len(prompts))]
-    draws = [draw_noises(model, K, generator) for generator in generators]
+    draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
-    z1, z2 = sample(lambda x_t, t: model.predict_clean(x_t, t, conditioning), noises, TWO_STEPS, model.alphas_cumprod_T)
+    z1, z2 = two_step_latents(model, noises, conditioning, base)
     groups = []
-    for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
+    for i, prompt in enumerate(prompts):
         latents = torch.cat([z1[i * K : (i + 1) * K], z2[i * K : (i + 1) * K]])
-        stages, pushed = [1] * K + [2] * K, [False] * 2 * K
         if explore is not None:
-            latents = torch.cat([latents, explore(latents, [prompt.text] * 2 * K, generator)])
-            stages, pushed = stages * 2, pushed + [True] * 2 * K
+            latents = torch.cat([latents, explore(draws[i], prompt.text)])
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
         images = [png_bytes(image) for image in model.decode(latents, mixed=True)]
-        groups.append(Group(prompt, latents.cpu(), stages, pushed, images))
+        stages = ([1] * K + [2] * K) * (len(latents) // (2 * K))
+        groups.append(Group(prompt, latents.cpu(), stages, [j >= 2 * K for j in range(len(latents))], images))
     return groups
 
 

@@ -20,7 +20,6 @@ from lasro_client.connection import Services, open_surrogate, services
 from lasro_client.drift import measure_drift
 from lasro_client.evaluate import draw_both_stages, evaluate
 from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation, summary_table
-from lasro_client.exploration import exploration
 from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.progress import RoundDisplay
@@ -52,14 +51,13 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         version = open_surrogate(connected, config.name, config, config.train.initial_surrogate)
         source = score_source(config, config.name, model, connected.surrogates)
         source.refresh(version)
-        explore = exploration(config, config.train.explore_distance, source)
         collector = Collector(connected, config.name, config, progress.attempt)
         before = _evaluated(folder, "before", model, held_out, connected, console)
         with RoundDisplay(console, "stage 2", config.train.rounds, progress.round) as display:
             for round in range(progress.round, config.train.rounds):
                 generator = generator_for(config.seed, "train prompts", round)
                 chosen = draw_prompts(prompts, config.train.prompts_per_round, generator)
-                groups = sample_groups(model, chosen, config.train, config.seed, "train", round, explore=explore)
+                groups = sample_groups(model, chosen, config.train, config.seed, "train", round)
                 try:
                     scored = collector.score(groups, round, trainer.version)
                 except BudgetError as error:
@@ -89,11 +87,13 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
                 display.update(line)
                 if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
                     folder.checkpoint(progress, trainer)
+                    folder.export(trainer)
                 if stop.asked:
                     raise KeyboardInterrupt
                 if progress.round % config.train.report_rounds == 0:
                     _show(folder, trainer, held_out, progress.round)
         folder.checkpoint(progress, trainer)
+        folder.export(trainer)
         with parameters_set(trainer.parameters, trainer.average):
             after = _evaluated(folder, "after", model, held_out, connected, console)
             drift = _drift(folder, model)

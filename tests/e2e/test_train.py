@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -38,9 +39,11 @@ tie_margin = 0.0
 head_channels = 8
 held_out_share = 0.3
 [pretrain]
-rounds = 2
+rounds = 4
 prompts_per_round = 2
 seeds_per_prompt = 3
+scout_after = 1
+scout_rounds = 2
 final_steps = 3
 [lora]
 rank = 2
@@ -87,11 +90,14 @@ def test_stage_one_leaves_a_trained_surrogate(finished: tuple[RunSettings, Path,
     """Guards against a surrogate file of untrained weights, and against a summary that claims more than was done."""
     folder = finished[1].parent / "stage1"
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["rounds"] == 2
-    assert summary["surrogate_steps"] == 2 * 4 + 3
+    assert summary["rounds"] == 4
+    assert summary["surrogate_steps"] == 4 * 4 + 3
     tensors, _ = unpack_tensors((folder / "surrogate.safetensors").read_bytes())
     assert all(array.dtype == "float16" for array in tensors.values())
-    assert [line["stage"] for line in log_lines(folder)] == ["pretrain"] * 2
+    assert [line["stage"] for line in log_lines(folder)] == ["pretrain"] * 4
+    images = [2 * 3 * 2] * 4
+    images[2] *= 2
+    assert summary["reward_calls"] == sum(images), "one scout was out, for one round"
     assert (folder / "report.html").stat().st_size > 1000
 
 
@@ -174,3 +180,23 @@ def test_training_runs_in_float32_whatever_the_weights(finished: tuple[RunSettin
     tensors, _ = unpack_tensors((finished[1] / "adapter" / "pytorch_lora_weights.safetensors").read_bytes())
     assert {str(array.dtype) for array in tensors.values()} == {"float32"}
     assert all(torch.from_numpy(array).isfinite().all() for array in tensors.values())
+
+
+def test_a_killed_trainer_does_not_end_the_run(config_path: Path, tmp_path: Path) -> None:
+    """Guards against a run that dies with its trainer, or goes on from weights that were never published."""
+    command = [sys.executable, "-m", "lasro_client.cli", "train", str(config_path), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (trainer,) = (child for child in children if "lasro_surrogate_trainer" in child.cmdline())
+    trainer.kill()
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    lines = log_lines(tmp_path / "run")
+    assert [line["round"] for line in lines] == [0, 1, 2, 3]
+    versions = [line["surrogate_version"] for line in lines]
+    assert versions == sorted(set(versions)), "each round must have trained the surrogate once"

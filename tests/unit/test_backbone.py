@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lasro.adapters import add_generator_lora, load_adapter, parameters_set, save_adapter
-from lasro.backbone import TwoStepModel, load_model, load_teacher, shared_view
+from lasro.backbone import TwoStepModel, autocast, computes_in_bfloat16, load_model, load_teacher, shared_view
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.two_step import lcm_timesteps, sample
@@ -171,3 +171,15 @@ def test_shared_view_costs_no_memory() -> None:
     pairs = zip(*(m.state_dict(keep_vars=True).values() for m in (view, module)), strict=True)
     for ours, theirs in pairs:
         assert ours is theirs
+
+
+@pytest.mark.parametrize(("has", "expected"), [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)])
+def test_auto_takes_bfloat16_only_where_the_processor_has_it(monkeypatch, has, expected):
+    """Guards against emulated bfloat16: on a processor without it the demo took ten times as long."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    computes_in_bfloat16.cache_clear()
+    try:
+        with autocast(torch.device("cpu"), "auto"):
+            assert torch.is_autocast_enabled("cpu") is expected
+    finally:
+        computes_in_bfloat16.cache_clear()

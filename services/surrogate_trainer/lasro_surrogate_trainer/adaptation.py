@@ -8,7 +8,6 @@ Shape legend: G groups, N samples of one group, S samples of all groups of a ste
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from lasro.backbone import Conditioning
 from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
 from lasro.config import SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError
+from lasro.schedule import learning_rate
 from lasro.surrogate import build_surrogate, draw_augmentation
 from lasro_surrogate_trainer.models import FrozenModel
 from lasro_surrogate_trainer.replay import Group, Replay
 
 BETAS = (0.9, 0.99)
-FINAL_RATE = 0.05
 HELD_OUT_EVERY_STEPS = 32
 """Scoring the held-out groups costs about as much as a step, so they are scored once in this many."""
 MEASURING_SEED = 20_411
@@ -55,15 +54,6 @@ def group_pairs(group: Group, settings: SurrogateSettings) -> tuple[Tensor, Tens
     """Ranked pairs (winners_P, losers_P) of one group."""
     rewards_N, stages_N = torch.from_numpy(group.rewards_N), torch.from_numpy(group.stages_N)
     return ranked_pairs(rewards_N, stages_N, settings.tie_margin, settings.rank_within_stage)
-
-
-def learning_rate(settings: SurrogateSettings, step: int) -> float:
-    """Of the optimiser's `step`, counted from 1: linear warm-up, then constant or a cosine down to a twentieth."""
-    warm = min(1.0, step / settings.warmup_steps)
-    if settings.decay_steps is None:
-        return settings.learning_rate * warm
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.decay_steps)))
-    return settings.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
 
 class Trainee:
@@ -143,8 +133,10 @@ class Trainee:
                 f"surrogate step {self.steps}: got loss {loss.item()} and gradient norm {norm.item()}, expected "
                 "finite numbers; the step was not applied, try a lower surrogate.learning_rate"
             )
+        settings = self.settings
+        rate = learning_rate(settings.learning_rate, self.steps, settings.warmup_steps, settings.decay_steps)
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(self.settings, self.steps)
+            group["lr"] = rate
         self._optimiser.step()
 
     @torch.no_grad()

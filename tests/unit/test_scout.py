@@ -1,0 +1,81 @@
+"""Scouts of stage 1, with a score source whose gradient is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lasro.backbone import load_model
+from lasro.config import RunSettings
+from lasro_client.prompts import Prompt
+from lasro_client.sampling import draw_noises, generator_for, sample_groups, two_step_latents
+from lasro_client.scout import Scout
+
+PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
+
+
+class Uphill:
+    """A score whose gradient is 1 everywhere."""
+
+    def score_and_gradient(
+        self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return latents_BCHW.sum((1, 2, 3)), torch.ones_like(latents_BCHW)
+
+
+@pytest.fixture
+def scout(tiny_model_path: Path) -> Scout:
+    config = RunSettings.model_validate(
+        {
+            "name": "scout",
+            "model": {"path": str(tiny_model_path), "device": "cpu"},
+            "prompts": {"train": "unused", "held_out": "unused"},
+            "rewards": [{"name": "any"}],
+            "lora": {"rank": 2},
+            "pretrain": {"scout_after": 2, "scout_rounds": 3, "seeds_per_prompt": 2},
+            "train": {"batch_size": 2, "warmup_steps": 1},
+        }
+    )
+    return Scout(load_model(config.model), config)
+
+
+def test_scouts_leave_climb_and_start_again_from_the_base(scout: Scout) -> None:
+    """Guards against a scout that is never thrown away: the next one has to learn what the last one was fooled by."""
+    noises = draw_noises(scout.model, 2, torch.Generator().manual_seed(0))
+    base = torch.cat(two_step_latents(scout.model, noises, scout.model.embed(["a red star"] * 2), base=True))
+    out, moved = [], []
+    for round in range(8):
+        out.append(scout.out(round))
+        moved.append((scout.latents(noises, "a red star") - base).abs().max().item())
+        scout.climb(round, PROMPTS, generator_for("test", round), Uphill())
+    assert out == [False, False, False, True, True, False, True, True]
+    assert moved[:3] == [0, 0, 0]
+    assert all(distance > 0 for distance in moved[3:6])
+    after_restart = scout.latents(noises, "a red star") - base
+    scout.trainer.restart(99)
+    assert torch.equal(scout.latents(noises, "a red star"), base)
+    assert after_restart.abs().max() > 0
+    assert not scout.trainer.optimiser.state
+
+
+def test_a_group_ranks_the_scout_beside_the_base_on_the_same_noise(scout: Scout) -> None:
+    """Guards against base samples that carry the scout's adapter, and against copies that look like own samples."""
+    plain = sample_groups(scout.model, PROMPTS, scout.settings, "seed", base=True)
+    scout.climb(2, PROMPTS, generator_for("test"), Uphill())
+    both = sample_groups(scout.model, PROMPTS, scout.settings, "seed", base=True, explore=scout.latents)
+    for alone, beside in zip(plain, both, strict=True):
+        assert torch.equal(beside.latents_BCHW[:4], alone.latents_BCHW)
+        assert not torch.equal(beside.latents_BCHW[4:], alone.latents_BCHW)
+        assert beside.stages == [1, 1, 2, 2] * 2
+        assert beside.explored == [False] * 4 + [True] * 4
+        assert len(beside.images) == 8
+
+
+def test_no_scout_rounds_is_no_scout(scout: Scout) -> None:
+    """Guards against paying for samples of a scout that was switched off."""
+    scout.settings = scout.settings.model_copy(update={"scout_rounds": 0})
+    assert not any(scout.out(round) for round in range(9))
+    scout.climb(5, PROMPTS, generator_for("test"), Uphill())
+    assert scout.trainer.version == 0
