@@ -33,7 +33,7 @@ from lasro.two_step import boundary_scalings, clean_from_output, consistency, gu
 
 BUNDLED = "assets/tiny-sdxl-lcm"
 EMBEDDING_CACHE = 2048
-DECODE_BATCH = 16
+DECODE_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 M = TypeVar("M", bound=nn.Module)
 
