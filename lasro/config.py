@@ -121,7 +121,7 @@ class SamplingSettings(Settings):
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
-    """K: noises per prompt; each gives a one-step and a two-step sample."""
+    """K: noises per prompt; each gives a one-step and a two-step sample, of the base as well once there is another."""
 
 
 class PretrainSettings(SamplingSettings):

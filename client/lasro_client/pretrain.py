@@ -56,8 +56,8 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         for round in range(progress.round, settings.rounds):
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
-            explore = scout.latents if scout.out(round) else None
-            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, base=True, explore=explore)
+            beside = scout.policy if scout.out(round) else None
+            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, base=True, beside=beside)
             try:
                 scored = collector.score(groups, round, 0)
             except BudgetError as error:

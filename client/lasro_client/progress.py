@@ -62,8 +62,8 @@ class RoundDisplay:
 def describe(line: dict[str, Any]) -> str:
     """The figures of a log line worth watching."""
     parts = [f"reward {pair(line['total'])}"]
-    if line["explored"]["one_step"] is not None:
-        parts.append(f"scout {pair(line['explored'])}")
+    if line["beside"]["one_step"] is not None:
+        parts.append(f"{'scout' if line['stage'] == 'pretrain' else 'base'} {pair(line['beside'])}")
     if "score" in line:
         parts.append(f"surrogate {pair(line['score'], signed=True)}")
     for key, name in (("fresh_pair_accuracy", "pairs"), ("held_out_pair_accuracy", "held out")):

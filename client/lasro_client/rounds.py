@@ -50,13 +50,13 @@ class Collector:
 
 
 def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSettings) -> dict[str, Any]:
-    """The `reward`, `total` and `explored` entries of a log line: means, null without a sample.
+    """The `reward`, `total` and `beside` entries of a log line: means, null without a sample.
 
-    `explored` is the total of the samples by exploration, the others of the model's own.
+    `beside` is the total of the other policy's samples, the rest of the model's own.
     """
-    explored_N = np.concatenate([group.explored for group in groups])
+    beside_N = np.concatenate([group.beside for group in groups])
     all_stages_N = np.concatenate([group.stages for group in groups])
-    stages_N = np.where(explored_N, 0, all_stages_N)
+    stages_N = np.where(beside_N, 0, all_stages_N)
     items = [item for status in scored for item in status.items or []]
     components = {
         name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)
@@ -66,7 +66,7 @@ def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSett
     return {
         "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
         "total": _by_stage(np.asarray(total_N), stages_N),
-        "explored": _by_stage(np.asarray(total_N), np.where(explored_N, all_stages_N, 0)),
+        "beside": _by_stage(np.asarray(total_N), np.where(beside_N, all_stages_N, 0)),
     }
 
 

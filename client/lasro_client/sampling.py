@@ -23,20 +23,20 @@ from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 
 TWO_STEPS = lcm_timesteps(2)
-Explore = Callable[[list[Tensor], str], Tensor]
-"""Noises and their prompt to more samples [2K, C, H, W]: one-step ones, then two-step ones."""
+Policy = Callable[[list[Tensor], str], Tensor]
+"""Noises and their prompt to samples [2K, C, H, W]: K one-step ones, then K two-step ones."""
 
 
 class Group(NamedTuple):
-    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and as many by exploration.
+    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and as many of another policy.
 
-    `explored` tells those from the model's own samples.
+    `beside` tells those from the model's own samples.
     """
 
     prompt: Prompt
     latents_BCHW: Tensor
     stages: list[int]
-    explored: list[bool]
+    beside: list[bool]
     images: list[bytes]
 
 
@@ -68,17 +68,28 @@ def two_step_latents(
     )
 
 
+def policy(model: TwoStepModel, base: bool = False) -> Policy:
+    """The model with its adapter as it stands, or its frozen base."""
+
+    def latents(noises: list[Tensor], prompt: str) -> Tensor:
+        conditioning = model.embed([prompt]).repeat_each(len(noises[0]))
+        return torch.cat(two_step_latents(model, noises, conditioning, base))
+
+    return latents
+
+
 def sample_groups(
     model: TwoStepModel,
     prompts: list[Prompt],
     settings: SamplingSettings,
     *seed: object,
     base: bool = False,
-    explore: Explore | None = None,
+    beside: Policy | None = None,
 ) -> list[Group]:
     """One group per prompt; group i draws all its noise from (*seed, i).
 
-    With `explore`, a group also has what that makes of the same noise.
+    With `beside`, a group also has that policy's samples of the same noise: what all samples of one policy have in
+    common, such as a tint, shows in no pair among them.
     Raises NonFiniteError, with the prompt named.
     """
     K = settings.seeds_per_prompt
@@ -89,8 +100,8 @@ def sample_groups(
     groups = []
     for i, prompt in enumerate(prompts):
         latents = torch.cat([z1[i * K : (i + 1) * K], z2[i * K : (i + 1) * K]])
-        if explore is not None:
-            latents = torch.cat([latents, explore(draws[i], prompt.text)])
+        if beside is not None:
+            latents = torch.cat([latents, beside(draws[i], prompt.text)])
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
         images = [png_bytes(image) for image in model.decode(latents, mixed=True)]

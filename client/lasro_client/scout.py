@@ -4,20 +4,17 @@ A surrogate that only saw samples of the base ranks them well, yet a generator t
 latents that it loves and the reward does not. A scout goes there first: from the same noise as the base's samples,
 its own are scored by the true reward and ranked beside them. It is thrown away after some rounds and the next one
 starts from the base again. This is ours; LaSRO (arXiv 2411.15247) pre-trains on samples of the base alone.
-
-Shape legend: B batch, C latent channels, H, W latent height and width.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from lasro.backbone import TwoStepModel
 from lasro.config import RunSettings
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.prompts import Prompt
-from lasro_client.sampling import draw_prompts, two_step_latents
+from lasro_client.sampling import draw_prompts, policy
 from lasro_client.score_sources import ScoreSource
 
 
@@ -25,9 +22,10 @@ class Scout:
     """One scout after the other, on `model.unet`; `model.base` stays what it was."""
 
     def __init__(self, model: TwoStepModel, config: RunSettings) -> None:
-        self.model, self.settings = model, config.pretrain
+        self.settings = config.pretrain
         self.batch_size, self.seed = config.train.batch_size, config.seed
         self.trainer = GeneratorTrainer(model, config)
+        self.policy = policy(model)
 
     def out(self, round: int) -> bool:
         """Whether there is one in this round that has left the base."""
@@ -36,10 +34,6 @@ class Scout:
     def _age(self, round: int) -> int:
         since = round - self.settings.scout_after
         return since % self.settings.scout_rounds if since >= 0 and self.settings.scout_rounds else 0
-
-    def latents(self, noises: list[Tensor], prompt: str) -> Tensor:
-        """Its one-step, then its two-step samples [2B, C, H, W] of one prompt."""
-        return torch.cat(two_step_latents(self.model, noises, self.model.embed([prompt]).repeat_each(len(noises[0]))))
 
     def climb(self, round: int, prompts: list[Prompt], generator: torch.Generator, source: ScoreSource) -> None:
         """Its update of a round; a new scout starts where the last one's time is up."""

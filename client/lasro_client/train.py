@@ -27,7 +27,7 @@ from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
 from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
 from lasro_client.run_folder import Progress, RunFolder
-from lasro_client.sampling import draw_prompts, generator_for, sample_groups
+from lasro_client.sampling import draw_prompts, generator_for, policy, sample_groups
 from lasro_client.score_sources import score_source
 
 WATCHED_PROMPTS = 8
@@ -57,7 +57,8 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
             for round in range(progress.round, config.train.rounds):
                 generator = generator_for(config.seed, "train prompts", round)
                 chosen = draw_prompts(prompts, config.train.prompts_per_round, generator)
-                groups = sample_groups(model, chosen, config.train, config.seed, "train", round)
+                beside = policy(model, base=True) if trainer.version else None
+                groups = sample_groups(model, chosen, config.train, config.seed, "train", round, beside=beside)
                 try:
                     scored = collector.score(groups, round, trainer.version)
                 except BudgetError as error:

@@ -158,9 +158,9 @@ def test_an_interrupted_run_goes_on(config_path: Path, tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, tmp_path: Path) -> None:
-    """Guards against a limit that is only shown: each round scores twelve images, so 24 pay for two rounds."""
+    """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base beside the generator, 12."""
     summary = train(load_config(config_path, ["budget.max_reward_calls=24"]), tmp_path / "run", QUIET)
-    assert summary["rounds"] == 2
+    assert summary["rounds"] == 3
     assert summary["reward_calls"] == 24
     assert (tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
 

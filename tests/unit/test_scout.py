@@ -43,34 +43,36 @@ def scout(tiny_model_path: Path) -> Scout:
 
 def test_scouts_leave_climb_and_start_again_from_the_base(scout: Scout) -> None:
     """Guards against a scout that is never thrown away: the next one has to learn what the last one was fooled by."""
-    noises = draw_noises(scout.model, 2, torch.Generator().manual_seed(0))
-    base = torch.cat(two_step_latents(scout.model, noises, scout.model.embed(["a red star"] * 2), base=True))
+    noises = draw_noises(scout.trainer.model, 2, torch.Generator().manual_seed(0))
+    base = torch.cat(
+        two_step_latents(scout.trainer.model, noises, scout.trainer.model.embed(["a red star"] * 2), base=True)
+    )
     out, moved = [], []
     for round in range(8):
         out.append(scout.out(round))
-        moved.append((scout.latents(noises, "a red star") - base).abs().max().item())
+        moved.append((scout.policy(noises, "a red star") - base).abs().max().item())
         scout.climb(round, PROMPTS, generator_for("test", round), Uphill())
     assert out == [False, False, False, True, True, False, True, True]
     assert moved[:3] == [0, 0, 0]
     assert all(distance > 0 for distance in moved[3:6])
-    after_restart = scout.latents(noises, "a red star") - base
+    after_restart = scout.policy(noises, "a red star") - base
     scout.trainer.restart(99)
-    assert torch.equal(scout.latents(noises, "a red star"), base)
+    assert torch.equal(scout.policy(noises, "a red star"), base)
     assert after_restart.abs().max() > 0
     assert not scout.trainer.optimiser.state
 
 
 def test_a_group_ranks_the_scout_beside_the_base_on_the_same_noise(scout: Scout) -> None:
     """Guards against base samples that carry the scout's adapter, and against copies that look like own samples."""
-    plain = sample_groups(scout.model, PROMPTS, scout.settings, "seed", base=True)
+    plain = sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", base=True)
     scout.climb(2, PROMPTS, generator_for("test"), Uphill())
-    both = sample_groups(scout.model, PROMPTS, scout.settings, "seed", base=True, explore=scout.latents)
-    for alone, beside in zip(plain, both, strict=True):
-        assert torch.equal(beside.latents_BCHW[:4], alone.latents_BCHW)
-        assert not torch.equal(beside.latents_BCHW[4:], alone.latents_BCHW)
-        assert beside.stages == [1, 1, 2, 2] * 2
-        assert beside.explored == [False] * 4 + [True] * 4
-        assert len(beside.images) == 8
+    both = sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", base=True, beside=scout.policy)
+    for alone, pair in zip(plain, both, strict=True):
+        assert torch.equal(pair.latents_BCHW[:4], alone.latents_BCHW)
+        assert not torch.equal(pair.latents_BCHW[4:], alone.latents_BCHW)
+        assert pair.stages == [1, 1, 2, 2] * 2
+        assert pair.beside == [False] * 4 + [True] * 4
+        assert len(pair.images) == 8
 
 
 def test_no_scout_rounds_is_no_scout(scout: Scout) -> None:
