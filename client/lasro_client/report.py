@@ -154,6 +154,14 @@ def charts(run: RunData, stage: str) -> list[Chart]:
     ]
     if len(names) > 1:
         found.append(chart("Total reward", "Weighted sum that is trained on.", _both_stages(lines, "total")))
+    other = "scout" if stage == "pretrain" else "base"
+    found.append(
+        chart(
+            f"The {other} beside it",
+            f"Total reward of the {other} on the same prompts and noise: compare with the curve above.",
+            _both_stages(lines, "beside"),
+        )
+    )
     accuracies = [
         Series("fresh, before training on them", 2, points(lines, "fresh_pair_accuracy")),
         Series("held out", 1, points(lines, "held_out_pair_accuracy")),
