@@ -108,7 +108,12 @@ class RewardSpec(Message):
         default=None, description="expected range; scores outside are bad replies"
     )
     secret: str | None = Field(
-        default=None, max_length=256, description="bearer token sent to the endpoint; never returned"
+        default=None,
+        max_length=256,
+        description="bearer token sent to the endpoint, or with whsec_ what calls are signed with; never returned",
+    )
+    signed_replies: bool = Field(
+        default=False, description="take only replies signed with the same whsec_ secret, as lasro.reward_sdk does"
     )
     headers: dict[str, str] = Field(default_factory=dict, description="sent with each call; values never returned")
     repeats: int = Field(default=1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
@@ -133,6 +138,7 @@ class RewardInfo(Message):
     concurrency: int
     range: tuple[float, float] | None
     has_secret: bool
+    signed_replies: bool = False
     header_names: list[str]
     repeats: int
     cache: bool

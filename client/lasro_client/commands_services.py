@@ -43,8 +43,14 @@ def add_reward(
     range_: Annotated[tuple[float, float] | None, typer.Option("--range", help="Expected lowest and highest.")] = None,
     header: Annotated[list[str] | None, typer.Option(help="NAME=VALUE sent with each call. Repeatable.")] = None,
     secret: Annotated[
-        str | None, typer.Option(envvar="LASRO_REWARD_SECRET", help="Bearer token sent to it.", show_default=False)
+        str | None,
+        typer.Option(
+            envvar="LASRO_REWARD_SECRET",
+            help="Bearer token sent to it, or whsec_... to sign calls.",
+            show_default=False,
+        ),
     ] = None,
+    signed_replies: Annotated[bool, typer.Option(help="Take only replies signed with the secret.")] = False,
     mapping: Annotated[Path | None, typer.Option(help="JSON file of protocol settings.")] = None,
     replace: Annotated[bool, typer.Option(help="Make a new version of a name in use.")] = False,
     api_key: ApiKey = None,
@@ -54,6 +60,7 @@ def add_reward(
     given = {
         "name": name, "url": url, "protocol": protocol, "timeout_s": timeout_s, "max_batch": max_batch,
         "concurrency": concurrency, "repeats": repeats, "cache": cache, "range": range_, "secret": secret,
+        "signed_replies": signed_replies or None,
         "headers": _pairs(header) if header else None, "mapping": _read_json(mapping) if mapping else None,
     }  # fmt: skip
     spec = {key: value for key, value in given.items() if value is not None}
