@@ -16,7 +16,7 @@ from lasro.errors import BlockedError, WireError
 from lasro.redis_store.registry import Registration
 from lasro.wire import Status
 from lasro_reward_api.addresses import AddressGuard, GuardedBackend, GuardedTransport, check_url
-from lasro_reward_api.protocols import speaker
+from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -51,7 +51,8 @@ class Endpoint:
         self, registration: Registration, settings: RewardApiSettings, guard: AddressGuard, tls: ssl.SSLContext
     ) -> None:
         self.spec, self.version = registration
-        self._speaker = speaker(self.spec.protocol)
+        self._speaker, self._settings = SPEAKERS[self.spec.protocol], self.spec.mapping or {}
+        self._speaker.check(self._settings)
         self._url = check_url(self.spec.url)
         self._max_reply_bytes, self._max_attempts = settings.max_reply_bytes, settings.max_attempts
         self._slots = asyncio.Semaphore(self.spec.concurrency)
@@ -82,7 +83,10 @@ class Endpoint:
 
     async def _call(self, batch: Batch, max_attempts: int | None) -> Outcome:
         tries = max_attempts or self._max_attempts
-        parts = await asyncio.to_thread(self._speaker.encode, batch, self.spec.mapping or {})
+        try:
+            parts = await asyncio.to_thread(self._speaker.encode, batch, self._settings)
+        except WireError as error:
+            return Outcome(Status.REJECTED, error=str(error), attempts=0)
         async with self._slots:
             started, attempt = time.perf_counter(), 0
             while True:
@@ -135,7 +139,8 @@ class Endpoint:
                 body += chunk
                 if len(body) > self._max_reply_bytes:
                     raise WireError(f"reply: more than {self._max_reply_bytes} bytes")
-        return self._speaker.decode(response.headers.get("content-type", ""), bytes(body), count)
+        content_type = response.headers.get("content-type", "")
+        return self._speaker.decode(content_type, bytes(body), count, self._settings)
 
     def _target(self, path: str) -> httpx.URL:
         if self._url.path.endswith(path):

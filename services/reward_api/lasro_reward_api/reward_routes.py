@@ -13,7 +13,7 @@ from lasro.errors import ConfigError, WireError
 from lasro.redis_store.registry import RewardRegistry
 from lasro.service_kit import message_body, problems, read_message, reply
 from lasro_reward_api.addresses import check_headers, check_url
-from lasro_reward_api.protocols import speaker
+from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.protocols.speaker import Batch
 from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer, averaged
@@ -101,7 +101,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
 
 def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     """`spec` again where it can be served; raises ConfigError or BlockedError. Nothing is called or resolved."""
-    speaker(spec.protocol).check(spec.mapping or {})
+    SPEAKERS[spec.protocol].check(spec.mapping or {})
     check_url(spec.url)
     check_headers(spec.headers, spec.secret)
     try:

@@ -21,6 +21,7 @@ from lasro_reward_api.addresses import AddressGuard, parse_networks
 from lasro_reward_api.cache import ScoreCache, content_digests, score_digest
 from lasro_reward_api.checks import check_images
 from lasro_reward_api.outbound import Endpoint, Outcome
+from lasro_reward_api.protocols import images_per_call
 from lasro_reward_api.protocols.speaker import Answer, Batch, Rejected
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -125,8 +126,8 @@ class Scorer:
             else RewardScore(score=None, status=Status.UNAVAILABLE, error="not scored", version=version)
             for score in column.cached
         ]
-        missing = column.missing
-        chunks = [missing[start : start + spec.max_batch] for start in range(0, len(missing), spec.max_batch)]
+        missing, size = column.missing, images_per_call(spec)
+        chunks = [missing[start : start + size] for start in range(0, len(missing), size)]
         scored = await asyncio.gather(*(self._chunk(column.registration, chunk, request) for chunk in chunks))
         for chunk, scores in zip(chunks, scored, strict=True):
             for index, score in zip(chunk, scores, strict=True):
