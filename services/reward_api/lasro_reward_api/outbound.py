@@ -83,11 +83,12 @@ class Endpoint:
 
     async def _call(self, batch: Batch, max_attempts: int | None) -> Outcome:
         tries = max_attempts or self._max_attempts
-        try:
-            parts = await asyncio.to_thread(self._speaker.encode, batch, self._settings)
-        except WireError as error:
-            return Outcome(Status.REJECTED, error=str(error), attempts=0)
         async with self._slots:
+            # Not before its turn: a thousand bodies that wait would be gigabytes.
+            try:
+                parts = await asyncio.to_thread(self._speaker.encode, batch, self._settings)
+            except WireError as error:
+                return Outcome(Status.REJECTED, error=str(error), attempts=0)
             started, attempt = time.perf_counter(), 0
             while True:
                 attempt += 1

@@ -8,12 +8,17 @@ never leaves its place to the next.
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Any
 
 from lasro.errors import WireError
 
-EVERY = None
-Step = str | int | None
+
+class Every(Enum):
+    ENTRY = "[*]"
+
+
+Step = str | int | Every
 STEP = re.compile(r'\.?([A-Za-z_][A-Za-z0-9_-]*)|\[(?:(\d{1,6})|(\*)|"([^"\\]+)")\]')
 _ABSENT = object()
 
@@ -28,9 +33,9 @@ def parse_path(text: str) -> tuple[Step, ...]:
         if found is None or (found[1] is not None and text[position].startswith(".") != bool(steps)):
             break
         name, index, every, quoted = found.groups()
-        steps.append(EVERY if every else int(index) if index else name or quoted)
+        steps.append(Every.ENTRY if every else int(index) if index else name or quoted)
         position = found.end()
-    if position < len(text) or not steps or steps.count(EVERY) > 1:
+    if position < len(text) or not steps or steps.count(Every.ENTRY) > 1:
         raise ValueError(f'got {text[:60]!r}, expected a path like scores, data[*].score or result[0]["my key"]')
     return tuple(steps)
 
@@ -43,7 +48,7 @@ def select(steps: tuple[Step, ...], value: Any, where: str = "reply", optional: 
     for position, step in enumerate(steps):
         if value is None and optional:
             return None
-        if step is EVERY:
+        if step is Every.ENTRY:
             if not isinstance(value, list):
                 raise WireError(f"{where}: got {type(value).__name__}, expected a list")
             rest = steps[position + 1 :]

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, model_validator
 
 from lasro.errors import WireError
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
-from lasro_reward_api.protocols.json_path import EVERY, parse_path, select
+from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
 from lasro_reward_api.protocols.replies import json_value, score_or_reason
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
@@ -51,7 +51,7 @@ class MappingOptions(Options):
         batched = _has_each(self.request)
         if outside := sorted({name for name, in_each in found if batched and not in_each}):
             raise ValueError(f"request: got {outside} outside {EACH}, expected all placeholders inside")
-        if not batched and any(EVERY in parse_path(path) for path in (self.scores, self.errors) if path):
+        if not batched and any(Every.ENTRY in parse_path(path) for path in (self.scores, self.errors) if path):
             raise ValueError(f"request: got no {EACH} but paths with [*], expected paths to one value")
         return self
 
