@@ -25,6 +25,8 @@ from starlette.types import ASGIApp
 from typer.testing import CliRunner, Result
 
 from lasro.errors import ConfigError
+from lasro.redis_store import keys
+from lasro.redis_store.connection import connect
 from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
 from lasro_client.commands_services import rewards_app
 from lasro_client.reward_client import RewardClient
@@ -355,6 +357,21 @@ def test_settings_are_checked_when_a_reward_is_registered(
     assert answer.status_code == 422
     assert reason in answer.json()["detail"]
     assert httpx.get(f"{url}/v1/rewards/never").status_code == 404
+
+
+@pytest.mark.parametrize("case", ["judge", "mapping"])
+def test_settings_of_another_version_make_the_reward_unavailable(
+    api: RewardClient, running: tuple[Servers, str], servers: Servers, redis_url: str, case: str
+) -> None:
+    """Bug: a reward that a newer API registered answers 500 for the whole request from an older process."""
+    reward = spec(running, case)
+    newer = reward.model_copy(update={"mapping": {"request": 1, "added-later": True}})
+    with connect(redis_url) as client:
+        client.hset(keys.REWARDS, reward.name, f"1 {newer.model_dump_json()}")
+    found = score(api, reward, ["p"] * 3)
+    assert {one.status for one in found} == {Status.UNAVAILABLE}
+    assert "mapping.added-later: got an unknown setting" in (found[0].error or "")
+    assert servers.calls == []
 
 
 def test_the_command_line_passes_protocol_settings(

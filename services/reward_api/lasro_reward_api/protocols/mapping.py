@@ -90,16 +90,12 @@ class _Item:
 
     def value(self, name: str) -> Any:
         """What a placeholder stands for; raises WireError for metadata that is not there."""
-        match name.split("."):
-            case ["prompt"]:
-                return self.prompt
-            case ["image"]:
-                return base64_text(self.image)
-            case ["image_type"]:
-                return image_type(self.image)
-            case ["metadata", *keys]:
-                return select(tuple(keys), self.metadata, "metadata")
-        raise AssertionError(name)
+        kind, *keys = name.split(".")
+        if kind == "metadata":
+            return select(tuple(keys), self.metadata, "metadata")
+        if kind == "prompt":
+            return self.prompt
+        return base64_text(self.image) if kind == "image" else image_type(self.image)
 
     def text(self, name: str) -> str:
         value = self.value(name)

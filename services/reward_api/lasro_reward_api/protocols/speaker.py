@@ -42,7 +42,7 @@ Answer = float | Rejected
 Settings = Mapping[str, Any]
 
 
-def many_images(settings: Settings) -> bool:
+def _never(settings: Settings) -> bool:
     return False
 
 
@@ -53,7 +53,7 @@ class Speaker:
     `one_image` tells whether a call carries a single image under these settings, whatever the reward's `max_batch`.
     """
 
-    check: Callable[[Settings], object]
+    check: Callable[[Settings], None]
     encode: Callable[[Batch, Settings], Parts]
     decode: Callable[[str, bytes, int, Settings], list[Answer]]
-    one_image: Callable[[Settings], bool] = many_images
+    one_image: Callable[[Settings], bool] = _never
