@@ -29,7 +29,7 @@ from lasro_reward_api.app import create_app
 from lasro_reward_api.endpoints import MAX_OPEN, Endpoints
 from lasro_reward_api.exchange import Connection, Failed
 from lasro_reward_api.metrics import RewardMetrics
-from lasro_reward_api.protocols import speaker
+from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.protocols.speaker import Answer, Parts
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -47,10 +47,10 @@ def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> li
 
     async def call() -> list[Answer] | Failed:
         connection = Connection(spec(url), max_reply_bytes, LOOPBACK, tls)
-        native = speaker(Protocol.NATIVE)
+        native = SPEAKERS[Protocol.NATIVE]
         try:
             parts = Parts(b"{}", {"Content-Type": "application/json"})
-            return await connection.attempt(parts, lambda kind, body: native.decode(kind, body, 1), 20.0, {})
+            return await connection.attempt(parts, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
         finally:
             await connection.aclose()
 

@@ -118,6 +118,20 @@ def test_requests_share_a_call() -> None:
     assert asyncio.run(scenario()) == [4, 4]
 
 
+def test_an_image_that_cannot_be_sent_costs_the_others_nothing() -> None:
+    """Bug: one image's odd metadata rejects the images of the same request that share its call, or is sent."""
+
+    async def scenario() -> tuple[list[Part], list[str]]:
+        scorer = Scorer()
+        mixed = [Item(f"1:{n}", b"", "unencodable" if n in (2, 5) else None) for n in range(8)]
+        return await scorer.batcher().score(mixed, Caller()), scorer.prompts
+
+    parts, prompts = asyncio.run(scenario())
+    assert [part.outcome.status is Status.REJECTED for part in parts] == [n in (2, 5) for n in range(8)]
+    assert scores(parts) == [1000.0 + n for n in range(8) if n not in (2, 5)]
+    assert sorted(prompts) == [f"1:{n}" for n in range(8) if n not in (2, 5)]
+
+
 def test_nobody_waits_longer_than_the_window() -> None:
     """Bug: a lone image waits for company that never comes, or a full batch waits for the window."""
 

@@ -2,7 +2,8 @@
 
 Results go back by position, each to the image that was sent there. A request that gives up takes its images out of
 the queue and leaves a call under way to those who share it. A call that failed for what it carried is made again for
-each request alone, so that one request's odd image or metadata costs nobody else.
+each request alone, so that one request's odd image or metadata costs nobody else; one that could not even be sent is
+made again for fewer images until only those are left that the protocol cannot carry.
 """
 
 from __future__ import annotations
@@ -136,15 +137,19 @@ class Batcher:
             [entry.item.metadata for entry in entries],
         )
         outcome = await self._send(batch, callers)
-        if len(callers) > 1 and outcome.divisible:
-            for caller in callers:
-                own = [entry for entry in entries if entry.caller is caller]
-                if not all(entry.part.done() for entry in own):
-                    await self._call(own)
+        if outcome.divisible and len(callers) > 1:
+            shares = [[entry for entry in entries if entry.caller is caller] for caller in callers]
+        elif outcome.status is Status.REJECTED and len(entries) > 1:
+            # Nothing was sent: halving finds the image that the protocol cannot carry without one call too many.
+            shares = [entries[: len(entries) // 2], entries[len(entries) // 2 :]]
         else:
+            shares = []
             for index, entry in enumerate(entries):
                 if not entry.part.done():
                     entry.part.set_result(Part(outcome, index))
+        for share in shares:
+            if not all(entry.part.done() for entry in share):
+                await self._call(share)
 
 
 def _settle(entries: list[_Entry], error: BaseException) -> None:

@@ -20,7 +20,7 @@ from lasro_reward_api.breaker import Breaker, State, Verdict
 from lasro_reward_api.deadline import TIMEOUT_HEADER, Caller, Deadline, latest
 from lasro_reward_api.exchange import Connection, Failed
 from lasro_reward_api.metrics import RewardMetrics
-from lasro_reward_api.protocols import speaker
+from lasro_reward_api.protocols import SPEAKERS, images_per_call
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected
 from lasro_reward_api.retries import pause_s
 from lasro_reward_api.settings import RewardApiSettings
@@ -40,7 +40,8 @@ class Endpoint:
         metrics: RewardMetrics,
     ) -> None:
         self.spec, self.version = registration
-        self._speaker = speaker(self.spec.protocol)
+        self._speaker, self._settings = SPEAKERS[self.spec.protocol], self.spec.mapping or {}
+        self._speaker.check(self._settings)
         self._connection = Connection(self.spec, settings.max_reply_bytes, guard, tls)
         self._max_attempts = settings.max_attempts
         self._slots = asyncio.Semaphore(self.spec.concurrency)
@@ -49,7 +50,7 @@ class Endpoint:
         metrics.opened(self.spec.name, self.breaker)
         # One queue per repeat: an image that is to be scored three times is so in three calls.
         self._batchers = [
-            Batcher(self._send, self._slots, self.spec.max_batch, settings.batch_wait_s)
+            Batcher(self._send, self._slots, images_per_call(self.spec), settings.batch_wait_s)
             for _ in range(self.spec.repeats)
         ]
         self._in_hand = 0
@@ -94,7 +95,7 @@ class Endpoint:
     async def _call(self, batch: Batch, deadline: Deadline, request_id: str, is_probe: bool = False) -> Outcome:
         set_request_id(request_id)
         try:
-            parts = await asyncio.to_thread(self._speaker.encode, batch, self.spec.mapping or {})
+            parts = await asyncio.to_thread(self._speaker.encode, batch, self._settings)
         except WireError as error:
             return Outcome(Status.REJECTED, error=str(error), attempts=0, divisible=True)
         reason = None if is_probe else self.breaker.refusal()
@@ -123,7 +124,7 @@ class Endpoint:
         """The last attempt's result and its number."""
 
         def decode(content_type: str, body: bytes) -> list[Answer]:
-            return self._speaker.decode(content_type, body, count)
+            return self._speaker.decode(content_type, body, count, self._settings)
 
         for attempt in range(1, tries + 1):
             left_s = deadline.left_s()

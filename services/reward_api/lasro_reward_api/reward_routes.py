@@ -19,7 +19,7 @@ from lasro_reward_api.addresses import check_headers, check_url
 from lasro_reward_api.batching import Item
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints import Endpoints
-from lasro_reward_api.protocols import speaker
+from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer
 
@@ -111,7 +111,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
 
 def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     """`spec` again where it can be served; raises ConfigError or BlockedError. Nothing is called or resolved."""
-    speaker(spec.protocol).check(spec.mapping or {})
+    SPEAKERS[spec.protocol].check(spec.mapping or {})
     check_url(spec.url)
     check_headers(spec.headers, spec.secret)
     if spec.signed_replies or is_signing_secret(spec.secret):
