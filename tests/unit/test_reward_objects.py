@@ -39,7 +39,7 @@ def test_objects_are_read_from_the_prompt(prompt: str, objects: dict[str, int | 
     assert objects_in_prompt(prompt) == objects
 
 
-@pytest.mark.parametrize("given", [{}, [], "cat", ["unicorn"], {"cat": 0}, {"cat": True}, {"cat": 1.5}])
+@pytest.mark.parametrize("given", [{}, [], "cat", ["unicorn"], [{}], {"cat": 0}, {"cat": True}, {"cat": 1.5}])
 def test_unusable_metadata_is_a_reason(given: Any) -> None:
     """Guards against a mistyped object name that silently scores every image alike."""
     assert isinstance(wanted_objects("a cat", {"objects": given}), str)

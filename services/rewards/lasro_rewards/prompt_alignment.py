@@ -37,7 +37,7 @@ class Tag(NamedTuple):
 
 @reward
 def prompt_alignment(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> list[float]:
-    """Best product of a tag's probability and its similarity to the prompt, in [0, 1]; 0 where nothing is recognised."""
+    """Best product of a tag's probability and its similarity to the prompt, in [0, 1]; 0 where nothing is known."""
     return [alignment(tags(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
 
 
