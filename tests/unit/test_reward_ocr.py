@@ -24,6 +24,7 @@ def drawn(text: str, size_px: int = 256) -> Image.Image:
         ("a “HELLO” and a ‘WORLD’", "HELLO WORLD"),
         ("the dog's bowl and the cat's bed", None),
         ("a plain sign", None),
+        ('a sign that says " "', None),
     ],
 )
 def test_wanted_text_is_what_the_prompt_quotes(prompt: str, wanted: str | None) -> None:

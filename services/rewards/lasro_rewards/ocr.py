@@ -35,10 +35,9 @@ def text_rendering(images: list[Image.Image], prompts: list[str], metadata: list
 
 def wanted_text(prompt: str, metadata: Any) -> str | None:
     """`metadata["text"]` if it is there, else everything quoted in the prompt, else None."""
-    if isinstance(metadata, dict) and isinstance(metadata.get("text"), str):
-        return metadata["text"] if squeezed(metadata["text"]) else None
-    found = ["".join(groups) for groups in QUOTED.findall(prompt)]
-    return " ".join(found) or None
+    given = metadata.get("text") if isinstance(metadata, dict) else None
+    text = given if isinstance(given, str) else " ".join("".join(groups) for groups in QUOTED.findall(prompt))
+    return text if squeezed(text) else None  # nothing wanted would be rendered perfectly by an empty image
 
 
 def squeezed(text: str) -> str:

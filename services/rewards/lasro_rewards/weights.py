@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lasro.errors import ModelError
 from lasro_rewards.packages import needed
 from lasro_rewards.settings import settings
@@ -48,7 +50,7 @@ def load_model(class_name: str, setting: str, extra: str) -> Any:
             dtype=needed("torch", extra).float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(missing(setting)) from error
     if report["missing_keys"]:
         first, count = min(report["missing_keys"]), len(report["missing_keys"])
