@@ -99,7 +99,8 @@ class OpenClip(nn.Module):
         length = ids_BL.shape[1]
         x = self.token_embedding(ids_BL) + self.positional_embedding[:length]
         mask = torch.full((length, length), float("-inf")).triu(1)
-        for block in self.transformer["resblocks"]:
+        blocks: Any = self.transformer["resblocks"]
+        for block in blocks:
             x = block(x, mask)
         return self.ln_final(x)[:, end] @ self.text_projection
 
@@ -166,9 +167,14 @@ class Eye(nn.Module):
 
 def test_image_reward_is_the_original_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards renaming, the first token, the linear head and the standardisation."""
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+    }
     vision = sizes | {"image_size": SIZE_PX, "patch_size": PATCH_PX, "layer_norm_eps": 1e-6}
-    text = sizes | {"vocab_size": len(WORDS), "encoder_hidden_size": WIDTH, "is_decoder": True}
+    text: dict[str, Any] = sizes | {"vocab_size": len(WORDS), "encoder_hidden_size": WIDTH, "is_decoder": True}
     monkeypatch.setattr(convert, "VIT_LARGE", vision)
     monkeypatch.setattr(convert, "BERT_BASE", text)
     (tmp_path / "base").mkdir()

@@ -124,8 +124,8 @@ def convert_image_reward(checkpoint: Path, folder: Path, base: Path) -> None:
     transformers.BertTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
 
 
-def convert_aesthetic(checkpoint: Path, file: Path, base: Path | None = None) -> None:
-    """Write the head's tensors as they are. Raises ModelError."""
+def convert_aesthetic(checkpoint: Path, file: Path, base: Path) -> None:
+    """Write the head's tensors as they are; `base` is not looked at. Raises ModelError."""
     save_file({name: tensor.float().contiguous() for name, tensor in _read(checkpoint).items()}, file)
 
 
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.base is None and given.model != "aesthetic":
         parser.error(f"--base is needed for {given.model}")
     try:
-        CONVERTERS[given.model](given.checkpoint, given.out, given.base)
+        CONVERTERS[given.model](given.checkpoint, given.out, given.base or Path())
     except LasroError as error:
         print(error, file=sys.stderr)
         return 1

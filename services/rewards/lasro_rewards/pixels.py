@@ -53,4 +53,4 @@ def _on_black(image: Image.Image, size_px: int) -> Image.Image:
 
 def _normalised(images: Sequence[Image.Image]) -> NDArray[np.float32]:
     pixels_BHWC = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
-    return np.ascontiguousarray(((pixels_BHWC - MEAN_C) / STD_C).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(((pixels_BHWC - MEAN_C) / STD_C).transpose(0, 3, 1, 2), np.float32)
