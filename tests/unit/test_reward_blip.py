@@ -33,14 +33,15 @@ def noise(seed: int) -> Image.Image:
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh() -> Iterator[None]:
     """Models are kept for the process: each test brings its own, on one thread, since two that wait for each other on a
     busy machine made these tests take over a minute."""
     threads = torch.get_num_threads()
-    monkeypatch.setenv("LASRO_REWARD_THREADS", "1")
     for cached in (settings, vqa._model, vqa._parser, captioning._model):
         cached.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LASRO_REWARD_THREADS", "1")
+        yield
     for cached in (settings, vqa._model, vqa._parser, captioning._model):
         cached.cache_clear()
     torch.set_num_threads(threads)

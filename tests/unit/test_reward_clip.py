@@ -38,13 +38,14 @@ IMAGES = [noise(0), noise(1, 24, 48), noise(2, 16, 16)]
 
 
 @pytest.fixture(autouse=True)
-def fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_settings() -> Iterator[None]:
     """Models are kept for the process: each test brings its own, on one thread, and leaves torch its own number."""
     threads = torch.get_num_threads()
-    monkeypatch.setenv("LASRO_REWARD_THREADS", "1")
     for cached in (settings, clip_features, aesthetic_module.head):
         cached.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LASRO_REWARD_THREADS", "1")
+        yield
     for cached in (settings, clip_features, aesthetic_module.head):
         cached.cache_clear()
     torch.set_num_threads(threads)
