@@ -87,7 +87,7 @@ def objects_of(rgb_HW3: NDArray[np.uint8], count: int) -> list[tuple[NDArray[np.
     border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3)])
     apart = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > OBJECT_RGB_DISTANCE
     labels, number = ndimage.label(apart)
-    sizes = ndimage.sum_labels(apart, labels, np.arange(1, number + 1))
+    sizes = np.asarray(ndimage.sum_labels(apart, labels, np.arange(1, number + 1)))
     found = []
     for label in np.argsort(-sizes)[: count + 1] + 1:
         mask = labels == label

@@ -12,7 +12,8 @@
     ├── RewardError               a reward could not be computed; never turned into a number
     │   ├── BudgetError           the run's `max_reward_calls` is spent
     │   └── BlockedError          a URL or address that a reward may not live at
-    ├── BusyError                 a queue is full; try again later
+    ├── BusyError                 a process has as much as it takes on; try again later
+    │   └── QueueFullError        one reward's queue is full; try again later
     ├── StorageError              a disk or Redis that does not take writes
     ├── UnreachableError          a service or Redis that does not answer at all
     │   └── TimeoutExceededError  one that did not answer in time
@@ -92,6 +93,11 @@ class BlockedError(RewardError):
 class BusyError(LasroError):
     http_status = 503
     title = "busy"
+
+
+class QueueFullError(BusyError):
+    http_status = 429
+    title = "queue full"
 
 
 class StorageError(LasroError, OSError):

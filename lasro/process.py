@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -40,14 +41,23 @@ def _watch(parent_pid: int, interval_s: float = 0.5) -> None:
 
 
 def last_log_line(log_path: Path, tail_bytes: int = 4096) -> str:
-    """The last line of a log that is not blank."""
+    """The last line of a log that is not blank; of a JSON line, its message or the end of its exception."""
     try:
         with log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - tail_bytes))
             lines = log.read().decode("utf-8", "replace").split("\n")
     except OSError:
         lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log")
+    return _told(next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log"))
+
+
+def _told(line: str) -> str:
+    try:
+        told = json.loads(line)
+        text = str(told.get("exception") or told["message"]).strip()
+    except (ValueError, KeyError, AttributeError):
+        return line
+    return text.rpartition("\n")[2]
 
 
 def main(command: list[str]) -> None:

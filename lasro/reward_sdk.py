@@ -15,87 +15,30 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import logging
 import math
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import update_wrapper
-from numbers import Real
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 
 from lasro import wire
-from lasro.errors import BusyError, ConfigError, LasroError, RewardError, WireError
+from lasro.errors import BusyError, ConfigError, TimeoutExceededError, WireError
 from lasro.images import decode_image
-from lasro.service_kit import ServiceEnvironment, create_service, message_body, problems, read_message, reply
+from lasro.openapi import message_body, problems
+from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, reward
+from lasro.service_kit import ServiceEnvironment, create_service, read_message, reply
 from lasro.service_kit import run_service as serve
+from lasro.signing import Verifier, reply_id, signed_headers, signing_key
 
-log = logging.getLogger("lasro")
-
-
-@dataclass(frozen=True)
-class RejectedItem:
-    """Stands in a reward's list for an image that it cannot score; never counted as a number."""
-
-    reason: str
-
-
-Scores = list[float | RejectedItem]
-RewardFunction = Callable[[list[Image.Image], list[str], list[Any]], Sequence[float | RejectedItem]]
-
-
-class Reward:
-    """A reward function whose answers are checked: one finite number or RejectedItem per image."""
-
-    def __init__(self, function: RewardFunction) -> None:
-        self._function = function
-        self.name: str = getattr(function, "__name__", type(function).__name__)
-        update_wrapper(self, function)
-
-    def __call__(self, images: list[Image.Image], prompts: list[str], metadata: list[Any] | None = None) -> Scores:
-        """Score RGB images; raises RewardError when the function fails or answers in another form."""
-        given = [None] * len(images) if metadata is None else metadata
-        try:
-            answer = self._function(images, prompts, given)
-        except LasroError:
-            raise
-        except Exception as error:  # the function is the user's: whatever it raises is reported under its name
-            log.exception("%s failed", self.name)
-            raise RewardError(f"{self.name}: raised {type(error).__name__}: {error}") from error
-        return self._checked(answer, len(images))
-
-    def _checked(self, answer: object, count: int) -> Scores:
-        try:
-            scores = list(answer)  # pyright: ignore[reportArgumentType]
-        except TypeError as error:
-            got = type(answer).__name__
-            raise RewardError(f"{self.name}: returned {got}, expected a list of {count} numbers") from error
-        if len(scores) != count:
-            raise RewardError(f"{self.name}: returned {len(scores)} scores, expected one per image ({count})")
-        return [self._number(score, index) for index, score in enumerate(scores)]
-
-    def _number(self, score: object, index: int) -> float | RejectedItem:
-        if isinstance(score, RejectedItem):
-            return score
-        if getattr(score, "shape", None) == ():  # a 0-d array or tensor
-            score = score.item()  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
-            wanted = "a finite number or RejectedItem(reason)"
-            raise RewardError(f"{self.name}: scores[{index}] is {score!r:.60}, expected {wanted}")
-        return float(score)
-
-
-def reward(function: RewardFunction) -> Reward:
-    """Declare `function(images, prompts, metadata) -> list of float or RejectedItem` as a reward."""
-    return Reward(function)
+__all__ = ["RejectedItem", "Reward", "RewardEnvironment", "create_reward_app", "load_reward", "reward"]
+TIMEOUT_HEADER = "X-Request-Timeout-S"
+"""Seconds that the caller waits; what comes to its turn later is not scored."""
 
 
 class RewardEnvironment(ServiceEnvironment):
@@ -107,6 +50,12 @@ class RewardEnvironment(ServiceEnvironment):
     """Largest sum over the images of one request."""
     max_waiting: int = Field(32, ge=1)
     """Requests in hand at once; further ones are answered 503."""
+    signing_secret: SecretStr | None = None
+    """whsec_...: calls must be signed with it (Standard Webhooks), and replies are."""
+
+    @property
+    def knows_callers(self) -> bool:
+        return self.api_key is not None or self.signing_secret is not None
 
 
 def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None) -> FastAPI:
@@ -119,6 +68,8 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
     registry = CollectorRegistry()
     items = Counter("lasro_reward_items", "Images by outcome", ["outcome"], registry=registry)
     seconds = Histogram("lasro_reward_seconds", "Time in the reward function per request", registry=registry)
+    key = signing_key(settings.signing_secret.get_secret_value()) if settings.signing_secret else None
+    verifier = Verifier(key) if key is not None else None
     worker = ThreadPoolExecutor(1, "reward")
     waiting = 0
 
@@ -137,29 +88,45 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
         summary=f"Score images by {scorer.name}",
         openapi_extra=message_body(wire.NativeRequest),
         response_model=wire.NativeReply | wire.PartialReply,
-        responses=problems(422, 424, 503),
+        responses=problems(422, 424, 503, 504),
     )
     async def score(request: Request) -> Response:
         nonlocal waiting
         if waiting >= settings.max_waiting:
             raise BusyError(f"{waiting} requests are in hand; try again later or raise LASRO_MAX_WAITING")
         waiting += 1
+        give_up_s = time.monotonic() + _timeout_s(request.headers.get(TIMEOUT_HEADER, ""))
         try:
+            message_id = "" if verifier is None else verifier.check(request.headers, await request.body())
             native = await read_message(request, wire.NativeRequest)
             images = await asyncio.to_thread(decode_images, native, settings)
-            scores = await asyncio.get_running_loop().run_in_executor(worker, timed, images, native)
+            scores = await asyncio.get_running_loop().run_in_executor(worker, timed, images, native, give_up_s)
         finally:
             waiting -= 1
         rejected = sum(isinstance(each, RejectedItem) for each in scores)
         items.labels("rejected").inc(rejected)
         items.labels("scored").inc(len(scores) - rejected)
-        return reply(request, _message(scores))
+        response = reply(request, _message(scores))
+        if key is not None:
+            response.headers.update(signed_headers(key, reply_id(message_id), bytes(response.body)))
+        return response
 
-    def timed(images: list[Image.Image | RejectedItem], native: wire.NativeRequest) -> Scores:
+    def timed(images: list[Image.Image | RejectedItem], native: wire.NativeRequest, give_up_s: float) -> Scores:
+        if time.monotonic() > give_up_s:
+            raise TimeoutExceededError("not begun before the caller's time was up; is the reward overloaded?")
         with seconds.time():
             return _score_readable(scorer, images, native)
 
     return app
+
+
+def _timeout_s(header: str) -> float:
+    """What callers other than LaSRO's API send there, if anything, is no reason to refuse them."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        return math.inf
+    return seconds if seconds > 0 else math.inf
 
 
 def decode_images(native: wire.NativeRequest, settings: RewardEnvironment) -> list[Image.Image | RejectedItem]:
@@ -208,22 +175,6 @@ def _message(scores: Scores) -> wire.NativeReply | wire.PartialReply:
     )
 
 
-def load_reward(target: str) -> Reward:
-    """Import `module:function`; raises ConfigError where that is no reward."""
-    module_name, separator, name = target.partition(":")
-    if not separator:
-        raise ConfigError(f"got {target!r}, expected MODULE:FUNCTION")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{target}: cannot import {module_name} ({error}); is it on PYTHONPATH?") from error
-    found = getattr(module, name, None)
-    if not isinstance(found, Reward):
-        got = "nothing" if found is None else type(found).__name__
-        raise ConfigError(f"{target}: got {got}, expected a function decorated with @reward")
-    return found
-
-
 def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m lasro.reward_sdk MODULE:FUNCTION", file=sys.stderr)
@@ -241,7 +192,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # As `__main__` this file is a second copy of the module that rewards import, with another Reward class.
-    from lasro import reward_sdk
-
-    sys.exit(reward_sdk.main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -12,10 +12,9 @@ import logging
 import re
 import socket
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Literal, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -27,12 +26,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lasro import wire
-from lasro.errors import AuthError, ConfigError, LasroError
+from lasro.errors import AuthError, BusyError, ConfigError, LasroError
+from lasro.logs import new_request_id, set_request_id, set_up_logs
+from lasro.openapi import PROBLEM_TYPE
 from lasro.process import die_with_parent
 
 log = logging.getLogger("lasro")
 OPEN_PATHS = ("/health/live", "/health/ready", "/metrics", "/openapi.json")
-PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+"""Told to whoever comes while there is too much to do."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 M = TypeVar("M", bound=wire.Message)
 
@@ -58,6 +61,13 @@ class ServiceEnvironment(BaseSettings):
     """Largest request body."""
     log_level: str = "info"
     """Of this process."""
+    log_format: Literal["json", "text"] = "json"
+    """One JSON object a line, or text for people."""
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether strangers are turned away, as they must be unless bound to loopback."""
+        return self.api_key is not None
 
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
@@ -100,7 +110,7 @@ def create_service(
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(LasroError)
     async def ours(_: Request, error: LasroError) -> Response:
-        headers = {"Retry-After": "1"} if error.http_status in (429, 503) else None
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, BusyError) else None
         return problem(error.http_status, error.title, str(error), headers)
 
     @app.exception_handler(RequestValidationError)
@@ -137,7 +147,8 @@ class _Gate:
         started, status = time.perf_counter(), 500
         headers = dict(scope["headers"])
         given_id = headers.get(b"x-request-id", b"")
-        request_id = given_id if REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex.encode()
+        request_id = given_id if REQUEST_ID.fullmatch(given_id) else new_request_id().encode()
+        set_request_id(request_id.decode())
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -155,9 +166,16 @@ class _Gate:
         except _BodyTooLarge:
             await self._too_large()(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self.count.labels(scope["method"], route, status).inc()
-            self.seconds.labels(route).observe(time.perf_counter() - started)
+            self._answered(scope, status, time.perf_counter() - started)
+
+    def _answered(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.count.labels(method, route, status).inc()
+        self.seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if route in OPEN_PATHS else logging.INFO
+        about = {"method": method, "route": route, "status": status, "duration_ms": round(1000 * seconds, 1)}
+        log.log(level, "%s %s answered %d", method, route, status, extra=about)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
         key = self.settings.api_key
@@ -203,35 +221,6 @@ def reply(request: Request, message: wire.Message, status: int = 200) -> Respons
     return Response(message.model_dump_json(), status, media_type="application/json")
 
 
-def message_body(kind: type[wire.Message]) -> dict[str, Any]:
-    """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
-    schema = _inlined(kind.model_json_schema())
-    content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A pydantic schema with its `$defs` in place: OpenAPI would look for them at the root of the document."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolve(part) for part in node]
-        if not isinstance(node, dict):
-            return node
-        target = resolve(definitions[node["$ref"].rpartition("/")[2]]) if "$ref" in node else {}
-        return target | {key: resolve(value) for key, value in node.items() if key != "$ref"}
-
-    return resolve(schema)
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` for a route: the problem+json statuses it can answer with."""
-    schema = wire.Problem.model_json_schema()
-    content = {PROBLEM_TYPE: {"schema": schema}}
-    return {status: {"description": "problem", "content": content} for status in (401, 413, 500, *statuses)}
-
-
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -255,7 +244,7 @@ def bind(settings: ServiceEnvironment) -> socket.socket:
             listener.bind((host, settings.port))
         except OSError as error:
             raise ConfigError(f"cannot bind {host}:{settings.port} ({error.strerror}); set LASRO_PORT") from error
-    if settings.api_key is None and not _is_loopback(host):
+    if not settings.knows_callers and not _is_loopback(host):
         raise ConfigError(f"bound to {host} without a key; set LASRO_API_KEY, or LASRO_HOST=127.0.0.1")
     return listener
 
@@ -264,9 +253,13 @@ def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
     """Serve until SIGTERM or SIGINT; ends with the parent where it was started by `lasro up`."""
     die_with_parent()
     listener = bind(settings)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logs(settings.log_level, settings.log_format)
     config = uvicorn.Config(
-        app, log_level=settings.log_level, access_log=False, timeout_graceful_shutdown=3, server_header=False
+        app,
+        log_config=None,
+        log_level=settings.log_level.lower(),
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        server_header=False,
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -102,18 +102,27 @@ class RewardSpec(Message):
     url: str = Field(min_length=1, max_length=2048, json_schema_extra={"format": "uri"})
     protocol: Protocol
     timeout_s: float = Field(default=30.0, gt=0, le=600, description="for one call of the endpoint")
-    max_batch: int = Field(default=32, ge=1, le=512, description="images per call")
+    max_batch: int = Field(
+        default=32, ge=1, le=512, description="most images per call; openai-chat and mapping without $each send one"
+    )
     concurrency: int = Field(default=2, ge=1, le=64, description="calls in flight")
     range: tuple[Finite, Finite] | None = Field(
         default=None, description="expected range; scores outside are bad replies"
     )
     secret: str | None = Field(
-        default=None, max_length=256, description="bearer token sent to the endpoint; never returned"
+        default=None,
+        max_length=256,
+        description="bearer token sent to the endpoint, or with whsec_ what calls are signed with; never returned",
+    )
+    signed_replies: bool = Field(
+        default=False, description="take only replies signed with the same whsec_ secret, as lasro.reward_sdk does"
     )
     headers: dict[str, str] = Field(default_factory=dict, description="sent with each call; values never returned")
     repeats: int = Field(default=1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
     cache: bool = Field(default=True, description="reuse the score of the same image, prompt, metadata and version")
-    mapping: dict[str, Any] | None = Field(default=None, description="protocol settings")
+    mapping: dict[str, Any] | None = Field(
+        default=None, description="settings of the protocol, each its own; unknown ones are refused"
+    )
 
     @model_validator(mode="after")
     def _ordered_range(self) -> RewardSpec:
@@ -133,6 +142,7 @@ class RewardInfo(Message):
     concurrency: int
     range: tuple[float, float] | None
     has_secret: bool
+    signed_replies: bool = False
     header_names: list[str]
     repeats: int
     cache: bool

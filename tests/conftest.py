@@ -67,7 +67,8 @@ def serve(redis_url: str) -> Iterator[Serve]:
     for server, _ in reversed(servers):
         server.should_exit = True
     for _, thread in servers:
-        thread.join(10)
+        thread.join(30)
+        assert not thread.is_alive(), "a server did not stop"
 
 
 @pytest.fixture(scope="session")

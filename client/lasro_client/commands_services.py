@@ -43,9 +43,15 @@ def add_reward(
     range_: Annotated[tuple[float, float] | None, typer.Option("--range", help="Expected lowest and highest.")] = None,
     header: Annotated[list[str] | None, typer.Option(help="NAME=VALUE sent with each call. Repeatable.")] = None,
     secret: Annotated[
-        str | None, typer.Option(envvar="LASRO_REWARD_SECRET", help="Bearer token sent to it.", show_default=False)
+        str | None,
+        typer.Option(
+            envvar="LASRO_REWARD_SECRET",
+            help="Bearer token sent to it, or whsec_... to sign calls.",
+            show_default=False,
+        ),
     ] = None,
-    mapping: Annotated[Path | None, typer.Option(help="JSON file of protocol settings.")] = None,
+    signed_replies: Annotated[bool, typer.Option(help="Take only replies signed with the secret.")] = False,
+    mapping: Annotated[str | None, typer.Option(help="Protocol settings: a JSON object, or a file with one.")] = None,
     replace: Annotated[bool, typer.Option(help="Make a new version of a name in use.")] = False,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -54,7 +60,8 @@ def add_reward(
     given = {
         "name": name, "url": url, "protocol": protocol, "timeout_s": timeout_s, "max_batch": max_batch,
         "concurrency": concurrency, "repeats": repeats, "cache": cache, "range": range_, "secret": secret,
-        "headers": _pairs(header) if header else None, "mapping": _read_json(mapping) if mapping else None,
+        "signed_replies": signed_replies or None,
+        "headers": _pairs(header) if header else None, "mapping": _json_object(mapping) if mapping else None,
     }  # fmt: skip
     spec = {key: value for key, value in given.items() if value is not None}
     method, path = ("PUT", f"/v1/rewards/{name}") if replace else ("POST", "/v1/rewards")
@@ -157,10 +164,17 @@ def _read_bytes(path: Path) -> bytes:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _read_json(path: Path) -> Any:
+def _json_object(text: str) -> dict[str, Any]:
+    """`text` itself where it begins like an object, else the file of that name."""
     from lasro.errors import ConfigError
 
+    inline = text.lstrip().startswith("{")
     try:
-        return json.loads(_read_bytes(path))
+        value = json.loads(text if inline else _read_bytes(Path(text)))
     except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
+        raise ConfigError(
+            f"--mapping: got what is not JSON ({error}), expected an object or a file with one"
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"--mapping: got a JSON {type(value).__name__} in {text}, expected an object")
+    return value

@@ -126,7 +126,8 @@ class GeneratorTrainer:
                 for value, untrained in zip(values, self._untrained, strict=True):
                     value.copy_(untrained)
         self.optimiser.state.clear()
-        self.seed, self.version, self.moments = seed, 0, [None, None]
+        self.seed, self.version = seed, 0
+        self.moments = [None, None]
 
     def save(self, folder: Path) -> Path:
         """Write the averaged adapter so that stock diffusers loads it with `load_lora_weights(folder)`."""

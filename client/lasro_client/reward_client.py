@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from lasro.errors import BusyError, NotFoundError, ServiceError, TimeoutExceededError, UnreachableError
+from lasro.errors import BusyError, LasroError, NotFoundError, ServiceError, TimeoutExceededError, UnreachableError
 from lasro.wire import (
     MSGPACK_TYPE,
     GroupAccepted,
@@ -77,8 +77,12 @@ class RewardClient(ServiceClient):
         return message(send(self._http, "POST", f"{_reward_path(name)}/probe"), ProbeReply)
 
     def score(self, request: ScoreRequest) -> ScoreReply:
-        """Score images now; items come in the order of the request. Raises NotFoundError, WireError."""
-        return self._post("POST", "/v1/score", request, ScoreReply)
+        """Score images now; items come in the order of the request. Raises NotFoundError, WireError.
+
+        A service that is busy is asked again for `timeout_s`, then BusyError is raised.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        return self._patiently(lambda: self._post("POST", "/v1/score", request, ScoreReply), deadline, (BusyError,))
 
     def submit(self, run: str, submission: GroupSubmission) -> GroupAccepted:
         """Queue a group for scoring; submitting it again changes nothing.
@@ -125,13 +129,15 @@ class RewardClient(ServiceClient):
         )
 
     @staticmethod
-    def _patiently(call: Callable[[], T], deadline: float) -> T:
-        """`call()`, again while the service cannot be reached or is busy; the last error once time is up."""
+    def _patiently(
+        call: Callable[[], T], deadline: float, passing: tuple[type[LasroError], ...] = (UnreachableError, BusyError)
+    ) -> T:
+        """`call()`, again while it raises what may pass; the last error once time is up."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return call()
-            except (UnreachableError, BusyError):
+            except passing:
                 if time.monotonic() + pause_s >= deadline:
                     raise
             time.sleep(random.uniform(pause_s / 2, pause_s))

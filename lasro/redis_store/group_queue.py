@@ -16,7 +16,7 @@ import redis.asyncio
 from pydantic import TypeAdapter
 
 from lasro import wire
-from lasro.errors import BudgetError, ConflictError, NotFoundError, WireError
+from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, WireError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import MAX_BLOCK_MS, redis_errors, script
 
@@ -48,18 +48,24 @@ class GroupQueue:
         self._finish = client.register_script(script("finish_group"))
         self._drop = client.register_script(script("drop_work"))
 
-    async def add(self, run: str, submission: wire.GroupSubmission, calls_needed: int) -> wire.GroupAccepted:
+    async def add(
+        self, run: str, submission: wire.GroupSubmission, calls_needed: int, max_groups: int | None = None
+    ) -> wire.GroupAccepted:
         """Queue a group unless it is there already.
 
-        Raises ConflictError when its id is taken by other content, and BudgetError when the `calls_needed` at most
-        would go over `submission.max_reward_calls`; then nothing is queued.
+        Raises ConflictError when its id is taken by other content, BudgetError when the `calls_needed` at most
+        would go over `submission.max_reward_calls`, and BusyError when `max_groups` of all runs are queued; then
+        nothing is queued.
         """
         payload = wire.to_msgpack(submission)
         group_id, limit = submission.group_id, submission.max_reward_calls
         with redis_errors():
             reply: Any = await self._add(
                 keys=[keys.group(run, group_id), keys.WORK, keys.groups(run), keys.calls(run)],
-                args=[_digest(submission), payload, run, group_id, calls_needed, "" if limit is None else limit],
+                args=[
+                    *(_digest(submission), payload, run, group_id, calls_needed),
+                    *("" if most is None else most for most in (limit, max_groups)),
+                ],
             )
         outcome, state, spent, reserved = reply
         if outcome == b"conflict":
@@ -68,6 +74,10 @@ class GroupQueue:
             raise BudgetError(
                 f"group {group_id}: needs up to {calls_needed} reward calls, but of max_reward_calls {limit} "
                 f"{spent} are spent and {reserved} reserved; raise the limit to go on"
+            )
+        if outcome == b"full":
+            raise BusyError(
+                f"group {group_id}: {max_groups} groups are queued; try again later or raise LASRO_MAX_GROUPS"
             )
         return wire.GroupAccepted(group_id=group_id, state=wire.GroupState(state.decode()), reward_calls=spent)
 

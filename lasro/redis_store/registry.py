@@ -62,11 +62,20 @@ class RewardRegistry:
                 raise NotFoundError(f"reward {name}: not registered; POST /v1/rewards registers it")
         return [_decode(value) for value in stored]
 
-    async def list(self) -> list[Registration]:
-        """All rewards, by name."""
+    async def names(self) -> set[str]:
+        """Of all rewards."""
         with redis_errors():
-            stored: dict[Any, Any] = await self._redis.hgetall(keys.REWARDS)  # pyright: ignore[reportGeneralTypeIssues]
-        return sorted((_decode(value) for value in stored.values()), key=lambda found: found.spec.name)
+            found: Any = await self._redis.hkeys(keys.REWARDS)  # pyright: ignore[reportGeneralTypeIssues]
+        return {name.decode() for name in found}
+
+    async def list(self, after: str = "", limit: int | None = None) -> list[Registration]:
+        """Rewards by name, those after `after`; what is deleted meanwhile is left out."""
+        names = sorted(name for name in await self.names() if name > after)[:limit]
+        if not names:
+            return []
+        with redis_errors():
+            stored: list[Any] = await self._redis.hmget(keys.REWARDS, names)  # pyright: ignore[reportGeneralTypeIssues]
+        return [_decode(value) for value in stored if value is not None]
 
     async def delete(self, name: str) -> None:
         """Forget a reward; its versions stay used up. Raises NotFoundError."""

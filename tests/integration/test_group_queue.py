@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from lasro import wire
-from lasro.errors import BudgetError, ConflictError, NotFoundError, StorageError
+from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, StorageError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect_async
 from lasro.redis_store.group_queue import GroupQueue
@@ -67,6 +67,22 @@ def test_a_group_sent_many_times_is_queued_once(run_queue, redis_client: redis.R
         with pytest.raises(ConflictError, match="other content"):
             await queue.add(RUN, submission(side=5), 2)
         assert redis_client.hget(keys.calls(RUN), "reserved") == b"2"
+
+    run_queue(body)
+
+
+def test_a_full_queue_takes_no_more_but_knows_what_it_has(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: runs that outpace their scorers fill Redis, or a full queue refuses a group that is already in it."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission("a"), 2, max_groups=1)
+        with pytest.raises(BusyError, match="1 groups are queued"):
+            await queue.add(RUN, submission("b"), 2, max_groups=1)
+        assert redis_client.hget(keys.calls(RUN), "reserved") == b"2"
+        assert (await queue.add(RUN, submission("a"), 2, max_groups=1)).state is wire.GroupState.QUEUED
+        (claim,) = await queue.claim("one", 5, 0, 10_000)
+        await queue.finish(claim, items(0.5))
+        await queue.add(RUN, submission("b"), 2, max_groups=1)
 
     run_queue(body)
 

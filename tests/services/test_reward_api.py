@@ -151,7 +151,7 @@ def test_secrets_reach_the_endpoint_and_nobody_else(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"protocol": "unirl"}, "supported are flow-factory, native"),
+        ({"protocol": "unirl"}, "mapping.reward: got nothing, expected a value"),
         ({"url": "ftp://host/"}, "got scheme 'ftp'"),
         ({"url": "http://user:pw@host/"}, "user name or password"),
         ({"url": "http://host:99999/"}, "expected http(s)://HOST"),

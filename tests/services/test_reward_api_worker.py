@@ -17,6 +17,7 @@ import redis.asyncio
 import uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from lasro import wire
@@ -29,9 +30,12 @@ from lasro.redis_store.registry import RewardRegistry
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec, ScoredItem
 from lasro_client.reward_client import RewardClient
+from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.app import create_app
 from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.scoring import Endpoints, Scorer
+from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.metrics import RewardMetrics
+from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings
 from lasro_reward_api.worker import score_groups
 
@@ -74,6 +78,11 @@ class HalfScorer:
         return {"scores": [0.5] * count}
 
 
+def scorer_of(client: redis.asyncio.Redis, registry: RewardRegistry, endpoints: Endpoints) -> Scorer:
+    admission = Admission(Limits(1, 1, 1), lambda name, count: None)
+    return Scorer(registry, endpoints, ScoreCache(client, 60), admission, 1 << 20)
+
+
 class DiesBeforeFinish(GroupQueue):
     """The crash that matters most: all is scored and paid for, nothing is delivered."""
 
@@ -99,9 +108,9 @@ def test_a_crash_between_scoring_and_delivery_delivers_once(
     async def body() -> None:
         settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")  # pyright: ignore[reportArgumentType]
         async with connect_async(redis_url) as client:
-            registry, endpoints = RewardRegistry(client), Endpoints(settings)
+            registry, endpoints = RewardRegistry(client), Endpoints(settings, RewardMetrics(CollectorRegistry()))
             await registry.put(scorer.spec, replace=True)
-            scoring = Scorer(registry, endpoints, ScoreCache(client, 60), settings)
+            scoring = scorer_of(client, registry, endpoints)
             dying, queue = DiesBeforeFinish(client), GroupQueue(client)
             for index in range(3):
                 await queue.add(RUN, submission(index), 2)
@@ -133,16 +142,20 @@ def test_a_slow_group_is_not_taken_from_a_living_worker(
     redis_url: str, redis_client: redis.Redis, serve: Callable[[ASGIApp], str]
 ) -> None:
     """Bug: whatever takes longer than the takeover time is scored, and paid for, again and again."""
-    scorer = HalfScorer(serve, delay_s=1.0)
+    scorer = HalfScorer(serve, delay_s=3.0)
 
     async def body() -> None:
         settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")  # pyright: ignore[reportArgumentType]
         async with connect_async(redis_url) as client:
-            registry, endpoints, queue = RewardRegistry(client), Endpoints(settings), GroupQueue(client)
+            registry, endpoints, queue = (
+                RewardRegistry(client),
+                Endpoints(settings, RewardMetrics(CollectorRegistry())),
+                GroupQueue(client),
+            )
             await registry.put(scorer.spec, replace=True)
-            scoring = Scorer(registry, endpoints, ScoreCache(client, 60), settings)
+            scoring = scorer_of(client, registry, endpoints)
             await queue.add(RUN, submission(0), 2)
-            workers = [asyncio.create_task(score_groups(queue, scoring, name, 2, 0.3)) for name in ("a", "b")]
+            workers = [asyncio.create_task(score_groups(queue, scoring, name, 2, 1.5)) for name in ("a", "b")]
             while await queue.is_queued(RUN, "g0"):
                 await asyncio.sleep(0.02)
             for worker in workers:
@@ -152,6 +165,36 @@ def test_a_slow_group_is_not_taken_from_a_living_worker(
 
     asyncio.run(asyncio.wait_for(body(), 30))
     assert scorer.images == 2
+
+
+class SwallowsCancellation(GroupQueue):
+    """What redis-py does when a cancellation meets a reply."""
+
+    async def claim(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Claim]:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return []
+
+    async def keep(self, consumer: str, entry_ids: list[str]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+def test_the_worker_ends_though_its_cancellation_is_swallowed(redis_url: str) -> None:
+    """Bug: on SIGTERM the service hangs until it is killed, and goes on claiming groups that it will never score."""
+
+    async def body() -> None:
+        settings = RewardApiSettings(redis_url=redis_url)  # pyright: ignore[reportArgumentType]
+        async with connect_async(redis_url) as client:
+            registry, endpoints = RewardRegistry(client), Endpoints(settings, RewardMetrics(CollectorRegistry()))
+            scoring = scorer_of(client, registry, endpoints)
+            worker = asyncio.create_task(score_groups(SwallowsCancellation(client), scoring, "swallower", 2, 0.03))
+            await asyncio.sleep(0.2)
+            worker.cancel()
+            await asyncio.wait([worker], timeout=10)
+            assert worker.done()
+
+    asyncio.run(asyncio.wait_for(body(), 30))
 
 
 class Restartable:

@@ -241,6 +241,36 @@ def test_one_at_a_time_with_a_bounded_queue_and_a_live_loop() -> None:
     assert health.status_code == 200
 
 
+def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
+    """Guards a slow scorer: else it works through a queue of calls that were given up, and answers none in time."""
+    scored, begun, release = [], threading.Event(), threading.Event()
+
+    @reward
+    def slow(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> list[float]:
+        scored.extend(prompts)
+        begun.set()
+        assert release.wait(20)
+        return [0.0] * len(images)
+
+    async def scenario() -> list[int]:
+        async with client(slow) as opened:
+            first = asyncio.create_task(opened.post("/", json=body([png()], ["first"])))
+            while not begun.is_set():
+                await asyncio.sleep(0.005)
+            headers = ({"X-Request-Timeout-S": "0.05"}, {"X-Request-Timeout-S": "soon"})
+            names = ("late", "odd")
+            later = [
+                asyncio.create_task(opened.post("/", json=body([png()], [name]), headers=header))
+                for name, header in zip(names, headers, strict=True)
+            ]
+            await asyncio.sleep(0.3)
+            release.set()
+            return [answer.status_code for answer in await asyncio.gather(first, *later)]
+
+    assert asyncio.run(scenario()) == [200, 504, 200]
+    assert sorted(scored) == ["first", "odd"]
+
+
 def test_key_health_and_metrics() -> None:
     """Guards the shared service rules: a key where one is set, open health, items counted by outcome."""
 

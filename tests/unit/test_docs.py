@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lasro.config import RunSettings
+from lasro.wire import Protocol
+from lasro_reward_api.protocols import SPEAKERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -43,6 +46,17 @@ def test_python_examples_compile(page):
     """A typing error in an example."""
     for text in blocks(page, "python"):
         compile(text, page.name, "exec")
+
+
+def test_protocol_settings_in_examples_are_accepted():
+    """An example of registering a reward is refused when a reader copies it."""
+    text = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    commands = re.findall(r"lasro rewards add [^'\n]*(?:\\\n[^'\n]*)*--mapping '(.*?)'", text, re.S)
+    protocols = re.findall(r"lasro rewards add [^'\n]*--protocol (\S+)", text)
+    protocols = [protocol for protocol in protocols if protocol != "flow-factory"]
+    assert set(protocols) == set(Protocol) - {"native", "flow-factory"}
+    for protocol, settings in zip(protocols, commands, strict=True):
+        SPEAKERS[Protocol(protocol)].check(json.loads(settings))
 
 
 def test_every_page_is_on_the_map():

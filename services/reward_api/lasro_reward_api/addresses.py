@@ -38,7 +38,10 @@ NOT_PUBLIC: tuple[Network, ...] = tuple(
 GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,4096}")
-OWN_HEADERS = ("host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding")
+OWN_HEADERS = (
+    *("host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"),
+    *("webhook-id", "webhook-timestamp", "webhook-signature", "x-request-id", "x-request-timeout-s"),
+)
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:

@@ -1,167 +1,144 @@
-"""Calling a reward endpoint: one batch in, one answer per image out, or the status that says what went wrong."""
+"""Scoring by one reward endpoint: batches, retries, circuit breaker; one part per image out, never an exception for
+what the endpoint does."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import random
+import logging
 import ssl
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import replace
 
-import httpx
-
-from lasro.errors import BlockedError, WireError
+from lasro.errors import WireError
+from lasro.logs import REQUEST_ID_HEADER, new_request_id, set_request_id
 from lasro.redis_store.registry import Registration
 from lasro.wire import Status
-from lasro_reward_api.addresses import AddressGuard, GuardedBackend, GuardedTransport, check_url
-from lasro_reward_api.protocols import speaker
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts
+from lasro_reward_api.addresses import AddressGuard
+from lasro_reward_api.batching import Batcher, Item, Outcome, Part
+from lasro_reward_api.breaker import Breaker, State, Verdict
+from lasro_reward_api.deadline import TIMEOUT_HEADER, Caller, Deadline, latest
+from lasro_reward_api.exchange import Connection, Failed
+from lasro_reward_api.metrics import RewardMetrics
+from lasro_reward_api.protocols import SPEAKERS, images_per_call
+from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected
+from lasro_reward_api.retries import pause_s
 from lasro_reward_api.settings import RewardApiSettings
 
-RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
-BACKOFF_S = 0.2
-LONGEST_WAIT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one call came to. `answers` is set exactly when `status` is ok, one per image."""
-
-    status: Status
-    answers: list[Answer] | None = None
-    error: str | None = None
-    attempts: int = 1
-    latency_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Failed:
-    status: Status
-    error: str
-    retried: bool = False
-    wait_s: float | None = None
+log = logging.getLogger("lasro.reward_api")
 
 
 class Endpoint:
     """One version of a registered reward, with its own connections."""
 
     def __init__(
-        self, registration: Registration, settings: RewardApiSettings, guard: AddressGuard, tls: ssl.SSLContext
+        self,
+        registration: Registration,
+        settings: RewardApiSettings,
+        guard: AddressGuard,
+        tls: ssl.SSLContext,
+        metrics: RewardMetrics,
     ) -> None:
         self.spec, self.version = registration
-        self._speaker = speaker(self.spec.protocol)
-        self._url = check_url(self.spec.url)
-        self._max_reply_bytes, self._max_attempts = settings.max_reply_bytes, settings.max_attempts
+        self._speaker, self._settings = SPEAKERS[self.spec.protocol], self.spec.mapping or {}
+        self._speaker.check(self._settings)
+        self._connection = Connection(self.spec, settings.max_reply_bytes, guard, tls)
+        self._max_attempts = settings.max_attempts
         self._slots = asyncio.Semaphore(self.spec.concurrency)
-        self._in_flight = 0
-        backend = GuardedBackend(guard, plain_http=self._url.scheme == "http")
-        self._http = httpx.AsyncClient(
-            transport=GuardedTransport(backend, tls, self.spec.concurrency),
-            timeout=self.spec.timeout_s,
-            trust_env=False,
-            follow_redirects=False,
-        )
+        self.breaker = Breaker(settings.circuit_failures, settings.circuit_open_s)
+        self._metrics = metrics
+        metrics.opened(self.spec.name, self.breaker)
+        # One queue per repeat: an image that is to be scored three times is so in three calls.
+        self._batchers = [
+            Batcher(self._send, self._slots, images_per_call(self.spec), settings.batch_wait_s)
+            for _ in range(self.spec.repeats)
+        ]
+        self._in_hand = 0
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        for batcher in self._batchers:
+            await batcher.aclose()
+        await self._connection.aclose()
 
     @property
     def idle(self) -> bool:
-        """Whether no call is waiting or under way."""
-        return self._in_flight == 0
+        """Whether nothing waits or is under way."""
+        return self._in_hand == 0 and all(batcher.idle for batcher in self._batchers)
 
-    async def call(self, batch: Batch, max_attempts: int | None = None) -> Outcome:
-        """Post one batch, again where that may help. Never raises for what the endpoint does."""
-        self._in_flight += 1
+    async def score(self, items: Sequence[Item], caller: Caller) -> list[list[Part]]:
+        """Per item, its part in each of the repeated calls."""
+        self._in_hand += 1
         try:
-            return await self._call(batch, max_attempts)
+            columns = await asyncio.gather(*(batcher.score(items, caller) for batcher in self._batchers))
         finally:
-            self._in_flight -= 1
+            self._in_hand -= 1
+        return [list(row) for row in zip(*columns, strict=True)]
 
-    async def _call(self, batch: Batch, max_attempts: int | None) -> Outcome:
-        tries = max_attempts or self._max_attempts
-        parts = await asyncio.to_thread(self._speaker.encode, batch, self.spec.mapping or {})
-        async with self._slots:
-            started, attempt = time.perf_counter(), 0
-            while True:
-                attempt += 1
-                result = await self._attempt(parts, len(batch.images))
-                latency_s = time.perf_counter() - started
-                if not isinstance(result, _Failed):
-                    return Outcome(Status.OK, result, None, attempt, latency_s)
-                wait_s = self._wait_s(result, attempt)
-                if attempt >= tries or wait_s is None:
-                    return Outcome(result.status, None, result.error, attempt, latency_s)
-                await asyncio.sleep(wait_s)
-
-    @staticmethod
-    def _wait_s(failed: _Failed, attempt: int) -> float | None:
-        """Full jitter, or what the endpoint asked for; None where another try would not help."""
-        if not failed.retried:
-            return None
-        if failed.wait_s is not None:
-            return failed.wait_s if failed.wait_s <= LONGEST_WAIT_S else None
-        return random.uniform(0, min(LONGEST_WAIT_S, BACKOFF_S * 2**attempt))
-
-    async def _attempt(self, parts: Parts, count: int) -> list[Answer] | _Failed:
-        timeout_s = self.spec.timeout_s
+    async def probe(self, item: Item, caller: Caller) -> Outcome:
+        """One call of one attempt, past queue and circuit; what it shows moves the circuit as any call."""
+        self._in_hand += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._exchange(parts, count)
-        except BlockedError as error:
-            return _Failed(Status.BLOCKED, str(error))
+            batch = Batch([item.prompt], [item.image], [item.metadata])
+            return await self._call(batch, caller.deadline, caller.request_id, is_probe=True)
+        finally:
+            self._in_hand -= 1
+
+    async def _send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
+        deadline = latest(caller.deadline for caller in callers)
+        if len(callers) == 1:
+            return await self._call(batch, deadline, callers[0].request_id)
+        shared_id = new_request_id()
+        ids = [caller.request_id for caller in callers]
+        log.debug("call %s of reward %s serves the requests %s", shared_id, self.spec.name, ", ".join(ids))
+        return await self._call(batch, deadline, shared_id)
+
+    async def _call(self, batch: Batch, deadline: Deadline, request_id: str, is_probe: bool = False) -> Outcome:
+        set_request_id(request_id)
+        try:
+            parts = await asyncio.to_thread(self._speaker.encode, batch, self._settings)
         except WireError as error:
-            return _Failed(Status.BAD_REPLY, str(error))
-        except httpx.ConnectTimeout:
-            return _Failed(Status.UNREACHABLE, f"no connection within {timeout_s} s", retried=True)
-        except (httpx.TimeoutException, TimeoutError):
-            # Not tried again: the scorer is most likely still at work on this batch.
-            return _Failed(Status.TIMEOUT, f"no reply within {timeout_s} s")
-        except httpx.HTTPError as error:
-            return _Failed(Status.UNREACHABLE, f"{type(error).__name__}: {error}"[:300], retried=True)
+            return Outcome(Status.REJECTED, error=str(error), attempts=0, divisible=True)
+        reason = None if is_probe else self.breaker.refusal()
+        if reason is not None:
+            return Outcome(Status.UNAVAILABLE, error=reason, attempts=0)
+        tries = 1 if is_probe or self.breaker.state is State.HALF_OPEN else self._max_attempts
+        call, verdict = self.breaker.start(), Verdict.NOTHING
+        started_s = time.perf_counter()
+        try:
+            result, attempts = await self._tries(parts, len(batch.images), deadline, request_id, tries)
+            verdict = result.verdict if isinstance(result, Failed) else Verdict.ANSWERED
+        finally:
+            self.breaker.finish(call, verdict)
+        latency_s = time.perf_counter() - started_s
+        self._metrics.called(self.spec.name, latency_s)
+        if isinstance(result, Failed):
+            log.warning(
+                "reward %s: %s after %d attempts (%s)", self.spec.name, result.status.value, attempts, result.error
+            )
+            return Outcome(result.status, None, result.error, attempts, latency_s, result.divisible)
+        return Outcome(Status.OK, [self._redacted(answer) for answer in result], None, attempts, latency_s)
 
-    async def _exchange(self, parts: Parts, count: int) -> list[Answer] | _Failed:
-        async with self._http.stream(
-            "POST", self._target(parts.path), content=parts.content, headers=self._headers(parts)
-        ) as response:
-            if response.status_code // 100 != 2:
-                return _refused(response)
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise WireError("reply: got a compressed body, expected the identity encoding that was asked for")
-            body = bytearray()
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > self._max_reply_bytes:
-                    raise WireError(f"reply: more than {self._max_reply_bytes} bytes")
-        return self._speaker.decode(response.headers.get("content-type", ""), bytes(body), count)
+    async def _tries(
+        self, parts: Parts, count: int, deadline: Deadline, request_id: str, tries: int
+    ) -> tuple[list[Answer] | Failed, int]:
+        """The last attempt's result and its number."""
 
-    def _target(self, path: str) -> httpx.URL:
-        if self._url.path.endswith(path):
-            return self._url
-        return self._url.copy_with(path=self._url.path.rstrip("/") + path)
+        def decode(content_type: str, body: bytes) -> list[Answer]:
+            return self._speaker.decode(content_type, body, count, self._settings)
 
-    def _headers(self, parts: Parts) -> dict[str, str]:
-        own = {"Authorization": f"Bearer {self.spec.secret}"} if self.spec.secret else {}
-        return own | self.spec.headers | parts.headers | {"Accept-Encoding": "identity"}
+        for attempt in range(1, tries + 1):
+            left_s = deadline.left_s()
+            extra = {TIMEOUT_HEADER: f"{min(left_s, self.spec.timeout_s):.3f}", REQUEST_ID_HEADER: request_id}
+            result = await self._connection.attempt(parts, decode, left_s, extra)
+            if not isinstance(result, Failed) or not result.retried or attempt == tries:
+                return result, attempt
+            wait_s = pause_s(attempt, result.wait_s, deadline.left_s())
+            if wait_s is None:
+                return result, attempt
+            await asyncio.sleep(wait_s)
+        raise AssertionError("tries is at least 1")
 
-
-def _refused(response: httpx.Response) -> _Failed:
-    status = response.status_code
-    if status // 100 == 3:
-        return _Failed(Status.HTTP_ERROR, f"HTTP {status}: redirects are not followed; register the final URL")
-    retried = status in RETRIED_STATUSES
-    wait_s = _retry_after_s(response.headers.get("retry-after", "")) if retried else None
-    return _Failed(Status.HTTP_ERROR, f"HTTP {status} {response.reason_phrase}".strip(), retried, wait_s)
-
-
-def _retry_after_s(value: str) -> float | None:
-    """Seconds of a Retry-After header in either of its forms; None where there is none to understand."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+    def _redacted(self, answer: Answer) -> Answer:
+        if isinstance(answer, Rejected):
+            return replace(answer, reason=self._connection.redacted(answer.reason))
+        return answer

@@ -5,27 +5,34 @@ from __future__ import annotations
 import io
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image, ImageDraw
 
 from lasro import wire
 from lasro.errors import ConfigError, WireError
+from lasro.logs import request_id
+from lasro.openapi import message_body, problems
 from lasro.redis_store.registry import RewardRegistry
-from lasro.service_kit import message_body, problems, read_message, reply
+from lasro.service_kit import read_message, reply
+from lasro.signing import is_signing_secret, signing_key
 from lasro_reward_api.addresses import check_headers, check_url
-from lasro_reward_api.protocols import speaker
-from lasro_reward_api.protocols.speaker import Batch
+from lasro_reward_api.batching import Item
+from lasro_reward_api.deadline import Caller, Deadline
+from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.responses import REDIS_PROBLEMS, answer
-from lasro_reward_api.scoring import Scorer, averaged
+from lasro_reward_api.scoring import Scorer
 
 RewardName = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="name of a reward")]
+Limit = Annotated[int | None, Query(ge=1, le=1000, description="most rewards to list; absent: all")]
+After = Annotated[str, Query(max_length=64, description="only names after this one: the last of the page before")]
 PROBE_PROMPT = "a red circle and a blue square"
 
 
-def reward_routes(registry: RewardRegistry, scorer: Scorer) -> APIRouter:
+def reward_routes(registry: RewardRegistry, scorer: Scorer, endpoints: Endpoints) -> APIRouter:
     router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
     _add_collection(router, registry)
-    _add_single(router, registry)
+    _add_single(router, registry, endpoints)
 
     @router.post(
         "/{name}/probe",
@@ -33,10 +40,11 @@ def reward_routes(registry: RewardRegistry, scorer: Scorer) -> APIRouter:
         responses=answer(200, wire.ProbeReply, "what the call showed") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def probe(request: Request, name: RewardName) -> Response:
-        registration = await registry.get(name)
-        outcome = await scorer.probe(registration, Batch([PROBE_PROMPT], [probe_image()], [None]))
-        score = averaged([outcome], 0, registration)
-        result = wire.ProbeReply(status=score.status, score=score.score, latency_s=outcome.latency_s, error=score.error)
+        with scorer.admission.request():
+            registration = await registry.get(name)
+            caller = Caller(Deadline.after(registration.spec.timeout_s), request_id())
+            score = await scorer.probe(registration, Item(PROBE_PROMPT, probe_image(), None), caller)
+        result = wire.ProbeReply(status=score.status, score=score.score, latency_s=score.latency_s, error=score.error)
         return reply(request, result)
 
     return router
@@ -57,14 +65,15 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
 
     @router.get(
         "",
-        summary="All registered rewards",
-        responses=answer(200, wire.RewardList, "by name") | problems(*REDIS_PROBLEMS),
+        summary="Registered rewards, all or a page of them",
+        responses=answer(200, wire.RewardList, "by name") | problems(422, *REDIS_PROBLEMS),
     )
-    async def rewards(request: Request) -> Response:
-        return reply(request, wire.RewardList(rewards=[found.info() for found in await registry.list()]))
+    async def rewards(request: Request, limit: Limit = None, after: After = "") -> Response:
+        found = await registry.list(after, limit)
+        return reply(request, wire.RewardList(rewards=[one.info() for one in found]))
 
 
-def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
+def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoints) -> None:
     @router.get(
         "/{name}",
         summary="One registered reward",
@@ -96,14 +105,17 @@ def _add_single(router: APIRouter, registry: RewardRegistry) -> None:
     )
     async def remove(name: RewardName) -> Response:
         await registry.delete(name)
+        await endpoints.forget(name)
         return Response(status_code=204)
 
 
 def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     """`spec` again where it can be served; raises ConfigError or BlockedError. Nothing is called or resolved."""
-    speaker(spec.protocol).check(spec.mapping or {})
+    SPEAKERS[spec.protocol].check(spec.mapping or {})
     check_url(spec.url)
     check_headers(spec.headers, spec.secret)
+    if spec.signed_replies or is_signing_secret(spec.secret):
+        signing_key(spec.secret or "")
     try:
         spec.model_dump_json().encode()
     except (ValueError, RecursionError) as error:

@@ -7,58 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-
-import httpx
+from dataclasses import dataclass, replace
 
 from lasro import wire
 from lasro.errors import BlockedError, ConfigError
 from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import RewardScore, Status
-from lasro_reward_api.addresses import AddressGuard, parse_networks
+from lasro_reward_api.admission import Admission
+from lasro_reward_api.batching import Item, Outcome, Part
 from lasro_reward_api.cache import ScoreCache, content_digests, score_digest
 from lasro_reward_api.checks import check_images
-from lasro_reward_api.outbound import Endpoint, Outcome
-from lasro_reward_api.protocols.speaker import Answer, Batch, Rejected
-from lasro_reward_api.settings import RewardApiSettings
+from lasro_reward_api.deadline import Caller
+from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.protocols.speaker import Rejected
 
-MAX_OPEN = 256
 Spend = Callable[[int], Awaitable[None]]
 """Told how many images are about to be scored by a reward; raises BudgetError to forbid it."""
-
-
-class Endpoints:
-    """Open endpoints by reward name and version."""
-
-    def __init__(self, settings: RewardApiSettings) -> None:
-        self._settings = settings
-        self._guard = AddressGuard(parse_networks(settings.allowed_networks))
-        self._tls: ssl.SSLContext = httpx.create_ssl_context()
-        self._open: dict[tuple[str, int, str], Endpoint] = {}
-
-    def get(self, registration: Registration) -> Endpoint:
-        """The endpoint of exactly this version, opened if need be; raises ConfigError or BlockedError."""
-        # The spec too: a Redis that lost its last second gives a version out again.
-        key = (registration.spec.name, registration.version, registration.spec.model_dump_json())
-        endpoint = self._open.pop(key, None) or Endpoint(registration, self._settings, self._guard, self._tls)
-        self._open[key] = endpoint  # last: most recently used
-        return endpoint
-
-    async def tidy(self) -> None:
-        """Close what has no call in flight and is outdated, or was not used for longest among too many."""
-        newest: dict[str, int] = {}
-        for name, version, _ in self._open:
-            newest[name] = max(version, newest.get(name, 0))
-        crowd = list(self._open)[: max(0, len(self._open) - MAX_OPEN)]
-        for key in [key for key in self._open if key[1] < newest[key[0]] or key in crowd]:
-            if self._open[key].idle:
-                await self._open.pop(key).aclose()
-
-    async def aclose(self) -> None:
-        for endpoint in self._open.values():
-            await endpoint.aclose()
 
 
 @dataclass(frozen=True)
@@ -82,34 +47,41 @@ class Scorer:
     """Scores requests; one per process."""
 
     def __init__(
-        self, registry: RewardRegistry, endpoints: Endpoints, cache: ScoreCache, settings: RewardApiSettings
+        self,
+        registry: RewardRegistry,
+        endpoints: Endpoints,
+        cache: ScoreCache,
+        admission: Admission,
+        max_pixels: int,
     ) -> None:
-        self.registry, self.endpoints = registry, endpoints
-        self._cache, self._settings = cache, settings
+        self.registry, self.admission = registry, admission
+        self._endpoints, self._cache, self._max_pixels = endpoints, cache, max_pixels
 
-    async def score(self, request: wire.ScoreRequest, spend: Spend | None = None) -> wire.ScoreReply:
-        """Score every image by every reward named.
+    async def score(self, request: wire.ScoreRequest, caller: Caller, spend: Spend | None = None) -> wire.ScoreReply:
+        """Score a request; with `spend` it is a group, which is never refused for what else there is to do.
 
-        Raises NotFoundError for a reward that is not registered and WireError for a bad image, before any endpoint
-        is called; whatever `spend` raises; UnreachableError or StorageError for Redis.
+        Raises NotFoundError for an unknown reward, WireError for images or metadata that no endpoint should get,
+        QueueFullError and BusyError, what `spend` raises, and UnreachableError or StorageError for Redis.
         """
         registrations = await self.registry.get_many(list(dict.fromkeys(request.rewards)))
         digests = await asyncio.to_thread(content_digests, request)
         columns = [await self._look_up(registration, digests) for registration in registrations]
         wanted = sorted({index for column in columns for index in column.missing})
         images = [(index, request.images[index]) for index in wanted]
-        await asyncio.to_thread(check_images, images, self._settings.max_pixels)
-        if spend is not None and (calls := sum(column.calls for column in columns)):
-            await spend(calls)
-        scored = await asyncio.gather(*(self._fill(column, request) for column in columns))
-        await self.endpoints.tidy()
+        await asyncio.to_thread(check_images, images, self._max_pixels)
+        counts = {column.registration.spec.name: column.calls for column in columns}
+        with self.admission.items(counts, refuse=spend is None):
+            if spend is not None and (calls := sum(counts.values())):
+                await spend(calls)
+            scored = await asyncio.gather(*(self._fill(column, request, caller) for column in columns))
+        await self._endpoints.tidy()
         return _assembled(request, {c.registration.spec.name: s for c, s in zip(columns, scored, strict=True)})
 
-    async def probe(self, registration: Registration, batch: Batch) -> Outcome:
-        """One call, once, past the cache."""
-        outcome = await self.endpoints.get(registration).call(batch, max_attempts=1)
-        await self.endpoints.tidy()
-        return outcome
+    async def probe(self, registration: Registration, item: Item, caller: Caller) -> RewardScore:
+        """One call, once, past the cache, the queue and an open circuit. Raises ConfigError, BlockedError."""
+        outcome = await self._endpoints.get(registration).probe(item, caller)
+        await self._endpoints.tidy()
+        return averaged([Part(outcome, 0)], registration)
 
     async def _look_up(self, registration: Registration, contents: list[bytes]) -> _Column:
         if not registration.spec.cache:
@@ -117,70 +89,55 @@ class Scorer:
         digests = [score_digest(content, registration) for content in contents]
         return _Column(registration, digests, await self._cache.look_up(digests))
 
-    async def _fill(self, column: _Column, request: wire.ScoreRequest) -> list[RewardScore]:
+    async def _fill(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[RewardScore]:
+        missing = column.missing
+        fresh = await self._fresh(column.registration, missing, request, caller) if missing else []
+        if column.digests:
+            known = zip(missing, fresh, strict=True)
+            await self._cache.keep({column.digests[i]: s.score for i, s in known if s.score is not None})
+        answers = iter(fresh)
         spec, version = column.registration
-        results = [
-            RewardScore(score=score, status=Status.OK, attempts=0, version=version)
-            if score is not None
-            else RewardScore(score=None, status=Status.UNAVAILABLE, error="not scored", version=version)
+        scores = [
+            next(answers) if score is None else RewardScore(score=score, status=Status.OK, attempts=0, version=version)
             for score in column.cached
         ]
-        missing = column.missing
-        chunks = [missing[start : start + spec.max_batch] for start in range(0, len(missing), spec.max_batch)]
-        scored = await asyncio.gather(*(self._chunk(column.registration, chunk, request) for chunk in chunks))
-        for chunk, scores in zip(chunks, scored, strict=True):
-            for index, score in zip(chunk, scores, strict=True):
-                results[index] = score
-        if column.digests:
-            fresh = {column.digests[i]: s for i in missing if (s := results[i].score) is not None}
-            await self._cache.keep(fresh)
-        return results
+        self._endpoints.metrics.scored(spec.name, scores, cache_hits=len(scores) - len(missing))
+        return scores
 
-    async def _chunk(
-        self, registration: Registration, indices: list[int], request: wire.ScoreRequest
+    async def _fresh(
+        self, registration: Registration, indices: list[int], request: wire.ScoreRequest, caller: Caller
     ) -> list[RewardScore]:
         metadata = request.metadata or [None] * len(request.images)
-        batch = Batch(
-            [request.prompts[i] for i in indices],
-            [request.images[i] for i in indices],
-            [metadata[i] for i in indices],
-        )
+        items = [Item(request.prompts[i], request.images[i], metadata[i]) for i in indices]
         try:
-            endpoint = self.endpoints.get(registration)
+            endpoint = self._endpoints.get(registration)
         except (ConfigError, BlockedError) as error:
             # Registered through an API that allows more than this process does.
             return [_failed(Outcome(Status.UNAVAILABLE, error=str(error), attempts=0), registration)] * len(indices)
-        outcomes = await asyncio.gather(*(endpoint.call(batch) for _ in range(registration.spec.repeats)))
-        return [averaged(outcomes, index, registration) for index in range(len(indices))]
+        return [averaged(parts, registration) for parts in await endpoint.score(items, caller)]
 
 
-def averaged(outcomes: list[Outcome], index: int, registration: Registration) -> RewardScore:
-    """The mean over repeated calls for one item of a batch; the first failure where any of them failed."""
+def averaged(parts: list[Part], registration: Registration) -> RewardScore:
+    """The mean over repeated calls for one item; the first failure where any of them failed."""
     spec, version = registration
     answers: list[float] = []
-    for outcome in outcomes:
+    for outcome, place in parts:
         if outcome.answers is None:
             return _failed(outcome, registration)
-        refusal = _refusal(outcome.answers[index], spec)
-        if refusal is not None:
-            status, error = refusal
-            return _failed(Outcome(status, None, error, outcome.attempts, outcome.latency_s), registration)
-        answers.append(float(outcome.answers[index]))  # pyright: ignore[reportArgumentType]
+        answer = outcome.answers[place]
+        if isinstance(answer, Rejected):
+            return _failed(replace(outcome, status=Status.REJECTED, error=answer.reason), registration)
+        if spec.range is not None and not spec.range[0] <= answer <= spec.range[1]:
+            error = f"got {answer}, expected a score in {list(spec.range)}"
+            return _failed(replace(outcome, status=Status.BAD_REPLY, error=error), registration)
+        answers.append(answer)
     return RewardScore(
         score=math.fsum(answer / len(answers) for answer in answers),
         status=Status.OK,
-        attempts=sum(outcome.attempts for outcome in outcomes),
-        latency_s=max(outcome.latency_s for outcome in outcomes),
+        attempts=sum(part.outcome.attempts for part in parts),
+        latency_s=max(part.outcome.latency_s for part in parts),
         version=version,
     )
-
-
-def _refusal(answer: Answer, spec: wire.RewardSpec) -> tuple[Status, str] | None:
-    if isinstance(answer, Rejected):
-        return Status.REJECTED, answer.reason
-    if spec.range is not None and not spec.range[0] <= answer <= spec.range[1]:
-        return Status.BAD_REPLY, f"got {answer}, expected a score in {list(spec.range)}"
-    return None
 
 
 def _failed(outcome: Outcome, registration: Registration) -> RewardScore:

@@ -6,12 +6,15 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from lasro import wire
+from lasro.logs import request_id
+from lasro.openapi import message_body, problems
 from lasro.redis_store.group_queue import GroupQueue
-from lasro.service_kit import message_body, problems, read_message, reply
+from lasro.service_kit import read_message, reply
 from lasro_reward_api.checks import check_group
+from lasro_reward_api.deadline import TIMEOUT_HEADER, Caller, Deadline
 from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings
@@ -19,6 +22,10 @@ from lasro_reward_api.settings import RewardApiSettings
 RunName = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="name of a run")]
 GroupId = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="id of a group within the run")]
 Wait = Annotated[float, Query(ge=0, le=60, description="seconds to wait for the scores")]
+TimeoutS = Annotated[
+    float | None,
+    Header(alias=TIMEOUT_HEADER, gt=0, le=3600, description="seconds to answer in; what is not scored by then fails"),
+]
 FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.1
 
 
@@ -29,10 +36,13 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
         "/score",
         summary="Score images by registered rewards",
         openapi_extra=message_body(wire.ScoreRequest),
-        responses=answer(200, wire.ScoreReply, "one item per image") | problems(404, 422, *REDIS_PROBLEMS),
+        responses=answer(200, wire.ScoreReply, "one item per image") | problems(404, 422, 429, *REDIS_PROBLEMS),
     )
-    async def score(request: Request) -> Response:
-        return reply(request, await scorer.score(await read_message(request, wire.ScoreRequest)))
+    async def score(request: Request, timeout_s: TimeoutS = None) -> Response:
+        limit_s = settings.request_timeout_s if timeout_s is None else min(timeout_s, settings.request_timeout_s)
+        caller = Caller(Deadline.after(limit_s), request_id())
+        with scorer.admission.request():
+            return reply(request, await scorer.score(await read_message(request, wire.ScoreRequest), caller))
 
     @router.post(
         "/runs/{run}/groups",
@@ -42,11 +52,12 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
         responses=answer(202, wire.GroupAccepted, "queued or known") | problems(404, 409, 422, 429, *REDIS_PROBLEMS),
     )
     async def submit(request: Request, run: RunName) -> Response:
-        submission = await read_message(request, wire.GroupSubmission)
-        registrations = await scorer.registry.get_many(list(dict.fromkeys(submission.rewards)))
-        await asyncio.to_thread(check_group, submission, settings.max_pixels)
-        calls = len(submission.images) * sum(found.spec.repeats for found in registrations)
-        return reply(request, await queue.add(run, submission, calls), 202)
+        with scorer.admission.request():
+            submission = await read_message(request, wire.GroupSubmission)
+            registrations = await scorer.registry.get_many(list(dict.fromkeys(submission.rewards)))
+            await asyncio.to_thread(check_group, submission, settings.max_pixels)
+            calls = len(submission.images) * sum(found.spec.repeats for found in registrations)
+            return reply(request, await queue.add(run, submission, calls, settings.max_groups), 202)
 
     @router.get(
         "/runs/{run}/groups/{group_id}",

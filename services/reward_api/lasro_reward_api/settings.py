@@ -20,3 +20,19 @@ class RewardApiSettings(ServiceEnvironment):
     """Groups that this process scores side by side."""
     stale_after_s: float = Field(default=10.0, gt=0)
     """A group that another worker has not touched for so long is taken over."""
+    max_requests: int = Field(default=256, ge=1)
+    """Requests with images that this process has in hand at once; further ones are answered 503."""
+    max_items: int = Field(default=16_384, ge=1)
+    """Images, times rewards, waiting or under way in this process; what would exceed it is answered 503."""
+    max_reward_items: int = Field(default=4_096, ge=1)
+    """The same for one reward; what would exceed it is answered 429."""
+    max_groups: int = Field(default=10_000, ge=1)
+    """Groups of all runs that may wait in Redis; further ones are answered 503."""
+    request_timeout_s: float = Field(default=600.0, gt=0, le=3600)
+    """Longest time for one score request; callers may ask for less by the header X-Request-Timeout-S."""
+    batch_wait_s: float = Field(default=0.01, ge=0, le=1)
+    """How long images wait for others to share a call of their reward."""
+    circuit_failures: int = Field(default=5, ge=1)
+    """Calls of a reward that fail in a row before it is left alone; each of them may be several attempts."""
+    circuit_open_s: float = Field(default=10.0, gt=0)
+    """How long it is left alone before one call tries it again."""

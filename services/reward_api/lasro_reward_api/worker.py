@@ -8,8 +8,10 @@ from contextlib import suppress
 
 from lasro import wire
 from lasro.errors import LasroError, StorageError, UnreachableError
+from lasro.logs import set_request_id
 from lasro.redis_store.group_queue import Claim, GroupQueue
 from lasro.wire import RewardScore, ScoredItem, Status
+from lasro_reward_api.deadline import Caller
 from lasro_reward_api.scoring import Scorer
 
 log = logging.getLogger("lasro.reward_api")
@@ -28,7 +30,7 @@ async def score_groups(
     running: dict[asyncio.Task[None], Claim] = {}
     beats = asyncio.create_task(_heartbeat(queue, consumer, running, stale_after_s / 3))
     try:
-        while True:
+        while not is_cancelled():
             free = groups_at_once - len(running)
             if free == 0:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -49,6 +51,16 @@ async def score_groups(
             await queue.leave(consumer)
 
 
+def is_cancelled() -> bool:
+    """Whether this task was asked to end.
+
+    redis-py 8.1 now and then swallows a cancellation that comes while it waits for a reply; a loop around it that
+    did not look would go on, and keep its service from stopping.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _claim(queue: GroupQueue, consumer: str, count: int, stale_after_s: float) -> list[Claim]:
     stale_ms = int(stale_after_s * 1000)
     try:
@@ -62,7 +74,7 @@ async def _claim(queue: GroupQueue, consumer: str, count: int, stale_after_s: fl
 async def _heartbeat(
     queue: GroupQueue, consumer: str, running: dict[asyncio.Task[None], Claim], interval_s: float
 ) -> None:
-    while True:
+    while not is_cancelled():
         await asyncio.sleep(interval_s)
         # Missed beats cost at worst a second scoring, which `finish` then ignores.
         with suppress(UnreachableError, StorageError):
@@ -79,7 +91,9 @@ async def score_claim(queue: GroupQueue, scorer: Scorer, claim: Claim) -> None:
         metadata=None if submission.metadata is None else [submission.metadata] * len(submission.images),
     )
     try:
-        items = (await scorer.score(request, lambda calls: queue.spend(claim, calls))).items
+        set_request_id(submission.group_id)
+        caller = Caller(request_id=submission.group_id)
+        items = (await scorer.score(request, caller, lambda calls: queue.spend(claim, calls))).items
     except (UnreachableError, StorageError) as error:
         log.warning("group %s of run %s is scored later: %s", submission.group_id, claim.run, error)
         return

@@ -2,6 +2,8 @@
 
 Both are measured in kB (1000 bytes) of the image as a JPEG of quality 95. Easy to please and easy to hack:
 compressibility ends in blank images, so a run needs a guard reward beside it.
+
+Code: Pillow (MIT-CMU). No weights, no extra.
 """
 
 from __future__ import annotations

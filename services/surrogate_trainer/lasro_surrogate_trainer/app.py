@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import BusyError, WireError
+from lasro.openapi import message_body, problems
 from lasro.redis_store.connection import connect
-from lasro.service_kit import create_service, message_body, problems, read_message, reply
+from lasro.service_kit import create_service, read_message, reply
 from lasro_surrogate_trainer.bodies import read_gradient, read_images, read_latents
 from lasro_surrogate_trainer.metrics import RunMetrics
 from lasro_surrogate_trainer.run import Run

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from lasro.errors import ConfigError
-from lasro.wire import Protocol
-from lasro_reward_api.protocols import flow_factory, native
-from lasro_reward_api.protocols.speaker import Speaker
+from lasro.wire import Protocol, RewardSpec
+from lasro_reward_api.protocols import flow_factory, mapping, native, oip_v2, openai_chat, unirl
 
-SPEAKERS = {Protocol.NATIVE: native.SPEAKER, Protocol.FLOW_FACTORY: flow_factory.SPEAKER}
+SPEAKERS = {
+    Protocol.NATIVE: native.SPEAKER,
+    Protocol.FLOW_FACTORY: flow_factory.SPEAKER,
+    Protocol.UNIRL: unirl.SPEAKER,
+    Protocol.OPENAI_CHAT: openai_chat.SPEAKER,
+    Protocol.OIP_V2: oip_v2.SPEAKER,
+    Protocol.MAPPING: mapping.SPEAKER,
+}
 
 
-def speaker(protocol: Protocol) -> Speaker:
-    """The implementation of a protocol; raises ConfigError listing those there are."""
-    found = SPEAKERS.get(protocol)
-    if found is None:
-        raise ConfigError(f"protocol: got {protocol}, supported are {', '.join(sorted(SPEAKERS))}")
-    return found
+def images_per_call(spec: RewardSpec) -> int:
+    """`max_batch`, or 1 where the protocol carries one image under the reward's settings."""
+    return 1 if SPEAKERS[spec.protocol].one_image(spec.mapping or {}) else spec.max_batch

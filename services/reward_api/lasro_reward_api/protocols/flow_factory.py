@@ -7,10 +7,8 @@ non-empty "error" as failed. Metadata has no place in that request and is left o
 
 from __future__ import annotations
 
-import base64
-import json
-
 from lasro.errors import ConfigError, WireError
+from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.replies import finite_number, json_object, number_list
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
@@ -21,12 +19,10 @@ def check(settings: Settings) -> None:
 
 
 def encode(batch: Batch, settings: Settings) -> Parts:
-    images = [base64.b64encode(image).decode("ascii") for image in batch.images]
-    content = json.dumps({"prompt": batch.prompts, "image": images}).encode()
-    return Parts(content, {"Content-Type": "application/json", "Accept": "application/json"}, "/compute")
+    return json_parts({"prompt": batch.prompts, "image": [base64_text(image) for image in batch.images]}, "/compute")
 
 
-def decode(content_type: str, body: bytes, count: int) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
     reply = json_object(content_type, body)
     if reply.get("error"):
         raise WireError("reply: the server reports an error instead of rewards; see its log")

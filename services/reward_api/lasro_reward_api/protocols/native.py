@@ -13,8 +13,8 @@ import msgpack
 
 from lasro import wire
 from lasro.errors import ConfigError, WireError
-from lasro_reward_api.protocols.replies import finite_number, json_object, number_list
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected, Settings, Speaker
+from lasro_reward_api.protocols.replies import json_object, number_list, score_or_reason
+from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
 ENCODINGS = ("json", "msgpack")
 
@@ -35,24 +35,16 @@ def encode(batch: Batch, settings: Settings) -> Parts:
     return Parts(content, {"Content-Type": content_type, "Accept": content_type})
 
 
-def decode(content_type: str, body: bytes, count: int) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
     if content_type.partition(";")[0].strip() == wire.MSGPACK_TYPE:
         reply = _msgpack_object(body)
     else:
         reply = json_object(content_type, body)
     scores = number_list(reply, "scores", count)
     errors = [None] * count if reply.get("errors") is None else number_list(reply, "errors", count)
-    return [_answer(score, error, index) for index, (score, error) in enumerate(zip(scores, errors, strict=True))]
-
-
-def _answer(score: Any, error: Any, index: int) -> Answer:
-    if error is None:
-        return finite_number(score, f"scores[{index}]")
-    if not isinstance(error, str) or not error:
-        raise WireError(f"errors[{index}]: got {type(error).__name__}, expected null or a reason")
-    if score is not None:
-        raise WireError(f"scores[{index}]: got a value beside an error, expected null")
-    return Rejected(error[:500])
+    return [
+        score_or_reason(score, error, index) for index, (score, error) in enumerate(zip(scores, errors, strict=True))
+    ]
 
 
 def _msgpack_object(body: bytes) -> dict[str, Any]:

@@ -7,25 +7,36 @@ import math
 from typing import Any
 
 from lasro.errors import WireError
+from lasro_reward_api.protocols.speaker import Answer, Rejected
 
 
-def json_object(content_type: str, body: bytes) -> dict[str, Any]:
-    """The body as a JSON object; raises WireError for anything else, whatever the content type says."""
+def json_value(content_type: str, body: bytes) -> Any:
+    """The body as JSON; raises WireError for anything else, whatever the content type says."""
     try:
-        value = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         kind = content_type.partition(";")[0] or "no content type"
         raise WireError(f"reply: got {len(body)} bytes of {kind} that are not JSON") from error
+
+
+def json_object(content_type: str, body: bytes) -> dict[str, Any]:
+    """The body as a JSON object; raises WireError for anything else."""
+    value = json_value(content_type, body)
     if not isinstance(value, dict):
         raise WireError(f"reply: got a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def keys_shown(reply: dict[Any, Any]) -> list[str]:
+    """A few keys for a message; a reply's own words are cut before they are repeated."""
+    return sorted(str(key)[:40] for key in reply)[:5]
 
 
 def number_list(reply: dict[str, Any], key: str, count: int) -> list[Any]:
     """The list under `key`, of exactly `count` entries of any kind."""
     values = reply.get(key)
     if not isinstance(values, list):
-        raise WireError(f"reply: no list {key!r}, got the keys {sorted(map(str, reply))[:5]}")
+        raise WireError(f"reply: no list {key!r}, got the keys {keys_shown(reply)}")
     if len(values) != count:
         raise WireError(f"{key}: got {len(values)}, expected one per image ({count})")
     return values
@@ -42,3 +53,14 @@ def finite_number(value: object, where: str) -> float:
     if not math.isfinite(number):
         raise WireError(f"{where}: got {number}, expected a finite number")
     return number
+
+
+def score_or_reason(score: Any, reason: Any, index: int) -> Answer:
+    """One item of a reply that lists scores and, where there is none, why."""
+    if reason is None:
+        return finite_number(score, f"scores[{index}]")
+    if not isinstance(reason, str) or not reason:
+        raise WireError(f"errors[{index}]: got {type(reason).__name__}, expected null or a reason")
+    if score is not None:
+        raise WireError(f"scores[{index}]: got a value beside an error, expected null")
+    return Rejected(reason[:500])

@@ -1,7 +1,9 @@
 """The shape that all protocols share.
 
-`encode(batch, settings)` makes the request, `decode(content_type, body, count)` reads a reply of status 2xx into
-one answer per image and raises WireError for anything else. Both are pure; `outbound` does the talking.
+`encode(batch, settings)` makes the request and raises WireError for a batch that the protocol cannot carry.
+`decode(content_type, body, count, settings)` reads a reply of status 2xx into one answer per image and raises WireError
+for anything else. Both are pure; `outbound` does the talking. `settings` are a reward's `mapping`, checked when it was
+registered.
 """
 
 from __future__ import annotations
@@ -40,10 +42,18 @@ Answer = float | Rejected
 Settings = Mapping[str, Any]
 
 
+def _never(settings: Settings) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Speaker:
-    """One protocol. `check` raises ConfigError for `mapping` settings it does not know."""
+    """One protocol. `check` raises ConfigError for `mapping` settings it does not know.
+
+    `one_image` tells whether a call carries a single image under these settings, whatever the reward's `max_batch`.
+    """
 
     check: Callable[[Settings], None]
     encode: Callable[[Batch, Settings], Parts]
-    decode: Callable[[str, bytes, int], list[Answer]]
+    decode: Callable[[str, bytes, int, Settings], list[Answer]]
+    one_image: Callable[[Settings], bool] = _never

@@ -1,0 +1,56 @@
+"""Logs as one JSON object a line, each with the id of the request that it belongs to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+REQUEST_ID_HEADER = "X-Request-ID"
+_request_id: ContextVar[str] = ContextVar("lasro_request_id", default="")
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def request_id() -> str:
+    """Of the request being answered in this task; empty outside one."""
+    return _request_id.get()
+
+
+def set_request_id(value: str) -> None:
+    """For this task and those started from it."""
+    _request_id.set(value)
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex
+
+
+class JsonFormatter(logging.Formatter):
+    """`time` (UTC), `level`, `logger`, `message`, then `request_id`, `exception` and what came as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if identity := request_id():
+            line["request_id"] = identity
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        line |= {key: value for key, value in vars(record).items() if key not in _KNOWN}
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def set_up_logs(level: str, form: Literal["json", "text"]) -> None:
+    """Of this process, to stderr, other libraries' warnings included."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    for name in ("httpx", "httpcore"):  # they tell of every request with its URL and headers
+        logging.getLogger(name).setLevel(logging.WARNING)

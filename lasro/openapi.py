@@ -1,0 +1,38 @@
+"""How routes that read and answer wire messages are declared in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lasro import wire
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+def message_body(kind: type[wire.Message]) -> dict[str, Any]:
+    """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
+    schema = _inlined(kind.model_json_schema())
+    content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A pydantic schema with its `$defs` in place: OpenAPI would look for them at the root of the document."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(part) for part in node]
+        if not isinstance(node, dict):
+            return node
+        target = resolve(definitions[node["$ref"].rpartition("/")[2]]) if "$ref" in node else {}
+        return target | {key: resolve(value) for key, value in node.items() if key != "$ref"}
+
+    return resolve(schema)
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` for a route: the problem+json statuses it can answer with."""
+    schema = wire.Problem.model_json_schema()
+    content = {PROBLEM_TYPE: {"schema": schema}}
+    return {status: {"description": "problem", "content": content} for status in (401, 413, 500, *statuses)}

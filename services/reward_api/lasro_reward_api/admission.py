@@ -1,0 +1,78 @@
+"""How much this process takes on at once: requests, and images waiting or under way, in all and per reward.
+
+Beyond that a request is refused at once, with the time after which to come again, instead of waiting in memory.
+Groups are counted but not refused: they wait in Redis, and no more than `groups_at_once` are here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lasro.errors import BusyError, QueueFullError
+
+
+@dataclass(frozen=True)
+class Limits:
+    requests: int
+    items: int
+    reward_items: int
+
+
+class Admission:
+    """Counts by reward name; `watch(name, count)` is told of every change."""
+
+    def __init__(self, limits: Limits, watch: Callable[[str, int], None]) -> None:
+        self._limits, self._watch = limits, watch
+        self._requests = 0
+        self._items: Counter[str] = Counter()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around the whole of a request, its body included; raises BusyError."""
+        if self._requests >= self._limits.requests:
+            raise BusyError(f"{self._requests} requests are in hand; try again later or raise LASRO_MAX_REQUESTS")
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    @contextmanager
+    def items(self, counts: Mapping[str, int], refuse: bool) -> Iterator[None]:
+        """Around scoring so many images per reward; raises QueueFullError or BusyError where `refuse`.
+
+        What exceeds a limit all by itself is let in where it is alone, since waiting would not help it.
+        """
+        if refuse:
+            self._check(counts)
+        self._add(counts, 1)
+        try:
+            yield
+        finally:
+            self._add(counts, -1)
+
+    def _check(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            waiting = self._items[name]
+            if count and waiting and waiting + count > self._limits.reward_items:
+                raise QueueFullError(
+                    f"reward {name}: {waiting} images are in hand, {count} more would exceed "
+                    f"{self._limits.reward_items}; try again later or raise LASRO_MAX_REWARD_ITEMS"
+                )
+        waiting, count = self._items.total(), sum(counts.values())
+        if count and waiting and waiting + count > self._limits.items:
+            raise BusyError(
+                f"{waiting} images are in hand, {count} more would exceed {self._limits.items}; "
+                "try again later or raise LASRO_MAX_ITEMS"
+            )
+
+    def _add(self, counts: Mapping[str, int], sign: int) -> None:
+        for name, count in counts.items():
+            if count:
+                self._items[name] += sign * count
+                self._watch(name, self._items[name])
+                if not self._items[name]:
+                    del self._items[name]

@@ -1,0 +1,84 @@
+"""A circuit breaker: an endpoint that keeps failing is left alone for a while, then tried with one call.
+
+closed ── `failures` in a row ──▶ open ── after `open_s` ──▶ half-open ── the trial answers ──▶ closed
+                                    ▲                            │
+                                    └──────── the trial fails ───┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import IntEnum, StrEnum
+
+Clock = Callable[[], float]
+
+
+class State(IntEnum):
+    """The numbers are those of the metric."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class Verdict(StrEnum):
+    """What a call said about the endpoint's health."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    NOTHING = "nothing"
+    """Cancelled, forbidden, or cut short by the caller's own deadline."""
+
+
+class Breaker:
+    """One endpoint's. `clock` gives seconds and never goes back; tests give their own."""
+
+    def __init__(self, failures: int, open_s: float, clock: Clock = time.monotonic) -> None:
+        self._limit, self._open_s, self._clock = failures, open_s, clock
+        self._failed = 0
+        self._opened_at_s: float | None = None
+        self._trial: int | None = None
+        self._epoch = 0
+
+    @property
+    def state(self) -> State:
+        if self._opened_at_s is None:
+            return State.CLOSED
+        return State.OPEN if self._left_s() > 0 else State.HALF_OPEN
+
+    def _left_s(self) -> float:
+        return 0.0 if self._opened_at_s is None else self._opened_at_s + self._open_s - self._clock()
+
+    def refusal(self) -> str | None:
+        """Why no call may be made now; None where one may."""
+        if self.state is State.CLOSED:
+            return None
+        if self.state is State.OPEN:
+            return f"circuit open after {self._failed} failures in a row; tried again in {self._left_s():.1f} s"
+        if self._trial is not None:
+            return f"circuit half-open after {self._failed} failures in a row; waits for its trial call"
+        return None
+
+    def start(self) -> int:
+        """A call begins, whether `refusal` allows it or not; returns what `finish` wants."""
+        if self.state is State.HALF_OPEN and self._trial is None:
+            self._epoch += 1
+            self._trial = self._epoch
+        return self._epoch
+
+    def finish(self, call: int, verdict: Verdict) -> None:
+        """A call ended. One begun before the circuit last changed tells of the past and moves nothing."""
+        if call != self._epoch:
+            return
+        was_trial = call == self._trial
+        if was_trial:
+            self._trial = None
+        if verdict is Verdict.ANSWERED:
+            self._epoch += self._opened_at_s is not None
+            self._failed, self._opened_at_s = 0, None
+        elif verdict is Verdict.FAILED:
+            self._failed += 1
+            if was_trial or (self._opened_at_s is None and self._failed >= self._limit):
+                self._opened_at_s = self._clock()
+                self._epoch += 1

@@ -1,0 +1,42 @@
+"""The moment by which a caller wants its answer, passed on to whatever works for it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+TIMEOUT_HEADER = "X-Request-Timeout-S"
+"""Seconds that the sender will still wait: read from callers, sent to endpoints."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """`at_s` is on time.monotonic's clock; infinite where nobody waits."""
+
+    at_s: float = math.inf
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(time.monotonic() + seconds)
+
+    def left_s(self) -> float:
+        """At least 0, infinite where there is no deadline."""
+        return max(0.0, self.at_s - time.monotonic())
+
+
+NEVER = Deadline()
+
+
+def latest(deadlines: Iterable[Deadline]) -> Deadline:
+    """The last of some callers' deadlines: as long as one of them waits, their call is worth its time."""
+    return Deadline(max(deadline.at_s for deadline in deadlines))
+
+
+@dataclass(frozen=True, eq=False)
+class Caller:
+    """On whose behalf images are scored: one request, or one group."""
+
+    deadline: Deadline = NEVER
+    request_id: str = ""

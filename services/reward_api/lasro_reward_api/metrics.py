@@ -1,0 +1,74 @@
+"""What Prometheus learns of each reward.
+
+Only names that are registered become labels, and a reward that is deleted takes its series with it: nobody can make
+series by asking for rewards that do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from lasro.wire import RewardScore, Status
+from lasro_reward_api.breaker import Breaker
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class RewardMetrics:
+    """All by reward; images are counted once for each request that asks for their score."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        by = ["reward"]
+        self._requests = Counter("lasro_reward_requests", "Images to be scored", by, registry=registry)
+        self._hits = Counter("lasro_reward_cache_hits", "Images whose score was known", by, registry=registry)
+        self._failures = Counter("lasro_reward_failures", "Images unscored", [*by, "cause"], registry=registry)
+        self._seconds = Histogram(
+            "lasro_reward_call_seconds", "Time of a call, retries included", by, registry=registry, buckets=SECONDS
+        )
+        self._queue = Gauge("lasro_reward_queue_size", "Images waiting or under way", by, registry=registry)
+        self._circuit = Gauge(
+            "lasro_reward_circuit_state", "0 closed, 1 half-open, 2 open: left alone", by, registry=registry
+        )
+        self._names: set[str] = set()
+
+    @property
+    def names(self) -> set[str]:
+        """The rewards that have series."""
+        return set(self._names)
+
+    def opened(self, name: str, breaker: Breaker) -> None:
+        """From now on `breaker` is the circuit of the reward."""
+        self._names.add(name)
+        # Asked at each scrape: a circuit turns half-open by the mere passing of time.
+        self._circuit.labels(name).set_function(lambda: float(breaker.state))
+
+    def called(self, name: str, seconds: float) -> None:
+        self._names.add(name)
+        self._seconds.labels(name).observe(seconds)
+
+    def queued(self, name: str, images: int) -> None:
+        self._names.add(name)
+        self._queue.labels(name).set(images)
+
+    def scored(self, name: str, scores: Iterable[RewardScore], cache_hits: int) -> None:
+        """One request's scores by a reward, `cache_hits` of them known before."""
+        self._names.add(name)
+        causes = [score.status for score in scores]
+        self._requests.labels(name).inc(len(causes))
+        self._hits.labels(name).inc(cache_hits)
+        for cause in set(causes) - {Status.OK}:
+            self._failures.labels(name, cause.value).inc(causes.count(cause))
+
+    def forget(self, name: str) -> None:
+        """Drop all series of a reward."""
+        if name not in self._names:
+            return
+        self._names.remove(name)
+        for metric in (self._requests, self._hits, self._seconds, self._queue, self._circuit):
+            metric.labels(name)  # older clients cannot remove what is not there
+            metric.remove(name)
+        for cause in Status:
+            self._failures.labels(name, cause.value)
+            self._failures.remove(name, cause.value)

@@ -1,0 +1,157 @@
+"""Any JSON service, by a template of its request and a path to the scores in its reply.
+
+    mapping = {"request": {"items": {"$each": {"text": "{{prompt}}", "img": "{{image}}"}}},
+               "scores": "items[*].score", "errors": "items[*].error"}                        one call per batch
+    mapping = {"request": {"q": "{{prompt}}", "url": "data:{{image_type}};base64,{{image}}"},
+               "scores": "result.score"}                                                      one call per image
+
+{{prompt}}, {{image}} (base64), {{image_type}} (such as image/png), {{metadata}} and {{metadata.some.key}} stand in
+strings. A string that is one placeholder becomes the value itself, so metadata keeps its type; within a longer string,
+what is not text is written as JSON. {"$each": X} becomes the list of X for every image; without it, a call carries one
+image. `errors` leads to the service's own reason for an item that it could not score. Paths: see json_path.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, model_validator
+
+from lasro.errors import WireError
+from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
+from lasro_reward_api.protocols.json_path import Every, parse_path, select
+from lasro_reward_api.protocols.options import Json, Options, parsed
+from lasro_reward_api.protocols.replies import json_value, score_or_reason
+from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
+
+EACH = "$each"
+PLACEHOLDER = re.compile(r"\{\{(prompt|image|image_type|metadata(?:\.[A-Za-z0-9_-]+)*)\}\}")
+MAX_DEPTH = 32
+
+
+def _path(text: str) -> str:
+    parse_path(text)
+    return text
+
+
+class MappingOptions(Options):
+    request: Json
+    scores: Annotated[str, AfterValidator(_path)]
+    errors: Annotated[str, AfterValidator(_path)] | None = None
+
+    @model_validator(mode="after")
+    def _carries_images(self) -> MappingOptions:
+        found = list(_placeholders(self.request))
+        if not any(name == "image" for name, _ in found):
+            raise ValueError("request: got no {{image}}, expected one, since the scorer has to see it")
+        batched = _has_each(self.request)
+        if outside := sorted({name for name, in_each in found if batched and not in_each}):
+            raise ValueError(f"request: got {outside} outside {EACH}, expected all placeholders inside")
+        if not batched and any(Every.ENTRY in parse_path(path) for path in (self.scores, self.errors) if path):
+            raise ValueError(f"request: got no {EACH} but paths with [*], expected paths to one value")
+        return self
+
+
+def _placeholders(template: Any, in_each: bool = False, depth: int = 0) -> Iterator[tuple[str, bool]]:
+    """Each placeholder and whether it is inside `$each`; raises ValueError for what is no template."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"request: got more than {MAX_DEPTH} levels, expected fewer")
+    if isinstance(template, str):
+        if "{{" in PLACEHOLDER.sub("", template):
+            raise ValueError(f"request: got {template[:60]!r}, expected {{{{prompt}}}}, image, image_type or metadata")
+        yield from ((name, in_each) for name in PLACEHOLDER.findall(template))
+    elif isinstance(template, list):
+        for entry in template:
+            yield from _placeholders(entry, in_each, depth + 1)
+    elif isinstance(template, dict):
+        if EACH in template and (in_each or len(template) > 1):
+            raise ValueError(f"request: got {EACH} beside other keys or inside another, expected it alone")
+        if odd := [key for key in template if "{{" in key]:
+            raise ValueError(f"request: got the key {odd[0][:60]!r}, expected placeholders in values only")
+        for key, entry in template.items():
+            yield from _placeholders(entry, in_each or key == EACH, depth + 1)
+
+
+def _has_each(template: Any) -> bool:
+    if isinstance(template, dict):
+        return EACH in template or any(map(_has_each, template.values()))
+    return isinstance(template, list) and any(map(_has_each, template))
+
+
+@dataclass(frozen=True)
+class _Item:
+    prompt: str
+    image: bytes
+    metadata: Any
+
+    def value(self, name: str) -> Any:
+        """What a placeholder stands for; raises WireError for metadata that is not there."""
+        kind, *keys = name.split(".")
+        if kind == "metadata":
+            return select(tuple(keys), self.metadata, "metadata")
+        if kind == "prompt":
+            return self.prompt
+        return base64_text(self.image) if kind == "image" else image_type(self.image)
+
+    def text(self, name: str) -> str:
+        value = self.value(name)
+        return value if isinstance(value, str) else json.dumps(value)
+
+
+def _filled(template: Any, item: _Item | None, items: list[_Item]) -> Any:
+    if isinstance(template, str) and item is not None:
+        whole = PLACEHOLDER.fullmatch(template)
+        return item.value(whole[1]) if whole else PLACEHOLDER.sub(lambda found: item.text(found[1]), template)
+    if isinstance(template, list):
+        return [_filled(entry, item, items) for entry in template]
+    if isinstance(template, dict):
+        if EACH in template:
+            return [_filled(template[EACH], one, items) for one in items]
+        return {key: _filled(entry, item, items) for key, entry in template.items()}
+    return template
+
+
+def check(settings: Settings) -> None:
+    parsed(MappingOptions, settings)
+
+
+def one_image(settings: Settings) -> bool:
+    return not _has_each(settings.get("request"))
+
+
+def encode(batch: Batch, settings: Settings) -> Parts:
+    template = parsed(MappingOptions, settings).request
+    items = [_Item(*item) for item in zip(batch.prompts, batch.images, batch.metadata, strict=True)]
+    if _has_each(template):
+        return json_parts(_filled(template, None, items))
+    [item] = items
+    return json_parts(_filled(template, item, items))
+
+
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+    options = parsed(MappingOptions, settings)
+    reply = json_value(content_type, body)
+    # Where there are errors, a score may be absent; that it has a reason is checked below.
+    scores = select(parse_path(options.scores), reply, optional=options.errors is not None)
+    errors = None if options.errors is None else select(parse_path(options.errors), reply, optional=True)
+    if one_image(settings):
+        return [score_or_reason(scores, errors, 0)]
+    scores, errors = _column(scores, "scores", count), _column(errors, "errors", count)
+    return [score_or_reason(*pair, index) for index, pair in enumerate(zip(scores, errors, strict=True))]
+
+
+def _column(values: Any, name: str, count: int) -> list[Any]:
+    if values is None and name == "errors":
+        return [None] * count
+    if not isinstance(values, list):
+        raise WireError(f"{name}: got {type(values).__name__} where mapping.{name} leads, expected a list")
+    if len(values) != count:
+        raise WireError(f"{name}: got {len(values)}, expected one per image ({count})")
+    return values
+
+
+SPEAKER = Speaker(check, encode, decode, one_image)
