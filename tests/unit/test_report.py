@@ -57,7 +57,8 @@ def line(round, **more):
     record = {
         "stage": "train", "round": round, "rounds": 20, "elapsed_s": 30.0 + 6 * round,
         "reward": {"binding": {"one_step": 0.2 + 0.01 * round, "two_step": 0.5}},
-        "total": {"one_step": 0.2, "two_step": 0.5}, "beside": {"one_step": 0.1, "two_step": 0.4}, "score": {"one_step": -1.0, "two_step": 0.3},
+        "total": {"one_step": 0.2, "two_step": 0.5}, "beside": {"one_step": 0.1, "two_step": 0.4},
+        "score": {"one_step": -1.0, "two_step": 0.3},
         "loss": -0.1, "regulariser": 1e-5, "grad_norm": 0.7, "bt_loss": 0.4, "pair_accuracy": 0.9,
         "fresh_pair_accuracy": 0.8, "held_out_pair_accuracy": None, "reward_gap": 0.2, "constant_groups": 0,
         "failed_samples": 0, "reward_calls": 48 * (round + 1), "policy_version": round, "surrogate_version": round,
