@@ -16,6 +16,7 @@ import argparse
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ RAYS, HARMONICS = 72, 10
 COLOR_SIGMA = 32.0
 SHAPE_SIGMA = 0.03
 MISSING = 0.05
+Figures = dict[str, dict[str, dict[str, Any]]]
 
 
 def outline_features(mask_HW: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -108,20 +110,20 @@ def judge(rgb_HW3: NDArray[np.uint8], prompt: ShapePrompt) -> float:
     return float(score_NM[rows, columns].prod()) * MISSING ** (len(prompt.phrases) - len(rows))
 
 
-def judge_run(run: Path) -> dict[str, dict[str, object]]:
+def judge_run(run: Path) -> Figures:
     """Before, after and paired difference per stage."""
     scores: dict[tuple[str, str], list[float]] = {}
     for when in ("before", "after"):
         prompts = json.loads((run / "evaluation" / f"{when}.json").read_text())["prompts"]
+        parsed = [parse_prompt(text) for text in prompts]
         for stage, name in STAGE_FOLDERS.items():
             paths = [run / "evaluation" / when / name / f"{index:05d}.png" for index in range(len(prompts))]
-            parsed = [parse_prompt(text) for text in prompts]
             scores[stage, when] = [
                 judge(np.asarray(Image.open(path).convert("RGB")), prompt)
                 for path, prompt in zip(paths, parsed, strict=True)
                 if prompt is not None
             ]
-    result: dict[str, dict[str, object]] = {}
+    result: Figures = {}
     for stage in STAGE_FOLDERS:
         before, after = scores[stage, "before"], scores[stage, "after"]
         difference = [a - b for a, b in zip(after, before, strict=True)]
@@ -130,7 +132,7 @@ def judge_run(run: Path) -> dict[str, dict[str, object]]:
     return result
 
 
-def judge_drawings(count: int) -> dict[str, dict[str, object]]:
+def judge_drawings(count: int) -> Figures:
     """What perfect drawings get: as captioned, and with the two colours swapped."""
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng) for _ in range(count)]
@@ -151,7 +153,7 @@ def main() -> None:
     given = parser.parse_args()
     result = judge_drawings(given.drawings) if given.drawings else judge_run(given.run)
     for row, figures in result.items():
-        print(row, "  ".join(f"{name} {f['mean']:.3f} ± {f['sem']:.3f}" for name, f in figures.items()))  # type: ignore[index]
+        print(row, "  ".join(f"{name} {f['mean']:.3f} ± {f['sem']:.3f}" for name, f in figures.items()))
     print(json.dumps(result))
 
 

@@ -37,8 +37,6 @@ from lasro.service_kit import run_service as serve
 from lasro.signing import Verifier, reply_id, signed_headers, signing_key
 
 __all__ = ["RejectedItem", "Reward", "RewardEnvironment", "create_reward_app", "load_reward", "reward"]
-TIMEOUT_HEADER = "X-Request-Timeout-S"
-"""Seconds that the caller waits; what comes to its turn later is not scored."""
 
 
 class RewardEnvironment(ServiceEnvironment):
@@ -95,7 +93,7 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
         if waiting >= settings.max_waiting:
             raise BusyError(f"{waiting} requests are in hand; try again later or raise LASRO_MAX_WAITING")
         waiting += 1
-        give_up_s = time.monotonic() + _timeout_s(request.headers.get(TIMEOUT_HEADER, ""))
+        give_up_s = time.monotonic() + _timeout_s(request.headers.get(wire.TIMEOUT_HEADER, ""))
         try:
             message_id = "" if verifier is None else verifier.check(request.headers, await request.body())
             native = await read_message(request, wire.NativeRequest)

@@ -34,6 +34,8 @@ from lasro.errors import WireError
 SCHEMA_VERSION = 1
 MSGPACK_TYPE = "application/msgpack"
 SAFETENSORS_TYPE = "application/vnd.safetensors"
+TIMEOUT_HEADER = "X-Request-Timeout-S"
+"""Seconds that the sender will still wait; what comes to its turn later is not scored."""
 MAX_TENSORS = 4096
 MAX_HEADER_BYTES = 1 << 20
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lasro import two_step
 from lasro.backbone import TwoStepModel
 from lasro.errors import NonFiniteError, WireError
 from lasro.wire import ScoredItem, ScoreRequest, Status
@@ -25,6 +24,7 @@ from lasro_client.files import png_bytes, write_atomically
 from lasro_client.noise import diffusers_noises
 from lasro_client.prompts import Prompt
 from lasro_client.reward_client import RewardClient
+from lasro_client.sampling import two_step_latents
 
 LARGEST_BATCH = 32
 # Of a batch, before it is cut: 32 latents of 16x16, or 4 of 128x128, fit where training fits.
@@ -53,12 +53,7 @@ def draw_both_stages(
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
     with torch.no_grad():
         conditioning = model.embed(list(prompts))
-        one_step, last = two_step.sample(
-            lambda latents, timestep: model.predict_clean(latents, timestep, conditioning, base=base),
-            noises,
-            two_step.lcm_timesteps(2),
-            model.alphas_cumprod_T,
-        )
+        one_step, last = two_step_latents(model, noises, conditioning, base)
         for prompt, *latents in zip(prompts, one_step, last, strict=True):
             # A decoder turns NaN into a black image, which a reward would score like any other.
             if not all(part.isfinite().all() for part in latents):

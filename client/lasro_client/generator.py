@@ -21,9 +21,9 @@ from lasro.errors import NonFiniteError
 from lasro.objective import Moments, ema_update, normalise_and_clip, score_ascent, stay_near_base, update_moments
 from lasro.schedule import learning_rate
 from lasro.surrogate import draw_augmentation
-from lasro.two_step import add_noise, sample
+from lasro.two_step import add_noise
 from lasro_client.lcm_regulariser import LcmRegulariser
-from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for
+from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
 from lasro_client.score_sources import ScoreSource
 
 
@@ -62,7 +62,7 @@ class GeneratorTrainer:
         generator = generator_for(self.seed, "generator", self.version)
         noises = draw_noises(model, len(prompts), generator)
         conditioning = model.embed(prompts)
-        latents = self._sample(noises, conditioning)
+        latents = two_step_latents(model, noises, conditioning)
         regulariser = self._regulariser(latents, noises, conditioning, generator)
         objective = settings.regulariser_weight * regulariser
         loss, means = objective.item(), []
@@ -78,14 +78,6 @@ class GeneratorTrainer:
             self.moments[stage] = moments
         grad_norm = self._descend(objective)
         return StepStatistics(loss, regulariser.item(), means[0], means[1], grad_norm)
-
-    def _sample(self, noises: list[Tensor], conditioning: Conditioning) -> list[Tensor]:
-        return sample(
-            lambda x_t, t: self.model.predict_clean(x_t, t, conditioning),
-            noises,
-            TWO_STEPS,
-            self.model.alphas_cumprod_T,
-        )
 
     def _regulariser(
         self, latents: list[Tensor], noises: list[Tensor], conditioning: Conditioning, generator: torch.Generator

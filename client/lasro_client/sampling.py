@@ -23,8 +23,8 @@ from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 
 TWO_STEPS = lcm_timesteps(2)
-Policy = Callable[[list[Tensor], str], Tensor]
-"""Noises and their prompt to samples [2K, C, H, W]: K one-step ones, then K two-step ones."""
+Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
+"""Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
 
 
 class Group(NamedTuple):
@@ -58,7 +58,6 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
-@torch.no_grad()
 def two_step_latents(
     model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, base: bool = False
 ) -> list[Tensor]:
@@ -68,16 +67,7 @@ def two_step_latents(
     )
 
 
-def policy(model: TwoStepModel, base: bool = False) -> Policy:
-    """The model with its adapter as it stands, or its frozen base."""
-
-    def latents(noises: list[Tensor], prompt: str) -> Tensor:
-        conditioning = model.embed([prompt]).repeat_each(len(noises[0]))
-        return torch.cat(two_step_latents(model, noises, conditioning, base))
-
-    return latents
-
-
+@torch.no_grad()
 def sample_groups(
     model: TwoStepModel,
     prompts: list[Prompt],
@@ -96,17 +86,16 @@ def sample_groups(
     draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
-    z1, z2 = two_step_latents(model, noises, conditioning, base)
+    own = two_step_latents(model, noises, conditioning, base)
+    others = [] if beside is None else beside(noises, conditioning)
+    stages, is_beside = ([1] * K + [2] * K) * (1 + len(others) // 2), [False] * 2 * K + [True] * len(others) * K
     groups = []
     for i, prompt in enumerate(prompts):
-        latents = torch.cat([z1[i * K : (i + 1) * K], z2[i * K : (i + 1) * K]])
-        if beside is not None:
-            latents = torch.cat([latents, beside(draws[i], prompt.text)])
+        latents = torch.cat([z[i * K : (i + 1) * K] for z in (*own, *others)])
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
         images = [png_bytes(image) for image in model.decode(latents, mixed=True)]
-        stages = ([1] * K + [2] * K) * (len(latents) // (2 * K))
-        groups.append(Group(prompt, latents.cpu(), stages, [j >= 2 * K for j in range(len(latents))], images))
+        groups.append(Group(prompt, latents.cpu(), stages, is_beside, images))
     return groups
 
 

@@ -8,13 +8,15 @@ starts from the base again. This is ours; LaSRO (arXiv 2411.15247) pre-trains on
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from lasro.backbone import TwoStepModel
 from lasro.config import RunSettings
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.prompts import Prompt
-from lasro_client.sampling import draw_prompts, policy
+from lasro_client.sampling import draw_prompts, two_step_latents
 from lasro_client.score_sources import ScoreSource
 
 
@@ -25,7 +27,7 @@ class Scout:
         self.settings = config.pretrain
         self.batch_size, self.seed = config.train.batch_size, config.seed
         self.trainer = GeneratorTrainer(model, config)
-        self.policy = policy(model)
+        self.policy = partial(two_step_latents, model)
 
     def out(self, round: int) -> bool:
         """Whether there is one in this round that has left the base."""

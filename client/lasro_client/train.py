@@ -7,6 +7,7 @@ learns from it, `generator` ascends the surrogate's gradient; `rounds` and `run_
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
 from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
 from lasro_client.run_folder import Progress, RunFolder
-from lasro_client.sampling import draw_prompts, generator_for, policy, sample_groups
+from lasro_client.sampling import draw_prompts, generator_for, sample_groups, two_step_latents
 from lasro_client.score_sources import score_source
 
 WATCHED_PROMPTS = 8
@@ -57,7 +58,7 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
             for round in range(progress.round, config.train.rounds):
                 generator = generator_for(config.seed, "train prompts", round)
                 chosen = draw_prompts(prompts, config.train.prompts_per_round, generator)
-                beside = policy(model, base=True) if trainer.version else None
+                beside = partial(two_step_latents, model, base=True) if trainer.version else None
                 groups = sample_groups(model, chosen, config.train, config.seed, "train", round, beside=beside)
                 try:
                     scored = collector.score(groups, round, trainer.version)

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -69,18 +69,6 @@ class RedScorer:
         batch = await request.json()
         self.batches.append({"prompts": batch["prompt"]})
         return {"rewards": [red(base64.b64decode(image)) for image in batch["image"]]}
-
-
-@pytest.fixture(scope="module")
-def url(redis_url: str, serve: Callable[[ASGIApp], str]) -> str:
-    settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")  # pyright: ignore[reportArgumentType]
-    return serve(create_app(settings))
-
-
-@pytest.fixture(scope="module")
-def api(url: str) -> Iterator[RewardClient]:
-    with RewardClient(url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +30,6 @@ from lasro.redis_store.connection import connect
 from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
 from lasro_client.commands_services import rewards_app
 from lasro_client.reward_client import RewardClient
-from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
 
 SHADES = [51, 204, 0, 255, 102]
 SCORES = [0.2, 0.8, 0.0, 1.0, 0.4]
@@ -176,18 +174,6 @@ CASES: dict[str, tuple[Protocol, str, dict[str, Any]]] = {
     "mapping-one": (Protocol.MAPPING, "/rank", {"request": {"items": [EACH]}, "scores": "items[0].value"}),
 }
 ONE_IMAGE = ("judge", "logprobs", "mapping-one")
-
-
-@pytest.fixture(scope="module")
-def url(redis_url: str, serve: Callable[[ASGIApp], str]) -> str:
-    settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")  # pyright: ignore[reportArgumentType]
-    return serve(create_app(settings))
-
-
-@pytest.fixture(scope="module")
-def api(url: str) -> Iterator[RewardClient]:
-    with RewardClient(url) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -44,20 +44,19 @@ def scout(tiny_model_path: Path) -> Scout:
 def test_scouts_leave_climb_and_start_again_from_the_base(scout: Scout) -> None:
     """Guards against a scout that is never thrown away: the next one has to learn what the last one was fooled by."""
     noises = draw_noises(scout.trainer.model, 2, torch.Generator().manual_seed(0))
-    base = torch.cat(
-        two_step_latents(scout.trainer.model, noises, scout.trainer.model.embed(["a red star"] * 2), base=True)
-    )
+    conditioning = scout.trainer.model.embed(["a red star"] * 2)
+    base = torch.cat(two_step_latents(scout.trainer.model, noises, conditioning, base=True))
     out, moved = [], []
     for round in range(8):
         out.append(scout.out(round))
-        moved.append((scout.policy(noises, "a red star") - base).abs().max().item())
+        moved.append((torch.cat(scout.policy(noises, conditioning)) - base).abs().max().item())
         scout.climb(round, PROMPTS, generator_for("test", round), Uphill())
     assert out == [False, False, False, True, True, False, True, True]
     assert moved[:3] == [0, 0, 0]
     assert all(distance > 0 for distance in moved[3:6])
-    after_restart = scout.policy(noises, "a red star") - base
+    after_restart = torch.cat(scout.policy(noises, conditioning)) - base
     scout.trainer.restart(99)
-    assert torch.equal(scout.policy(noises, "a red star"), base)
+    assert torch.equal(torch.cat(scout.policy(noises, conditioning)), base)
     assert after_restart.abs().max() > 0
     assert not scout.trainer.optimiser.state
 

@@ -7,9 +7,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-TIMEOUT_HEADER = "X-Request-Timeout-S"
-"""Seconds that the sender will still wait: read from callers, sent to endpoints."""
-
 
 @dataclass(frozen=True)
 class Deadline:

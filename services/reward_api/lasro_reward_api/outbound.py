@@ -13,11 +13,11 @@ from dataclasses import replace
 from lasro.errors import WireError
 from lasro.logs import REQUEST_ID_HEADER, new_request_id, set_request_id
 from lasro.redis_store.registry import Registration
-from lasro.wire import Status
+from lasro.wire import TIMEOUT_HEADER, Status
 from lasro_reward_api.addresses import AddressGuard
 from lasro_reward_api.batching import Batcher, Item, Outcome, Part
 from lasro_reward_api.breaker import Breaker, State, Verdict
-from lasro_reward_api.deadline import TIMEOUT_HEADER, Caller, Deadline, latest
+from lasro_reward_api.deadline import Caller, Deadline, latest
 from lasro_reward_api.exchange import Connection, Failed
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.protocols import SPEAKERS, images_per_call

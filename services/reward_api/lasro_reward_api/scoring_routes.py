@@ -14,7 +14,7 @@ from lasro.openapi import message_body, problems
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.service_kit import read_message, reply
 from lasro_reward_api.checks import check_group
-from lasro_reward_api.deadline import TIMEOUT_HEADER, Caller, Deadline
+from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings
@@ -24,7 +24,9 @@ GroupId = Annotated[str, Path(pattern=wire.NAME_PATTERN, description="id of a gr
 Wait = Annotated[float, Query(ge=0, le=60, description="seconds to wait for the scores")]
 TimeoutS = Annotated[
     float | None,
-    Header(alias=TIMEOUT_HEADER, gt=0, le=3600, description="seconds to answer in; what is not scored by then fails"),
+    Header(
+        alias=wire.TIMEOUT_HEADER, gt=0, le=3600, description="seconds to answer in; what is not scored by then fails"
+    ),
 ]
 FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.1
 
