@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lasro.config import RunSettings
-from lasro.wire import AdaptReply, AdaptRequest, GroupStatus
+from lasro.wire import AdaptReply, AdaptRequest, GroupStatus, GroupSubmission
 from lasro_client.connection import Services
 from lasro_client.sampling import Group, submission
 
@@ -29,10 +29,15 @@ class Collector:
 
     def score(self, groups: list[Group], round: int, policy_version: int) -> list[GroupStatus]:
         """Post the groups and wait for their scores, in order. Raises BudgetError when the budget is spent."""
-        posts = [
-            submission(group, self.config, round, index, policy_version, self.attempt)
-            for index, group in enumerate(groups)
-        ]
+        return self.post(
+            [
+                submission(group, self.config, round, index, policy_version, self.attempt)
+                for index, group in enumerate(groups)
+            ]
+        )
+
+    def post(self, posts: list[GroupSubmission]) -> list[GroupStatus]:
+        """The same for groups that are ready to be posted."""
         for post in posts:
             self.services.rewards.submit(self.run, post)
         scored = self.services.rewards.wait_scored(self.run, posts, self.config.services.timeout_s)

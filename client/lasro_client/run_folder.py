@@ -15,6 +15,7 @@ from lasro.objective import Moments
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.files import write_atomically, write_json
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.labels import LABELS_FILE, RoundLabels
 
 KEPT_OUT = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
@@ -63,11 +64,18 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a round to log.jsonl."""
+        self._append("log.jsonl", json.dumps(line, allow_nan=False))
+
+    def label(self, labels: RoundLabels) -> None:
+        """Append a round to labels.jsonl."""
+        self._append(LABELS_FILE, labels.model_dump_json())
+
+    def _append(self, name: str, line: str) -> None:
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
         except OSError as error:
-            raise StorageError(f"{self.path / 'log.jsonl'}: {error.strerror}; free the disk and resume") from error
+            raise StorageError(f"{self.path / name}: {error.strerror}; free the disk and resume") from error
 
     def start(self, trainer: GeneratorTrainer | None = None) -> Progress:
         """Where to go on: round 0, or the checkpoint, whose state `trainer` takes over. Counts the attempt."""
@@ -81,13 +89,14 @@ class RunFolder:
                 moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
                 trainer.load_state({n: torch.from_numpy(a) for n, a in tensors.items()}, saved["version"], moments)
                 trainer.seed = saved["seed"]
-        self._drop_log_after(progress.round)
+        for name in ("log.jsonl", LABELS_FILE):
+            self._drop_lines_after(progress.round, name)
         attempt = (self._read("attempt.json") or 0) + 1
         write_json(self.path / "attempt.json", attempt)
         return progress._replace(attempt=attempt)
 
-    def _drop_log_after(self, round: int) -> None:
-        path = self.path / "log.jsonl"
+    def _drop_lines_after(self, round: int, name: str) -> None:
+        path = self.path / name
         if path.exists():
             lines = path.read_bytes().splitlines()[:round]
             write_atomically(path, b"".join(line + b"\n" for line in lines))

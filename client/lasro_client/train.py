@@ -23,6 +23,7 @@ from lasro_client.evaluate import draw_both_stages, evaluate
 from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation, summary_table
 from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.generator import GeneratorTrainer, StepStatistics
+from lasro_client.labels import carry_over
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
@@ -53,6 +54,10 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         source = score_source(config, config.name, model, connected.surrogates)
         source.refresh(version)
         collector = Collector(connected, config.name, config, progress.attempt)
+        if progress.round == 0 and (accuracy := carry_over(model, config, collector)) is not None:
+            console.print(
+                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
+            )
         before = _evaluated(folder, "before", model, held_out, connected, console)
         with RoundDisplay(console, "stage 2", config.train.rounds, progress.round) as display:
             for round in range(progress.round, config.train.rounds):
