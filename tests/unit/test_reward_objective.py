@@ -221,4 +221,4 @@ def test_huge_rewards_fail_without_a_warning(combine: Combine) -> None:
 def test_objectives_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     """Guards against a run that finds out after its first round what its settings already say."""
     with pytest.raises(ConfigError, match=message):
-        RewardObjective(**{"weights": {"a": 1.0, "b": 1.0}} | settings)
+        RewardObjective(**({"weights": {"a": 1.0, "b": 1.0}} | settings))
