@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lasro.errors import ConfigError
-from lasro.wire import Name, explain
+from lasro.reward_objective import Combine, RewardObjective
+from lasro.wire import Finite, Name, explain
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Autocast = Literal["none", "auto", "bfloat16", "float16"]
@@ -62,12 +63,16 @@ class PromptSettings(Settings):
 
 
 class RewardSettings(Settings):
-    """One term of the objective."""
+    """One reward of the objective, or a guard of it."""
 
     name: Name
     """As registered at the reward API."""
-    weight: float = 1.0
-    """Factor in the weighted sum; 0 scores and logs without training on it."""
+    weight: Finite = 1.0
+    """Factor in a sum or minimum, exponent in a product; 0 scores and logs it, and leaves it out of the total."""
+    floor: Finite | None = None
+    """In units of the reward: a sample below it is vetoed, and ranks below all that are not. Absent: no guard."""
+    normalise: bool = False
+    """Take it in deviations from its mean, both of the groups in the replay, so that unit and zero do not matter."""
     serve: str | None = None
     """`module:function` of an `@reward`; served and registered by the local stack. Absent: already registered."""
 
@@ -86,7 +91,7 @@ class SurrogateSettings(Settings):
     rank_within_stage: bool = False
     """Compare one-step samples only with one-step samples; off: both stages of a prompt together."""
     tie_margin: Annotated[float, Field(ge=0)] = 0.02
-    """Pairs whose rewards differ by no more than this are dropped."""
+    """Pairs whose totals differ by no more than this are dropped; in deviations where rewards are normalised."""
     learning_rate: Rate = 1e-4
     """Of AdamW."""
     warmup_steps: Annotated[int, Field(ge=1)] = 20
@@ -156,8 +161,13 @@ class LoraSettings(Settings):
 
 
 class ObjectiveSettings(Settings):
-    """L = regulariser_weight * L_reg - one_step_weight * S[R(z1)] - two_step_weight * S[R(z2)]."""
+    """L = regulariser_weight * L_reg - one_step_weight * S[R(z1)] - two_step_weight * S[R(z2)].
 
+    R, the surrogate, learns how the total of the rewards ranks.
+    """
+
+    combine: Combine = "sum"
+    """What makes one total of the rewards: their weighted sum, product of powers, or smallest weighted one."""
     one_step_weight: Annotated[float, Field(ge=0)] = 0.5
     """c1."""
     two_step_weight: Annotated[float, Field(ge=0)] = 0.5
@@ -282,10 +292,25 @@ class RunSettings(Settings):
             raise ValueError(f"rewards: got {names}, expected each name once")
         return self
 
+    @model_validator(mode="after")
+    def _rewards_combine(self) -> RunSettings:
+        self.reward_objective  # noqa: B018 - raises where they do not
+        return self
+
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each reward in the objective."""
         return {reward.name: reward.weight for reward in self.rewards}
+
+    @property
+    def reward_objective(self) -> RewardObjective:
+        """How the rewards make one total."""
+        return RewardObjective(
+            weights=self.weights,
+            combine=self.objective.combine,
+            floors={reward.name: reward.floor for reward in self.rewards if reward.floor is not None},
+            normalised=[reward.name for reward in self.rewards if reward.normalise],
+        )
 
 
 class SurrogateRun(Settings):
@@ -293,8 +318,24 @@ class SurrogateRun(Settings):
 
     model: ModelSettings = ModelSettings()
     surrogate: SurrogateSettings = SurrogateSettings()
-    weights: dict[Name, float] = Field(min_length=1)
+    weights: dict[Name, Finite] = Field(min_length=1)
     """Weight of each reward in the total that is ranked."""
+    combine: Combine = "sum"
+    """What makes the total: the weighted sum, product of powers, or smallest weighted reward."""
+    floors: dict[Name, Finite] = Field(default_factory=dict)
+    """Rewards below which a sample is vetoed, and ranks below all that are not."""
+    normalised: tuple[Name, ...] = ()
+    """Rewards taken in deviations from their mean, both of the groups in the replay."""
+
+    @model_validator(mode="after")
+    def _rewards_combine(self) -> SurrogateRun:
+        self.reward_objective  # noqa: B018 - raises where they do not
+        return self
+
+    @property
+    def reward_objective(self) -> RewardObjective:
+        """How the rewards make one total."""
+        return RewardObjective(self.weights, self.combine, self.floors, self.normalised)
 
 
 def _assign(tree: dict[str, Any], setting: str) -> None:

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from lasro.errors import WireError
+from lasro.reward_objective import Combine, RewardObjective, Scale
 
 SCHEMA_VERSION = 1
 MSGPACK_TYPE = "application/msgpack"
@@ -166,6 +167,12 @@ class ScoreRequest(Message):
     objective: dict[str, Finite] | None = Field(
         default=None, description="weight of each reward in `total`; absent: 1 each"
     )
+    combine: Combine = Field(
+        default="sum", description="`total` is the weighted sum, product of powers, or smallest weighted reward"
+    )
+    floors: dict[str, Finite] = Field(
+        default_factory=dict, description="rewards below which an image is vetoed; one of weight 0 is only a guard"
+    )
 
     @model_validator(mode="after")
     def _one_each(self) -> ScoreRequest:
@@ -175,7 +182,14 @@ class ScoreRequest(Message):
             raise ValueError(f"metadata: got {len(self.metadata)}, expected one per prompt ({len(self.prompts)})")
         if unknown := set(self.objective or {}) - set(self.rewards):
             raise ValueError(f"objective: got {sorted(unknown)}, expected only names listed in rewards")
+        self.reward_objective  # noqa: B018 - raises where the rewards cannot be combined so
         return self
+
+    @property
+    def reward_objective(self) -> RewardObjective:
+        """How the rewards make one total."""
+        weights = {name: 1.0 if self.objective is None else self.objective.get(name, 0.0) for name in self.rewards}
+        return RewardObjective(weights, self.combine, self.floors)
 
 
 class RewardScore(Message):
@@ -197,7 +211,8 @@ class RewardScore(Message):
 
 class ScoredItem(Message):
     scores: dict[str, RewardScore]
-    total: Finite | None = Field(description="weighted sum; null when any component is missing")
+    total: Finite | None = Field(description="of the rewards; null when one that counts is missing, or vetoed")
+    vetoed: bool = Field(default=False, description="whether a reward is below its floor, and none that counts missing")
 
 
 class ScoreReply(Message):
@@ -334,6 +349,9 @@ class AdaptStatistics(Message):
     pairs: int = Field(description="ranked pairs trained on")
     constant_groups: int = Field(description="new groups without any ranked pair")
     failed_samples: int = Field(description="new samples dropped because a reward failed")
+    scales: dict[Name, Scale] = Field(
+        default_factory=dict, description="mean and deviation by which normalised rewards entered the totals"
+    )
     duration_s: float
 
 

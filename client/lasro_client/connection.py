@@ -57,7 +57,15 @@ def _checked(connected: Services, config: RunSettings) -> Services:
 
 def open_surrogate(connected: Services, run: str, config: RunSettings, initial: str | None) -> int:
     """Create the run at the trainer, or join it; a new one starts from `initial`. Returns its version."""
-    body = SurrogateRun(model=config.model, surrogate=config.surrogate, weights=config.weights)
+    objective = config.reward_objective
+    body = SurrogateRun(
+        model=config.model,
+        surrogate=config.surrogate,
+        weights=dict(objective.weights),
+        combine=objective.combine,
+        floors=dict(objective.floors),
+        normalised=tuple(objective.normalised),
+    )
     status = connected.surrogates.create(run, body)
     if initial is not None and status.steps == 0:
         path = Path(str(files("lasro").joinpath(BUNDLED_SURROGATE))) if initial == "bundled" else Path(initial)

@@ -108,7 +108,8 @@ def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -
         return None
     bundled = settings.initial_labels == "bundled"
     path = Path(str(files("lasro").joinpath(BUNDLED_LABELS))) if bundled else Path(settings.initial_labels)
-    groups = read_labels(path, settings.carried_groups, set(config.weights))
+    newest = min(settings.carried_groups, config.surrogate.buffer_groups)
+    groups = read_labels(path, newest, set(config.weights))
     scored = []
     for start in range(0, len(groups), GROUPS_PER_BATCH):
         batch = groups[start : start + GROUPS_PER_BATCH]

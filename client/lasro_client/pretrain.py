@@ -75,7 +75,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
                 "round": round,
                 "rounds": settings.rounds,
                 "elapsed_s": elapsed_s,
-                **reward_means(groups, scored, config),
+                **reward_means(groups, scored, config, reply.statistics.scales),
                 **adapt_entries(reply, status.reward_gap),
                 "reward_calls": scored[-1].reward_calls,
                 "policy_version": 0,

@@ -62,6 +62,8 @@ class RoundDisplay:
 def describe(line: dict[str, Any]) -> str:
     """The figures of a log line worth watching."""
     parts = [f"reward {pair(line['total'])}"]
+    if any(line["vetoed"].values()):
+        parts.append(f"vetoed {pair(line['vetoed'])}")
     if line["beside"]["one_step"] is not None:
         parts.append(f"{'scout' if line['stage'] == 'pretrain' else 'base'} {pair(line['beside'])}")
     if "score" in line:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lasro_client.evaluation import base_table
+from lasro_client.evaluation import Evaluation, base_table
 from lasro_client.files import write_atomically
 from lasro_client.report_charts import Chart, Series, chart
 from lasro_client.report_data import RunData, points, read_run, seconds_left
@@ -128,16 +128,40 @@ def _notices(run: RunData) -> list[str]:
             "rounds. If that is most of them, use more seeds per prompt, other prompts, or a smaller tie margin."
         )
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
+        found += _veto_notice(run, when, evaluation) if evaluation else []
         for name, statuses in (evaluation.failures if evaluation else {}).items():
             reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
             found.append(f"{name} could not score some evaluation images of the {when} model ({reasons}).")
     return found
 
 
+def _veto_notice(run: RunData, when: str, evaluation: Evaluation) -> list[str]:
+    counts = {title: sum(run.vetoed(evaluation, stage)) for stage, title in STAGE_TITLES.items()}
+    if not any(counts.values()):
+        return []
+    told = ", ".join(f"{count} at {title.lower()}" for title, count in counts.items())
+    return [
+        f"Images of the {when} model that a guard vetoed, of {len(evaluation.prompts)}: {told}. "
+        "They count in the table of rewards, not in the gains."
+    ]
+
+
 def _both_stages(lines: list[dict[str, Any]], *path: str) -> list[Series]:
     return [
         Series(title, TONES[stage], points(lines, *path, stage), smooth=True) for stage, title in STAGE_TITLES.items()
     ]
+
+
+def _combination(run: RunData) -> str:
+    """What the total is."""
+    what = {
+        "sum": "Weighted sum that is trained on.",
+        "product": "Product of powers that is trained on.",
+        "minimum": "Smallest weighted reward, which is what is trained on.",
+    }[run.objective.combine]
+    if run.objective.normalised:
+        what += " Normalised by what the replay holds, which follows the run: growth shows in the rewards themselves."
+    return what
 
 
 def charts(run: RunData, stage: str) -> list[Chart]:
@@ -153,7 +177,10 @@ def charts(run: RunData, stage: str) -> list[Chart]:
         for name in names
     ]
     if len(names) > 1:
-        found.append(chart("Total reward", "Weighted sum that is trained on.", _both_stages(lines, "total")))
+        found.append(chart("Total reward", _combination(run), _both_stages(lines, "total")))
+    if run.objective.floors:
+        note = "Share of samples below the floor of a guard. They are left out of the total."
+        found.append(chart("Vetoed", note, _both_stages(lines, "vetoed"), floor=0.0))
     other = "scout" if stage == "pretrain" else "base"
     found.append(
         chart(

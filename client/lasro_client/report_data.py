@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lasro.errors import LasroError, NotFoundError
-from lasro_client.evaluation import Evaluation, load_evaluation
+import numpy as np
+
+from lasro.errors import LasroError, NotFoundError, WireError
+from lasro.reward_objective import RewardObjective, Scale, Totals, Values, scale_of, totals
+from lasro_client.evaluation import STAGES, Evaluation, load_evaluation
 from lasro_client.paired import differences
 
 RATE_ROUNDS = 20
@@ -48,33 +51,56 @@ class RunData:
         return [line for line in self.rounds if line.get("stage") == name]
 
     @cached_property
-    def weights(self) -> dict[str, float]:
-        """Weight of each reward trained on; all rewards of the evaluation where the settings name none of them."""
-        weights = {r["name"]: r.get("weight", 1.0) for r in self.config.get("rewards", []) if r.get("weight", 1.0)}
-        known = set() if self.before is None else set(self.before.rewards)
-        if self.before is not None and not known & set(weights):
-            return dict.fromkeys(self.before.rewards, 1.0)
-        return weights
+    def objective(self) -> RewardObjective:
+        """That of the settings; where they name no reward of the evaluation, the sum of all that it has."""
+        rewards = self.config.get("rewards", [])
+        scored = [reward["name"] for reward in rewards] if self.before is None else list(self.before.rewards)
+        rewards = [reward for reward in rewards if reward["name"] in scored]
+        found = RewardObjective(
+            weights={reward["name"]: reward.get("weight", 1.0) for reward in rewards},
+            combine=self.config.get("objective", {}).get("combine", "sum"),
+            floors={reward["name"]: reward["floor"] for reward in rewards if reward.get("floor") is not None},
+            normalised=[reward["name"] for reward in rewards if reward.get("normalise")],
+        )
+        return found if found.counted else RewardObjective(dict.fromkeys(scored, 1.0))
+
+    def combined(self, evaluation: Evaluation, stage: str) -> Totals:
+        """Totals per prompt by the run's objective, rewards normalised by what the base got, in one step and two.
+
+        All missing where there is nothing to combine, or what cannot be: the trainer says so when it refuses it.
+        """
+        rewards = {name: _column(evaluation, name, stage) for name in self.objective.weights}
+        count = len(evaluation.prompts)
+        missing = Totals(np.full(count, np.nan), np.zeros(count, bool), np.zeros(count))
+        if not rewards or self.before is None:
+            return missing
+        try:
+            return totals(rewards, self.objective, _scales(self.before, self.objective.normalised))
+        except WireError:
+            return missing
 
     def totals(self, evaluation: Evaluation, stage: str) -> list[float | None]:
-        """Weighted sum of the rewards trained on, per prompt; None where one is missing."""
-        columns = [
-            [None if score is None else weight * score for score in getattr(evaluation.rewards[name], stage)]
-            for name, weight in self.weights.items()
-            if name in evaluation.rewards
-        ]
-        if not columns:
-            return [None] * len(evaluation.prompts)
-        return [
-            None if any(term is None for term in row) else sum(term for term in row if term is not None)
-            for row in zip(*columns, strict=True)
-        ]
+        """Total per prompt; None where a reward that counts is missing, or a guard vetoed the image."""
+        return [None if math.isnan(total) else total for total in self.combined(evaluation, stage).passed_N.tolist()]
+
+    def vetoed(self, evaluation: Evaluation, stage: str) -> list[bool]:
+        """Whether a guard vetoed the image, per prompt."""
+        return self.combined(evaluation, stage).vetoed_N.tolist()
 
     def gains(self, stage: str) -> list[float | None]:
         """Total after minus before, per prompt; None where either is missing, empty before the end."""
         if self.before is None or self.after is None or self.before.prompts != self.after.prompts:
             return []
         return differences(self.totals(self.before, stage), self.totals(self.after, stage))
+
+
+def _column(evaluation: Evaluation, name: str, stage: str) -> Values:
+    scores = evaluation.rewards.get(name)
+    return np.array(getattr(scores, stage) if scores else [None] * len(evaluation.prompts), dtype=float)
+
+
+def _scales(before: Evaluation, rewards: Iterable[str]) -> dict[str, Scale]:
+    return {name: scale_of([_column(before, name, stage) for stage in STAGES]) for name in rewards}
 
 
 def read_run(folder: Path) -> RunData:

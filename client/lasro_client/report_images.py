@@ -33,6 +33,8 @@ class Pair:
     after: str | None
     reward_before: float | None = None
     reward_after: float | None = None
+    vetoed_before: bool = False
+    vetoed_after: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def pair_groups(run: RunData, stage: str) -> list[PairGroup]:
 def _pairs(run: RunData, stage: str, indices: Sequence[int]) -> list[Pair]:
     assert run.before is not None
     assert run.after is not None
-    before = run.totals(run.before, stage)
-    after = run.totals(run.after, stage)
+    before, after = (run.totals(evaluation, stage) for evaluation in (run.before, run.after))
+    vetoed_before, vetoed_after = (run.vetoed(evaluation, stage) for evaluation in (run.before, run.after))
     folder, name = run.folder / "evaluation", STAGE_FOLDERS[stage]
     return [
         Pair(
@@ -119,6 +121,8 @@ def _pairs(run: RunData, stage: str, indices: Sequence[int]) -> list[Pair]:
             after=data_uri(folder / "after" / name / f"{index:05d}.png"),
             reward_before=before[index],
             reward_after=after[index],
+            vetoed_before=vetoed_before[index],
+            vetoed_after=vetoed_after[index],
         )
         for index in indices
     ]

@@ -6,14 +6,16 @@ Shape legend: N samples of a group.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from lasro.config import RunSettings
+from lasro.reward_objective import Scale, totals
 from lasro.wire import AdaptReply, AdaptRequest, GroupStatus, GroupSubmission
 from lasro_client.connection import Services
 from lasro_client.sampling import Group, submission
@@ -54,10 +56,14 @@ class Collector:
         return self.services.surrogates.adapt(self.run, request)
 
 
-def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSettings) -> dict[str, Any]:
-    """The `reward`, `total` and `beside` entries of a log line: means, null without a sample.
+def reward_means(
+    groups: list[Group], scored: list[GroupStatus], config: RunSettings, scales: Mapping[str, Scale]
+) -> dict[str, Any]:
+    """The `reward`, `total`, `vetoed` and `beside` entries of a log line: means, null without a sample.
 
-    `beside` is the total of the other policy's samples, the rest of the model's own.
+    Each reward is over all samples that it scored, `total` over those that no guard vetoed, and `vetoed` is the share
+    of the others. `beside` is the total of the other policy's samples, the rest of the model's own. `scales` are those
+    that the trainer ranked by.
     """
     beside_N = np.concatenate([group.beside for group in groups])
     all_stages_N = np.concatenate([group.stages for group in groups])
@@ -67,11 +73,13 @@ def reward_means(groups: list[Group], scored: list[GroupStatus], config: RunSett
         name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)
         for name in config.weights
     }
-    total_N = sum(weight * components[name] for name, weight in config.weights.items())
+    found = totals(components, config.reward_objective, scales)
+    vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
     return {
         "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
-        "total": _by_stage(np.asarray(total_N), stages_N),
-        "beside": _by_stage(np.asarray(total_N), np.where(beside_N, all_stages_N, 0)),
+        "total": _by_stage(found.passed_N, stages_N),
+        "vetoed": _by_stage(vetoed_N, stages_N),
+        "beside": _by_stage(found.passed_N, np.where(beside_N, all_stages_N, 0)),
     }
 
 
@@ -94,6 +102,7 @@ def adapt_entries(reply: AdaptReply, reward_gap: float | None) -> dict[str, Any]
         "reward_gap": reward_gap,
         "constant_groups": statistics.constant_groups,
         "failed_samples": statistics.failed_samples,
+        "scales": {name: asdict(scale) for name, scale in statistics.scales.items()},
         "surrogate_version": reply.version,
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
@@ -39,7 +40,7 @@ class RunFolder:
         known = self._read("config.json")
         if known is None:
             write_json(path / "config.json", settings)
-        elif keys := differing_keys(known, settings):
+        elif keys := differing_keys(_completed(known), settings):
             raise ConflictError(
                 f"{path}: made with another configuration, differing in {', '.join(keys)}; "
                 "change these back to resume it, or choose another folder with --out"
@@ -121,3 +122,12 @@ class RunFolder:
             fresh.rename(final)
         except OSError as error:
             raise StorageError(f"{final}: cannot be written ({error.strerror}); free the disk and resume") from error
+
+
+def _completed(known: dict[str, Any]) -> dict[str, Any]:
+    """A folder's settings, those that did not exist when it was made at their defaults."""
+    try:
+        settings = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
+    except ValidationError:
+        return known
+    return {"stage": known.get("stage")} | settings.model_dump(mode="json", exclude=KEPT_OUT)

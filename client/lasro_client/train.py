@@ -84,7 +84,7 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
                     "round": round,
                     "rounds": config.train.rounds,
                     "elapsed_s": progress.elapsed_s,
-                    **reward_means(groups, scored, config),
+                    **reward_means(groups, scored, config, reply.statistics.scales),
                     **_step_entries(steps),
                     **adapt_entries(reply, connected.surrogates.status(config.name).reward_gap),
                     "reward_calls": calls,

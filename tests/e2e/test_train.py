@@ -186,6 +186,26 @@ def test_missing_rewards_and_weights_are_named(config_path: Path, tmp_path: Path
         train(absent, tmp_path / "absent", QUIET)
 
 
+def test_a_guarded_run_logs_every_reward(config_path: Path, tmp_path: Path) -> None:
+    """Guards against a log in which guards, vetoes or scales are missing, or a total of what was vetoed."""
+    settings = [
+        'rewards=[{name="jpeg-incompressibility",serve="lasro_rewards.jpeg:incompressibility",normalise=true},'
+        '{name="small",serve="lasro_rewards.jpeg:compressibility",weight=0,floor=-0.9}]',
+        "train.rounds=2",
+        "train.warmup_rounds=0",
+        "evaluation.prompts=1",
+    ]
+    summary = train(load_config(config_path, settings), tmp_path / "run", QUIET)
+    assert set(summary["rewards"]) == {"jpeg-incompressibility", "small"}
+    for line in log_lines(tmp_path / "run"):
+        assert set(line["reward"]) == {"jpeg-incompressibility", "small"}
+        assert line["scales"]["jpeg-incompressibility"]["deviation"] > 0
+        for stage in ("one_step", "two_step"):
+            assert 0 <= line["vetoed"][stage] <= 1
+            assert (line["total"][stage] is None) == (line["vetoed"][stage] == 1)
+    assert "Vetoed" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_training_runs_in_float32_whatever_the_weights(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
     """Guards against an adapter written in the base's half precision."""
     tensors, _ = unpack_tensors((finished[1] / "adapter" / "pytorch_lora_weights.safetensors").read_bytes())

@@ -243,6 +243,49 @@ def test_a_total_is_missing_with_any_of_its_parts(api: RewardClient, spec: Rewar
     assert item.total == pytest.approx(0.2)
 
 
+def test_totals_follow_the_objective(url: str, api: RewardClient, spec: RewardSpec) -> None:
+    """Bug: the API adds where it was asked to multiply, or gives a total to what a guard vetoes."""
+    guard = spec.model_copy(update={"name": f"{spec.name[:40]}-guard"})
+    api.register(spec)
+    api.register(guard)
+    asked = {"prompts": ["p"] * 3, "images": [png(51), png(204), png(102)], "rewards": [spec.name, guard.name]}
+
+    def items(**objective: Any) -> list[wire.ScoredItem]:
+        return api.score(ScoreRequest.model_validate(asked | objective)).items
+
+    weights = {spec.name: 2.0, guard.name: 1.0}
+    assert [item.total for item in items(combine="product")] == pytest.approx([0.2**2, 0.8**2, 0.4**2])
+    assert [item.total for item in items(objective=weights, combine="minimum")] == pytest.approx([0.2, 0.8, 0.4])
+    guarded = items(objective={spec.name: 2.0}, floors={guard.name: 0.4})
+    assert [item.total for item in guarded] == [None, pytest.approx(1.6), pytest.approx(0.8)]
+    assert [item.vetoed for item in guarded] == [True, False, False]
+    assert all(item.scores[guard.name].status is Status.OK for item in guarded)
+
+
+def test_objectives_without_meaning_are_refused(
+    url: str, api: RewardClient, spec: RewardSpec, serve: Callable[[ASGIApp], str]
+) -> None:
+    """Bug: two bad rewards multiply to a good total, or end in a 500 that names no reward."""
+    app = FastAPI()
+
+    @app.post("/")
+    async def minus(request: Request) -> dict[str, list[float]]:
+        return {"scores": [-0.5 for _ in (await request.json())["prompts"]]}
+
+    name = spec.name
+    api.register(spec.model_copy(update={"url": serve(app)}))
+    body = {"prompts": ["p"], "images": [base64.b64encode(png(1)).decode()], "rewards": [name]}
+    for objective, reason in (
+        ({"combine": "product"}, f"reward {name}: got -0.5, expected at least 0 in a product"),
+        ({"combine": "product", "objective": {name: -1}}, f"weight of {name}: got -1, expected at least 0"),
+        ({"floors": {"other": 0.5}}, "floors: got ['other'], expected only rewards of the objective"),
+        ({"combine": "mean"}, "combine"),
+    ):
+        answer = httpx.post(f"{url}/v1/score", json=body | objective)
+        assert answer.status_code == 422
+        assert reason in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [

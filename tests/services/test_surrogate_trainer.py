@@ -27,6 +27,7 @@ from lasro.service_kit import bind
 from lasro.surrogate import build_surrogate, score_and_gradient
 from lasro_client.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
+from lasro_surrogate_trainer.replay import is_held_out
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 SHAPE = (4, 8, 8)
@@ -277,6 +278,46 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     assert time.monotonic() - started < 60
     feed(redis_url, "waiting", [separable_sample(7)])
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
+
+
+def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_url):
+    """Guards against a guard that a high total outbids, units that drown a reward, and scales nobody is told."""
+    objective = {"weights": {"mean": 1.0, "kb": 1.0, "guard": 0.0}, "floors": {"guard": 0.5}, "normalised": ["kb"]}
+    trainer.create("guarded", SurrogateRun.model_validate(config.model_dump() | objective))
+    samples, means, sizes, guards = [], [], [], []
+    for number in range(8):
+        sample, rng = separable_sample(number), np.random.default_rng(number)
+        mean = np.array(sample.scores["mean"])
+        kb, guard = 3000 + 500 * rng.normal(size=len(mean)), np.where(mean > 0, 0.2, 0.9)
+        guard[0] = 0.5
+        scores = {"mean": mean.tolist(), "kb": kb.tolist(), "guard": [None, *guard[1:].tolist()]}
+        samples.append(sample.model_copy(update={"scores": scores}))
+        for found, values in ((means, mean), (sizes, kb), (guards, guard)):
+            found.append(values[1:])
+    training = [i for i, sample in enumerate(samples) if not is_held_out(sample.group_id, 0.2)]
+    kept = [np.array(samples[i].scores["kb"]) for i in training]
+    statistics = adapt(trainer, "guarded", "one", feed(redis_url, "guarded", samples), steps=60).statistics
+    assert statistics.failed_samples == len(samples)
+    deviation = np.sqrt(sum(((v - v.mean()) ** 2).sum() for v in kept) / sum(len(v) - 1 for v in kept))
+    assert statistics.scales["kb"].mean == pytest.approx(np.concatenate(kept).mean())
+    assert statistics.scales["kb"].deviation == pytest.approx(deviation)
+    assert list(statistics.scales) == ["kb"]
+    for i in training:
+        latents = wire.unpack_tensors(samples[i].latents)[0]["latents"][1:]
+        scores_N = np.array(trainer.score_latents("guarded", latents, [samples[i].prompt] * len(latents)).scores)
+        vetoed_N = guards[i] < 0.5
+        assert (means[i][vetoed_N].min(initial=9)) > means[i][~vetoed_N].max(initial=-9), "vetoed ones have more of it"
+        assert np.mean(scores_N[~vetoed_N][:, None] > scores_N[vetoed_N][None]) > 0.9
+
+
+def test_a_negative_reward_of_a_product_is_named(trainer, config, redis_url):
+    """Guards against a trainer thread that dies of it, and a run that is not told why."""
+    trainer.create("product", config.model_copy(update={"combine": "product"}))
+    good, bad = separable_sample(0, [0.5, 0.25] * SEEDS), separable_sample(1, [0.5, -0.25] * SEEDS)
+    groups = feed(redis_url, "product", [good, bad])
+    with pytest.raises(WireError, match=r"group g1 cannot be trained on: reward mean: got -0\.25, expected at least 0"):
+        adapt(trainer, "product", "a", groups, 1)
+    assert adapt(trainer, "product", "b", groups[:1], 1).version == 1
 
 
 def gradient_problem(http: httpx.Client, run: str, body: bytes) -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,16 @@ import torch
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError, WireError
-from lasro_surrogate_trainer.adaptation import Trainee, adapt, group_pairs
+from lasro.reward_objective import RewardObjective
+from lasro_surrogate_trainer.adaptation import Trainee, adapt
 from lasro_surrogate_trainer.models import FrozenModel, ModelCache
+from lasro_surrogate_trainer.ranking import Ranker
 from lasro_surrogate_trainer.replay import Group, Replay
 
 SHAPE = (4, 8, 8)
 SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")
+OBJECTIVE = RewardObjective({"mean": 1.0})
+RANKER = Ranker(SETTINGS, OBJECTIVE, {})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,7 @@ def replay_of(count: int) -> Replay:
                 index=0,
                 prompt="a red star",
                 stages_N=np.array([1, 2] * 4),
-                rewards_N=latents.mean(axis=(1, 2, 3)).astype(np.float32),
+                rewards={"mean": latents.mean(axis=(1, 2, 3))},
                 latents_NCHW=latents.astype(np.float16),
             )
         )
@@ -55,14 +61,14 @@ def test_same_groups_give_the_same_weights(frozen):
     """Guards against randomness that does not come from the run's seed and the number of the step."""
     replay, states = replay_of(6), []
     for split in ((6,), (2, 4)):
-        trainee = Trainee(frozen, SETTINGS)
+        trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
         for steps in split:
             adapt(trainee, replay, request(steps), lambda: False)
             torch.rand(3)
         states.append(trainee.state())
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
-    other = Trainee(frozen, changed(seed=1))
-    other.load(Trainee(frozen, SETTINGS).state(), 0)
+    other = Trainee(frozen, changed(seed=1), OBJECTIVE)
+    other.load(Trainee(frozen, SETTINGS, OBJECTIVE).state(), 0)
     adapt(other, replay, request(6), lambda: False)
     assert not all(np.array_equal(states[0][name], array) for name, array in other.state().items())
 
@@ -70,8 +76,8 @@ def test_same_groups_give_the_same_weights(frozen):
 def test_only_the_surrogate_is_trained(frozen):
     """Guards against training that leaks into the frozen model, which other runs share."""
     before = {name: tensor.clone() for name, tensor in frozen.model.unet.state_dict().items()}
-    start = Trainee(frozen, SETTINGS).state()
-    trainee = Trainee(frozen, SETTINGS)
+    start = Trainee(frozen, SETTINGS, OBJECTIVE).state()
+    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
     adapt(trainee, replay_of(4), request(2), lambda: False)
     assert all(torch.equal(before[name], tensor) for name, tensor in frozen.model.unet.state_dict().items())
     moved = [name for name, array in trainee.state().items() if not np.array_equal(array, start[name])]
@@ -82,10 +88,10 @@ def test_only_the_surrogate_is_trained(frozen):
 @pytest.mark.parametrize("settings", [{"autocast": "bfloat16"}, {"trunk": "adapter", "adapter_rank": 4}])
 def test_learns_in_bfloat16_and_through_adapters(frozen, settings):
     """Guards against settings that run but do not learn."""
-    trainee, replay = Trainee(frozen, changed(**settings)), replay_of(12)
-    before = trainee.rank(replay_of(12).draw(12, np.random.default_rng(0))).accuracy
+    trainee, replay = Trainee(frozen, changed(**settings), OBJECTIVE), replay_of(12)
+    before = trainee.rank(replay_of(12).draw(12, np.random.default_rng(0)), RANKER).accuracy
     statistics = adapt(trainee, replay, request(40), lambda: False)
-    after = trainee.rank(replay.draw(12, np.random.default_rng(0)))
+    after = trainee.rank(replay.draw(12, np.random.default_rng(0)), RANKER)
     assert before is not None
     assert after.accuracy is not None
     assert after.accuracy > max(0.85, before)
@@ -97,7 +103,7 @@ def test_learns_in_bfloat16_and_through_adapters(frozen, settings):
 
 def test_a_step_that_is_not_finite_is_not_applied(frozen):
     """Guards against NaN entering the optimiser, from which no run recovers."""
-    trainee = Trainee(frozen, SETTINGS)
+    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
     state = trainee.state()
     head = next(name for name in state if name.startswith("head") and state[name].ndim == 2)
     state[head] = np.full_like(state[head], 3e38)
@@ -109,7 +115,7 @@ def test_a_step_that_is_not_finite_is_not_applied(frozen):
 
 def test_an_adaptation_can_be_ended(frozen):
     """Guards against a service that cannot stop while it trains."""
-    trainee, asked = Trainee(frozen, SETTINGS), iter([False, False, True])
+    trainee, asked = Trainee(frozen, SETTINGS, OBJECTIVE), iter([False, False, True])
     with pytest.raises(BusyError):
         adapt(trainee, replay_of(4), request(1000), lambda: next(asked))
     assert trainee.steps == 2
@@ -117,8 +123,8 @@ def test_an_adaptation_can_be_ended(frozen):
 
 def test_statistics_of_new_groups(frozen):
     """Guards against pair accuracy of new groups measured after training on them, or on other groups."""
-    trainee, replay = Trainee(frozen, SETTINGS), replay_of(8)
-    untrained = trainee.rank(replay.named(["g3", "g5"]))
+    trainee, replay = Trainee(frozen, SETTINGS, OBJECTIVE), replay_of(8)
+    untrained = trainee.rank(replay.named(["g3", "g5"]), RANKER)
     statistics = adapt(trainee, replay, request(30, ["g3", "g5"]), lambda: False)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
     assert trainee.reward_gap == untrained.gap
@@ -130,17 +136,35 @@ def test_statistics_of_new_groups(frozen):
     assert statistics.held_out_pair_accuracy is None
 
 
-def test_pairs_follow_margin_and_stage(frozen):
+def pairs(group: Group, objective: RewardObjective = OBJECTIVE, **settings: object) -> set[tuple[int, int]]:
+    winners_P, losers_P = Ranker(changed(**settings), objective, {}).pairs(group)
+    return set(zip(winners_P.tolist(), losers_P.tolist(), strict=True))
+
+
+def test_pairs_follow_margin_and_stage():
     """Guards against ties ranked by rounding, and stages compared where they must not be."""
     group = replay_of(1).draw(1, np.random.default_rng(0))[0]
-    everything = len(group_pairs(group, changed(tie_margin=0.0, rank_within_stage=False))[0])
-    assert everything == 8 * 7 // 2
-    assert len(group_pairs(group, changed(tie_margin=0.0, rank_within_stage=True))[0]) == 2 * (4 * 3 // 2)
-    assert len(group_pairs(group, changed(tie_margin=10.0))[0]) == 0
+    assert len(pairs(group, tie_margin=0.0, rank_within_stage=False)) == 8 * 7 // 2
+    assert len(pairs(group, tie_margin=0.0, rank_within_stage=True)) == 2 * (4 * 3 // 2)
+    assert pairs(group, tie_margin=10.0) == set()
+
+
+def test_pairs_of_vetoed_and_failed_samples():
+    """Guards against a guard that is outbid by the margin or the total, and a failed guard that ranks either way."""
+    group = replace(
+        replay_of(1).draw(1, np.random.default_rng(0))[0],
+        stages_N=np.array([1, 1, 2, 2, 2]),
+        rewards={"a": np.array([0.1, 0.2, 5.0, 9.0, 9.0]), "guard": np.array([0.5, 0.7, 0.4, 0.1, np.nan])},
+    )
+    guarded = RewardObjective({"a": 1.0, "guard": 0.0}, floors={"guard": 0.5})
+    above = {(i, j) for i in (0, 1) for j in (2, 3)}
+    assert pairs(group, guarded, tie_margin=0.02) == above | {(1, 0), (2, 3)}
+    assert pairs(group, guarded, tie_margin=100.0) == above
+    assert pairs(group, guarded, tie_margin=0.02, rank_within_stage=True) == {(1, 0), (2, 3)}
 
 
 def test_weights_of_another_shape_are_refused(frozen):
     """Guards against a surrogate loaded in part."""
-    trainee = Trainee(frozen, SETTINGS)
+    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
     with pytest.raises(WireError, match="surrogate weights"):
-        trainee.load(Trainee(frozen, changed(head_channels=32)).state(), 0)
+        trainee.load(Trainee(frozen, changed(head_channels=32), OBJECTIVE).state(), 0)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, load_config
 from lasro.errors import ConfigError, ConflictError
+from lasro.reward_objective import RewardObjective
 from lasro_client.prompts import read_prompts
 from lasro_client.run_folder import RunFolder
+from lasro_surrogate_trainer.store import RunStore
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -27,7 +31,7 @@ def minimal(tmp_path: Path) -> Path:
 
 def test_there_are_shipped_configurations() -> None:
     """Guards against the test below passing over an empty folder."""
-    assert {"demo.toml", "demo-stage1.toml"} <= {path.name for path in CONFIGS}
+    assert {"demo.toml", "demo-stage1.toml", "guarded-shapes.toml"} <= {path.name for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -68,6 +72,7 @@ def test_an_unknown_key_is_refused(minimal: Path) -> None:
         ("surrogate.trunk=half", "surrogate.trunk"),
         ('objective.regulariser="lcm"', "needs both teacher and teacher_latents"),
         ('rewards=[{name="r"},{name="r"}]', "each name once"),
+        ('rewards=[{name="r",floor=nan}]', "rewards.0.floor"),
         ('services.reward_api="http://x"', "give both"),
         ("name.x=1", "not a table"),
         ("rounds", "expected KEY=VALUE"),
@@ -107,6 +112,29 @@ def test_differing_keys_are_exactly_those_that_differ(old: dict[str, int], new: 
     assert differing_keys({"t": old}, {"t": new}) == expected
 
 
+def test_rewards_of_a_run_make_its_objective(minimal: Path) -> None:
+    """Guards against a floor, weight or combination of the file that never reaches the totals."""
+    rewards = 'rewards=[{name="a",weight=2,normalise=true},{name="g",weight=0,floor=0.3},{name="logged",weight=0}]'
+    found = load_config(minimal, [rewards, "objective.combine=minimum"]).reward_objective
+    weights = {"a": 2.0, "g": 0.0, "logged": 0.0}
+    assert found == RewardObjective(weights, "minimum", floors={"g": 0.3}, normalised=["a"])
+    assert found.counted == ["a", "g"]
+    with pytest.raises(ConfigError, match="a: a normalised reward falls on both sides of 0"):
+        load_config(minimal, [rewards, "objective.combine=product"])
+
+
+def test_a_run_of_before_there_were_guards_is_taken_up(tmp_path: Path) -> None:
+    """Guards against a trainer that after an upgrade no longer reads the runs on its disk."""
+    store = RunStore(tmp_path, "old")
+    store.folder.mkdir(parents=True)
+    (store.folder / "run.json").write_text('{"weights": {"r": 1.0}}')
+    config = store.find_config()
+    assert config is not None
+    assert config.reward_objective == RewardObjective({"r": 1.0}, "sum", {}, ())
+    with pytest.raises(ValidationError, match="expected only rewards of the objective"):
+        SurrogateRun(weights={"r": 1.0}, floors={"other": 0.5})
+
+
 def test_services_may_move_but_nothing_else(minimal: Path, tmp_path: Path) -> None:
     """Guards against a run that cannot be resumed because its services have new addresses."""
     RunFolder(tmp_path / "run", load_config(minimal), "train")
@@ -114,5 +142,15 @@ def test_services_may_move_but_nothing_else(minimal: Path, tmp_path: Path) -> No
     RunFolder(tmp_path / "run", moved, "train")
     with pytest.raises(ConflictError, match=r"differing in lora\.rank"):
         RunFolder(tmp_path / "run", load_config(minimal, ["lora.rank=3"]), "train")
+    made = json.loads((tmp_path / "run" / "config.json").read_text())
+    del made["objective"]["combine"], made["rewards"][0]["floor"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(made))
+    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    with pytest.raises(ConflictError, match=r"differing in objective\.combine, rewards"):
+        RunFolder(
+            tmp_path / "run",
+            load_config(minimal, ["objective.combine=product", 'rewards=[{name="r",floor=0.5}]']),
+            "train",
+        )
     with pytest.raises(ConflictError, match="differing in stage"):
         RunFolder(tmp_path / "run", load_config(minimal), "pretrain")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
+from lasro.reward_objective import RewardObjective, scale_of
 from lasro_surrogate_trainer.replay import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
 
 SHAPE = (4, 2, 2)
@@ -21,7 +22,7 @@ def group(number: int, per_round: int = 3) -> Group:
         index=number % per_round,
         prompt="a red star",
         stages_N=np.array([1, 2]),
-        rewards_N=np.zeros(2, np.float32),
+        rewards={"a": np.array([float(number), number / 2])},
         latents_NCHW=np.zeros((2, *SHAPE), np.float16),
     )
 
@@ -56,7 +57,7 @@ def test_batches_do_not_depend_on_arrival(one, other, split, size):
         replay.admit([f"g{number}" for number in order])
         for number in order[cut:]:
             replay.add(group(number))
-        drawn.append((batches(replay, size), [g.group_id for g in replay.held_out()]))
+        drawn.append((batches(replay, size), [g.group_id for g in replay.held_out()], replay.scales(["a"])))
     assert drawn[0] == drawn[1]
 
 
@@ -111,13 +112,31 @@ def test_held_out_groups_are_never_drawn_and_are_bounded():
     assert not any(is_held_out(f"g{number}", 0.0) for number in range(200))
 
 
-def test_total_is_the_weighted_sum_and_nan_where_a_component_failed():
-    """Guards against a failed reward being counted as a number."""
-    scores: dict[str, list[float | None]] = {"a": [1.0, None], "b": [0.5, 0.25], "logged": [None, None]}
-    made = group_from_sample(sample(scores), {"a": 2.0, "b": -1.0, "logged": 0.0}, SHAPE)
-    assert made.rewards_N[0] == 1.5
-    assert np.isnan(made.rewards_N[1])
+def test_scales_are_those_of_the_groups_in_training():
+    """Guards against normalising by held-out, waiting or forgotten groups, which no resume could repeat."""
+    replay = Replay(buffer_groups=5, recent_groups=4, held_out_share=0.3)
+    for number in range(20):
+        replay.add(group(number))
+    replay.admit([f"g{number}" for number in range(18)])
+    kept = [number for number in range(18) if not is_held_out(f"g{number}", 0.3)][-5:]
+    assert replay.scales(["a"]) == {"a": scale_of([group(number).rewards["a"] for number in kept])}
+    assert replay.scales([]) == {}
+
+
+def test_every_reward_is_kept_as_it_came():
+    """Guards against a failed reward being counted as a number, and a floor missed by the rounding of float32."""
+    scores: dict[str, list[float | None]] = {"a": [0.7, None], "logged": [None, 0.25], "foreign": [1.0, 1.0]}
+    made = group_from_sample(sample(scores), RewardObjective({"a": 2.0, "logged": 0.0}), SHAPE)
+    assert made.rewards.keys() == {"a", "logged"}
+    np.testing.assert_array_equal(made.rewards["a"], [0.7, np.nan])
+    np.testing.assert_array_equal(made.rewards["logged"], [np.nan, 0.25])
     assert made.latents_NCHW.dtype == np.float16
+
+
+def test_a_negative_reward_of_a_product_is_refused():
+    """Guards against a group that crashes the training thread each time it is drawn."""
+    with pytest.raises(WireError, match=r"reward a: got -0\.5, expected at least 0 in a product"):
+        group_from_sample(sample({"a": [1.0, -0.5]}), RewardObjective({"a": 1.0}, "product"), SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +152,4 @@ def test_total_is_the_weighted_sum_and_nan_where_a_component_failed():
 def test_what_must_not_be_trained_on_is_refused(scores, latents, expected):
     """Guards against wrong counts, shapes and NaN entering the optimiser."""
     with pytest.raises((WireError, NonFiniteError), match=expected):
-        group_from_sample(sample(scores, latents), {"a": 1.0}, SHAPE)
+        group_from_sample(sample(scores, latents), RewardObjective({"a": 1.0}), SHAPE)

@@ -218,6 +218,48 @@ def test_weights_make_the_total(tmp_path):
     assert run.gains("two_step") == [pytest.approx(0.5)] * 4
 
 
+def guarded_run(folder, before, after, **settings):
+    """A finished run of two rewards: `r` and the guard `g`, one score per prompt in both stages."""
+    prompts = [f"prompt {i}" for i in range(len(before["r"]))]
+    folder.mkdir()
+    rewards = [{"name": "r", "normalise": settings.pop("normalise", False)}, {"name": "g", "weight": 0.0, "floor": 0.5}]
+    write_json(folder / "config.json", {"name": "guarded", "rewards": rewards, "objective": settings})
+    found = [
+        Evaluation(prompts=prompts, seed=1, rewards={n: StageScores(one_step=v, two_step=v) for n, v in scores.items()})
+        for scores in (before, after)
+    ]
+    for name, evaluation in zip(("before", "after"), found, strict=True):
+        save_evaluation(folder / "evaluation" / f"{name}.json", evaluation)
+    write_json(folder / "summary.json", {"rewards": summary_table(*found)})
+    return folder
+
+
+def test_vetoed_images_are_named_and_left_out_of_gains(tmp_path):
+    """A reward bought with what a guard forbids must not show as a gain, nor a guard that failed as passed."""
+    before = {"r": [0.1, 0.2, 0.3, 0.4], "g": [0.9, 0.9, 0.4, 0.9]}
+    after = {"r": [0.9, 0.3, 0.9, 0.9], "g": [0.1, 0.5, 0.9, None]}
+    folder = guarded_run(tmp_path / "run", before, after)
+    (folder / "log.jsonl").write_text(json.dumps(line(0, vetoed={"one_step": 0.25, "two_step": 0.0})) + "\n")
+    run = read_run(folder)
+    assert run.gains("two_step") == [None, pytest.approx(0.1), None, None]
+    page = Page(write_report(folder).read_text())
+    assert page.texts.count("vetoed") == 4
+    assert "Images of the adapted model that a guard vetoed, of 4: 1 at two steps, 1 at one step." in page.text
+    assert "Share of samples below the floor of a guard" in page.text
+    assert {"r", "g"} <= set(page.texts), "every reward is in the table"
+
+
+def test_totals_follow_the_combination(tmp_path):
+    """A report that adds what the run multiplies or normalises shows gains that nobody trained on."""
+    before, after = {"r": [2.0, 4.0], "g": [1.0, 1.0]}, {"r": [3.0, -4.0], "g": [1.0, 1.0]}
+    normalised = read_run(guarded_run(tmp_path / "n", before, after, normalise=True))
+    assert normalised.before is not None
+    assert normalised.totals(normalised.before, "one_step") == pytest.approx([-(0.5**0.5), 0.5**0.5])
+    assert normalised.gains("one_step") == pytest.approx([0.5**0.5, -8 * 0.5**0.5])
+    product = read_run(guarded_run(tmp_path / "p", before, after, combine="product"))
+    assert product.gains("one_step") == [None, None], "a product of a negative reward has no total"
+
+
 def test_selection_is_by_the_stated_rule():
     """Largest losses must be real losses, and the random sample must not depend on scores."""
     gains = [0.3, None, -0.2, 0.0, 0.5, -0.1]

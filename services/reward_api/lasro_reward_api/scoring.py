@@ -10,9 +10,12 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from lasro import wire
 from lasro.errors import BlockedError, ConfigError
 from lasro.redis_store.registry import Registration, RewardRegistry
+from lasro.reward_objective import totals
 from lasro.wire import RewardScore, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.batching import Item, Outcome, Part
@@ -60,8 +63,9 @@ class Scorer:
     async def score(self, request: wire.ScoreRequest, caller: Caller, spend: Spend | None = None) -> wire.ScoreReply:
         """Score a request; with `spend` it is a group, which is never refused for what else there is to do.
 
-        Raises NotFoundError for an unknown reward, WireError for images or metadata that no endpoint should get,
-        QueueFullError and BusyError, what `spend` raises, and UnreachableError or StorageError for Redis.
+        Raises NotFoundError for an unknown reward, WireError for images or metadata that no endpoint should get and for
+        rewards that the objective cannot combine, QueueFullError and BusyError, what `spend` raises, and
+        UnreachableError or StorageError for Redis.
         """
         registrations = await self.registry.get_many(list(dict.fromkeys(request.rewards)))
         digests = await asyncio.to_thread(content_digests, request)
@@ -152,18 +156,16 @@ def _failed(outcome: Outcome, registration: Registration) -> RewardScore:
 
 
 def _assembled(request: wire.ScoreRequest, columns: dict[str, list[RewardScore]]) -> wire.ScoreReply:
-    weights = dict.fromkeys(request.rewards, 1.0) if request.objective is None else request.objective
-    items = []
-    for index in range(len(request.images)):
-        scores = {name: column[index] for name, column in columns.items()}
-        items.append(wire.ScoredItem(scores=scores, total=weighted_total(scores, weights)))
-    return wire.ScoreReply(items=items)
-
-
-def weighted_total(scores: dict[str, RewardScore], weights: dict[str, float]) -> float | None:
-    """Weighted sum; null when a component is missing or the sum is no finite number."""
-    parts = [(weight, scores[name].score) for name, weight in weights.items()]
-    if any(score is None for _, score in parts):
-        return None
-    total = sum(weight * score for weight, score in parts if score is not None)
-    return total if math.isfinite(total) else None
+    """Raises WireError for rewards that the request's objective cannot combine."""
+    rewards = {name: np.array([score.score for score in column], dtype=float) for name, column in columns.items()}
+    found = totals(rewards, request.reward_objective)
+    return wire.ScoreReply(
+        items=[
+            wire.ScoredItem(
+                scores={name: column[index] for name, column in columns.items()},
+                total=None if np.isnan(total) else float(total),
+                vetoed=bool(found.vetoed_N[index]),
+            )
+            for index, total in enumerate(found.passed_N)
+        ]
+    )

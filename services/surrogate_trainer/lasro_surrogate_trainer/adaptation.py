@@ -20,12 +20,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from lasro import wire
 from lasro.backbone import Conditioning
-from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
+from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
 from lasro.config import SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError
+from lasro.reward_objective import RewardObjective
 from lasro.schedule import learning_rate
 from lasro.surrogate import build_surrogate, draw_augmentation
 from lasro_surrogate_trainer.models import FrozenModel
+from lasro_surrogate_trainer.ranking import Ranker
 from lasro_surrogate_trainer.replay import Group, Replay
 
 BETAS = (0.9, 0.99)
@@ -50,17 +52,11 @@ class Ranking:
     gap: float | None
 
 
-def group_pairs(group: Group, settings: SurrogateSettings) -> tuple[Tensor, Tensor]:
-    """Ranked pairs (winners_P, losers_P) of one group."""
-    rewards_N, stages_N = torch.from_numpy(group.rewards_N), torch.from_numpy(group.stages_N)
-    return ranked_pairs(rewards_N, stages_N, settings.tie_margin, settings.rank_within_stage)
-
-
 class Trainee:
     """The surrogate being trained, with its optimiser and count of steps. One thread uses it."""
 
-    def __init__(self, frozen: FrozenModel, settings: SurrogateSettings) -> None:
-        self.frozen, self.settings = frozen, settings
+    def __init__(self, frozen: FrozenModel, settings: SurrogateSettings, objective: RewardObjective) -> None:
+        self.frozen, self.settings, self.objective = frozen, settings, objective
         self.surrogate = build_surrogate(frozen.model, settings)
         self.steps = 0
         self.held_out_accuracy: float | None = None
@@ -83,6 +79,10 @@ class Trainee:
     def state(self) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
 
+    def ranker(self, replay: Replay) -> Ranker:
+        """Of the groups that are in the replay now."""
+        return Ranker(self.settings, self.objective, replay.scales(self.objective.normalised))
+
     def step(self, replay: Replay) -> StepResult | None:
         """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.
 
@@ -91,7 +91,7 @@ class Trainee:
         seeds = np.random.SeedSequence([self.settings.seed % 2**63, self.steps])
         groups = replay.draw(self.settings.groups_per_step, np.random.default_rng(seeds))
         self.steps += 1
-        winners_P, losers_P = self._batch_pairs(groups)
+        winners_P, losers_P = self._batch_pairs(groups, self.ranker(replay))
         if len(winners_P) == 0:
             return None
         scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
@@ -100,21 +100,21 @@ class Trainee:
         accuracy = pair_accuracy(scores_S.detach(), winners_P, losers_P)
         return StepResult(loss.item(), accuracy or 0.0, len(winners_P))
 
-    def _batch_pairs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    def _batch_pairs(self, groups: Sequence[Group], ranker: Ranker) -> tuple[Tensor, Tensor]:
         empty = torch.empty(0, dtype=torch.int64)
         winners, losers, offset = [empty], [empty], 0
         for group in groups:
-            winners_P, losers_P = group_pairs(group, self.settings)
+            winners_P, losers_P = ranker.pairs(group)
             winners.append(winners_P + offset)
             losers.append(losers_P + offset)
-            offset += len(group.rewards_N)
+            offset += len(group.stages_N)
         device = self.frozen.model.device
         return torch.cat(winners).to(device), torch.cat(losers).to(device)
 
     def _augmented_scores(self, groups: Sequence[Group], generator: torch.Generator) -> Tensor:
         device = self.frozen.model.device
         latents_SCHW = torch.from_numpy(np.concatenate([group.latents_NCHW for group in groups])).to(device)
-        counts_G = torch.tensor([len(group.rewards_N) for group in groups], device=device)
+        counts_G = torch.tensor([len(group.stages_N) for group in groups], device=device)
         rows_GT = self.frozen.embed([group.prompt for group in groups])
         conditioning = Conditioning(*(rows.repeat_interleave(counts_G, 0) for rows in rows_GT))
         shape = (len(latents_SCHW), *self.frozen.model.latent_shape)
@@ -140,14 +140,14 @@ class Trainee:
         self._optimiser.step()
 
     @torch.no_grad()
-    def rank(self, groups: Sequence[Group]) -> Ranking:
+    def rank(self, groups: Sequence[Group], ranker: Ranker) -> Ranking:
         """Pair accuracy over all pairs, and the mean of 1 - Spearman's correlation, at one fixed augmentation."""
         device, settings = self.frozen.model.device, self.settings
         generator = torch.Generator().manual_seed(MEASURING_SEED)
         timestep, noise = draw_augmentation((1, *self.frozen.model.latent_shape), settings.max_timestep, generator)
         right, pairs, gaps = 0.0, 0, []
         for group in groups:
-            count = len(group.rewards_N)
+            count = len(group.stages_N)
             scores_N = self.surrogate(
                 torch.from_numpy(group.latents_NCHW).to(device),
                 timestep.to(device).expand(count),
@@ -155,21 +155,22 @@ class Trainee:
                 self.frozen.embed([group.prompt]).repeat_each(count),
                 settings.autocast,
             ).cpu()
-            winners_P, losers_P = group_pairs(group, settings)
+            winners_P, losers_P = ranker.pairs(group)
             accuracy = pair_accuracy(scores_N, winners_P, losers_P)
             if accuracy is not None:
                 right, pairs = right + accuracy * len(winners_P), pairs + len(winners_P)
-            ok_N = torch.from_numpy(np.isfinite(group.rewards_N))
-            correlation = rank_correlation(scores_N[ok_N], torch.from_numpy(group.rewards_N)[ok_N])
+            values_N = ranker.values(group)
+            ok_N = values_N.isfinite()
+            correlation = rank_correlation(scores_N[ok_N], values_N[ok_N])
             if correlation is not None:
                 gaps.append(1 - correlation)
         return Ranking(right / pairs if pairs else None, float(np.mean(gaps)) if gaps else None)
 
-    def measure_held_out(self, groups: Sequence[Group]) -> float | None:
+    def measure_held_out(self, groups: Sequence[Group], ranker: Ranker) -> float | None:
         """Pair accuracy on groups kept out of training, as of the last time that they were scored."""
         due = self._held_out_step is None or self.steps - self._held_out_step >= HELD_OUT_EVERY_STEPS
         if groups and due:
-            self.held_out_accuracy, self._held_out_step = self.rank(groups).accuracy, self.steps
+            self.held_out_accuracy, self._held_out_step = self.rank(groups, ranker).accuracy, self.steps
         return self.held_out_accuracy
 
 
@@ -182,7 +183,8 @@ def adapt(
     """
     started = time.perf_counter()
     new_groups = replay.named(request.new_groups)
-    fresh = trainee.rank(new_groups)
+    ranker = trainee.ranker(replay)
+    fresh = trainee.rank(new_groups, ranker)
     if fresh.gap is not None:
         trainee.reward_gap = fresh.gap
     results: list[StepResult] = []
@@ -196,9 +198,10 @@ def adapt(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
         fresh_pair_accuracy=fresh.accuracy,
-        held_out_pair_accuracy=trainee.measure_held_out(replay.held_out()),
+        held_out_pair_accuracy=trainee.measure_held_out(replay.held_out(), ranker),
         pairs=sum(result.pairs for result in results),
-        constant_groups=sum(len(group_pairs(group, trainee.settings)[0]) == 0 for group in new_groups),
-        failed_samples=sum(int(np.isnan(group.rewards_N).sum()) for group in new_groups),
+        constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),
+        failed_samples=sum(int(ranker.values(group).isnan().sum()) for group in new_groups),
+        scales=dict(ranker.scales),
         duration_s=time.perf_counter() - started,
     )

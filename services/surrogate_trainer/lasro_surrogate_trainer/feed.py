@@ -27,7 +27,7 @@ class Intake:
     def __init__(self, config: SurrogateRun, latent_shape: tuple[int, int, int]) -> None:
         settings = config.surrogate
         self.replay = Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
-        self._weights, self._latent_shape = config.weights, latent_shape
+        self._objective, self._latent_shape = config.reward_objective, latent_shape
         self._refused: OrderedDict[str, LasroError] = OrderedDict()
 
     def has_room(self) -> bool:
@@ -37,7 +37,7 @@ class Intake:
     def accept(self, sample: wire.Sample) -> bool:
         """Put a sample into the replay, or remember why it cannot be trained on; False where it changes nothing."""
         try:
-            is_new = self.replay.add(group_from_sample(sample, self._weights, self._latent_shape))
+            is_new = self.replay.add(group_from_sample(sample, self._objective, self._latent_shape))
         except LasroError as error:
             log.warning("group %s refused: %s", sample.group_id, error)
             self._refused[sample.group_id] = error

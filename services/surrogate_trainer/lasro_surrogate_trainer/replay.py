@@ -11,27 +11,31 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
+from lasro.reward_objective import RewardObjective, Scale, check_product, scale_of
 
 HELD_OUT_GROUPS = 30
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One prompt's scored samples: rewards [N] float32 with NaN where one failed, latents [N, C, H, W] float16."""
+    """One prompt's scored samples: latents [N, C, H, W] float16, and by name what each reward gave, [N] float64.
+
+    NaN stands for a reward that failed. Totals are computed when the group is used (`ranking.py`).
+    """
 
     group_id: str
     round: int
     index: int
     prompt: str
     stages_N: np.ndarray
-    rewards_N: np.ndarray
+    rewards: Mapping[str, np.ndarray]
     latents_NCHW: np.ndarray
 
     @property
@@ -39,23 +43,20 @@ class Group:
         return self.round, self.index, self.group_id
 
 
-def total_rewards(scores: Mapping[str, list[float | None]], weights: Mapping[str, float], count: int) -> np.ndarray:
-    """Weighted sum of the components, float32 [N]; NaN where any component with a weight is missing or failed.
+def raw_rewards(scores: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
+    """The named rewards as float64 [N], NaN where one failed.
 
-    Raises WireError for a component that was not scored at all or not for every sample.
+    Raises WireError for a reward that was not scored at all or not for every sample.
     """
-    total_N = np.zeros(count)
-    for name, weight in weights.items():
+    for name in names:
         if name not in scores:
-            raise WireError(f"scores: got {sorted(scores)}, expected also {name}, which this run ranks by")
+            raise WireError(f"scores: got {sorted(scores)}, expected also {name}, which this run names")
         if len(scores[name]) != count:
             raise WireError(f"scores of {name}: got {len(scores[name])}, expected one per sample ({count})")
-        if weight:
-            total_N += weight * np.array(scores[name], dtype=float)
-    return total_N.astype(np.float32)
+    return {name: np.array(scores[name], dtype=float) for name in names}
 
 
-def group_from_sample(sample: wire.Sample, weights: Mapping[str, float], latent_shape: tuple[int, int, int]) -> Group:
+def group_from_sample(sample: wire.Sample, objective: RewardObjective, latent_shape: tuple[int, int, int]) -> Group:
     """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
     tensors, _ = wire.unpack_tensors(sample.latents)
     count = len(sample.stages)
@@ -67,13 +68,15 @@ def group_from_sample(sample: wire.Sample, weights: Mapping[str, float], latent_
         latents_NCHW = latents.astype(np.float16)
     if not np.isfinite(latents_NCHW).all():
         raise NonFiniteError("latents: got values over 65504, expected what float16 can hold")
+    rewards = raw_rewards(sample.scores, objective.weights, count)
+    check_product(rewards, objective)
     return Group(
         group_id=sample.group_id,
         round=sample.round,
         index=sample.index,
         prompt=sample.prompt,
         stages_N=np.array(sample.stages, dtype=np.int64),
-        rewards_N=total_rewards(sample.scores, weights, count),
+        rewards=rewards,
         latents_NCHW=latents_NCHW,
     )
 
@@ -155,6 +158,12 @@ class Replay:
         newest = rng.permutation(recent)[: (count + 1) // 2]
         others = rng.permutation(np.setdiff1d(np.arange(len(groups)), newest))[: count - len(newest)]
         return [groups[i] for i in sorted([*newest, *others])]
+
+    def scales(self, rewards: Iterable[str]) -> dict[str, Scale]:
+        """Mean and deviation of each named reward over the groups in training, whatever the order they came in."""
+        with self._lock:
+            groups = list(self._training)
+        return {name: scale_of([group.rewards[name] for group in groups]) for name in rewards}
 
     def held_out(self) -> list[Group]:
         """Groups kept out of training, oldest first."""

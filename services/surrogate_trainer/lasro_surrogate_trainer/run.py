@@ -48,7 +48,7 @@ class Run:
         self.name, self.config, self.frozen = name, config, frozen
         self._store = store
         self._intake = Intake(config, frozen.model.latent_shape)
-        self._trainee = Trainee(frozen, config.surrogate)
+        self._trainee = Trainee(frozen, config.surrogate, config.reward_objective)
         self._served = ServedSurrogate(frozen, config.surrogate, store)
         self._replies: OrderedDict[str, tuple[str, wire.AdaptReply]] = OrderedDict()
         self._running: dict[str, tuple[str, asyncio.Task[wire.AdaptReply]]] = {}

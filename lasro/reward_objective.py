@@ -1,0 +1,169 @@
+"""Several rewards made one total per sample, and what that total ranks: pure functions of float64 arrays.
+
+    combine = "sum":      total = sum_k  w_k r_k
+    combine = "product":  total = prod_k r_k ^ w_k        rewards and weights of at least 0
+    combine = "minimum":  total = min_k  w_k r_k
+
+over the rewards with a weight, a normalised one entering as (r_k - mean) / deviation. A reward with a floor is a
+guard: what is below the floor is vetoed, and ranks below all that is not, the farther below the lower.
+
+Rewards are what is stored. Totals are computed when they are used, so a replayed or cached reward never goes stale.
+
+Shape legend: N samples, G groups of samples of one prompt. NaN stands for a reward that failed, or the total of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lasro.errors import ConfigError, WireError
+
+Combine = Literal["sum", "product", "minimum"]
+Values = NDArray[np.float64]
+ROUNDING = 1e-9
+"""A deviation below this share of the largest value is rounding, not variation."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a reward is normalised by. A deviation of 0: it has not varied yet, and is left out of the total."""
+
+    mean: float
+    deviation: float
+
+
+UNSCALED = Scale(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class RewardObjective:
+    """How the rewards of a run are combined. Weight 0 without a floor: logged only.
+
+    Raises ConfigError for a combination that has no meaning.
+    """
+
+    weights: Mapping[str, float]
+    combine: Combine = "sum"
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """Of guards, in units of the reward itself."""
+    normalised: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        for what, names in (("floors", self.floors), ("normalised", self.normalised)):
+            if unknown := sorted(set(names) - self.weights.keys()):
+                raise ConfigError(f"{what}: got {unknown}, expected only rewards of the objective {list(self.weights)}")
+        for name, weight in self.weights.items() if self.combine == "product" else ():
+            if weight < 0:
+                raise ConfigError(f"weight of {name}: got {weight:g}, expected at least 0 in a product")
+            if weight and name in self.normalised:
+                raise ConfigError(
+                    f"{name}: a normalised reward falls on both sides of 0, which no product can take; "
+                    "leave it as it is, or combine by sum or minimum"
+                )
+
+    @property
+    def counted(self) -> list[str]:
+        """Rewards with a weight or a floor, without which there is no total."""
+        return [name for name, weight in self.weights.items() if weight or name in self.floors]
+
+
+class Totals(NamedTuple):
+    """Of N samples. `total_N` leaves the guards aside; it is NaN where a reward with a weight or a floor failed.
+
+    `shortfall_N` is how far a vetoed sample is below the floors, summed over guards, each normalised where its reward
+    is; 0 elsewhere. A sample that failed is not vetoed.
+    """
+
+    total_N: Values
+    vetoed_N: NDArray[np.bool_]
+    shortfall_N: Values
+
+    @property
+    def passed_N(self) -> Values:
+        """`total_N` with NaN for what is vetoed too: the numbers that a mean may be taken of."""
+        return np.where(self.vetoed_N, np.nan, self.total_N)
+
+
+def scale_of(values_GN: Sequence[Values]) -> Scale:
+    """Mean of all values that are not NaN, and their deviation within their groups, pooled over the groups.
+
+    Within, because samples are only ever compared within a group: it is there that rewards are to count alike.
+    """
+    values = np.concatenate([*values_GN, np.empty(0)])
+    groups = np.repeat(np.arange(len(values_GN)), [len(values_N) for values_N in values_GN])
+    known = np.isfinite(values)
+    values, groups = values[known], groups[known]
+    peak = float(np.abs(values).max(initial=0))
+    if peak == 0:
+        return Scale(0.0, 0.0)
+    values = values / peak  # of any size without overflow
+    counts_G = np.bincount(groups)
+    means_G = np.bincount(groups, values) / np.maximum(counts_G, 1)
+    freedom = max(1, len(values) - np.count_nonzero(counts_G))
+    deviation = float(np.sqrt(np.square(values - means_G[groups]).sum() / freedom))
+    return Scale(peak * float(values.mean()), peak * deviation if deviation > ROUNDING else 0.0)
+
+
+def check_product(rewards: Mapping[str, Values], objective: RewardObjective) -> None:
+    """Raises WireError naming a negative reward where they are multiplied: such a product says nothing."""
+    if objective.combine != "product":
+        return
+    for name, weight in objective.weights.items():
+        if weight and (rewards[name] < 0).any():
+            raise WireError(
+                f"reward {name}: got {np.nanmin(rewards[name]):g}, expected at least 0 in a product; "
+                "shift it, or combine by sum or minimum"
+            )
+
+
+def totals(
+    rewards: Mapping[str, Values], objective: RewardObjective, scales: Mapping[str, Scale] | None = None
+) -> Totals:
+    """Totals of N samples from their `rewards` by name, [N] each; `scales` has one for each normalised reward.
+
+    Without any weight all totals are 0, and guards alone rank. A total beyond float64 counts as failed.
+    Raises WireError as `check_product` does.
+    """
+    check_product(rewards, objective)
+    zeros_N = np.zeros(len(next(iter(rewards.values()))))
+    vetoed_N, shortfall_N, failed_N = zeros_N > 0, zeros_N, zeros_N > 0
+    scaled: dict[str, Values] = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in objective.counted:
+            reward_N, floor = rewards[name], objective.floors.get(name, -np.inf)
+            failed_N = failed_N | np.isnan(reward_N)
+            vetoed_N = vetoed_N | (reward_N < floor)
+            scale = (scales or {})[name] if name in objective.normalised else UNSCALED
+            if scale.deviation:
+                scaled[name] = (reward_N - scale.mean) / scale.deviation
+                shortfall_N = shortfall_N + np.maximum((floor - reward_N) / scale.deviation, 0)
+        total_N = zeros_N + _combined(scaled, objective)
+    failed_N = failed_N | ~np.isfinite(total_N)
+    vetoed_N = vetoed_N & ~failed_N
+    return Totals(np.where(failed_N, np.nan, total_N), vetoed_N, np.where(vetoed_N, shortfall_N, 0.0))
+
+
+def _combined(rewards: Mapping[str, Values], objective: RewardObjective) -> Values | float:
+    terms = [(weight, rewards[name]) for name, weight in objective.weights.items() if weight and name in rewards]
+    if not terms:
+        return 0.0
+    if objective.combine == "product":
+        return np.prod([values_N**weight for weight, values_N in terms], axis=0)
+    weighted = [weight * values_N for weight, values_N in terms]
+    return np.min(weighted, axis=0) if objective.combine == "minimum" else np.sum(weighted, axis=0)
+
+
+def ranking_values(found: Totals, margin: float) -> Values:
+    """One number per sample of a group, in which a difference of more than `margin` is a ranking; NaN for none.
+
+    What is vetoed is put below all that is not by more than the margin, and apart by how far it is below the floors.
+    Only differences mean something.
+    """
+    passed_N = found.passed_N[np.isfinite(found.passed_N)]
+    lowest = passed_N.min() if len(passed_N) else 0.0
+    return np.where(found.vetoed_N, lowest - (1 + 2 * margin) - found.shortfall_N, found.total_N)
