@@ -39,6 +39,8 @@ TIMEOUT_HEADER = "X-Request-Timeout-S"
 """Seconds that the sender will still wait; what comes to its turn later is not scored."""
 MAX_TENSORS = 4096
 MAX_HEADER_BYTES = 1 << 20
+OUT_OF_RANGE = "expected a score in"
+"""What the error of a bad reply says where a score lies outside its reward's range."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -142,6 +144,7 @@ class RewardInfo(Message):
     protocol: Protocol
     timeout_s: float
     max_batch: int
+    images_per_call: int = Field(description="max_batch, or 1 where the protocol carries one image")
     concurrency: int
     range: tuple[float, float] | None
     has_secret: bool
@@ -172,6 +175,9 @@ class ScoreRequest(Message):
     )
     floors: dict[str, Finite] = Field(
         default_factory=dict, description="rewards below which an image is vetoed; one of weight 0 is only a guard"
+    )
+    fresh: bool = Field(
+        default=False, description="have every image scored now, for measuring: the cache is neither asked nor filled"
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lasro.errors import LasroError
-from lasro_client import commands_images, commands_run, commands_runs, commands_services
+from lasro_client import commands_audit, commands_images, commands_run, commands_runs, commands_services
 
 app = typer.Typer(
     help="Reward fine-tuning for one- and two-step diffusion models with rewards nobody can differentiate.",
@@ -24,6 +24,7 @@ for command in (commands_images.generate, commands_images.evaluate, commands_ima
     app.command()(command)
 for command in (commands_runs.report, commands_runs.doctor):
     app.command()(command)
+commands_services.rewards_app.command("audit")(commands_audit.audit_reward)
 app.add_typer(commands_services.rewards_app, name="rewards")
 app.add_typer(commands_services.surrogate_app, name="surrogate")
 app.add_typer(commands_runs.runs_app, name="runs")

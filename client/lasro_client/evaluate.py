@@ -88,7 +88,7 @@ def evaluate(
             pngs = [png_bytes(image) for image in images_BHWC]
             if folder is not None:
                 _save(folder / STAGE_FOLDERS[stage], start, pngs)
-            items[stage] += _score(client, batch, pngs, rewards)
+            items[stage] += score_images(client, batch, pngs, rewards)
         if progress is not None:
             progress(start + len(batch), len(prompts))
     return _gather([prompt.text for prompt in prompts], seed, rewards, items)
@@ -99,15 +99,20 @@ def _save(folder: Path, start: int, pngs: Sequence[bytes]) -> None:
         write_atomically(folder / f"{index:05d}.png", png)
 
 
-def _score(
-    client: RewardClient, batch: Sequence[Prompt], pngs: Sequence[bytes], rewards: Sequence[str]
+def score_images(
+    client: RewardClient, batch: Sequence[Prompt], pngs: Sequence[bytes], rewards: Sequence[str], fresh: bool = False
 ) -> list[ScoredItem]:
+    """One item per image, each with a score or failure of every reward; `fresh` passes the cache by.
+
+    Raises WireError for an answer that lacks any of them, and what the client raises.
+    """
     request = ScoreRequest(
         prompts=[prompt.text for prompt in batch],
         images=list(pngs),
         rewards=list(rewards),
         metadata=[prompt.metadata for prompt in batch],
         objective=None,
+        fresh=fresh,
     )
     items = client.score(request).items
     if len(items) != len(batch):

@@ -13,11 +13,17 @@ from functools import partial
 import torch
 
 from lasro.backbone import TwoStepModel
-from lasro.config import RunSettings
+from lasro.config import PretrainSettings, RunSettings
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.prompts import Prompt
 from lasro_client.sampling import draw_prompts, two_step_latents
 from lasro_client.score_sources import ScoreSource
+
+
+def scout_age(settings: PretrainSettings, round: int) -> int:
+    """Updates of the scout that is out in this round; 0 where none is."""
+    since = round - settings.scout_after
+    return since % settings.scout_rounds if since >= 0 and settings.scout_rounds else 0
 
 
 class Scout:
@@ -31,17 +37,13 @@ class Scout:
 
     def out(self, round: int) -> bool:
         """Whether there is one in this round that has left the base."""
-        return self._age(round) > 0
-
-    def _age(self, round: int) -> int:
-        since = round - self.settings.scout_after
-        return since % self.settings.scout_rounds if since >= 0 and self.settings.scout_rounds else 0
+        return scout_age(self.settings, round) > 0
 
     def climb(self, round: int, prompts: list[Prompt], generator: torch.Generator, source: ScoreSource) -> None:
         """Its update of a round; a new scout starts where the last one's time is up."""
         if round < self.settings.scout_after or not self.settings.scout_rounds:
             return
-        if self._age(round) == 0:
+        if scout_age(self.settings, round) == 0:
             self.trainer.restart(self.seed + round)
         batch = draw_prompts(prompts, self.batch_size, generator)
         self.trainer.step([prompt.text for prompt in batch], source)

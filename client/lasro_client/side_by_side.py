@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from lasro.adapters import load_adapter
 from lasro.backbone import load_model
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
+from lasro.wire import explain
 from lasro_client.evaluate import Progress, evaluate
 from lasro_client.evaluation import STAGES, Evaluation, save_evaluation, summary_table
 from lasro_client.local_stack import BUILT_IN_REWARDS, LocalStack
@@ -73,32 +76,42 @@ def _paired(base: Evaluation, adapted: Evaluation) -> Table:
 
 @contextmanager
 def reward_service(
-    rewards: Sequence[str], url: str | None, api_key: str | None
+    rewards: Sequence[str],
+    url: str | None,
+    api_key: str | None,
+    known: Sequence[RewardSettings] = (),
+    timeout_s: float = 60.0,
 ) -> Iterator[tuple[RewardClient, list[str]]]:
-    """A client and the names to ask for. Without `url` the rewards are served here: built-in names, or NAME=TARGET."""
+    """A client and the names to ask for.
+
+    Without `url` the rewards are served here: names of `known` ones that say how, built-in names, or NAME=TARGET.
+    """
     if url is not None:
         if served := [reward for reward in rewards if "=" in reward]:
-            raise ConfigError(f"--reward {served[0]}: expected a name registered at {url}; see `lasro rewards serve`")
-        with RewardClient(url, api_key) as client:
+            raise ConfigError(f"reward {served[0]}: expected a name registered at {url}; see `lasro rewards serve`")
+        with RewardClient(url, api_key, timeout_s) as client:
             yield client, list(rewards)
         return
-    wanted = [_served(reward) for reward in rewards]
+    servable = {reward.name: reward for reward in (*BUILT_IN_REWARDS, *known) if reward.serve is not None}
+    wanted = [_served(reward, servable) for reward in rewards]
     with (
         tempfile.TemporaryDirectory(prefix="lasro-") as folder,
         LocalStack(Path(folder), wanted, trainer=False) as stack,
-        RewardClient(stack.reward_api, api_key) as client,
+        RewardClient(stack.reward_api, api_key, timeout_s) as client,
     ):
         yield client, [reward.name for reward in wanted]
 
 
-def _served(reward: str) -> RewardSettings:
+def _served(reward: str, servable: Mapping[str, RewardSettings]) -> RewardSettings:
     name, equals, target = reward.partition("=")
     if equals:
-        return RewardSettings.model_validate({"name": name, "serve": target})
-    built_in = {known.name: known for known in BUILT_IN_REWARDS}
-    if name not in built_in:
+        try:
+            return RewardSettings.model_validate({"name": name, "serve": target})
+        except ValidationError as error:
+            raise ConfigError(f"reward {reward}: {explain(error)}") from error
+    if name not in servable:
         raise ConfigError(
-            f"--reward {name}: got no --reward-api and no built-in of that name; expected one of {sorted(built_in)} "
-            "or NAME=module:function"
+            f"reward {name}: got no --reward-api, and nothing to serve under that name; expected one of "
+            f"{sorted(servable)} or NAME=module:function"
         )
-    return built_in[name]
+    return servable[name]

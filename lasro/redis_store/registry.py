@@ -18,11 +18,12 @@ class Registration(NamedTuple):
     spec: wire.RewardSpec
     version: int
 
-    def info(self) -> wire.RewardInfo:
-        """What may be told of it: no secret, no header values."""
+    def info(self, images_per_call: int) -> wire.RewardInfo:
+        """What may be told of it: no secret, no header values. What its protocol carries is known to its callers."""
         shown = self.spec.model_dump(exclude={"secret", "headers"})
         return wire.RewardInfo(
             **shown,
+            images_per_call=images_per_call,
             has_secret=self.spec.secret is not None,
             header_names=sorted(self.spec.headers),
             version=self.version,

@@ -19,6 +19,7 @@ from rich.console import Console
 from lasro.config import RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.wire import unpack_tensors
+from lasro_client.audit_cost import Speed, pretrain_cost, train_cost
 from lasro_client.pretrain import pretrain
 from lasro_client.train import train
 
@@ -99,6 +100,9 @@ def test_stage_one_leaves_a_trained_surrogate(finished: tuple[RunSettings, Path,
     images = [2 * 3 * 2] * 4
     images[2] *= 2
     assert summary["reward_calls"] == sum(images), "one scout was out, for one round"
+    assert pretrain_cost(finished[0].pretrain, Speed(32, 2, 1)).calls == sum(images), (
+        "an audit foretells another number"
+    )
     assert (folder / "report.html").stat().st_size > 1000
 
 
@@ -127,6 +131,8 @@ def test_stage_two_leaves_all_it_promises(finished: tuple[RunSettings, Path, dic
     assert [line["policy_version"] for line in lines] == [0, 1, 2, 3]
     assert [line["reward_calls"] for line in lines] == sorted(line["reward_calls"] for line in lines)
     assert all(line["failed_samples"] == 0 for line in lines)
+    told = train_cost(finished[0].train, Speed(32, 2, 1)).calls
+    assert summary["reward_calls"] == told, "an audit foretells another number"
     assert (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file()
     assert "data:image/" in (folder / "report.html").read_text()
 

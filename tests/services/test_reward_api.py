@@ -221,6 +221,29 @@ def test_a_known_image_costs_nothing_until_something_changes(
     assert scorer[0].images == 6
 
 
+def test_a_fresh_score_is_asked_for_and_not_kept(
+    api: RewardClient, spec: RewardSpec, scorer: tuple[RedScorer, str]
+) -> None:
+    """Bug: an audit measures the cache instead of the reward, or a noisy measurement replaces what a run relies on."""
+    api.register(spec)
+    request = ScoreRequest(prompts=["p"], images=[png(50)], rewards=[spec.name])
+    fresh = request.model_copy(update={"fresh": True})
+    for _ in range(2):
+        assert api.score(fresh).items[0].scores[spec.name].attempts == 1
+    assert scorer[0].images == 2
+    assert api.score(request).items[0].scores[spec.name].attempts == 1, "a fresh score was kept"
+    assert api.score(fresh).items[0].scores[spec.name].attempts == 1, "a kept score was used"
+    assert api.score(request).items[0].scores[spec.name].attempts == 0
+
+
+def test_the_images_of_one_call_are_told(api: RewardClient, spec: RewardSpec) -> None:
+    """Bug: a judge that is asked image by image is told as one that takes 32, and a run's time guessed too short."""
+    assert api.register(spec.model_copy(update={"max_batch": 5})).images_per_call == 5
+    judge = {"protocol": Protocol.OPENAI_CHAT, "mapping": {"model": "m"}}
+    assert api.register(spec.model_copy(update=judge), replace=True).images_per_call == 1
+    assert {found.name: found.images_per_call for found in api.rewards()}[spec.name] == 1
+
+
 def test_repeats_are_averaged(api: RewardClient, spec: RewardSpec, scorer: tuple[RedScorer, str]) -> None:
     """Bug: a noisy scorer is asked once however many repeats it was registered with."""
     api.register(spec.model_copy(update={"repeats": 3}))

@@ -14,7 +14,7 @@ from lasro.errors import ConfigError, WireError
 from lasro.reward_objective import Combine, RewardObjective, Scale, Values, ranking_values, scale_of, totals
 
 NAN = math.nan
-NAMES = ("a", "b", "guard")
+NAMES: list[str] = ("a", "b", "guard")
 numbers = st.floats(-100, 100, allow_subnormal=False)
 numbers_or_failed = numbers | st.just(NAN)
 Rewards = dict[str, Values]
@@ -221,4 +221,4 @@ def test_huge_rewards_fail_without_a_warning(combine: Combine) -> None:
 def test_objectives_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     """Guards against a run that finds out after its first round what its settings already say."""
     with pytest.raises(ConfigError, match=message):
-        RewardObjective(**({"weights": {"a": 1.0, "b": 1.0}} | settings))
+        RewardObjective(**cast(dict[str, Any], {"weights": {"a": 1.0, "b": 1.0}} | settings))

@@ -12,14 +12,14 @@ from lasro import wire
 from lasro.errors import ConfigError, WireError
 from lasro.logs import request_id
 from lasro.openapi import message_body, problems
-from lasro.redis_store.registry import RewardRegistry
+from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.service_kit import read_message, reply
 from lasro.signing import is_signing_secret, signing_key
 from lasro_reward_api.addresses import check_headers, check_url
 from lasro_reward_api.batching import Item
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints import Endpoints
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import SPEAKERS, images_per_call
 from lasro_reward_api.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer
 
@@ -61,7 +61,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     async def register(request: Request) -> Response:
         spec = checked_spec(await read_message(request, wire.RewardSpec))
         registration, _ = await registry.put(spec, replace=False)
-        return reply(request, registration.info(), 201)
+        return reply(request, told(registration), 201)
 
     @router.get(
         "",
@@ -70,7 +70,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     )
     async def rewards(request: Request, limit: Limit = None, after: After = "") -> Response:
         found = await registry.list(after, limit)
-        return reply(request, wire.RewardList(rewards=[one.info() for one in found]))
+        return reply(request, wire.RewardList(rewards=[told(one) for one in found]))
 
 
 def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoints) -> None:
@@ -80,7 +80,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def reward(request: Request, name: RewardName) -> Response:
-        return reply(request, (await registry.get(name)).info())
+        return reply(request, told(await registry.get(name)))
 
     @router.put(
         "/{name}",
@@ -95,7 +95,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         if spec.name != name:
             raise WireError(f"name: got {spec.name}, expected the one in the path ({name})")
         registration, is_new = await registry.put(spec, replace=True)
-        return reply(request, registration.info(), 201 if is_new else 200)
+        return reply(request, told(registration), 201 if is_new else 200)
 
     @router.delete(
         "/{name}",
@@ -121,6 +121,11 @@ def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"reward {spec.name}: cannot be stored as JSON ({error})") from error
     return spec
+
+
+def told(registration: Registration) -> wire.RewardInfo:
+    """What the API tells of a registered reward."""
+    return registration.info(images_per_call(registration.spec))
 
 
 def probe_image() -> bytes:

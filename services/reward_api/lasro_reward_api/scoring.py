@@ -69,7 +69,7 @@ class Scorer:
         """
         registrations = await self.registry.get_many(list(dict.fromkeys(request.rewards)))
         digests = await asyncio.to_thread(content_digests, request)
-        columns = [await self._look_up(registration, digests) for registration in registrations]
+        columns = [await self._look_up(registration, digests, request.fresh) for registration in registrations]
         wanted = sorted({index for column in columns for index in column.missing})
         images = [(index, request.images[index]) for index in wanted]
         await asyncio.to_thread(check_images, images, self._max_pixels)
@@ -87,8 +87,8 @@ class Scorer:
         await self._endpoints.tidy()
         return averaged([Part(outcome, 0)], registration)
 
-    async def _look_up(self, registration: Registration, contents: list[bytes]) -> _Column:
-        if not registration.spec.cache:
+    async def _look_up(self, registration: Registration, contents: list[bytes], fresh: bool) -> _Column:
+        if fresh or not registration.spec.cache:
             return _Column(registration, [], [None] * len(contents))
         digests = [score_digest(content, registration) for content in contents]
         return _Column(registration, digests, await self._cache.look_up(digests))
@@ -132,7 +132,7 @@ def averaged(parts: list[Part], registration: Registration) -> RewardScore:
         if isinstance(answer, Rejected):
             return _failed(replace(outcome, status=Status.REJECTED, error=answer.reason), registration)
         if spec.range is not None and not spec.range[0] <= answer <= spec.range[1]:
-            error = f"got {answer}, expected a score in {list(spec.range)}"
+            error = f"got {answer}, {wire.OUT_OF_RANGE} {list(spec.range)}"
             return _failed(replace(outcome, status=Status.BAD_REPLY, error=error), registration)
         answers.append(answer)
     return RewardScore(

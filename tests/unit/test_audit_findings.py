@@ -1,0 +1,153 @@
+"""What an audit concludes, and what it says a run will cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lasro.config import PretrainSettings, TrainSettings, load_config
+from lasro.wire import Protocol, RewardInfo
+from lasro_client.audit import request_size
+from lasro_client.audit_cost import Cost, Speed, affordable_rounds, evaluation_cost, pretrain_cost, train_cost
+from lasro_client.audit_findings import Facts, judge, verdict
+from lasro_client.audit_statistics import Components, Ties
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
+REWARD = RewardInfo(
+    name="r", url="http://127.0.0.1:1/", protocol=Protocol.NATIVE, timeout_s=30, max_batch=32, images_per_call=32,
+    concurrency=2, range=(0, 1), has_secret=False, header_names=[], repeats=1, cache=True, mapping=None, version=1,
+)  # fmt: skip
+GOOD = Facts(
+    reward=REWARD,
+    measurements=192,
+    failed={},
+    error=None,
+    out_of_range=0,
+    within=Components(0.0, 0.09, 0.0),
+    ties=Ties(pairs=1056, tied=100, groups=8, constant=0),
+    equal=Ties(pairs=1056, tied=0, groups=8, constant=0),
+    margin=0.02,
+    within_stage=False,
+    between_stages=0.2,
+    slowest_s=0.2,
+    round_s=0.5,
+    round_timeout_s=300,
+    rounds=100,
+    affordable_rounds=None,
+)
+ALL_TIED = Ties(pairs=1056, tied=1056, groups=8, constant=8)
+
+
+def told(**changes: object) -> list[tuple[str, str]]:
+    return [(finding.name, finding.level) for finding in judge(replace(GOOD, **changes))]  # pyright: ignore[reportArgumentType]
+
+
+def test_a_good_reward_is_left_alone() -> None:
+    """Findings about nothing would be read past when there is something."""
+    assert judge(GOOD) == []
+    assert verdict([]) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"failed": {"rejected": 2}}, [("failures", "note")]),
+        ({"failed": {"rejected": 10, "timeout": 10}}, [("failures", "doubtful")]),
+        ({"failed": {"timeout": 96}}, [("failures", "no")]),
+        ({"failed": {"bad_reply": 3}, "out_of_range": 3}, [("failures", "note"), ("out_of_range", "note")]),
+        ({"ties": Ties(1056, 300, 8, 1)}, [("constant", "note")]),
+        ({"ties": Ties(1056, 600, 8, 4)}, [("constant", "doubtful"), ("ties", "note")]),
+        ({"ties": Ties(1056, 960, 8, 0)}, [("ties", "doubtful")]),
+        ({"ties": ALL_TIED, "equal": ALL_TIED}, [("constant", "no")]),
+        ({"ties": ALL_TIED, "within": Components(0.0, 0.0, 1e-9)}, [("constant", "no")]),
+        ({"within": Components(0.0, 0.0, 0.09)}, [("noise", "no")]),
+        ({"within": Components(0.0, 0.04, 0.06)}, [("noise", "doubtful")]),
+        ({"within": Components(0.0, 0.06, 0.04)}, [("noise", "note")]),
+        ({"between_stages": 0.6}, [("stages", "note")]),
+        ({"between_stages": 0.95}, [("stages", "doubtful")]),
+        ({"between_stages": 0.95, "within_stage": True}, []),
+        ({"round_s": 400.0}, [("slow_round", "doubtful")]),
+        ({"slowest_s": 16.0}, [("near_timeout", "note")]),
+        ({"affordable_rounds": 40}, [("budget", "note")]),
+        ({"affordable_rounds": 100}, []),
+    ],
+)
+def test_each_finding_at_its_level(changes: dict[str, object], expected: list[tuple[str, str]]) -> None:
+    """A threshold on the wrong side, or one cause told twice."""
+    assert told(**changes) == expected
+
+
+def test_the_verdict_is_the_gravest() -> None:
+    """One good figure must not outweigh what rules a reward out; a note must not count."""
+    findings = judge(replace(GOOD, failed={"timeout": 96}, between_stages=0.95, slowest_s=20.0))
+    assert [finding.level for finding in findings] == ["no", "doubtful", "note"]
+    assert [verdict(findings), verdict(findings[1:]), verdict(findings[2:])] == ["no", "doubtful", "yes"]
+
+
+def test_findings_say_numbers_and_what_to_do() -> None:
+    """Advice without the figure that it rests on, or for a setting that would not help."""
+    (noise,) = judge(replace(GOOD, within=Components(0.0, 0.04, 0.04)))
+    assert "Repeats of one image differ by 0.2, images of one prompt by 0.2" in noise.says
+    assert "at best 75%" in noise.says
+    assert "--repeats 4" in noise.do
+    (twice,) = judge(replace(GOOD, within=Components(0.0, 0.04, 0.04), reward=REWARD.model_copy(update={"repeats": 2})))
+    assert "--repeats 8" in twice.do, "what was measured is a mean of two already"
+    (hopeless,) = judge(replace(GOOD, within=Components(0.0, 0.01, 0.09)))
+    assert "repeats" in hopeless.do
+    assert "would not be enough" in hopeless.do
+    (coarse,) = judge(replace(GOOD, ties=ALL_TIED, equal=ALL_TIED, within=Components(0.0, 0.0, 0.0)))
+    assert "No two images of all 8 prompts differ" in coarse.says
+    assert "grades" in coarse.do
+    (margin,) = judge(replace(GOOD, ties=ALL_TIED, within=Components(0.0, 1e-4, 0.0)))
+    assert "lower surrogate.tie_margin: images of a prompt differ by 0.01" in margin.do
+    (failed,) = judge(replace(GOOD, failed={"timeout": 5, "rejected": 4}, error="no reply within 30 s"))
+    assert "9 of 192 measurements failed (timeout 5, rejected 4); the first: no reply within 30 s." in failed.says
+    assert "timeout_s" in failed.do
+
+
+def test_the_cost_of_the_demo_is_what_it_was() -> None:
+    """The demo's 125 rounds made 4,428 calls (benchmarks/results/demo-2-cpu-cores.md)."""
+    config = load_config(DEMO)
+    assert train_cost(config.train, Speed(32, 2, 1)).calls == 4428
+    assert evaluation_cost(config.evaluation.prompts, 32, Speed(32, 2, 1)).calls == 512
+
+
+def test_costs_by_hand() -> None:
+    """Repeats, waves or the base beside the generator forgotten.
+
+    3 rounds of 2 prompts x 3 seeds: 12 images, 12 once more after the first update: 12 + 24 + 24 = 60, thrice each.
+    12 images in calls of 5 are 3, three times 9, by four at once 3 waves of 2 s; 24 are 5, 15, 4 waves.
+    """
+    speed = Speed(images_per_call=5, concurrency=4, repeats=3, wave_s=2.0)
+    train = TrainSettings(rounds=3, prompts_per_round=2, seeds_per_prompt=3)
+    assert train_cost(train, speed) == Cost(180, 2 * (3 + 4 + 4))
+    short = train.model_copy(update={"warmup_rounds": 9})
+    assert train_cost(short, speed) == Cost(108, 2 * 9), "no round of a warm-up draws the base twice"
+    scouts = PretrainSettings(rounds=5, prompts_per_round=2, seeds_per_prompt=3, scout_after=1, scout_rounds=2)
+    assert pretrain_cost(scouts, speed) == Cost(3 * (3 * 12 + 2 * 24), 2 * (3 * 3 + 2 * 4))
+    assert pretrain_cost(scouts.model_copy(update={"scout_rounds": 0}), speed).calls == 3 * 5 * 12
+    # 7 prompts in requests of 4 and 3: one call each, three times, one wave; before and after, in two stages.
+    assert evaluation_cost(7, 4, speed) == Cost(4 * 7 * 3, 4 * 2 * 2.0)
+
+
+def test_affordable_rounds_by_hand() -> None:
+    """Rounds cost 12, then 24 each, of a budget that pays two rewards for every image."""
+    train = TrainSettings(rounds=3, prompts_per_round=2, seeds_per_prompt=3)
+    budgets = {0: 0, 23: 0, 24: 1, 71: 1, 72: 2, 120: 3, 10_000: 3}
+    assert {budget: affordable_rounds(train, 2, budget) for budget in budgets} == budgets
+
+
+@pytest.mark.parametrize(
+    ("changes", "together", "expected"),
+    [
+        ({}, 36, 36),
+        ({}, 192, 64),
+        ({"images_per_call": 1, "timeout_s": 120.0, "concurrency": 4}, 36, 20),
+        ({"images_per_call": 1, "timeout_s": 600.0, "concurrency": 1, "repeats": 3}, 36, 1),
+    ],
+)
+def test_requests_end_in_time(changes: dict[str, object], together: int, expected: int) -> None:
+    """A slow judge's images ran into the request's limit, and were counted as its timeouts."""
+    assert request_size(REWARD.model_copy(update=changes), together) == expected
