@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from lasro.errors import ConfigError, WireError
 from lasro.reward_objective import Combine, RewardObjective, Scale, Values, ranking_values, scale_of, totals
 
 NAN = math.nan
-NAMES: list[str] = ("a", "b", "guard")
+NAMES: tuple[str, ...] = ("a", "b", "guard")
 numbers = st.floats(-100, 100, allow_subnormal=False)
 numbers_or_failed = numbers | st.just(NAN)
 Rewards = dict[str, Values]
