@@ -240,6 +240,8 @@ class PartialReply(Message):
 class GroupState(StrEnum):
     QUEUED = "queued"
     SCORED = "scored"
+    DEAD = "dead"
+    """Set aside: it cannot be read, or its workers died of it. `lasro queue` retries or drops it."""
 
 
 class GroupSubmission(Message):
@@ -278,6 +280,7 @@ class GroupStatus(Message):
     group_id: Name
     state: GroupState
     items: list[ScoredItem] | None = Field(default=None, description="absent until scored")
+    error: str | None = Field(default=None, description="why it was set aside; absent unless it is dead")
     reward_calls: int
 
 

@@ -33,8 +33,6 @@ class Collector:
             submission(group, self.config, round, index, policy_version, self.attempt)
             for index, group in enumerate(groups)
         ]
-        for post in posts:
-            self.services.rewards.submit(self.run, post)
         scored = self.services.rewards.wait_scored(self.run, posts, self.config.services.timeout_s)
         return [scored[post.group_id] for post in posts]
 
