@@ -120,12 +120,17 @@ def cluster_url(tmp_path: Path) -> Iterator[str]:
                 wait_for(client)
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
                 deadline = time.monotonic() + 20
-                while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                while cluster_state(client) != "ok":
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
             yield f"redis://127.0.0.1:{port}"
         finally:
             server.kill()
+
+
+def cluster_state(client: redis.Redis) -> str:
+    info: Any = client.execute_command("CLUSTER INFO")
+    return info["cluster_state"]
 
 
 def wait_for(client: redis.Redis) -> None:
