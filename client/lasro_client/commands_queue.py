@@ -52,13 +52,23 @@ def list_queue(redis: RedisUrl, as_json: AsJson = False) -> None:
 
 @queue_app.command("retry")
 def retry_dead(redis: RedisUrl, ids: Ids = None, everything: All = False, as_json: AsJson = False) -> None:
-    """Put groups that were set aside back into the queue, and samples back on their stream."""
+    """Put groups that were set aside back into the queue, and samples back on their stream.
+
+    Exit status 1 where a named one is nothing that could be put back.
+    """
     from lasro.redis_store.connection import connect
     from lasro.redis_store.dead_letters import retry
 
     with connect(redis) as client:
-        retried = [letter.id for letter in _chosen(client, ids, everything) if retry(client, letter)]
-    print_json({"retried": retried}) if as_json else print(f"put back {len(retried)}")
+        letters = _chosen(client, ids, everything)
+        retried = [letter.id for letter in letters if retry(client, letter)]
+    left = [letter.id for letter in letters if letter.id not in retried]
+    if as_json:
+        print_json({"retried": retried, "left": left})
+    else:
+        print(f"put back {len(retried)}" + (f", left {', '.join(left)}" if left else ""))
+    if ids and left:
+        raise typer.Exit(1)
 
 
 @queue_app.command("drop")

@@ -195,8 +195,18 @@ HOSTILE = {
         tensor_body(b'{"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}}', b"\0" * 4),
         "safetensors: ",
     ),
+    "a name of two lines": (packed(**{"a\nb": np.array([np.inf], np.float32)}), "^a b: got NaN"),
+    "a name without end": (packed(**{"a" * 100_000: np.array([1.0])}), "^a{300}: got dtype"),
     "another dtype": (packed(a=np.array([1.0])), "got dtype float64"),
 }
+
+
+def test_unknown_keys_are_told_in_one_line() -> None:
+    """Bug: a sender writes lines of its own into the log, or fills it."""
+    with pytest.raises(WireError) as caught:
+        wire.from_json(wire.NativeReply, json.dumps({"scores": [], "a\nb" * 1000: 1}))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("name", HOSTILE)

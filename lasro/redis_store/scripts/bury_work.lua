@@ -21,7 +21,7 @@ else
     return 0
   end
   redis.call('HSET', KEYS[3], 'state', 'dead', 'reason', ARGV[3], 'reserved', '0')
-  redis.call('HINCRBY', KEYS[4], 'reserved', -tonumber(kept[2]))
+  redis.call('HINCRBY', KEYS[4], 'reserved', 0 - tonumber(kept[2]))
   dead = {'run', ARGV[5], 'group', ARGV[6]}
 end
 -- Last, so that no field of the entry's own hides them.
