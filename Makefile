@@ -6,15 +6,19 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench bench-queue fuzz clean
+
+FUZZ_SECONDS ?= 60
 
 help:
-	@echo "make demo    teach the bundled model to bind colours to shapes; see runs/demo/report.html"
-	@echo "make test    run the tests"
-	@echo "make check   formatting, lint and types"
-	@echo "make bench   what the shipped surrogate's gradient is worth; a minute or two"
-	@echo "make venv    only install into .venv"
-	@echo "make clean   delete .venv"
+	@echo "make demo        teach the bundled model to bind colours to shapes; see runs/demo/report.html"
+	@echo "make test        run the tests"
+	@echo "make check       formatting, lint and types"
+	@echo "make bench       what the shipped surrogate's gradient is worth; a minute or two"
+	@echo "make bench-queue the queue beside what Redis itself does with the same bytes; a minute"
+	@echo "make fuzz        look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each of twenty decoders"
+	@echo "make venv        only install into .venv"
+	@echo "make clean       delete .venv"
 
 venv: $(INSTALLED)
 
@@ -31,6 +35,14 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/climb.py lasro/assets/surrogate-attribute-binding.safetensors
+
+bench-queue: $(INSTALLED)
+	$(BIN)/python benchmarks/queue_throughput.py
+
+# Its wheels exist for fewer platforms than the rest, so the tests do without.
+fuzz: $(INSTALLED)
+	$(BIN)/pip install -c constraints.txt -e '.[dev,fuzz]'
+	$(BIN)/python tests/fuzz/coverage_guided.py --seconds $(FUZZ_SECONDS)
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
 # be reached, whatever pip finds. The rest then leaves it as it is.

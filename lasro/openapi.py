@@ -35,4 +35,4 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` for a route: the problem+json statuses it can answer with."""
     schema = wire.Problem.model_json_schema()
     content = {PROBLEM_TYPE: {"schema": schema}}
-    return {status: {"description": "problem", "content": content} for status in (401, 413, 500, *statuses)}
+    return {status: {"description": "problem", "content": content} for status in (401, 408, 413, 500, *statuses)}

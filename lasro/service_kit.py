@@ -6,6 +6,7 @@ run_service(app, settings)
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -59,6 +60,8 @@ class ServiceEnvironment(BaseSettings):
     """CIDRs, comma-separated, that registered rewards may live in with plain http."""
     max_body_bytes: int = Field(default=256 << 20, ge=1024)
     """Largest request body."""
+    body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """Longest wait for the next part of a request body; a client that sends none holds its place no longer."""
     log_level: str = "info"
     """Of this process."""
     log_format: Literal["json", "text"] = "json"
@@ -132,6 +135,10 @@ class _BodyTooLarge(Exception):
     pass
 
 
+class _BodyTooSlow(Exception):
+    pass
+
+
 class _Gate:
     """Key check, body limit, request id, and the two request metrics, before and around the app."""
 
@@ -165,6 +172,9 @@ class _Gate:
                 await self.app(scope, self._limited(receive), send_with_id)
         except _BodyTooLarge:
             await self._too_large()(scope, receive, send_with_id)
+        except _BodyTooSlow:
+            detail = f"nothing came for {self.settings.body_timeout_s:g} s, expected the rest; send it again"
+            await problem(408, "body too slow", detail, {"Connection": "close"})(scope, receive, send_with_id)
         finally:
             self._answered(scope, status, time.perf_counter() - started)
 
@@ -193,11 +203,18 @@ class _Gate:
         return problem(413, "body too large", f"expected at most {self.settings.max_body_bytes} bytes")
 
     def _limited(self, receive: Receive) -> Receive:
-        size_bytes = 0
+        size_bytes, is_whole = 0, False
 
         async def limited() -> Message:
-            nonlocal size_bytes
-            message = await receive()
+            nonlocal size_bytes, is_whole
+            if is_whole:  # what comes now is the end of the connection, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout(self.settings.body_timeout_s):
+                    message = await receive()
+            except TimeoutError as error:
+                raise _BodyTooSlow from error
+            is_whole = not message.get("more_body", False)
             size_bytes += len(message.get("body", b""))
             if size_bytes > self.settings.max_body_bytes:
                 raise _BodyTooLarge

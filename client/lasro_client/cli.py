@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from lasro.errors import LasroError
-from lasro_client import commands_audit, commands_images, commands_run, commands_runs, commands_services
+from lasro_client import (
+    commands_audit,
+    commands_images,
+    commands_queue,
+    commands_run,
+    commands_runs,
+    commands_services,
+)
 
 app = typer.Typer(
     help="Reward fine-tuning for one- and two-step diffusion models with rewards nobody can differentiate.",
@@ -18,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (commands_run.demo, commands_run.up, commands_run.train, commands_run.pretrain):
+for command in (commands_run.demo, commands_run.up, commands_run.worker, commands_run.train, commands_run.pretrain):
     app.command()(command)
 for command in (commands_images.generate, commands_images.evaluate, commands_images.export):
     app.command()(command)
@@ -27,6 +34,7 @@ for command in (commands_runs.report, commands_runs.doctor):
 commands_services.rewards_app.command("audit")(commands_audit.audit_reward)
 app.add_typer(commands_services.rewards_app, name="rewards")
 app.add_typer(commands_services.surrogate_app, name="surrogate")
+app.add_typer(commands_queue.queue_app, name="queue")
 app.add_typer(commands_runs.runs_app, name="runs")
 
 

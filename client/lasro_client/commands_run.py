@@ -1,14 +1,16 @@
-"""Commands that start services or train: demo, up, train, pretrain."""
+"""Commands that start services or train: demo, up, worker, train, pretrain."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lasro_client.output import AsJson, print_json, print_scores, stderr
+from lasro_client.output import AsJson, RedisUrl, print_json, print_scores, stderr
 
 if TYPE_CHECKING:
     from lasro.config import RunSettings
@@ -65,12 +67,13 @@ def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJ
 def up(
     folder: Annotated[Path, typer.Option(help="Logs, Redis data and the trainer's runs.")] = Path("runs/up"),
     rewards: Annotated[bool, typer.Option(help="Serve and register the built-in rewards.")] = True,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that score beside the reward API.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Start Redis, the reward API and the surrogate trainer here, and keep them running until SIGTERM or Ctrl-C."""
     from lasro_client.local_stack import BUILT_IN_REWARDS, LocalStack
 
-    with LocalStack(folder, BUILT_IN_REWARDS if rewards else ()) as stack:
+    with LocalStack(folder, BUILT_IN_REWARDS if rewards else (), workers=workers) as stack:
         urls = {
             "reward_api": stack.reward_api,
             "surrogate_trainer": stack.surrogate_trainer,
@@ -85,6 +88,32 @@ def up(
         while True:
             stack.check()
             time.sleep(0.5)
+
+
+def worker(
+    redis: RedisUrl,
+    groups_at_once: Annotated[
+        int, typer.Option(min=1, max=256, envvar="LASRO_GROUPS_AT_ONCE", help="Groups scored side by side.")
+    ] = 4,
+    host: Annotated[
+        str, typer.Option(envvar="LASRO_HOST", help="Address to bind, for health and metrics.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="LASRO_PORT", help="Port to bind; 0 takes a free one.")
+    ] = 0,
+) -> None:
+    """Score queued groups beside the reward API, until SIGTERM or Ctrl-C; any number of these share the queue.
+
+    Rewards over plain http are reached only inside LASRO_ALLOWED_NETWORKS, as by the API.
+    """
+    os.environ |= {
+        "LASRO_REDIS_URL": redis,
+        "LASRO_GROUPS_AT_ONCE": str(groups_at_once),
+        "LASRO_HOST": host,
+        "LASRO_PORT": str(port),
+    }
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "lasro_reward_api", "worker"])
 
 
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:

@@ -72,12 +72,14 @@ def _redis() -> str:
     import redis
 
     from lasro.redis_store.embedded import EmbeddedRedis, find_server
+    from lasro.redis_store.server import check_server
 
     url = os.environ.get("LASRO_REDIS_URL")
     try:
         if url:
             with redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
-                return f"LASRO_REDIS_URL answers, version {client.info('server')['redis_version']}"
+                version = client.info("server")["redis_version"]
+                return "; ".join([f"LASRO_REDIS_URL answers, version {version}", *check_server(client)])
         with tempfile.TemporaryDirectory(prefix="lasro-") as folder, EmbeddedRedis(Path(folder)):
             return f"embedded server starts ({find_server().name})"
     except (redis.RedisError, ValueError) as error:

@@ -28,12 +28,15 @@ def connect(url: str, api_key: str | None = None, timeout_s: float = 60.0) -> ht
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"service URL: got {url!r}, expected http://HOST:PORT or https://HOST")
-    return httpx.Client(
-        base_url=url.rstrip("/"),
-        headers=headers,
-        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
-        trust_env=False,
-    )
+    try:
+        return httpx.Client(
+            base_url=url.rstrip("/"),
+            headers=headers,
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+            trust_env=False,
+        )
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"service URL: got {url!r} ({error}), expected http://HOST:PORT or https://HOST") from error
 
 
 def send(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
@@ -45,7 +48,7 @@ def send(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Re
     try:
         response = http.request(method, path, **options)
     except httpx.TimeoutException as error:
-        detail = f"{http.base_url}{path} did not answer in time ({type(error).__name__})"
+        detail = f"{http.base_url}{path} did not answer in time ({type(error).__name__}); is the service busy?"
         raise TimeoutExceededError(detail) from error
     except httpx.TransportError as error:
         detail = f"{http.base_url} cannot be reached ({error or type(error).__name__}); is the service running?"

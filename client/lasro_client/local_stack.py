@@ -1,4 +1,4 @@
-"""Every service of a run on this machine: embedded Redis, reward API, surrogate trainer, served rewards.
+"""Every service of a run on this machine: embedded Redis, reward API, workers, surrogate trainer, served rewards.
 
 with LocalStack(Path("runs/demo/services"), config.rewards) as stack:
     reward_client = RewardClient(stack.reward_api, ...)
@@ -45,7 +45,8 @@ class LocalStack:
     """Context manager; `reward_api`, `surrogate_trainer` and `redis` are URLs once it is entered.
 
     `folder` keeps logs (`*.log`), Redis data and the trainer's runs; entered again, it goes on from there.
-    Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out.
+    Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out; `workers`
+    processes score queued groups beside the reward API.
     LASRO_REDIS_URL replaces the embedded Redis, LASRO_API_KEY protects both services.
     """
 
@@ -54,12 +55,13 @@ class LocalStack:
         folder: Path,
         rewards: Sequence[RewardSettings] = (),
         trainer: bool = True,
+        workers: int = 0,
         start_timeout_s: float = 180.0,
     ) -> None:
         self.folder = folder.resolve()
         self.start_timeout_s = start_timeout_s
         self.reward_api = self.surrogate_trainer = self.redis = ""
-        self._with_trainer = trainer
+        self._with_trainer, self._worker_count = trainer, workers
         self._served = {reward.name: reward.serve for reward in rewards if reward.serve is not None}
         self._api_key = os.environ.get("LASRO_API_KEY")
         self._embedded: EmbeddedRedis | None = None
@@ -102,6 +104,10 @@ class LocalStack:
             trainer, self.surrogate_trainer = self._trainer()
             children.append(trainer)
             health.append(self.surrogate_trainer + "/health/ready")
+        for number in range(1, self._worker_count + 1):
+            worker, url = self._service(f"worker-{number}", ["lasro_reward_api", "worker"], ONE_THREAD)
+            children.append(worker)
+            health.append(url + "/health/ready")
         urls = {}
         for name, target in self._served.items():
             child, urls[name] = self._service(f"reward-{name}", ["lasro.reward_sdk", target], REWARD_ENVIRONMENT)
@@ -110,6 +116,7 @@ class LocalStack:
         self._supervisor.watch(children)
         for url in health:
             self._wait_for(url, deadline)
+        self._supervisor.started()
         self._register(urls)
 
     def _trainer(self) -> tuple[Child, str]:

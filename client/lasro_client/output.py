@@ -21,6 +21,7 @@ Trainer = Annotated[
     str,
     typer.Option("--surrogate-trainer", envvar="LASRO_SURROGATE_TRAINER_URL", help="URL of the surrogate trainer."),
 ]
+RedisUrl = Annotated[str, typer.Option("--redis", envvar="LASRO_REDIS_URL", help="URL of the Redis of the services.")]
 ApiKey = Annotated[
     str | None, typer.Option("--api-key", envvar="LASRO_API_KEY", help="Key of the services.", show_default=False)
 ]

@@ -15,7 +15,15 @@ from urllib.parse import quote
 
 import httpx
 
-from lasro.errors import BusyError, LasroError, NotFoundError, ServiceError, TimeoutExceededError, UnreachableError
+from lasro.errors import (
+    BusyError,
+    LasroError,
+    NotFoundError,
+    RewardError,
+    ServiceError,
+    TimeoutExceededError,
+    UnreachableError,
+)
 from lasro.wire import (
     MSGPACK_TYPE,
     GroupAccepted,
@@ -101,7 +109,8 @@ class RewardClient(ServiceClient):
         """Wait until all these groups are scored; statuses by group id.
 
         Groups that the service does not know (any more) are submitted, and a service that restarts is waited for.
-        Raises TimeoutExceededError after `timeout_s`, ConflictError and BudgetError as `submit`.
+        Raises TimeoutExceededError after `timeout_s`, RewardError for a group that the service has set aside,
+        ConflictError and BudgetError as `submit`.
         """
         deadline = time.monotonic() + timeout_s
         for submission in submissions:
@@ -124,6 +133,11 @@ class RewardClient(ServiceClient):
                 continue
             if status.state is GroupState.SCORED:
                 return status
+            if status.state is GroupState.DEAD:
+                raise RewardError(
+                    f"group {submission.group_id} of run {run} was set aside ({status.error}); "
+                    "see `lasro queue ls`, `retry` and `drop`"
+                )
         raise TimeoutExceededError(
             f"group {submission.group_id} of run {run} was not scored in time; is the reward slow or its queue full?"
         )

@@ -40,8 +40,6 @@ class Collector:
 
     def post(self, posts: list[GroupSubmission]) -> list[GroupStatus]:
         """The same for groups that are ready to be posted."""
-        for post in posts:
-            self.services.rewards.submit(self.run, post)
         scored = self.services.rewards.wait_scored(self.run, posts, self.config.services.timeout_s)
         return [scored[post.group_id] for post in posts]
 

@@ -1,44 +1,98 @@
-"""Run folders on disk: a folder with `config.json` is a run."""
+"""Runs: a folder with `config.json` is one; services may know more, under the name that the folder gives them."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
+from lasro import wire
 from lasro.errors import ConflictError, NotFoundError, StorageError
+from lasro.redis_store.connection import connect
+from lasro.redis_store.runs import delete_run as delete_keys
+from lasro.redis_store.runs import run_names
+from lasro_client import http
 
 CONFIG, LOG, SUMMARY = "config.json", "log.jsonl", "summary.json"
 
 
 class Run(NamedTuple):
-    """`round` of `rounds` are done. `running` while its local stack runs, `finished` with a summary, else `stopped`."""
+    """`round` of `rounds` are done. `running` while its local stack runs, `finished` with a summary, else `stopped`.
+
+    One that only services know has no folder and is in the state `services`.
+    """
 
     name: str
     state: str
     round: int
     rounds: int
-    folder: str
+    folder: str | None
 
 
-def find_runs(root: Path) -> list[Run]:
-    """All runs directly inside `root`, by name; none where there is no such folder."""
-    return [_read(config.parent) for config in sorted(root.glob(f"*/{CONFIG}"))]
+def find_runs(root: Path, known_to_services: Iterable[str] = ()) -> list[Run]:
+    """All runs directly inside `root`, by name, then such as only services know."""
+    folders = [config.parent for config in sorted(root.glob(f"*/{CONFIG}"))]
+    others = sorted(set(known_to_services) - {service_name(folder) for folder in folders})
+    return [_read(folder) for folder in folders] + [Run(name, "services", 0, 0, None) for name in others]
 
 
-def find_run(root: Path, name: str) -> Run:
-    """One run; raises NotFoundError. `name` is a folder name, never a path out of `root`."""
-    if Path(name).name != name or not (root / name / CONFIG).is_file():
-        raise NotFoundError(f"{root / name}: no run there, expected a folder with {CONFIG}; see `lasro runs ls`")
-    return _read(root / name)
+def service_name(folder: Path) -> str:
+    """The name under which services know the run of that folder; raises StorageError."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{folder / CONFIG}: cannot be read ({error}); delete the folder by hand") from error
+    name = str(config.get("name", folder.name))
+    return f"{name}-pretrain" if config.get("stage") == "pretrain" else name
 
 
-def delete_run(run: Run) -> None:
-    """Delete its folder; raises ConflictError while it runs, StorageError where files cannot be deleted."""
+def names_at_services(redis_url: str | None, trainer_url: str | None, api_key: str | None) -> set[str]:
+    """Of the runs that Redis and the surrogate trainer know, each where its URL is given."""
+    names: set[str] = set()
+    if redis_url:
+        with connect(redis_url) as client:
+            names.update(run_names(client))
+    if trainer_url:
+        with http.connect(trainer_url, api_key) as trainer:
+            found = http.message(http.send(trainer, "GET", "/v1/runs"), wire.RunList)
+            names.update(status.run for status in found.runs)
+    return names
+
+
+def delete_at_services(name: str, redis_url: str | None, trainer_url: str | None, api_key: str | None) -> None:
+    """Remove a run with its weights and keys; harmless where it is not known."""
+    if trainer_url:
+        with http.connect(trainer_url, api_key) as trainer, suppress(NotFoundError):
+            http.send(trainer, "DELETE", f"/v1/runs/{quote(name, safe='')}")
+    if redis_url:  # last: the trainer would make its place on the stream again
+        with connect(redis_url) as client:
+            delete_keys(client, name)
+
+
+def find_run(root: Path, name: str, known_to_services: Iterable[str] = ()) -> Run:
+    """One run; raises NotFoundError. `name` is a folder name, never a path out of `root`, or one at the services."""
+    if Path(name).name == name and (root / name / CONFIG).is_file():
+        return _read(root / name)
+    if name in known_to_services:
+        return Run(name, "services", 0, 0, None)
+    raise NotFoundError(f"{root / name}: no run there, expected a folder with {CONFIG}; see `lasro runs ls`")
+
+
+def check_not_running(run: Run) -> None:
+    """Raises ConflictError while its local stack runs."""
     if run.state == "running":
         raise ConflictError(f"{run.folder}: the run is going on; stop it first")
+
+
+def delete_folder(run: Run) -> None:
+    """Delete its folder, where it has one; raises StorageError where files cannot be deleted."""
+    if run.folder is None:
+        return
     try:
         shutil.rmtree(run.folder)
     except OSError as error:

@@ -16,7 +16,7 @@ from lasro.process import last_log_line
 
 QUICK_DEATHS = 5
 QUICK_S = 60.0  # importing torch alone may take a quarter of this
-FIRST_BACKOFF_S = 0.2
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 5.0
 POLL_S = 0.05
 
 
@@ -32,6 +32,7 @@ class Child:
     started_at: float = 0.0
     due_at: float = 0.0
     quick_deaths: int = 0
+    failures: int = 0
     abandoned: bool = False
 
 
@@ -45,6 +46,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._children: list[Child] = []
         self._failure: str | None = None
+        self._started = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -55,9 +57,16 @@ class Supervisor:
             self._thread.start()
 
     def check(self) -> None:
-        """Raise UnreachableError once a child was abandoned after `QUICK_DEATHS` deaths in a row."""
+        """Raise UnreachableError once a child was abandoned: after `QUICK_DEATHS` deaths in a row."""
         if self._failure is not None:
             raise UnreachableError(self._failure)
+
+    def started(self) -> None:
+        """All children worked: from now on one that a signal ends is started again however often that happens.
+
+        The signal comes from outside, or from work that kills whoever does it until it is set aside.
+        """
+        self._started = True
 
     def stop(self) -> None:
         """End all children, the youngest first, within 9 s; returns when none is left."""
@@ -78,20 +87,22 @@ class Supervisor:
         if child.abandoned or (child.process is not None and child.process.poll() is None):
             return
         if child.process is not None:
-            reason = f"exit status {child.process.returncode}"
-            child.process = None
-            self._count_death(child, now, reason)
+            status, child.process = child.process.returncode, None
+            self._count_death(child, now, f"exit status {status}", hopeless=status > 0 or not self._started)
         elif now >= child.due_at:
             child.started_at = now
             try:
                 child.process = child.spawn()
             except (OSError, LasroError) as error:
-                self._count_death(child, now, str(error))
+                self._count_death(child, now, str(error), hopeless=True)
 
-    def _count_death(self, child: Child, now: float, reason: str) -> None:
-        child.quick_deaths = child.quick_deaths + 1 if now - child.started_at < QUICK_S else 1
-        child.due_at = now + FIRST_BACKOFF_S * 2 ** (child.quick_deaths - 1)
-        if child.quick_deaths < QUICK_DEATHS:
+    def _count_death(self, child: Child, now: float, reason: str, hopeless: bool) -> None:
+        if now - child.started_at >= QUICK_S:
+            child.quick_deaths = child.failures = 0
+        child.due_at = now + min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**child.quick_deaths)
+        child.quick_deaths += 1
+        child.failures += hopeless
+        if child.failures < QUICK_DEATHS:
             return
         child.abandoned = True
         if child.give_up is not None:

@@ -25,7 +25,10 @@ from lasro.errors import ConfigError, StorageError, TimeoutExceededError, Unreac
 MAX_BLOCK_MS = 5_000
 """Longest blocking read that callers may ask of Redis."""
 SOCKET_TIMEOUT_S = 15.0
+"""For any reply: above MAX_BLOCK_MS, so that it fires only when the server hangs."""
 CONNECT_TIMEOUT_S = 3.0
+LONGEST_REASON = 500
+"""Characters kept of why something was set aside."""
 NO_WRITES = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
 
 

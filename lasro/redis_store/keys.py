@@ -13,6 +13,10 @@ REWARD_VERSIONS = PREFIX + "reward-versions"
 """Hash: reward name -> last version given out; outlives the reward, so that no version is used twice."""
 WORK = PREFIX + "work"
 """Stream: one entry (run, group) per group to be scored, of all runs."""
+DEAD_WORK = PREFIX + "dead-work"
+"""Stream: groups that were given up (run, group, reason, deliveries), and work entries that name no group."""
+RUNS = PREFIX + "runs"
+"""Set: names of the runs that groups were submitted to."""
 
 
 def score(digest: str) -> str:
@@ -31,7 +35,7 @@ def groups(run: str) -> str:
 
 
 def group(run: str, group_id: str) -> str:
-    """Hash: digest, state, needed, then payload until scored, items afterwards."""
+    """Hash: digest, state, reserved, payload until scored, items afterwards, reason once given up."""
     return f"{PREFIX}run:{run}:group:{group_id}"
 
 

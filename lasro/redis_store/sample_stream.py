@@ -17,12 +17,16 @@ import redis
 from lasro import wire
 from lasro.errors import WireError
 from lasro.redis_store import keys
-from lasro.redis_store.connection import MAX_BLOCK_MS, redis_errors, script
+from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors, script
+from lasro.redis_store.runs import delete_run
 
 log = logging.getLogger("lasro.redis_store")
 GROUP = "trainer"
 CONSUMER = "trainer"
 FIRST = b"0-0"
+MOST_ACKED = 1000
+"""In one script call."""
+UNKNOWN_BLOB = "?"
 
 
 class SampleStream:
@@ -32,9 +36,8 @@ class SampleStream:
         self._redis, self._run, self._key = client, run, keys.samples(run)
         self._ack = client.register_script(script("ack_samples"))
         self._bury = client.register_script(script("bury_sample"))
-        self._delete = client.register_script(script("delete_run"))
         self._replay_from: bytes | None = FIRST
-        self._handed_out: set[str] = set()
+        self._handed_out: dict[str, str] = {}  # entry id -> digest of its blob, empty where it has none
 
     def read(self, count: int, block_ms: int = 0) -> list[tuple[str, wire.Sample]]:
         """Up to `count` samples not yet acknowledged, oldest first; pending ones of an earlier life first.
@@ -81,17 +84,16 @@ class SampleStream:
 
     def _decoded(self, entries: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[tuple[str, wire.Sample]]:
         samples = []
-        for raw_id, fields in entries:
-            entry_id = raw_id.decode()
+        for raw_id, given in entries:
+            entry_id, fields = raw_id.decode(), given or {}
             if entry_id in self._handed_out:
                 continue
             try:
-                sample = self._sample(fields or {})
+                sample = self._sample(fields)
             except WireError as error:
-                log.warning("run %s: sample entry %s set aside: %s", self._run, entry_id, error)
-                self._bury([self._key, keys.dead_samples(self._run)], [GROUP, entry_id, str(error)])
+                self._set_aside(entry_id, str(error))
                 continue
-            self._handed_out.add(entry_id)
+            self._handed_out[entry_id] = "" if b"sample" in fields else fields[b"blob"].decode()
             samples.append((entry_id, sample))
         return samples
 
@@ -105,13 +107,28 @@ class SampleStream:
             body = stored
         return wire.from_msgpack(wire.Sample, body)
 
-    def ack(self, entry_ids: Sequence[str]) -> None:
-        """Forget these entries and their blobs for good; those already forgotten are passed over."""
-        if not entry_ids:
-            return
+    def _set_aside(self, entry_id: str, reason: str) -> None:
+        log.warning("run %s: sample entry %s set aside: %s", self._run, entry_id, reason)
+        self._bury([self._key, keys.dead_samples(self._run)], [GROUP, entry_id, reason[:LONGEST_REASON]])
+
+    def bury(self, entry_id: str, reason: str) -> None:
+        """Set a sample that was read but cannot be used aside, with the reason; `lasro queue` shows it."""
         with redis_errors():
-            self._ack([self._key, keys.blobs(self._run)], [GROUP, keys.blob(self._run, ""), *entry_ids])
-        self._handed_out.difference_update(entry_ids)
+            self._set_aside(entry_id, reason)
+        self._handed_out.pop(entry_id, None)
+
+    def ack(self, entry_ids: Sequence[str]) -> None:
+        """Acknowledge these entries; what no other group of readers needs is forgotten for good, blobs included.
+
+        Those already forgotten are passed over.
+        """
+        for start in range(0, len(entry_ids), MOST_ACKED):
+            ids = entry_ids[start : start + MOST_ACKED]
+            pairs = [part for entry_id in ids for part in (entry_id, self._handed_out.get(entry_id, UNKNOWN_BLOB))]
+            with redis_errors():
+                self._ack([self._key, keys.blobs(self._run)], [GROUP, keys.blob(self._run, ""), *pairs])
+            for entry_id in ids:
+                self._handed_out.pop(entry_id, None)
 
     def lag(self) -> int:
         """Samples on the stream that were never read. Acknowledged ones are gone, so: all but the pending."""
@@ -128,9 +145,6 @@ class SampleStream:
 
     def delete(self) -> None:
         """Remove every key of the run: samples, groups, blobs, counters."""
-        sets = [keys.groups(self._run), keys.blobs(self._run)]
-        whole = [self._key, keys.dead_samples(self._run), keys.calls(self._run)]
-        with redis_errors():
-            self._delete(sets + whole, [keys.group(self._run, ""), keys.blob(self._run, "")])
+        delete_run(self._redis, self._run)
         self._handed_out.clear()
         self._replay_from = FIRST

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import redis
@@ -14,9 +15,13 @@ from lasro import wire
 from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, StorageError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect_async
-from lasro.redis_store.group_queue import GroupQueue
+from lasro.redis_store.dead_letters import dead_letters, drop, named, retry
+from lasro.redis_store.group_queue import Claim, GroupQueue, Limits, group_named
+from lasro.redis_store.overview import run_figures, work_figures
 from lasro.redis_store.registry import RewardRegistry
+from lasro.redis_store.runs import delete_run
 from lasro.redis_store.sample_stream import SampleStream
+from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, RETURNED
 
 RUN = "queue-tests"
 
@@ -41,6 +46,11 @@ def items(value: float) -> list[wire.ScoredItem]:
     good = wire.RewardScore(score=value, status=wire.Status.OK, version=4)
     bad = wire.RewardScore(score=None, status=wire.Status.TIMEOUT, error="late", version=4)
     return [wire.ScoredItem(scores={"r": score}, total=score.score) for score in (good, bad)]
+
+
+def used_bytes(client: redis.Redis) -> int:
+    info: Any = client.info("memory")
+    return info["used_memory"]
 
 
 @pytest.fixture
@@ -75,14 +85,15 @@ def test_a_full_queue_takes_no_more_but_knows_what_it_has(run_queue, redis_clien
     """Bug: runs that outpace their scorers fill Redis, or a full queue refuses a group that is already in it."""
 
     async def body(queue: GroupQueue) -> None:
-        await queue.add(RUN, submission("a"), 2, max_groups=1)
+        limits = Limits(groups=1)
+        await queue.add(RUN, submission("a"), 2, limits)
         with pytest.raises(BusyError, match="1 groups are queued"):
-            await queue.add(RUN, submission("b"), 2, max_groups=1)
+            await queue.add(RUN, submission("b"), 2, limits)
         assert redis_client.hget(keys.calls(RUN), "reserved") == b"2"
-        assert (await queue.add(RUN, submission("a"), 2, max_groups=1)).state is wire.GroupState.QUEUED
+        assert (await queue.add(RUN, submission("a"), 2, limits)).state is wire.GroupState.QUEUED
         (claim,) = await queue.claim("one", 5, 0, 10_000)
         await queue.finish(claim, items(0.5))
-        await queue.add(RUN, submission("b"), 2, max_groups=1)
+        await queue.add(RUN, submission("b"), 2, limits)
 
     run_queue(body)
 
@@ -206,19 +217,241 @@ def test_a_group_of_a_deleted_run_is_dropped(run_queue, redis_client: redis.Redi
     assert redis_client.xlen(keys.WORK) == 0
 
 
-def test_an_unreadable_payload_is_dropped_and_may_be_sent_again(run_queue, redis_client: redis.Redis) -> None:
-    """Bug: a damaged payload is claimed, fails and is claimed again for ever."""
+def test_a_payload_of_another_schema_is_set_aside_with_the_reason(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: what cannot be read is claimed for ever, or dropped and sent again for ever, and nobody learns of it."""
+    newer = msgpack.packb({**submission().model_dump(), "schema_version": 2})
 
     async def body(queue: GroupQueue) -> None:
-        await queue.add(RUN, submission(limit=2), 2)
-        redis_client.hset(keys.group(RUN, "g"), "payload", b"\xc1")
-        assert await queue.claim("one", 5, 0, 10_000) == []
-        with pytest.raises(NotFoundError):
-            await queue.status(RUN, "g")
-        await queue.add(RUN, submission(limit=2), 2)
+        for group_id, payload in (("newer", newer), ("cut", wire.to_msgpack(submission("cut"))[:-7])):
+            await queue.add(RUN, submission(group_id, limit=8), 2)
+            redis_client.hset(keys.group(RUN, group_id), "payload", payload)
+        await queue.add(RUN, submission("good", limit=8), 2)
+        claims = await queue.claim("one", 5, 0, 10_000)
+        assert [claim.submission.group_id for claim in claims] == ["good"]
+        status = await queue.status(RUN, "newer")
+        assert status.state is wire.GroupState.DEAD
+        assert status.error is not None
+        assert "schema_version" in status.error
+        assert (await queue.status(RUN, "cut")).state is wire.GroupState.DEAD
+        assert redis_client.hget(keys.calls(RUN), "reserved") == b"2"
+        assert (await queue.add(RUN, submission("newer", limit=8), 2)).state is wire.GroupState.DEAD
+
+    run_queue(body)
+    assert redis_client.xlen(keys.DEAD_WORK) == 2
+    assert redis_client.xlen(keys.WORK) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"junk": "x"},
+        {"run": RUN},
+        {"run": "a:b", "group": "g"},
+        {"run": b"\xff\xfe", "group": "g"},
+        {"run": RUN, "group": "g" * 100},
+        {f"f{i}": "x" * 50 for i in range(9000)},
+        {"reason": "theirs", "deliveries": "many"},
+    ],
+    ids=["junk", "half", "colon", "not-text", "long", "wide", "ours"],
+)
+def test_entries_that_name_no_group_are_set_aside(
+    run_queue, redis_client: redis.Redis, fields: dict[str | bytes, Any]
+) -> None:
+    """Bug: a foreign entry on the stream ends the worker, and everything behind it waits for ever."""
+    redis_client.xadd(keys.WORK, fields)  # pyright: ignore[reportArgumentType]
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission(), 2)
         assert len(await queue.claim("one", 5, 0, 10_000)) == 1
 
     run_queue(body)
+    (letter,) = dead_letters(redis_client)
+    assert (letter.kind, letter.deliveries) == ("entry", 1)
+    assert "expected run and group" in letter.reason
+    assert not retry(redis_client, letter)
+    drop(redis_client, letter)
+    assert redis_client.xlen(keys.WORK) == 1
+    assert dead_letters(redis_client) == []
+
+
+def test_what_kills_its_workers_is_set_aside_after_five_deliveries(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: a group that no worker survives is handed from one to the next until none is left."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission(limit=2), 2)
+        claims = [claim for number in range(MAX_DELIVERIES) for claim in await queue.claim(f"victim-{number}", 5, 0, 0)]
+        assert len(claims) == MAX_DELIVERIES
+        assert await queue.claim("survivor", 5, 0, 0) == []
+        status = await queue.status(RUN, "g")
+        assert status.state is wire.GroupState.DEAD
+        assert status.error == "delivered 5 times, and each time its worker died or hung"
+        assert not await queue.is_queued(RUN, "g")
+        assert not await queue.finish(claims[0], items(0.5))
+
+    run_queue(body)
+    (letter,) = dead_letters(redis_client)
+    assert (letter.kind, letter.run, letter.group, letter.deliveries) == ("group", RUN, "g", MAX_DELIVERIES + 1)
+    assert redis_client.hget(keys.calls(RUN), "reserved") == b"0"
+
+
+def test_what_was_set_aside_is_scored_after_a_retry_and_submitted_again_after_a_drop(
+    run_queue, redis_client: redis.Redis
+) -> None:
+    """Bug: a group that was set aside is lost for good, or its id is taken for ever."""
+
+    async def body(queue: GroupQueue) -> None:
+        for group_id in ("kept", "dropped"):
+            await queue.add(RUN, submission(group_id), 2)
+        for entry in await queue.take("one", 5, 0, 10_000):
+            await queue.bury(entry, "for a test", group_named(entry.fields))
+        kept, dropped = named(redis_client, [letter.id for letter in dead_letters(redis_client)])
+        assert retry(redis_client, kept)
+        assert not retry(redis_client, kept)
+        drop(redis_client, dropped)
+        with pytest.raises(NotFoundError):
+            named(redis_client, [kept.id])
+        with pytest.raises(NotFoundError):
+            await queue.status(RUN, "dropped")
+        status = await queue.status(RUN, "kept")
+        assert (status.state, status.error) == (wire.GroupState.QUEUED, None)
+        (claim,) = await queue.claim("two", 5, 0, 10_000)
+        assert await queue.finish(claim, items(0.5))
+        assert (await queue.add(RUN, submission("dropped"), 2)).state is wire.GroupState.QUEUED
+
+    run_queue(body)
+    assert len(SampleStream(redis_client, RUN).read(5)) == 1
+
+
+def test_what_is_given_back_does_not_count_as_a_delivery(run_queue) -> None:
+    """Bug: after five rolling restarts, or five hiccups of Redis, a healthy group is taken for a poisonous one."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission(), 2)
+        for number in range(2 * MAX_DELIVERIES):
+            (claim,) = await queue.claim(f"leaving-{number}", 5, 0, 3_600_000)
+            await queue.leave(f"leaving-{number}")
+        for _ in range(2 * MAX_DELIVERIES):
+            (claim,) = await queue.claim("hiccup", 5, 0, 0)
+            await queue.put_back("hiccup", claim.entry_id)
+        assert await queue.claim("other", 5, 0, 10_000) == []
+        (entry,) = await queue.take("other", 5, 0, 0)
+        assert entry.deliveries == 1
+
+    run_queue(body)
+
+
+def test_who_leaves_takes_its_name_along(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: each restart leaves a worker's name behind; or removing it removes what it still held."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission(), 2)
+        await queue.claim("idle", 5, 0, 10_000)
+        await queue.claim("leaving", 5, 0, 0)
+        await queue.leave("leaving")
+        await queue.leave("idle")
+        work = work_figures(redis_client)
+        assert [(worker.name, worker.claims) for worker in work.workers] == [(RETURNED, 1)]
+        assert (work.waiting, work.claimed, work.dead) == (0, 1, 0)
+
+    run_queue(body)
+
+
+def test_a_worker_learns_what_it_no_longer_holds(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: a worker that was away takes back what another has taken over, and both are paid for."""
+
+    async def body(queue: GroupQueue) -> None:
+        for group_id in ("a", "b", "c"):
+            await queue.add(RUN, submission(group_id), 2)
+        claims = await queue.claim("slow", 5, 0, 10_000)
+        ids = [claim.entry_id for claim in claims]
+        (taken,) = await queue.claim("quick", 1, 0, 0)
+        await queue.finish(claims[1], items(0.5))
+        assert await queue.keep("slow", ids) == {taken.entry_id, ids[1]}
+        assert await queue.keep("quick", [taken.entry_id]) == set()
+
+    run_queue(body)
+
+
+def test_stale_work_behind_much_living_work_is_found(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: only the first entries are ever looked at, so what a dead worker held behind them waits for long."""
+
+    async def body(queue: GroupQueue) -> None:
+        for number in range(40):
+            await queue.add(RUN, submission(f"g{number}"), 2)
+        assert len(await queue.claim("living", 30, 0, 600_000)) == 30
+        dead = [claim.entry_id for claim in await queue.claim("dead", 10, 0, 600_000)]
+        for entry_id in dead:
+            redis_client.xclaim(keys.WORK, GROUP, "dead", 0, [entry_id], idle=3_600_000, justid=True)
+        found = [claim.entry_id for _ in range(20) for claim in await queue.claim("heir", 1, 0, 600_000)]
+        assert found == dead
+
+    run_queue(body)
+
+
+def test_a_run_whose_trainer_does_not_read_gets_no_more_groups(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: groups of a run without a trainer fill Redis; or a trainer that holds its samples stops its own run."""
+
+    async def body(queue: GroupQueue) -> None:
+        limits = Limits(unread_samples=2)
+        for group_id in ("a", "b"):
+            await queue.add(RUN, submission(group_id), 2, limits)
+            (claim,) = await queue.claim("one", 5, 0, 10_000)
+            await queue.finish(claim, items(0.5))
+        with pytest.raises(BusyError, match="2 scored groups that its trainer has not read"):
+            await queue.add(RUN, submission("c"), 2, limits)
+        await queue.add("another-run", submission("c"), 2, limits)
+        assert len(SampleStream(redis_client, RUN).read(5)) == 2
+        await queue.add(RUN, submission("c"), 2, limits)
+
+    run_queue(body)
+
+
+def test_two_runs_do_not_touch_each_other(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: groups of the same id in two runs are one, or deleting a run takes another's with it."""
+
+    async def body(queue: GroupQueue) -> None:
+        for run in ("first", "first-2"):
+            for group_id in ("scored", "waits", "dead"):
+                await queue.add(run, submission(group_id), 2)
+        entries = await queue.take("one", 10, 0, 10_000)
+        for entry in entries:
+            run, group_id = group_named(entry.fields) or ("", "")
+            if group_id == "dead":
+                await queue.bury(entry, "for a test", (run, group_id))
+            elif group_id == "scored":
+                await queue.finish(Claim(entry.id, run, submission("scored")), items(0.5))
+        await queue.leave("one")
+        delete_run(redis_client, "first")
+        assert [figures.run for figures in run_figures(redis_client)] == ["first-2"]
+        (figures,) = run_figures(redis_client)
+        assert (figures.groups, figures.queued, figures.unread) == (3, 1, 1)
+        assert [letter.run for letter in dead_letters(redis_client)] == ["first-2"]
+        assert [claim.run for claim in await queue.claim("two", 10, 0, 10_000)] == ["first-2"]
+
+    run_queue(body)
+    assert redis_client.keys(f"{keys.PREFIX}run:first:*") == []
+
+
+def test_a_deleted_run_leaves_no_key_and_no_memory(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: a run that was removed goes on taking memory and room in the queue."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add("warm-up", submission(), 2)
+        delete_run(redis_client, "warm-up")
+        before = used_bytes(redis_client)
+        for number in range(50):
+            await queue.add(RUN, submission(f"g{number}", side=64), 2)
+        for claim in await queue.claim("one", 20, 0, 10_000):
+            await queue.finish(claim, items(0.5))
+        SampleStream(redis_client, RUN).read(5)
+        delete_run(redis_client, RUN)
+        await queue.leave("one")
+        after = used_bytes(redis_client)
+        assert after - before < 300_000
+
+    run_queue(body)
+    assert redis_client.keys("*run:*") == []
+    assert redis_client.xlen(keys.WORK) == 0
 
 
 def test_versions_of_rewards_grow_and_are_never_used_twice(redis_url: str, redis_client: redis.Redis) -> None:

@@ -68,7 +68,7 @@ def own_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    with LocalStack(tmp_path_factory.mktemp("stack"), [JPEG], trainer=False) as running:
+    with LocalStack(tmp_path_factory.mktemp("stack"), [JPEG], workers=1) as running:
         yield running
 
 
@@ -77,15 +77,24 @@ def test_served_rewards_score(stack: LocalStack) -> None:
     assert score(stack)["status"] == "ok"
 
 
-@pytest.mark.parametrize("victim", ["reward_api", "redis", f"reward-{JPEG.name}"])
+def works(stack: LocalStack) -> bool:
+    """Whether everything answers."""
+    trainer = httpx.get(f"{stack.surrogate_trainer}/health/ready", timeout=60, trust_env=False)
+    return trainer.status_code == 200 and score(stack)["status"] == "ok"
+
+
+@pytest.mark.parametrize("victim", ["reward_api", "redis", f"reward-{JPEG.name}", "worker-1", "surrogate_trainer"])
 def test_what_dies_comes_back(stack: LocalStack, victim: str) -> None:
-    """A crashed service stayed away, came back on another port, or took the others with it."""
+    """A crashed service stayed away, came back late or on another port, or took the others with it."""
     before = processes_of(stack.folder)
     (pid,) = (pid for pid, name in before.items() if name == victim)
+    busy = max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    killed = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: pid not in processes_of(stack.folder), 60)
     assert wait_until(lambda: set(processes_of(stack.folder).values()) == set(before.values()), 60)
-    assert wait_until(lambda: score(stack)["status"] == "ok", 60)
+    assert wait_until(lambda: works(stack), 60 * busy)
+    assert time.monotonic() - killed < 20 * busy
     assert {p: n for p, n in before.items() if n != victim}.items() <= processes_of(stack.folder).items()
     stack.check()
 
@@ -120,7 +129,18 @@ def test_hopeless_services_are_given_up(tmp_path: Path) -> None:
 def test_up_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, status: int) -> None:
     """`lasro up` printed more than its one line, took over 10 s to end, or left services running."""
     up = subprocess.Popen(
-        [sys.executable, "-m", "lasro_client.cli", "up", "--json", "--folder", str(tmp_path), "--no-rewards"],
+        [
+            sys.executable,
+            "-m",
+            "lasro_client.cli",
+            "up",
+            "--json",
+            "--folder",
+            str(tmp_path),
+            "--no-rewards",
+            "--workers",
+            "2",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -133,7 +153,7 @@ def test_up_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, status
     assert list(urls) == ["reward_api", "surrogate_trainer", "redis"]
     for url in (urls["reward_api"], urls["surrogate_trainer"]):
         assert httpx.get(f"{url}/health/ready", timeout=10, trust_env=False).status_code == 200
-    assert set(processes_of(tmp_path).values()) == {"redis", "reward_api", "surrogate_trainer"}
+    assert set(processes_of(tmp_path).values()) == {"redis", "reward_api", "surrogate_trainer", "worker-1", "worker-2"}
     started = time.monotonic()
     os.kill(up.pid, number)
     rest, errors = up.communicate(timeout=15)

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 
@@ -17,6 +18,7 @@ from lasro import wire
 from lasro.errors import UnreachableError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
+from lasro.redis_store.dead_letters import dead_letters, drop, retry
 from lasro.redis_store.sample_stream import SampleStream
 
 RUN = "stream-tests"
@@ -39,6 +41,10 @@ def sample(index: int, latents: bytes = b"x") -> wire.Sample:
 def deliver(client: redis.Redis, *indices: int) -> None:
     for index in indices:
         client.xadd(keys.samples(RUN), {"sample": wire.to_msgpack(sample(index))})
+
+
+def _all(client: redis.Redis) -> Any:
+    return client.xrange(keys.samples(RUN))
 
 
 def indices(entries: list[tuple[str, wire.Sample]]) -> list[int]:
@@ -118,7 +124,17 @@ def test_lag_counts_what_was_never_read(redis_client: redis.Redis) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"sample": b"\xc1 junk"}, {"blob": b"0" * 64}, {"other": b"x"}, {"sample": wire.to_msgpack(sample(9))[:-1]}],
+    [
+        {"sample": b"\xc1 junk"},
+        {"blob": b"0" * 64},
+        {"blob": b"\xff"},
+        {"other": b"x"},
+        {"sample": wire.to_msgpack(sample(9))[:-1]},
+        {"sample": msgpack.packb({**sample(9).model_dump(), "schema_version": 2})},
+        {"sample": msgpack.packb({**sample(9).model_dump(), "scores": {"r": [float("nan"), None]}})},
+        {f"f{i}": "x" for i in range(9000)},
+        {"reason": "theirs", "entry": "0-1"},
+    ],
 )
 def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
     redis_client: redis.Redis, fields: dict[Any, Any]
@@ -134,6 +150,73 @@ def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
     assert buried[b"reason"]
     assert SampleStream(redis_client, RUN).read(10) != []
     assert redis_client.xlen(keys.samples(RUN)) == 2
+
+
+def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop(redis_client: redis.Redis) -> None:
+    """Bug: a sample that an older trainer could not read is lost for the newer one; or its blob stays for ever."""
+    stream = SampleStream(redis_client, RUN)
+    redis_client.sadd(keys.RUNS, RUN)
+    deliver(redis_client, 0)
+    body = wire.to_msgpack(sample(1))
+    digest = hashlib.sha256(body).hexdigest()
+    redis_client.set(keys.blob(RUN, digest), body)
+    redis_client.sadd(keys.blobs(RUN), digest)
+    redis_client.xadd(keys.samples(RUN), {"blob": digest})
+    for entry_id, _ in stream.read(5):
+        stream.bury(entry_id, "of no use")
+    first, second = dead_letters(redis_client)
+    assert (first.kind, first.run, first.reason) == ("sample", RUN, "of no use")
+    assert retry(redis_client, first)
+    assert indices(stream.read(5)) == [0]
+    assert retry(redis_client, second)
+    ((entry_id, found),) = stream.read(5)
+    assert found.index == 1
+    stream.bury(entry_id, "of no use again")
+    (last,) = dead_letters(redis_client)
+    drop(redis_client, last)
+    assert dead_letters(redis_client) == []
+    assert redis_client.exists(keys.blob(RUN, digest)) == 0
+    assert redis_client.scard(keys.blobs(RUN)) == 0
+
+
+def test_what_another_group_of_readers_needs_is_kept(redis_client: redis.Redis) -> None:
+    """Bug: the trainer's acknowledgement removes samples that a second reader has not seen."""
+    stream = SampleStream(redis_client, RUN)
+    deliver(redis_client, 0, 1, 2, 3)
+    redis_client.xgroup_create(keys.samples(RUN), "archive", id="0")
+    ids = [entry_id for entry_id, _ in stream.read(10)]
+    stream.ack([ids[0], ids[1], ids[3]])
+    assert redis_client.xlen(keys.samples(RUN)) == 4
+    reply: Any = redis_client.xreadgroup("archive", "a", {keys.samples(RUN): ">"}, count=3)
+    redis_client.xack(keys.samples(RUN), "archive", *ids[:3])
+    assert reply
+    stream.ack([ids[3]])
+    assert [entry_id.decode() for entry_id, _ in _all(redis_client)] == [ids[2], ids[3]]
+    stream.ack([ids[2]])
+    assert [entry_id.decode() for entry_id, _ in _all(redis_client)] == [ids[3]]
+
+
+def test_acknowledging_what_this_reader_never_saw_frees_its_blob(redis_client: redis.Redis) -> None:
+    """Bug: a trainer that acknowledges by the ids of its checkpoint leaves the blobs behind."""
+    body = wire.to_msgpack(sample(0))
+    digest = hashlib.sha256(body).hexdigest()
+    redis_client.set(keys.blob(RUN, digest), body)
+    redis_client.sadd(keys.blobs(RUN), digest)
+    redis_client.xadd(keys.samples(RUN), {"blob": digest})
+    ((entry_id, _),) = SampleStream(redis_client, RUN).read(5)
+    SampleStream(redis_client, RUN).ack([entry_id, "1-1"])
+    assert redis_client.exists(keys.blob(RUN, digest)) == 0
+    assert redis_client.xlen(keys.samples(RUN)) == 0
+
+
+def test_acknowledging_for_a_deleted_run_does_nothing(redis_client: redis.Redis) -> None:
+    """Bug: the last acknowledgement of a run that was just removed fails, or makes its keys again."""
+    stream = SampleStream(redis_client, RUN)
+    deliver(redis_client, 0)
+    ((entry_id, _),) = stream.read(5)
+    stream.delete()
+    stream.ack([entry_id])
+    assert redis_client.keys("*") == []
 
 
 def test_a_blob_that_changed_is_not_taken(redis_client: redis.Redis) -> None:

@@ -175,9 +175,10 @@ class SwallowsCancellation(GroupQueue):
             await asyncio.Event().wait()
         return []
 
-    async def keep(self, consumer: str, entry_ids: list[str]) -> None:
+    async def keep(self, consumer: str, entry_ids: list[str]) -> set[str]:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+        return set()
 
 
 def test_the_worker_ends_though_its_cancellation_is_swallowed(redis_url: str) -> None:

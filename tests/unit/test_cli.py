@@ -35,7 +35,19 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     # Time on the processor: the clock on the wall would also count what other programs take.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     assert result.returncode == 0, result.stderr
-    for command in ("demo", "up", "train", "pretrain", "generate", "evaluate", "report", "export", "doctor"):
+    for command in (
+        "demo",
+        "up",
+        "worker",
+        "train",
+        "generate",
+        "evaluate",
+        "report",
+        "export",
+        "doctor",
+        "queue",
+        "runs",
+    ):
         assert command in result.stdout
 
 
@@ -64,6 +76,10 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
         (("generate", "--prompts", "missing.txt", "--out", "o"), "missing.txt: no such prompt file"),
         (("rewards", "ls", "--reward-api", "http://127.0.0.1:1"), "http://127.0.0.1:1 cannot be reached"),
         (("rewards", "ls", "--reward-api", "127.0.0.1:1"), "expected http://HOST:PORT"),
+        (("rewards", "ls", "--reward-api", "http://[::1"), "expected http://HOST:PORT"),
+        (("queue", "ls", "--redis", "redis://127.0.0.1:1"), "Redis cannot be reached"),
+        (("queue", "ls", "--redis", "127.0.0.1:1"), "LASRO_REDIS_URL: "),
+        (("worker", "--redis", "127.0.0.1:1"), "LASRO_REDIS_URL: "),
         (("surrogate", "score", "r", "no.png", "--prompt", "a", "--surrogate-trainer", "http://[::1]:1"), "no.png"),
         (("runs", "rm", "../elsewhere", "--yes"), "no run there"),
     ],
@@ -101,6 +117,9 @@ def test_runs_are_listed_and_removed(tmp_path: Path) -> None:
     assert run("runs", "rm", "notes", "--yes", *root).returncode == 1
     assert run("runs", "rm", "one", *root).returncode == 1  # nobody there to confirm
     assert run_folder.exists()
-    assert json.loads(run("runs", "rm", "one", "--yes", "--json", *root).stdout) == {"removed": str(run_folder)}
+    assert json.loads(run("runs", "rm", "one", "--yes", "--json", *root).stdout) == {
+        "removed": "one",
+        "from": [str(run_folder)],
+    }
     assert not run_folder.exists()
     assert other.exists()

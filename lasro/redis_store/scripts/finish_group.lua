@@ -10,7 +10,7 @@ if kept[1] ~= 'queued' then
 end
 redis.call('HSET', KEYS[1], 'state', 'scored', 'items', ARGV[3])
 redis.call('HDEL', KEYS[1], 'payload', 'reserved')
-redis.call('HINCRBY', KEYS[3], 'reserved', -tonumber(kept[2]))
+redis.call('HINCRBY', KEYS[3], 'reserved', 0 - tonumber(kept[2]))
 if ARGV[5] == '' then
   redis.call('XADD', KEYS[4], '*', 'sample', ARGV[4])
 else

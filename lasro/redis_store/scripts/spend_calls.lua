@@ -12,7 +12,7 @@ local reserved = tonumber(redis.call('HGET', KEYS[2], 'reserved') or '0')
 if count > from_reserve and ARGV[2] ~= '' and spent + reserved + count - from_reserve > tonumber(ARGV[2]) then
   return 0
 end
-redis.call('HINCRBY', KEYS[1], 'reserved', -from_reserve)
-redis.call('HINCRBY', KEYS[2], 'reserved', -from_reserve)
+redis.call('HINCRBY', KEYS[1], 'reserved', 0 - from_reserve)
+redis.call('HINCRBY', KEYS[2], 'reserved', 0 - from_reserve)
 redis.call('HINCRBY', KEYS[2], 'spent', count)
 return 1

@@ -1,27 +1,40 @@
-"""`python -m lasro_reward_api`: serve until SIGTERM."""
+"""`python -m lasro_reward_api`: serve until SIGTERM. `python -m lasro_reward_api worker`: only score queued groups."""
 
 from __future__ import annotations
 
 import sys
 
+from fastapi import FastAPI
 from pydantic import ValidationError
 
-from lasro.errors import LasroError
+from lasro.errors import ConfigError, LasroError
 from lasro.service_kit import run_service
 from lasro.wire import explain
 from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
+from lasro_reward_api.scoring_process import create_worker, refuse_unfit_redis
+from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     try:
-        settings = RewardApiSettings()
-        run_service(create_app(settings), settings)
+        app, settings = _made(arguments)
+        refuse_unfit_redis(settings)
+        run_service(app, settings)
     except ValidationError as error:
         sys.exit(f"LASRO_* settings: {explain(error)}")
     except LasroError as error:
         sys.exit(str(error))
 
 
+def _made(arguments: list[str]) -> tuple[FastAPI, RewardApiSettings]:
+    if not arguments:
+        settings = RewardApiSettings()
+        return create_app(settings), settings
+    if arguments == ["worker"]:
+        settings = WorkerSettings()
+        return create_worker(settings), settings
+    raise ConfigError(f"python -m lasro_reward_api: got {' '.join(arguments)!r}, expected nothing or 'worker'")
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from lasro import wire
 from lasro.logs import request_id
 from lasro.openapi import message_body, problems
-from lasro.redis_store.group_queue import GroupQueue
+from lasro.redis_store.group_queue import GroupQueue, Limits
 from lasro.service_kit import read_message, reply
 from lasro_reward_api.checks import check_group
 from lasro_reward_api.deadline import Caller, Deadline
@@ -33,6 +33,7 @@ FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.1
 
 def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["scoring"])
+    limits = Limits(settings.max_groups, settings.max_lag)
 
     @router.post(
         "/score",
@@ -59,7 +60,7 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
             registrations = await scorer.registry.get_many(list(dict.fromkeys(submission.rewards)))
             await asyncio.to_thread(check_group, submission, settings.max_pixels)
             calls = len(submission.images) * sum(found.spec.repeats for found in registrations)
-            return reply(request, await queue.add(run, submission, calls, settings.max_groups), 202)
+            return reply(request, await queue.add(run, submission, calls, limits), 202)
 
     @router.get(
         "/runs/{run}/groups/{group_id}",
@@ -73,10 +74,10 @@ def scoring_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSetting
 
 
 async def wait_scored(queue: GroupQueue, run: str, group_id: str, wait_s: float) -> wire.GroupStatus:
-    """The group once it is scored, or as it is after `wait_s`; raises NotFoundError."""
+    """The group once it is scored or set aside, or as it is after `wait_s`; raises NotFoundError."""
     deadline, pause_s = time.monotonic() + wait_s, FIRST_POLL_S
     status = await queue.status(run, group_id)
-    while status.state is not wire.GroupState.SCORED and (left_s := deadline - time.monotonic()) > 0:
+    while status.state is wire.GroupState.QUEUED and (left_s := deadline - time.monotonic()) > 0:
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(LONGEST_POLL_S, 1.5 * pause_s)
         if not await queue.is_queued(run, group_id):

@@ -1,4 +1,4 @@
-"""Scoring queued groups in the background, inside the API process or in a process of its own."""
+"""Scoring queued groups: the loop of the API process and of each `lasro worker`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from lasro.errors import LasroError, StorageError, UnreachableError
 from lasro.logs import set_request_id
 from lasro.redis_store.group_queue import Claim, GroupQueue
 from lasro.wire import RewardScore, ScoredItem, Status
-from lasro_reward_api.deadline import Caller
+from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.scoring import Scorer
 
 log = logging.getLogger("lasro.reward_api")
 BLOCK_MS = 1000
 PAUSE_S = 0.5
+LEAVE_S = 1.5
+"""For giving claims back at the end; where Redis is slower, others take them over once they are stale."""
+GROUP_TIMEOUT_S = 3600.0
 
 
 async def score_groups(
-    queue: GroupQueue, scorer: Scorer, consumer: str, groups_at_once: int, stale_after_s: float
+    queue: GroupQueue,
+    scorer: Scorer,
+    consumer: str,
+    groups_at_once: int,
+    stale_after_s: float,
+    group_timeout_s: float = GROUP_TIMEOUT_S,
 ) -> None:
     """Claim, score and finish groups until cancelled; `consumer` is this worker's name among all.
 
     A group is only gone from the queue once its scores are stored: cancelled or killed before that, it is scored
-    again by whoever claims it next.
+    again by whoever claims it next. What is not scored within `group_timeout_s` gets no scores.
     """
     running: dict[asyncio.Task[None], Claim] = {}
     beats = asyncio.create_task(_heartbeat(queue, consumer, running, stale_after_s / 3))
@@ -39,7 +47,7 @@ async def score_groups(
             held = {claim.entry_id for claim in running.values()}
             for claim in claims:
                 if claim.entry_id not in held:
-                    task = asyncio.create_task(score_claim(queue, scorer, claim))
+                    task = asyncio.create_task(score_claim(queue, scorer, consumer, claim, group_timeout_s))
                     running[task] = claim
                     task.add_done_callback(running.pop)
     finally:
@@ -47,8 +55,9 @@ async def score_groups(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(UnreachableError, StorageError):
-            await queue.leave(consumer)
+        with suppress(UnreachableError, StorageError, TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await queue.leave(consumer)
 
 
 def is_cancelled() -> bool:
@@ -76,19 +85,27 @@ async def _heartbeat(
 ) -> None:
     while not is_cancelled():
         await asyncio.sleep(interval_s)
-        # Missed beats cost at worst a second scoring, which `finish` then ignores.
-        with suppress(UnreachableError, StorageError):
-            await queue.keep(consumer, [claim.entry_id for claim in running.values()])
+        # Missed beats cost at worst a second scoring, which `finish` then ignores. One that hangs must not take the
+        # next with it.
+        with suppress(UnreachableError, StorageError, TimeoutError):
+            async with asyncio.timeout(interval_s):
+                lost = await queue.keep(consumer, [claim.entry_id for claim in running.values()])
+            for task, claim in running.items():
+                if claim.entry_id in lost:
+                    log.info("group %s of run %s is no longer ours to score", claim.submission.group_id, claim.run)
+                    task.cancel()
 
 
-async def score_claim(queue: GroupQueue, scorer: Scorer, claim: Claim) -> None:
+async def score_claim(queue: GroupQueue, scorer: Scorer, consumer: str, claim: Claim, timeout_s: float) -> None:
     """Score one group and deliver it. Where Redis fails it stays in the queue and is claimed again later."""
     submission = claim.submission
     try:
         set_request_id(submission.group_id)
-        items = await _items(queue, scorer, claim)
+        items = await _items(queue, scorer, claim, timeout_s)
     except (UnreachableError, StorageError) as error:
         log.warning("group %s of run %s is scored later: %s", submission.group_id, claim.run, error)
+        with suppress(UnreachableError, StorageError):
+            await queue.put_back(consumer, claim.entry_id)
         return
     except LasroError as error:
         items = _unscored(submission, str(error))
@@ -101,7 +118,7 @@ async def score_claim(queue: GroupQueue, scorer: Scorer, claim: Claim) -> None:
         log.warning("group %s of run %s is finished later: %s", submission.group_id, claim.run, error)
 
 
-async def _items(queue: GroupQueue, scorer: Scorer, claim: Claim) -> list[ScoredItem]:
+async def _items(queue: GroupQueue, scorer: Scorer, claim: Claim, timeout_s: float) -> list[ScoredItem]:
     submission = claim.submission
     if submission.scores is not None:
         return _known(submission.scores, len(submission.stages))
@@ -111,7 +128,7 @@ async def _items(queue: GroupQueue, scorer: Scorer, claim: Claim) -> list[Scored
         rewards=submission.rewards,
         metadata=None if submission.metadata is None else [submission.metadata] * len(submission.images),
     )
-    caller = Caller(request_id=submission.group_id)
+    caller = Caller(Deadline.after(timeout_s), submission.group_id)
     return (await scorer.score(request, caller, lambda calls: queue.spend(claim, calls))).items
 
 

@@ -1,0 +1,32 @@
+-- Give a work entry up: its group is set aside with the reason, keeping its payload, and its reserved calls are free
+-- again. An entry whose group is gone or scored is only forgotten; one that names no group is set aside as it is.
+-- A second call does nothing. Returns 1 where something was set aside.
+-- KEYS: work stream, dead-letter stream, then where the entry names a group: group, calls
+-- ARGV: consumer group, entry id, reason, deliveries, run, group id
+local MOST_FIELDS = 64
+local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+if not found[1] then
+  return 0
+end
+local dead = {}
+if not KEYS[3] then
+  for i = 1, math.min(#found[1][2], MOST_FIELDS) do
+    table.insert(dead, found[1][2][i])
+  end
+else
+  local kept = redis.call('HMGET', KEYS[3], 'state', 'reserved')
+  if kept[1] ~= 'queued' then
+    return 0
+  end
+  redis.call('HSET', KEYS[3], 'state', 'dead', 'reason', ARGV[3], 'reserved', '0')
+  redis.call('HINCRBY', KEYS[4], 'reserved', 0 - tonumber(kept[2]))
+  dead = {'run', ARGV[5], 'group', ARGV[6]}
+end
+-- Last, so that no field of the entry's own hides them.
+for _, value in ipairs({'reason', ARGV[3], 'deliveries', ARGV[4]}) do
+  table.insert(dead, value)
+end
+redis.call('XADD', KEYS[2], '*', unpack(dead))
+return 1

@@ -1,0 +1,57 @@
+"""Whether a Redis server may hold the queue: what it would lose, and when.
+
+Told from INFO, which managed servers answer too where they forbid CONFIG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from lasro.errors import ConfigError
+from lasro.redis_store.connection import redis_errors
+
+SECTIONS = ("server", "memory", "persistence")
+OLDEST = (7, 0)
+"""Of Redis; Valkey 8 calls itself 7.2 here."""
+SAFE_POLICY = "noeviction"
+
+
+def warnings_about(info: Mapping[str, Any]) -> list[str]:
+    """What of an INFO reply endangers the queue; raises ConfigError for a server that must not hold it."""
+    version = str(info.get("redis_version", ""))
+    parts = version.split(".")[:2]
+    if len(parts) == 2 and all(part.isdecimal() for part in parts) and tuple(map(int, parts)) < OLDEST:
+        raise ConfigError(f"Redis: got version {version}, expected 7.0 or newer, or Valkey 8 or newer")
+    policy, maxmemory = info.get("maxmemory_policy", SAFE_POLICY), int(info.get("maxmemory", 0))
+    if maxmemory and policy.startswith("allkeys-"):
+        raise ConfigError(
+            f"Redis evicts keys when it is full (maxmemory {maxmemory}, maxmemory-policy {policy}), and queued groups "
+            f"would be lost; set maxmemory-policy {SAFE_POLICY}"
+        )
+    warnings = []
+    if policy != SAFE_POLICY:
+        lost = "queued groups" if policy.startswith("allkeys-") else "cached scores"
+        warnings.append(f"Redis may evict {lost} (maxmemory-policy {policy}); set it to {SAFE_POLICY}")
+    if not info.get("aof_enabled", 1):
+        warnings.append("Redis keeps no append-only file: what is queued is lost when it restarts; set appendonly yes")
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        warnings.append("Redis cannot write its append-only file; free its disk")
+    return warnings
+
+
+def check_server(client: redis.Redis) -> list[str]:
+    """Warnings; raises ConfigError for a server that must not hold the queue, UnreachableError or StorageError."""
+    with redis_errors():
+        info: Any = client.info(*SECTIONS)
+    return warnings_about(info)
+
+
+async def check_server_async(client: redis.asyncio.Redis) -> list[str]:
+    """The same for asyncio."""
+    with redis_errors():
+        info: Any = await client.info(*SECTIONS)
+    return warnings_about(info)

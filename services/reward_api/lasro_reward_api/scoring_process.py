@@ -1,0 +1,101 @@
+"""What every process that scores shares: the API, and the `lasro worker` processes beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from lasro.errors import ConfigError, StorageError, UnreachableError
+from lasro.redis_store.connection import connect, connect_async
+from lasro.redis_store.group_queue import GroupQueue
+from lasro.redis_store.registry import RewardRegistry
+from lasro.redis_store.server import check_server, check_server_async
+from lasro.service_kit import create_service
+from lasro_reward_api.admission import Admission, Limits
+from lasro_reward_api.cache import ScoreCache
+from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.metrics import RewardMetrics
+from lasro_reward_api.scoring import Scorer
+from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
+from lasro_reward_api.worker import is_cancelled, score_groups
+
+log = logging.getLogger("lasro.reward_api")
+TIDY_S = 60.0
+
+
+class ScoringProcess:
+    """Connections and scorer of one process; scores queued groups while `lifespan` lasts."""
+
+    def __init__(self, settings: RewardApiSettings) -> None:
+        """Raises ConfigError without a usable LASRO_REDIS_URL."""
+        self.settings = settings
+        self.metrics = CollectorRegistry()
+        self._redis = connect_async(settings.redis_url.get_secret_value() if settings.redis_url else None)
+        self.registry, self.queue = RewardRegistry(self._redis), GroupQueue(self._redis)
+        self.endpoints = Endpoints(settings, RewardMetrics(self.metrics))
+        limits = Limits(settings.max_requests, settings.max_items, settings.max_reward_items)
+        admission = Admission(limits, self.endpoints.metrics.queued)
+        cache = ScoreCache(self._redis, settings.cache_ttl_s)
+        self.scorer = Scorer(self.registry, self.endpoints, cache, admission, settings.max_pixels)
+        self._workers: list[asyncio.Task[None]] = []
+        self._warned: set[str] = set()
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        settings = self.settings
+        if settings.groups_at_once:
+            consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            pace = settings.groups_at_once, settings.stale_after_s, settings.group_timeout_s
+            self._workers.append(asyncio.create_task(score_groups(self.queue, self.scorer, consumer, *pace)))
+        tidying = asyncio.create_task(forget_deleted(self.registry, self.endpoints))
+        with suppress(UnreachableError, StorageError, ConfigError):  # told by the readiness checks to come
+            await self._check_redis()
+        yield
+        for task in (tidying, *self._workers):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self.endpoints.aclose()
+        await self._redis.aclose()
+
+    async def ready(self) -> None:
+        """Raises LasroError while groups cannot be scored."""
+        await self._check_redis()
+        if any(task.done() for task in self._workers):
+            raise UnreachableError("the scoring worker has stopped; see the log and restart the service")
+
+    async def _check_redis(self) -> None:
+        for warning in await check_server_async(self._redis):
+            if warning not in self._warned:
+                self._warned.add(warning)
+                log.warning("%s", warning)
+
+
+def create_worker(settings: WorkerSettings) -> FastAPI:
+    """A worker: it scores queued groups and answers nothing but health and metrics."""
+    process = ScoringProcess(settings)
+    return create_service("LaSRO scoring worker", settings, process.ready, process.lifespan, process.metrics)
+
+
+def refuse_unfit_redis(settings: RewardApiSettings) -> None:
+    """Raise ConfigError where Redis would lose groups; one that does not answer yet is waited for later."""
+    url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    with suppress(UnreachableError, StorageError), connect(url) as client:
+        check_server(client)
+
+
+async def forget_deleted(registry: RewardRegistry, endpoints: Endpoints, interval_s: float = TIDY_S) -> None:
+    """Until cancelled: forget rewards that were deleted through another process, or while they were scoring."""
+    while not is_cancelled():
+        await asyncio.sleep(interval_s)
+        with suppress(UnreachableError, StorageError):
+            for name in endpoints.metrics.names - await registry.names():
+                await endpoints.forget(name)

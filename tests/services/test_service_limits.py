@@ -1,0 +1,32 @@
+"""What a service does with requests that do not come to an end."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httpx
+from starlette.types import ASGIApp
+
+from lasro_reward_api.app import create_app
+from lasro_reward_api.settings import RewardApiSettings
+
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+
+def test_a_body_that_does_not_come_gives_its_place_free(redis_url: str, serve: Callable[[ASGIApp], str]) -> None:
+    """Bug: clients that send half a request hold all places of the service until somebody restarts it."""
+    settings = RewardApiSettings(redis_url=redis_url, body_timeout_s=2, max_requests=1)  # pyright: ignore[reportArgumentType]
+    url = serve(create_app(settings))
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname or "", address.port or 0), 30) as slow:
+        slow.sendall(HEAD + b'{"prompts"')
+        time.sleep(0.1)
+        busy = httpx.post(f"{url}/v1/score", json={}, trust_env=False)
+        reply = b"".join(iter(lambda: slow.recv(4096), b""))
+    assert busy.status_code == 503
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b"nothing came for 2 s" in reply
+    assert httpx.post(f"{url}/v1/score", json={}, trust_env=False).status_code == 422
