@@ -103,6 +103,8 @@ class SurrogateSettings(Settings):
     """Newest groups kept in the replay buffer."""
     recent_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Half of each batch is drawn from this many newest groups, half from all."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 10
+    """Groups of a generator more updates than this behind the newest are replayed, but do not count as fresh."""
     held_out_share: Share = 0.05
     """Share of groups kept out of training to measure pair accuracy."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

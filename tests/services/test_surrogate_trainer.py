@@ -36,7 +36,7 @@ PROMPTS = ["a red star", "a blue square", "a green circle and a red star"]
 
 @contextmanager
 def running(redis_url: str, data_dir: Path) -> Iterator[str]:
-    settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": data_dir})
+    settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": data_dir, "keep_versions_s": 0})
     listener = bind(settings)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -382,8 +382,38 @@ def test_weights_are_fetched_once_and_waited_for(trainer, url, config, redis_url
     assert not thread.is_alive()
     assert found[0][0] >= 1
     assert trainer.weights_of("poll", 6) == (trainer.weights("poll") or (0, b""))[1]
+    wait_for(lambda: kept(trainer, "poll") == [3, 4, 5, 6])
     with pytest.raises(NotFoundError, match=r"expected one of \[3, 4, 5, 6\]"):
         trainer.weights_of("poll", 2)
+    with pytest.raises(NotFoundError, match="version 7: not published yet"):
+        trainer.weights_of("poll", 7)
+
+
+def kept(trainer: SurrogateClient, run: str) -> list[int]:
+    return [info.version for info in trainer.versions(run) if info.kept]
+
+
+def test_leased_versions_are_kept_and_what_is_known_of_each_is_told(trainer, config, redis_url):
+    """Guards against a client that repeats rounds after a crash and finds their versions gone."""
+    trainer.create("leased", config)
+    groups = feed(redis_url, "leased", [separable_sample(number).model_copy(update={"policy_version": 3})
+                                        for number in range(8)])  # fmt: skip
+    adapt(trainer, "leased", "r1", groups, 2)
+    trainer.lease("leased", 1)
+    for version in range(2, 8):
+        adapt(trainer, "leased", f"r{version}", [], 1)
+    wait_for(lambda: 0 not in kept(trainer, "leased"))
+    assert kept(trainer, "leased") == [1, 2, 3, 4, 5, 6, 7]
+    infos = trainer.versions("leased")
+    assert [(info.version, info.steps) for info in infos] == [(0, 0), (1, 2), *((v, v + 1) for v in range(2, 8))]
+    assert infos[1].policy_version == 3
+    assert infos[1].fresh_pair_accuracy is not None
+    assert infos[1].reward_gap is not None
+    with pytest.raises(NotFoundError, match="version 0: not kept"):
+        trainer.lease("leased", 0)
+    trainer.lease("leased", 5)
+    adapt(trainer, "leased", "r8", [], 1)
+    wait_for(lambda: kept(trainer, "leased") == [5, 6, 7, 8])
 
 
 def test_a_run_is_created_once_and_differing_settings_are_named(trainer, http, config):

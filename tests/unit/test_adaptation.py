@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -121,13 +123,42 @@ def test_statistics_of_new_groups(frozen):
     untrained = trainee.rank(replay.named(["g3", "g5"]))
     statistics = adapt(trainee, replay, request(30, ["g3", "g5"]), lambda: False)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
-    assert trainee.reward_gap == untrained.gap
+    assert trainee.measured.reward_gap == statistics.reward_gap == untrained.gap
     again = adapt(trainee, replay, request(0, ["g3", "g5"]), lambda: False)
     assert again.fresh_pair_accuracy is not None
     assert again.fresh_pair_accuracy > (untrained.accuracy or 0)
     assert (again.loss, again.pairs) == (None, 0)
     assert statistics.pairs >= 30
     assert statistics.held_out_pair_accuracy is None
+
+
+def test_stale_groups_are_trained_on_but_are_not_fresh(frozen):
+    """Guards against the accuracy on samples of an old generator passing for that on the present one's."""
+    replay, trainee = replay_of(4), Trainee(frozen, changed(max_policy_lag=3))
+    for number, version in ((10, 1), (11, 4), (12, 7)):
+        made = dataclasses.replace(replay_of(1).named(["g0"])[0], group_id=f"p{version}", round=number)
+        replay.add(dataclasses.replace(made, policy_version=version))
+    names = replay.admit([])
+    statistics = adapt(trainee, replay, request(3, names), lambda: False)
+    assert statistics.stale_groups == 1
+    assert statistics.fresh_pair_accuracy == Trainee(frozen, SETTINGS).rank(replay.named(["p4", "p7"])).accuracy
+    assert statistics.pairs > 0
+    assert replay.training_groups == 7
+
+
+def test_optimiser_state_brings_back_the_very_next_step(frozen):
+    """Guards against a restart with a fresh optimiser, which shakes weights that were settling."""
+    replay, trainee, copy = replay_of(6), Trainee(frozen, SETTINGS), Trainee(frozen, SETTINGS)
+    adapt(trainee, replay, request(3), lambda: False)
+    copy.load(trainee.state(), trainee.steps)
+    copy.load_optimiser(trainee.optimiser_state())
+    fresh = Trainee(frozen, SETTINGS)
+    fresh.load(trainee.state(), trainee.steps)
+    for each in (trainee, copy, fresh):
+        adapt(each, replay, request(2), lambda: False)
+    expected = trainee.state()
+    assert all(np.array_equal(array, expected[name]) for name, array in copy.state().items())
+    assert not all(np.array_equal(array, expected[name]) for name, array in fresh.state().items())
 
 
 def test_pairs_follow_margin_and_stage(frozen):

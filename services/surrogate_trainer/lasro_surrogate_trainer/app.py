@@ -166,6 +166,26 @@ def _add_training_routes(
     async def weights(run: Found, version: Annotated[int, Path(ge=0, lt=10**12)]) -> Response:
         return _tensors(*await run.weights(version))
 
+    @app.get(
+        "/v1/runs/{run}/versions",
+        summary="What is known of each version",
+        response_model=wire.VersionList,
+        responses=problems(404, 422),
+    )
+    async def versions(run: Found) -> wire.VersionList:
+        return wire.VersionList(versions=await asyncio.to_thread(run.versions))
+
+    @app.put(
+        "/v1/runs/{run}/lease",
+        summary="Keep a version and all later ones until the next lease: those of rounds that may be repeated",
+        response_model=wire.RunStatus,
+        responses=problems(404, 422, 507),
+        openapi_extra=message_body(wire.Lease),
+    )
+    async def lease(request: Request, run: Found) -> Response:
+        await run.lease((await read_message(request, wire.Lease)).version)
+        return reply(request, run.status())
+
 
 def _add_serving_routes(
     app: FastAPI,
