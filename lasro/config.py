@@ -217,6 +217,23 @@ class TrainSettings(SamplingSettings):
     """Rounds between rewrites of report.html."""
 
 
+class HealthSettings(Settings):
+    """When a fine-tuning run is in trouble, and what is done then. Figures are means over `window_rounds`."""
+
+    on_trouble: Literal["stop", "roll_back", "ignore"] = "stop"
+    """End with the best averaged weights, go on from them, or only watch."""
+    window_rounds: Annotated[int, Field(ge=2)] = 20
+    """Rounds averaged: one round's gain is mostly noise."""
+    decline_errors: Positive = 5.0
+    """Trouble: the gain over the base fell below half of its best by more than this many standard errors."""
+    max_reward_gap: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """Trouble: 1 - rank correlation of score and reward in fresh groups above this, after a window below it."""
+    max_drift: Positive = 0.65
+    """Trouble: latents this far from the base's of the same noise. 1: as another seed; 0.71: the same for any noise."""
+    max_roll_backs: Annotated[int, Field(ge=0)] = 3
+    """Where on_trouble = "roll_back"; the run ends at the next trouble after these."""
+
+
 class EvaluationSettings(Settings):
     """Before and after, on the held-out prompts, with paired seeds."""
 
@@ -269,6 +286,7 @@ class RunSettings(Settings):
     lora: LoraSettings = LoraSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     train: TrainSettings = TrainSettings()
+    health: HealthSettings = HealthSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     budget: BudgetSettings = BudgetSettings()
     services: ServiceSettings = ServiceSettings()

@@ -110,6 +110,18 @@ class SurrogateClient(ServiceClient):
         """The safetensors of one version; raises NotFoundError once it is no longer kept."""
         return _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/weights/{version}")).content
 
+    def lease(self, run: str, version: int) -> wire.RunStatus:
+        """Have this version and all later ones kept until the next lease; raises NotFoundError for one not kept."""
+        body, headers = wire.Lease(version=version).model_dump_json().encode(), {"Content-Type": "application/json"}
+        path = f"/v1/runs/{run}/lease"
+        return message(_patiently(lambda: send(self._http, "PUT", path, content=body, headers=headers)), wire.RunStatus)
+
+    def versions(self, run: str) -> list[wire.VersionInfo]:
+        """What the trainer knows of each version, oldest first."""
+        return message(
+            _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/versions")), wire.VersionList
+        ).versions
+
     def gradient(
         self,
         run: str,
