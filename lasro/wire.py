@@ -245,26 +245,42 @@ class GroupState(StrEnum):
 class GroupSubmission(Message):
     """One prompt, K seeds, one- and two-step samples of each: the unit of everything.
 
-    `images`, `stages` and the leading axis of the `latents` tensor run over the same N samples.
+    `images`, `stages` and the leading axis of the `latents` tensor run over the same N samples. A group whose
+    rewards are known brings them as `scores` in place of images: nothing is called for it.
     """
 
     group_id: Name
-    round: int = Field(ge=0, description="round of the run that made it; with `index` orders the replay")
+    round: int = Field(
+        ge=-1, description="round of the run that made it, -1 before the first; with `index` orders the replay"
+    )
     index: int = Field(ge=0, description="position within the round")
     prompt: str
     metadata: Any = None
     policy_version: int = Field(ge=0, description="generator updates made before sampling")
     rewards: list[Name] = Field(min_length=1, max_length=32)
     stages: list[Literal[1, 2]] = Field(min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample")
-    images: list[Blob] = Field(min_length=2, max_length=1024)
+    images: list[Blob] = Field(default=[], max_length=1024, description="absent where `scores` are given")
+    scores: dict[str, list[Finite | None]] | None = Field(
+        default=None,
+        description="rewards known already: one list per reward, one entry per sample, null where it failed",
+    )
     latents: Blob = Field(description="safetensors with one tensor `latents` [N, C, H, W], float16 or float32")
     max_reward_calls: int | None = Field(default=None, ge=0, description="the run's limit; absent: none")
     schema_version: Literal[1] = SCHEMA_VERSION
 
     @model_validator(mode="after")
     def _same_count(self) -> GroupSubmission:
-        if len(self.images) != len(self.stages):
-            raise ValueError(f"images: got {len(self.images)}, expected one per stage entry ({len(self.stages)})")
+        expected = len(self.stages) if self.scores is None else 0
+        if len(self.images) != expected:
+            why = "one per stage entry" if self.scores is None else "none beside scores"
+            raise ValueError(f"images: got {len(self.images)}, expected {why} ({expected})")
+        if self.scores is not None and set(self.scores) != set(self.rewards):
+            raise ValueError(f"scores: got {sorted(self.scores)}, expected those of {sorted(self.rewards)}")
+        for name, values in (self.scores or {}).items():
+            if len(values) != len(self.stages):
+                raise ValueError(
+                    f"scores of {name}: got {len(values)}, expected one per stage entry ({len(self.stages)})"
+                )
         return self
 
 

@@ -1,7 +1,8 @@
 """Stage 1: the surrogate learns to rank samples of the base model. `lasro pretrain CONFIG.toml`.
 
 Samples and scores go through the same services as in stage 2; the trained weights end up in
-`surrogate.safetensors`, which `train.initial_surrogate` of a stage-2 run names.
+`surrogate.safetensors` and the rewards in `labels.jsonl`, which `train.initial_surrogate` and
+`train.initial_labels` of a stage-2 run name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lasro.errors import BudgetError
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.connection import open_surrogate, services
 from lasro_client.files import write_atomically
+from lasro_client.labels import LABELS_FILE, labels_of
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import read_prompts
 from lasro_client.report import write_report
@@ -80,6 +82,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
                 "policy_version": 0,
             }
             folder.log(line)
+            folder.label(labels_of(config.seed, round, groups, scored))
             display.update(line)
             progress = Progress(round + 1, elapsed_s, scored[-1].reward_calls, reply.version)
             if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
@@ -103,6 +106,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         "seed": config.seed,
         "rounds": progress.round,
         "surrogate": SURROGATE_FILE,
+        "labels": LABELS_FILE,
         "surrogate_version": status.version,
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,

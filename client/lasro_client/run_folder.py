@@ -17,6 +17,7 @@ from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.files import write_atomically, write_json
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.health import Health
+from lasro_client.labels import LABELS_FILE, RoundLabels
 
 BEST = "best."
 KEPT_OUT = {"services"}
@@ -74,17 +75,24 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a round to log.jsonl."""
+        self._append("log.jsonl", json.dumps(line, allow_nan=False))
+
+    def label(self, labels: RoundLabels) -> None:
+        """Append a round to labels.jsonl."""
+        self._append(LABELS_FILE, labels.model_dump_json())
+
+    def _append(self, name: str, line: str) -> None:
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
         except OSError as error:
-            raise StorageError(f"{self.path / 'log.jsonl'}: {error.strerror}; free the disk and resume") from error
+            raise StorageError(f"{self.path / name}: {error.strerror}; free the disk and resume") from error
 
     def start(self, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
         """Where to go on: round 0, or the checkpoint, whose state `trainer` and `health` take over."""
         path = self.path / "checkpoint" / "state.safetensors"
         if not path.exists():
-            self._drop_log_after(0)
+            self._drop_rounds_after(0)
             return Checkpoint(Progress(), None)
         arrays, metadata = unpack_tensors(path.read_bytes())
         saved = json.loads(metadata["progress"])
@@ -95,15 +103,15 @@ class RunFolder:
         if health is not None:
             health.load(saved["health"])
         progress = Progress(**saved["progress"])
-        self._drop_log_after(progress.round)
+        self._drop_rounds_after(progress.round)
         best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
         return Checkpoint(progress, best or None)
 
-    def _drop_log_after(self, round: int) -> None:
-        path = self.path / "log.jsonl"
-        if path.exists():
-            lines = path.read_bytes().splitlines()[:round]
-            write_atomically(path, b"".join(line + b"\n" for line in lines))
+    def _drop_rounds_after(self, round: int) -> None:
+        for path in (self.path / "log.jsonl", self.path / LABELS_FILE):
+            if path.exists():
+                lines = path.read_bytes().splitlines()[:round]
+                write_atomically(path, b"".join(line + b"\n" for line in lines))
 
     def checkpoint(
         self,

@@ -23,6 +23,7 @@ from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation
 from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.labels import carry_over
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
@@ -53,6 +54,10 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         resumed_s = tuning.progress.elapsed_s
         initial, resumed = config.train.initial_surrogate, tuning.progress.surrogate_version
         tuning.begin(open_surrogate(connected, config.name, config, initial, resumed))
+        if tuning.progress.round == 0 and (accuracy := carry_over(model, config, collector)) is not None:
+            console.print(
+                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
+            )
         before = _evaluated(folder, "before", model, held_out, connected, console)
         _run_rounds(tuning, held_out, console)
         with parameters_set(trainer.parameters, trainer.average):

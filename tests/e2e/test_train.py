@@ -78,7 +78,8 @@ def finished(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """Stage 1, then stage 2 from its surrogate."""
     folder = tmp_path_factory.mktemp("runs")
     surrogate = pretrain(load_config(config_path), folder / "stage1", QUIET)
-    config = load_config(config_path, [f"train.initial_surrogate={surrogate}"])
+    labels = surrogate.with_name("labels.jsonl")
+    config = load_config(config_path, [f"train.initial_surrogate={surrogate}", f"train.initial_labels={labels}"])
     return config, folder / "stage2", train(config, folder / "stage2", QUIET)
 
 
@@ -99,6 +100,16 @@ def test_stage_one_leaves_a_trained_surrogate(finished: tuple[RunSettings, Path,
     images[2] *= 2
     assert summary["reward_calls"] == sum(images), "one scout was out, for one round"
     assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_stage_two_starts_from_what_stage_one_saw(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
+    """Guards against an empty replay at the start of stage 2, and against paying for the same rewards twice."""
+    config, folder, summary = finished
+    labels = [json.loads(line) for line in (folder.parent / "stage1" / "labels.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in labels] == [0, 1, 2, 3]
+    assert all(len(group["rewards"]["jpeg-incompressibility"]) == 6 for line in labels for group in line["groups"])
+    of_a_round = 2 * 3 * config.train.prompts_per_round
+    assert summary["reward_calls"] == 2 * of_a_round + 2 * 2 * of_a_round, "the base is beside from the third round on"
 
 
 def test_stage_two_leaves_all_it_promises(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:

@@ -84,16 +84,9 @@ async def _heartbeat(
 async def score_claim(queue: GroupQueue, scorer: Scorer, claim: Claim) -> None:
     """Score one group and deliver it. Where Redis fails it stays in the queue and is claimed again later."""
     submission = claim.submission
-    request = wire.ScoreRequest(
-        prompts=[submission.prompt] * len(submission.images),
-        images=submission.images,
-        rewards=submission.rewards,
-        metadata=None if submission.metadata is None else [submission.metadata] * len(submission.images),
-    )
     try:
         set_request_id(submission.group_id)
-        caller = Caller(request_id=submission.group_id)
-        items = (await scorer.score(request, caller, lambda calls: queue.spend(claim, calls))).items
+        items = await _items(queue, scorer, claim)
     except (UnreachableError, StorageError) as error:
         log.warning("group %s of run %s is scored later: %s", submission.group_id, claim.run, error)
         return
@@ -106,6 +99,32 @@ async def score_claim(queue: GroupQueue, scorer: Scorer, claim: Claim) -> None:
         await queue.finish(claim, items)
     except (UnreachableError, StorageError) as error:
         log.warning("group %s of run %s is finished later: %s", submission.group_id, claim.run, error)
+
+
+async def _items(queue: GroupQueue, scorer: Scorer, claim: Claim) -> list[ScoredItem]:
+    submission = claim.submission
+    if submission.scores is not None:
+        return _known(submission.scores, len(submission.stages))
+    request = wire.ScoreRequest(
+        prompts=[submission.prompt] * len(submission.images),
+        images=submission.images,
+        rewards=submission.rewards,
+        metadata=None if submission.metadata is None else [submission.metadata] * len(submission.images),
+    )
+    caller = Caller(request_id=submission.group_id)
+    return (await scorer.score(request, caller, lambda calls: queue.spend(claim, calls))).items
+
+
+def _known(scores: dict[str, list[float | None]], count: int) -> list[ScoredItem]:
+    """Rewards that came with their group, of version 0: no registered endpoint gave them here."""
+
+    def score(value: float | None) -> RewardScore:
+        if value is None:
+            return RewardScore(score=None, status=Status.REJECTED, error="submitted as failed", attempts=0)
+        return RewardScore(score=value, status=Status.OK, attempts=0)
+
+    columns = {name: [score(value) for value in values] for name, values in scores.items()}
+    return [ScoredItem(scores={name: column[i] for name, column in columns.items()}, total=None) for i in range(count)]
 
 
 def _unscored(submission: wire.GroupSubmission, error: str) -> list[ScoredItem]:
