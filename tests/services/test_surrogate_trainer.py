@@ -27,6 +27,7 @@ from lasro.service_kit import bind
 from lasro.surrogate import build_surrogate, score_and_gradient
 from lasro_client.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
+from lasro_surrogate_trainer.folder_lock import held
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 SHAPE = (4, 8, 8)
@@ -35,8 +36,9 @@ PROMPTS = ["a red star", "a blue square", "a green circle and a red star"]
 
 
 @contextmanager
-def running(redis_url: str, data_dir: Path) -> Iterator[str]:
-    settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": data_dir, "keep_versions_s": 0})
+def running(redis_url: str, data_dir: Path, port: int = 0) -> Iterator[str]:
+    values = {"redis_url": redis_url, "data_dir": data_dir, "keep_versions_s": 0, "port": port}
+    settings = TrainerEnvironment.model_validate(values)
     listener = bind(settings)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -485,6 +487,36 @@ def test_samples_not_yet_trained_on_survive_a_restart(redis_url, config, tmp_pat
         with connect(redis_url) as client:
             wait_for(lambda: client.xlen(keys.samples("restarted")) == 0)
         trainer.delete("restarted")
+
+
+def test_a_call_outlives_a_restart_of_the_trainer(redis_url, config, tmp_path):
+    """Guards against a run that ends because its trainer was restarted, or trains on from steps nobody published."""
+    replies = []
+
+    def call(address: str) -> None:
+        with SurrogateClient(address) as other:
+            replies.append(adapt(other, "rolling", "a", groups, 60))
+
+    with running(redis_url, tmp_path) as url, SurrogateClient(url) as trainer:
+        trainer.create("rolling", config)
+        groups = feed(redis_url, "rolling", [separable_sample(number) for number in range(4)])
+        thread = threading.Thread(target=call, args=(url,))
+        thread.start()
+        wait_for(lambda: trainer.status("rolling").replay_groups + trainer.status("rolling").held_out_groups == 4)
+    with running(redis_url, tmp_path, port=int(url.rpartition(":")[2])):
+        thread.join(120)
+        with SurrogateClient(url) as trainer:
+            assert (trainer.status("rolling").version, trainer.status("rolling").steps) == (1, 60)
+            trainer.delete("rolling")
+    assert [reply.version for reply in replies] == [1]
+
+
+def test_two_trainers_do_not_share_a_folder(redis_url, tmp_path):
+    """Guards against a second trainer on the same folder writing over the first one's commits."""
+    with held(tmp_path), pytest.raises(ConflictError, match="another trainer works in this folder"), held(tmp_path, 0):
+        raise AssertionError("both hold it")
+    with held(tmp_path, 0):
+        pass
 
 
 def test_a_full_disk_leaves_the_last_version_and_the_request_can_be_repeated(trainer, config, redis_url, monkeypatch):

@@ -157,7 +157,7 @@ def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undistur
     assert crashes >= 10
 
 
-@pytest.mark.parametrize("write", [2, 3, 4])
+@pytest.mark.parametrize("write", [0, 1, 2], ids=["groups", "weights", "commit"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_failing_disk_is_told_and_the_round_can_be_repeated(
     frozen, config, tmp_path, undisturbed, fail_at, write, after
@@ -188,15 +188,14 @@ def _explode(*_: object) -> None:
 
 def test_disk_holds_no_more_than_memory(frozen, config, tmp_path):
     """Guards against folders that grow for ever, and a replay that is rewritten each round."""
-    trainer = Trainer(frozen, config, tmp_path, ALWAYS_S)
+    surrogate = config.surrogate.model_copy(update={"held_out_share": 0.0})
+    trainer = Trainer(frozen, config.model_copy(update={"surrogate": surrogate}), tmp_path, ALWAYS_S)
     folder, seen = trainer.store.folder, {}
     for number in range(9):
         trainer.round(number)
         for path in (folder / "groups").iterdir():
             assert seen.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "written once"
-    held = {name for names in trainer.training._files.values() for name in names}
-    assert trainer.intake.replay.kept_ids() <= held
-    assert len(list((folder / "groups").iterdir())) < 9
+    assert sorted(path.stem for path in (folder / "groups").iterdir()) == ["00000007", "00000008", "00000009"]
     assert len(list((folder / "optimiser").iterdir())) == 1
     assert trainer.store.versions() == [8, 9]
     assert not [path for path in folder.rglob(".*") if path.is_file()]

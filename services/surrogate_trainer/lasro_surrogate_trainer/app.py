@@ -18,6 +18,7 @@ from lasro.openapi import message_body, problems
 from lasro.redis_store.connection import connect
 from lasro.service_kit import create_service, read_message, reply
 from lasro_surrogate_trainer.bodies import read_gradient, read_images, read_latents
+from lasro_surrogate_trainer.folder_lock import held
 from lasro_surrogate_trainer.metrics import RunMetrics
 from lasro_surrogate_trainer.run import Run
 from lasro_surrogate_trainer.runs import Runs
@@ -72,9 +73,10 @@ def create_app(settings: TrainerEnvironment) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await runs.recover()
-        yield
-        await runs.close()
+        with held(settings.data_dir):
+            await runs.recover()
+            yield
+            await runs.close()
 
     app = create_service("LaSRO surrogate trainer", settings, ready, lifespan, registry)
     app.state.runs = runs
