@@ -108,6 +108,8 @@ class SurrogateSettings(Settings):
     """Newest groups kept in the replay buffer."""
     recent_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Half of each batch is drawn from this many newest groups, half from all."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 10
+    """Groups of a generator more updates than this behind the newest are replayed, but do not count as fresh."""
     held_out_share: Share = 0.05
     """Share of groups kept out of training to measure pair accuracy."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -229,6 +231,23 @@ class TrainSettings(SamplingSettings):
     """Rounds between rewrites of report.html."""
 
 
+class HealthSettings(Settings):
+    """When a fine-tuning run is in trouble, and what is done then. Figures are means over `window_rounds`."""
+
+    on_trouble: Literal["stop", "roll_back", "ignore"] = "stop"
+    """End with the best averaged weights, go on from them, or only watch."""
+    window_rounds: Annotated[int, Field(ge=2)] = 20
+    """Rounds averaged: one round's gain is mostly noise."""
+    decline_errors: Positive = 5.0
+    """Trouble: the gain over the base fell below half of its best by more than this many standard errors."""
+    max_reward_gap: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """Trouble: 1 - rank correlation of score and reward in fresh groups above this, after a window below it."""
+    max_drift: Positive = 0.65
+    """Trouble: latents this far from the base's of the same noise. 1: as another seed; 0.71: the same for any noise."""
+    max_roll_backs: Annotated[int, Field(ge=0)] = 3
+    """Where on_trouble = "roll_back"; the run ends at the next trouble after these."""
+
+
 class EvaluationSettings(Settings):
     """Before and after, on the held-out prompts, with paired seeds."""
 
@@ -281,6 +300,7 @@ class RunSettings(Settings):
     lora: LoraSettings = LoraSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     train: TrainSettings = TrainSettings()
+    health: HealthSettings = HealthSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     budget: BudgetSettings = BudgetSettings()
     services: ServiceSettings = ServiceSettings()

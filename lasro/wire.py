@@ -356,11 +356,15 @@ class AdaptStatistics(Message):
     pair_accuracy: Finite | None = Field(description="on the pairs trained on")
     fresh_pair_accuracy: Finite | None = Field(description="on the new groups, before training on them")
     held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training")
+    reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
     pairs: int = Field(description="ranked pairs trained on")
     constant_groups: int = Field(description="new groups without any ranked pair")
     failed_samples: int = Field(description="new samples dropped because a reward failed")
     scales: dict[Name, Scale] = Field(
         default_factory=dict, description="mean and deviation by which normalised rewards entered the totals"
+    )
+    stale_groups: int = Field(
+        description="new groups of a generator over surrogate.max_policy_lag updates behind: trained on, not fresh"
     )
     duration_s: float
 
@@ -382,6 +386,26 @@ class RunStatus(Message):
         description="1 - Spearman correlation between score and reward within fresh groups; 0 is perfect"
     )
     trained: Literal["adapter", "full"]
+
+
+class VersionInfo(Message):
+    """What is known of one version of the surrogate. Null where there was nothing to measure yet."""
+
+    version: int
+    steps: int = Field(description="optimiser steps behind it")
+    kept: bool = Field(description="whether its weights can still be fetched")
+    policy_version: int = Field(description="updates of the generator that made the newest group it learned from")
+    fresh_pair_accuracy: Finite | None = Field(description="of the version before it, on its new groups")
+    held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training, as last measured")
+    reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
+
+
+class VersionList(Message):
+    versions: list[VersionInfo] = Field(description="oldest first")
+
+
+class Lease(Message):
+    version: int = Field(ge=0, description="the oldest one that may still be asked for")
 
 
 class RunList(Message):

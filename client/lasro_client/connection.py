@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lasro.config import RunSettings, SurrogateRun
-from lasro.errors import ConfigError, NotFoundError
+from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro_client.local_stack import LocalStack
 from lasro_client.reward_client import RewardClient
 from lasro_client.surrogate_client import SurrogateClient
@@ -55,8 +55,12 @@ def _checked(connected: Services, config: RunSettings) -> Services:
     return connected
 
 
-def open_surrogate(connected: Services, run: str, config: RunSettings, initial: str | None) -> int:
-    """Create the run at the trainer, or join it; a new one starts from `initial`. Returns its version."""
+def open_surrogate(connected: Services, run: str, config: RunSettings, initial: str | None, resumed: int | None) -> int:
+    """Create the run at the trainer, or join it; a new one starts from `initial`. Returns its version.
+
+    `resumed`: the version of the caller's checkpoint, null without one. From it on versions are kept until the caller
+    leases a newer one. Raises ConflictError where the trainer has less than that.
+    """
     objective = config.reward_objective
     body = SurrogateRun(
         model=config.model,
@@ -76,4 +80,11 @@ def open_surrogate(connected: Services, run: str, config: RunSettings, initial: 
                 f"train.initial_surrogate: {path} ({error.strerror}); make one with `lasro pretrain`"
             ) from error
         connected.surrogates.upload_weights(run, weights)
-    return connected.surrogates.status(run).version
+    version = connected.surrogates.status(run).version
+    if resumed is not None and version < resumed:
+        raise ConflictError(
+            f"run {run}: the trainer has version {version}, expected at least {resumed}, that of the checkpoint; its "
+            "data are lost or it is another trainer: bring it back, or start over in another folder"
+        )
+    connected.surrogates.lease(run, version if resumed is None else resumed)
+    return version

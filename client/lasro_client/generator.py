@@ -111,13 +111,20 @@ class GeneratorTrainer:
         self.version += 1
         return norm
 
-    def restart(self, seed: int) -> None:
-        """Begin again from the base with a fresh optimiser, and with the draws of another seed."""
+    def return_to(self, state: dict[str, Tensor] | None) -> None:
+        """Go on from an earlier `state()`, null for the untouched base. Updates are counted on: no draw is repeated."""
+        self.optimiser.state.clear()
+        if state is not None:
+            self.load_state(state, self.version, self.moments)
+            return
         with torch.no_grad():
             for values in (list(self.parameters), self.average):
                 for value, untrained in zip(values, self._untrained, strict=True):
                     value.copy_(untrained)
-        self.optimiser.state.clear()
+
+    def restart(self, seed: int) -> None:
+        """Begin again from the base with a fresh optimiser, and with the draws of another seed."""
+        self.return_to(None)
         self.seed, self.version = seed, 0
         self.moments = [None, None]
 

@@ -44,17 +44,19 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
     scout = Scout(model, config)
-    progress = folder.start(scout.trainer)
+    progress, _ = folder.start(scout.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
         services(config, folder.path) as connected,
         RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
         stop_at_round_end() as stop,
     ):
-        version = open_surrogate(connected, run, config, None)
+        version = open_surrogate(connected, run, config, None, progress.surrogate_version)
         source = score_source(config, run, model, connected.surrogates)
-        source.refresh(version)
-        collector = Collector(connected, run, config, progress.attempt)
+        collector = Collector(connected, run, config)
+        if progress.surrogate_version is None:
+            progress = Progress(surrogate_version=version)
+            folder.checkpoint(progress, scout.trainer)
         for round in range(progress.round, settings.rounds):
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
@@ -68,7 +70,6 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
             reply = collector.adapt(scored, round, settings.steps_per_round)
             source.refresh(reply.version)
             scout.climb(round, prompts, generator, source)
-            status = connected.surrogates.status(run)
             elapsed_s = time.monotonic() - started
             line = {
                 "stage": "pretrain",
@@ -76,25 +77,26 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
                 "rounds": settings.rounds,
                 "elapsed_s": elapsed_s,
                 **reward_means(groups, scored, config, reply.statistics.scales),
-                **adapt_entries(reply, status.reward_gap),
+                **adapt_entries(reply),
                 "reward_calls": scored[-1].reward_calls,
                 "policy_version": 0,
             }
             folder.log(line)
             folder.label(labels_of(config.seed, round, groups, scored))
             display.update(line)
-            progress = Progress(round + 1, progress.attempt, elapsed_s, scored[-1].reward_calls)
+            progress = Progress(round + 1, elapsed_s, scored[-1].reward_calls, reply.version)
             if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
                 folder.checkpoint(progress, scout.trainer)
+                collector.lease(reply.version)
             if (round + 1) % config.train.report_rounds == 0:
                 write_report(folder.path)
-            if stop.asked:
-                raise KeyboardInterrupt
+            stop.obey()
         folder.checkpoint(progress, scout.trainer)
         for part in range(0, settings.final_steps, FINAL_STEPS_PER_CALL):
             steps = min(FINAL_STEPS_PER_CALL, settings.final_steps - part)
             reply = collector.adapt([], settings.rounds, steps, part)
             display.note(f"final steps {part + steps}/{settings.final_steps}, loss {reply.statistics.loss}")
+            stop.obey()
         status = connected.surrogates.status(run)
         body = connected.surrogates.weights_of(run, status.version)
     write_atomically(weights_path, _halved(body))

@@ -127,6 +127,9 @@ def _notices(run: RunData) -> list[str]:
             f"Groups without two samples of different reward, which teach nothing: {constant} in {len(run.rounds)} "
             "rounds. If that is most of them, use more seeds per prompt, other prompts, or a smaller tie margin."
         )
+    troubled = [line for line in run.rounds if line.get("trouble")]
+    if troubled:
+        found.append(f"Round {int(troubled[-1]['round']) + 1}: {troubled[-1]['trouble']}. {_consequence(run)}")
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
         found += _veto_notice(run, when, evaluation) if evaluation else []
         for name, statuses in (evaluation.failures if evaluation else {}).items():
@@ -144,6 +147,14 @@ def _veto_notice(run: RunData, when: str, evaluation: Evaluation) -> list[str]:
         f"Images of the {when} model that a guard vetoed, of {len(evaluation.prompts)}: {told}. "
         "They count in the table of rewards, not in the gains."
     ]
+
+
+def _consequence(run: RunData) -> str:
+    if run.summary is not None and run.summary.get("ended"):
+        return "The run was ended there; the adapter is that of its best rounds."
+    if run.config.get("health", {}).get("on_trouble") == "roll_back":
+        return "The run went on from its best rounds."
+    return ""
 
 
 def _both_stages(lines: list[dict[str, Any]], *path: str) -> list[Series]:
@@ -189,6 +200,21 @@ def charts(run: RunData, stage: str) -> list[Chart]:
             _both_stages(lines, "beside"),
         )
     )
+    if stage == "train":
+        found += [
+            chart(
+                "Gain over the base",
+                "Reward minus the base's on the same noise, what a run is stopped by; 0 (dashed) is the base.",
+                _both_stages(lines, "gain"),
+                reference=0.0,
+            ),
+            chart(
+                "Drift on the prompts trained on",
+                "Distance of latents from the base's of the same noise; 1: as another seed, 0.71: one picture for all.",
+                _both_stages(lines, "drift"),
+                floor=0.0,
+            ),
+        ]
     accuracies = [
         Series("fresh, before training on them", 2, points(lines, "fresh_pair_accuracy")),
         Series("held out", 1, points(lines, "held_out_pair_accuracy")),

@@ -5,7 +5,9 @@ Shape legend: N samples of a group.
 
 from __future__ import annotations
 
+import hashlib
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,18 +26,19 @@ STAGES = {"one_step": 1, "two_step": 2}
 
 
 class Collector:
-    """Has groups scored and hands them to the surrogate trainer, for one attempt at a run."""
+    """Has groups scored and hands them to the surrogate trainer.
 
-    def __init__(self, connected: Services, run: str, config: RunSettings, attempt: int) -> None:
-        self.services, self.run, self.config, self.attempt = connected, run, config, attempt
+    Ids are made of what they stand for, so a round that is repeated after a crash costs no reward call twice and is
+    answered as it was; where sampling is not exact, its groups are new ones.
+    """
+
+    def __init__(self, connected: Services, run: str, config: RunSettings) -> None:
+        self.services, self.run, self.config = connected, run, config
 
     def score(self, groups: list[Group], round: int, policy_version: int) -> list[GroupStatus]:
         """Post the groups and wait for their scores, in order. Raises BudgetError when the budget is spent."""
         return self.post(
-            [
-                submission(group, self.config, round, index, policy_version, self.attempt)
-                for index, group in enumerate(groups)
-            ]
+            [submission(group, self.config, round, index, policy_version) for index, group in enumerate(groups)]
         )
 
     def post(self, posts: list[GroupSubmission]) -> list[GroupStatus]:
@@ -45,23 +48,29 @@ class Collector:
 
     def adapt(self, scored: list[GroupStatus], round: int, steps: int, part: int = 0) -> AdaptReply:
         """Train the surrogate for `steps` steps once it has these groups; safe to repeat."""
+        names = [status.group_id for status in scored]
+        digest = hashlib.sha256(" ".join([*names, str(steps)]).encode()).hexdigest()[:16]
         request = AdaptRequest(
-            request_id=f"a{self.attempt}-r{round:06d}-{part}",
-            new_groups=[status.group_id for status in scored],
+            request_id=f"r{round:06d}-{part}-{digest}",
+            new_groups=names,
             steps=steps,
             timeout_s=self.config.services.timeout_s,
         )
         return self.services.surrogates.adapt(self.run, request)
 
+    def lease(self, version: int) -> None:
+        """Have the trainer keep this version of the surrogate and all later ones: from it rounds may be repeated."""
+        self.services.surrogates.lease(self.run, version)
+
 
 def reward_means(
     groups: list[Group], scored: list[GroupStatus], config: RunSettings, scales: Mapping[str, Scale]
 ) -> dict[str, Any]:
-    """The `reward`, `total`, `vetoed` and `beside` entries of a log line: means, null without a sample.
+    """The entries of a log line that come from the reward: means per stage, null without a sample.
 
     Each reward is over all samples that it scored, `total` over those that no guard vetoed, and `vetoed` is the share
-    of the others. `beside` is the total of the other policy's samples, the rest of the model's own. `scales` are those
-    that the trainer ranked by.
+    of the others. `beside` is the total of the other policy's samples, the rest of the model's own; `gain` is own
+    minus beside, of the same noise. `scales` are those that the trainer ranked by.
     """
     beside_N = np.concatenate([group.beside for group in groups])
     all_stages_N = np.concatenate([group.stages for group in groups])
@@ -73,11 +82,16 @@ def reward_means(
     }
     found = totals(components, config.reward_objective, scales)
     vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
+    gain_N = np.full(len(beside_N), np.nan)
+    if beside_N.any():  # own samples and those beside are in the same order
+        gain_N[~beside_N] = found.passed_N[~beside_N] - found.passed_N[beside_N]
     return {
         "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
         "total": _by_stage(found.passed_N, stages_N),
         "vetoed": _by_stage(vetoed_N, stages_N),
         "beside": _by_stage(found.passed_N, np.where(beside_N, all_stages_N, 0)),
+        "gain": _by_stage(gain_N, stages_N),
+        "reward_versions": {name: max(item.scores[name].version for item in items) for name in config.weights},
     }
 
 
@@ -89,7 +103,7 @@ def _by_stage(values_N: np.ndarray, stages_N: np.ndarray) -> dict[str, float | N
     return means
 
 
-def adapt_entries(reply: AdaptReply, reward_gap: float | None) -> dict[str, Any]:
+def adapt_entries(reply: AdaptReply) -> dict[str, Any]:
     """The surrogate's entries of a log line."""
     statistics = reply.statistics
     return {
@@ -97,7 +111,8 @@ def adapt_entries(reply: AdaptReply, reward_gap: float | None) -> dict[str, Any]
         "pair_accuracy": statistics.pair_accuracy,
         "fresh_pair_accuracy": statistics.fresh_pair_accuracy,
         "held_out_pair_accuracy": statistics.held_out_pair_accuracy,
-        "reward_gap": reward_gap,
+        "reward_gap": statistics.reward_gap,
+        "stale_groups": statistics.stale_groups,
         "constant_groups": statistics.constant_groups,
         "failed_samples": statistics.failed_samples,
         "scales": {name: asdict(scale) for name, scale in statistics.scales.items()},
@@ -109,12 +124,23 @@ class StopRequest:
     """Whether the user asked to stop; asked a second time, KeyboardInterrupt is raised at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.signal = number
+
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
+    def obey(self) -> None:
+        """End as the signal would have: KeyboardInterrupt, or exit status 143 for SIGTERM; nothing when not asked."""
+        if self.signal == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+        if self.asked:
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
@@ -16,19 +17,29 @@ from lasro.objective import Moments
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.files import write_atomically, write_json
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.health import Health
 from lasro_client.labels import LABELS_FILE, RoundLabels
 
+BEST = "best."
 KEPT_OUT = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
 
 
 class Progress(NamedTuple):
-    """How far a run has come. `attempt` counts the times it was started; it keeps ids of redone rounds apart."""
+    """How far a run has come, with what version of the surrogate (null: none yet). `ended`: why it goes no further."""
 
-    round: int
-    attempt: int
-    elapsed_s: float
-    reward_calls: int
+    round: int = 0
+    elapsed_s: float = 0.0
+    reward_calls: int = 0
+    surrogate_version: int | None = None
+    ended: str | None = None
+
+
+class Checkpoint(NamedTuple):
+    """Where a run goes on, and its generator's state when it was best; null before there was a best."""
+
+    progress: Progress
+    best: dict[str, Tensor] | None
 
 
 class RunFolder:
@@ -78,38 +89,43 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{self.path / name}: {error.strerror}; free the disk and resume") from error
 
-    def start(self, trainer: GeneratorTrainer | None = None) -> Progress:
-        """Where to go on: round 0, or the checkpoint, whose state `trainer` takes over. Counts the attempt."""
+    def start(self, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
+        """Where to go on: round 0, or the checkpoint, whose state `trainer` and `health` take over."""
         path = self.path / "checkpoint" / "state.safetensors"
-        progress = Progress(0, 0, 0.0, 0)
-        if path.exists():
-            tensors, metadata = unpack_tensors(path.read_bytes())
-            saved = json.loads(metadata["progress"])
-            progress = Progress(**saved["progress"])
-            if trainer is not None:
-                moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
-                trainer.load_state({n: torch.from_numpy(a) for n, a in tensors.items()}, saved["version"], moments)
-                trainer.seed = saved["seed"]
-        for name in ("log.jsonl", LABELS_FILE):
-            self._drop_lines_after(progress.round, name)
-        attempt = (self._read("attempt.json") or 0) + 1
-        write_json(self.path / "attempt.json", attempt)
-        return progress._replace(attempt=attempt)
+        if not path.exists():
+            self._drop_rounds_after(0)
+            return Checkpoint(Progress(), None)
+        arrays, metadata = unpack_tensors(path.read_bytes())
+        saved = json.loads(metadata["progress"])
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
+        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], moments)
+        trainer.seed = saved["seed"]
+        if health is not None:
+            health.load(saved["health"])
+        progress = Progress(**saved["progress"])
+        self._drop_rounds_after(progress.round)
+        best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
+        return Checkpoint(progress, best or None)
 
-    def _drop_lines_after(self, round: int, name: str) -> None:
-        path = self.path / name
-        if path.exists():
-            lines = path.read_bytes().splitlines()[:round]
-            write_atomically(path, b"".join(line + b"\n" for line in lines))
+    def _drop_rounds_after(self, round: int) -> None:
+        for path in (self.path / "log.jsonl", self.path / LABELS_FILE):
+            if path.exists():
+                lines = path.read_bytes().splitlines()[:round]
+                write_atomically(path, b"".join(line + b"\n" for line in lines))
 
-    def checkpoint(self, progress: Progress, trainer: GeneratorTrainer | None = None) -> None:
+    def checkpoint(
+        self,
+        progress: Progress,
+        trainer: GeneratorTrainer,
+        health: Health | None = None,
+        best: dict[str, Tensor] | None = None,
+    ) -> None:
         """All that a resume needs, in one file that is either the old or the new one."""
-        saved: dict[str, Any] = {"progress": progress._asdict()}
-        tensors = {}
-        if trainer is not None:
-            saved |= {"version": trainer.version, "seed": trainer.seed, "moments": trainer.moments}
-            tensors = {name: tensor.numpy() for name, tensor in trainer.state().items()}
-        body = pack_tensors(tensors, {"progress": json.dumps(saved)})
+        saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
+        saved |= {"moments": trainer.moments, "health": None if health is None else health.state()}
+        tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
+        body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / "checkpoint" / "state.safetensors", body)
 
     def export(self, trainer: GeneratorTrainer) -> None:

@@ -18,7 +18,7 @@ from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.two_step import lcm_timesteps, sample
-from lasro.wire import GroupSubmission, pack_tensors
+from lasro.wire import GroupSubmission, pack_tensors, to_msgpack
 from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 
@@ -99,14 +99,34 @@ def sample_groups(
     return groups
 
 
-def submission(
-    group: Group, config: RunSettings, round: int, index: int, policy_version: int, attempt: int
-) -> GroupSubmission:
-    """The group as it is posted; its id names attempt, round and index, so posting it twice is harmless."""
+def drift_from_base(groups: list[Group], stage: int) -> float | None:
+    """Mean distance between latents of `stage` and the base's beside them, in distances between seeds of the base.
+
+    0: unchanged; 1: as different as another seed. None without the base's samples of two seeds.
+    """
+    moved, apart = [], []
+    for group in groups:
+        of_stage = torch.tensor(group.stages) == stage
+        is_beside = torch.tensor(group.beside)
+        latents = group.latents_BCHW.float()
+        own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]
+        if len(base) < 2:
+            return None
+        moved.append((own - base).abs().mean())
+        apart += [(base[i] - base[j]).abs().mean() for i in range(len(base)) for j in range(i)]
+    return (torch.stack(moved).mean() / torch.stack(apart).mean()).item()
+
+
+def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:
+    """The group as it is posted; its id names round, index and content.
+
+    So posting it again is harmless, and a round that is sampled again has the same groups where sampling is exact.
+    """
     latents = group.latents_BCHW.to(torch.float16).numpy()
-    return GroupSubmission.model_validate(
+    name = f"r{round:06d}-{index:04d}"
+    made = GroupSubmission.model_validate(
         {
-            "group_id": f"a{attempt}-r{round:06d}-{index:04d}",
+            "group_id": name,
             "round": round,
             "index": index,
             "prompt": group.prompt.text,
@@ -116,6 +136,8 @@ def submission(
             "stages": group.stages,
             "images": group.images,
             "latents": pack_tensors({"latents": latents}),
-            "max_reward_calls": config.budget.max_reward_calls,
         }
     )
+    digest = hashlib.sha256(to_msgpack(made)).hexdigest()[:16]
+    limit = config.budget.max_reward_calls
+    return made.model_copy(update={"group_id": f"{name}-{digest}", "max_reward_calls": limit})

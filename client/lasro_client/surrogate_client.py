@@ -20,7 +20,7 @@ import numpy as np
 
 from lasro import wire
 from lasro.config import SurrogateRun
-from lasro.errors import LasroError, TimeoutExceededError, UnreachableError, WireError
+from lasro.errors import BusyError, LasroError, TimeoutExceededError, UnreachableError, WireError
 from lasro_client.http import ServiceClient, message, send
 
 RETRY_FOR_S = 30.0
@@ -30,14 +30,14 @@ T = TypeVar("T")
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    """The call's result; sent again while the connection breaks, which every call made this way allows."""
+    """The call's result; sent again while the trainer is away or ending, which every call made this way allows."""
     give_up_at = time.monotonic() + RETRY_FOR_S
     while True:
         try:
             return call()
         except TimeoutExceededError:
             raise
-        except UnreachableError:
+        except (UnreachableError, BusyError):
             if time.monotonic() + RETRY_EVERY_S > give_up_at:
                 raise
             time.sleep(RETRY_EVERY_S)
@@ -87,7 +87,7 @@ class SurrogateClient(ServiceClient):
         return message(response, wire.RunStatus)
 
     def adapt(self, run: str, request: wire.AdaptRequest) -> wire.AdaptReply:
-        """Train once the named groups are there. Sent again, under the same id, when the connection breaks."""
+        """Train once the named groups are there. Sent again, under the same id, while the trainer is away."""
         body, headers = request.model_dump_json().encode(), {"Content-Type": "application/json"}
         return message(
             _patiently(lambda: send(self._http, "POST", f"/v1/runs/{run}/adapt", content=body, headers=headers)),
@@ -109,6 +109,18 @@ class SurrogateClient(ServiceClient):
     def weights_of(self, run: str, version: int) -> bytes:
         """The safetensors of one version; raises NotFoundError once it is no longer kept."""
         return _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/weights/{version}")).content
+
+    def lease(self, run: str, version: int) -> wire.RunStatus:
+        """Have this version and all later ones kept until the next lease; raises NotFoundError for one not kept."""
+        body, headers = wire.Lease(version=version).model_dump_json().encode(), {"Content-Type": "application/json"}
+        path = f"/v1/runs/{run}/lease"
+        return message(_patiently(lambda: send(self._http, "PUT", path, content=body, headers=headers)), wire.RunStatus)
+
+    def versions(self, run: str) -> list[wire.VersionInfo]:
+        """What the trainer knows of each version, oldest first."""
+        return message(
+            _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/versions")), wire.VersionList
+        ).versions
 
     def gradient(
         self,

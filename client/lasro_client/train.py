@@ -1,13 +1,12 @@
 """Stage 2: improve the generator against a surrogate that is adapted online. `lasro train CONFIG.toml`.
 
 A sample's way: `sampling` draws a group, `reward_client` posts it, the reward API scores it, the surrogate trainer
-learns from it, `generator` ascends the surrogate's gradient; `rounds` and `run_folder` keep count.
+learns from it, `generator` ascends the surrogate's gradient; `fine_tuning` is the round, `run_folder` keeps count.
 """
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from lasro_client.drift import measure_drift
 from lasro_client.evaluate import draw_both_stages, evaluate
 from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation, summary_table
 from lasro_client.files import png_bytes, write_atomically, write_json
-from lasro_client.generator import GeneratorTrainer, StepStatistics
+from lasro_client.fine_tuning import FineTuning
+from lasro_client.generator import GeneratorTrainer
 from lasro_client.labels import carry_over
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
-from lasro_client.run_folder import Progress, RunFolder
-from lasro_client.sampling import draw_prompts, generator_for, sample_groups, two_step_latents
+from lasro_client.rounds import Collector, stop_at_round_end
+from lasro_client.run_folder import RunFolder
 from lasro_client.score_sources import score_source
 
 WATCHED_PROMPTS = 8
@@ -38,81 +37,42 @@ WATCHED_PROMPTS = 8
 def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has.
 
-    Ctrl-C and SIGTERM end it after the round under way, with a checkpoint, as KeyboardInterrupt.
+    Ctrl-C and SIGTERM end it after the round under way, with a checkpoint, as KeyboardInterrupt and SystemExit.
     """
     folder = RunFolder(out, config, "train")
     if (finished := folder.summary()) is not None:
         return finished
+    started = time.monotonic()
     prompts, held_out = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     held_out = held_out[: config.evaluation.prompts]
     model = load_model(config.model)
     trainer = GeneratorTrainer(model, config)
-    progress = folder.start(trainer)
-    started = time.monotonic() - progress.elapsed_s
-    with services(config, folder.path) as connected, stop_at_round_end() as stop:
-        version = open_surrogate(connected, config.name, config, config.train.initial_surrogate)
+    with services(config, folder.path) as connected:
         source = score_source(config, config.name, model, connected.surrogates)
-        source.refresh(version)
-        collector = Collector(connected, config.name, config, progress.attempt)
-        if progress.round == 0 and (accuracy := carry_over(model, config, collector)) is not None:
+        collector = Collector(connected, config.name, config)
+        tuning = FineTuning(folder, trainer, collector, source, prompts)
+        resumed_s = tuning.progress.elapsed_s
+        initial, resumed = config.train.initial_surrogate, tuning.progress.surrogate_version
+        tuning.begin(open_surrogate(connected, config.name, config, initial, resumed))
+        if tuning.progress.round == 0 and (accuracy := carry_over(model, config, collector)) is not None:
             console.print(
                 f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
             )
         before = _evaluated(folder, "before", model, held_out, connected, console)
-        with RoundDisplay(console, "stage 2", config.train.rounds, progress.round) as display:
-            for round in range(progress.round, config.train.rounds):
-                generator = generator_for(config.seed, "train prompts", round)
-                chosen = draw_prompts(prompts, config.train.prompts_per_round, generator)
-                beside = partial(two_step_latents, model, base=True) if trainer.version else None
-                groups = sample_groups(model, chosen, config.train, config.seed, "train", round, beside=beside)
-                try:
-                    scored = collector.score(groups, round, trainer.version)
-                except BudgetError as error:
-                    console.print(f"{error}; the run ends after {round} rounds")
-                    break
-                reply = collector.adapt(scored, round, config.train.surrogate_steps)
-                source.refresh(reply.version)
-                steps: list[StepStatistics] = []
-                if round >= config.train.warmup_rounds:
-                    for _ in range(config.train.generator_steps):
-                        batch = draw_prompts(prompts, config.train.batch_size, generator)
-                        steps.append(trainer.step([prompt.text for prompt in batch], source))
-                calls = scored[-1].reward_calls
-                progress = Progress(round + 1, progress.attempt, time.monotonic() - started, calls)
-                line = {
-                    "stage": "train",
-                    "round": round,
-                    "rounds": config.train.rounds,
-                    "elapsed_s": progress.elapsed_s,
-                    **reward_means(groups, scored, config, reply.statistics.scales),
-                    **_step_entries(steps),
-                    **adapt_entries(reply, connected.surrogates.status(config.name).reward_gap),
-                    "reward_calls": calls,
-                    "policy_version": trainer.version,
-                }
-                folder.log(line)
-                display.update(line)
-                if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
-                    folder.checkpoint(progress, trainer)
-                    folder.export(trainer)
-                if stop.asked:
-                    raise KeyboardInterrupt
-                if progress.round % config.train.report_rounds == 0:
-                    _show(folder, trainer, held_out, progress.round)
-        folder.checkpoint(progress, trainer)
-        folder.export(trainer)
+        _run_rounds(tuning, held_out, console)
         with parameters_set(trainer.parameters, trainer.average):
             after = _evaluated(folder, "after", model, held_out, connected, console)
             drift = _drift(folder, model)
     summary = {
         "run": config.name,
         "seed": config.seed,
-        "rounds": progress.round,
+        "rounds": tuning.progress.round,
+        "ended": tuning.progress.ended,
         "prompts": len(held_out),
         "rewards": summary_table(before, after),
         "drift": drift,
-        "reward_calls": progress.reward_calls,
-        "duration_s": time.monotonic() - started,
+        "reward_calls": tuning.progress.reward_calls,
+        "duration_s": resumed_s + time.monotonic() - started,
         "adapter": "adapter",
     }
     folder.finish(summary)
@@ -120,22 +80,31 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
-def _step_entries(steps: list[StepStatistics]) -> dict[str, Any]:
-    """The generator's entries of a log line, averaged over the round's steps; null in a warm-up round."""
-    if not steps:
-        return {
-            "score": {"one_step": None, "two_step": None},
-            "loss": None,
-            "regulariser": None,
-            "grad_norm": None,
-        }
-    mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
-    return {
-        "score": {"one_step": mean.score_1, "two_step": mean.score_2},
-        "loss": mean.loss,
-        "regulariser": mean.regulariser,
-        "grad_norm": mean.grad_norm,
-    }
+def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
+    """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
+    config, folder = tuning.config.train, tuning.folder
+    with stop_at_round_end() as stop, RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display:
+        while not tuning.over:
+            try:
+                line = tuning.round()
+            except BudgetError as error:
+                console.print(f"{error}; the run ends after {tuning.progress.round} rounds")
+                break
+            folder.log(line)
+            display.update(line)
+            done = tuning.progress.round
+            if line["trouble"] is not None:
+                console.print(f"round {done}: {line['trouble']}", highlight=False, soft_wrap=True)
+            if stop.asked or done % config.checkpoint_rounds == 0:
+                tuning.checkpoint()
+                folder.export(tuning.trainer)
+            if stop.asked:
+                console.print(f"stopped after {done} rounds; the same command goes on from there", soft_wrap=True)
+                stop.obey()
+            if done % config.report_rounds == 0:
+                _show(folder, tuning.trainer, held_out, done)
+        tuning.checkpoint()
+        folder.export(tuning.trainer)
 
 
 def _evaluated(

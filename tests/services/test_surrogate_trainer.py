@@ -27,6 +27,7 @@ from lasro.service_kit import bind
 from lasro.surrogate import build_surrogate, score_and_gradient
 from lasro_client.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
+from lasro_surrogate_trainer.folder_lock import held
 from lasro_surrogate_trainer.replay import is_held_out
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
@@ -36,8 +37,9 @@ PROMPTS = ["a red star", "a blue square", "a green circle and a red star"]
 
 
 @contextmanager
-def running(redis_url: str, data_dir: Path) -> Iterator[str]:
-    settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": data_dir})
+def running(redis_url: str, data_dir: Path, port: int = 0) -> Iterator[str]:
+    values = {"redis_url": redis_url, "data_dir": data_dir, "keep_versions_s": 0, "port": port}
+    settings = TrainerEnvironment.model_validate(values)
     listener = bind(settings)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -423,8 +425,38 @@ def test_weights_are_fetched_once_and_waited_for(trainer, url, config, redis_url
     assert not thread.is_alive()
     assert found[0][0] >= 1
     assert trainer.weights_of("poll", 6) == (trainer.weights("poll") or (0, b""))[1]
+    wait_for(lambda: kept(trainer, "poll") == [3, 4, 5, 6])
     with pytest.raises(NotFoundError, match=r"expected one of \[3, 4, 5, 6\]"):
         trainer.weights_of("poll", 2)
+    with pytest.raises(NotFoundError, match="version 7: not published yet"):
+        trainer.weights_of("poll", 7)
+
+
+def kept(trainer: SurrogateClient, run: str) -> list[int]:
+    return [info.version for info in trainer.versions(run) if info.kept]
+
+
+def test_leased_versions_are_kept_and_what_is_known_of_each_is_told(trainer, config, redis_url):
+    """Guards against a client that repeats rounds after a crash and finds their versions gone."""
+    trainer.create("leased", config)
+    groups = feed(redis_url, "leased", [separable_sample(number).model_copy(update={"policy_version": 3})
+                                        for number in range(8)])  # fmt: skip
+    adapt(trainer, "leased", "r1", groups, 2)
+    trainer.lease("leased", 1)
+    for version in range(2, 8):
+        adapt(trainer, "leased", f"r{version}", [], 1)
+    wait_for(lambda: 0 not in kept(trainer, "leased"))
+    assert kept(trainer, "leased") == [1, 2, 3, 4, 5, 6, 7]
+    infos = trainer.versions("leased")
+    assert [(info.version, info.steps) for info in infos] == [(0, 0), (1, 2), *((v, v + 1) for v in range(2, 8))]
+    assert infos[1].policy_version == 3
+    assert infos[1].fresh_pair_accuracy is not None
+    assert infos[1].reward_gap is not None
+    with pytest.raises(NotFoundError, match="version 0: not kept"):
+        trainer.lease("leased", 0)
+    trainer.lease("leased", 5)
+    adapt(trainer, "leased", "r8", [], 1)
+    wait_for(lambda: kept(trainer, "leased") == [5, 6, 7, 8])
 
 
 def test_a_run_is_created_once_and_differing_settings_are_named(trainer, http, config):
@@ -496,6 +528,36 @@ def test_samples_not_yet_trained_on_survive_a_restart(redis_url, config, tmp_pat
         with connect(redis_url) as client:
             wait_for(lambda: client.xlen(keys.samples("restarted")) == 0)
         trainer.delete("restarted")
+
+
+def test_a_call_outlives_a_restart_of_the_trainer(redis_url, config, tmp_path):
+    """Guards against a run that ends because its trainer was restarted, or trains on from steps nobody published."""
+    replies = []
+
+    def call(address: str) -> None:
+        with SurrogateClient(address) as other:
+            replies.append(adapt(other, "rolling", "a", groups, 60))
+
+    with running(redis_url, tmp_path) as url, SurrogateClient(url) as trainer:
+        trainer.create("rolling", config)
+        groups = feed(redis_url, "rolling", [separable_sample(number) for number in range(4)])
+        thread = threading.Thread(target=call, args=(url,))
+        thread.start()
+        wait_for(lambda: trainer.status("rolling").replay_groups + trainer.status("rolling").held_out_groups == 4)
+    with running(redis_url, tmp_path, port=int(url.rpartition(":")[2])):
+        thread.join(120)
+        with SurrogateClient(url) as trainer:
+            assert (trainer.status("rolling").version, trainer.status("rolling").steps) == (1, 60)
+            trainer.delete("rolling")
+    assert [reply.version for reply in replies] == [1]
+
+
+def test_two_trainers_do_not_share_a_folder(redis_url, tmp_path):
+    """Guards against a second trainer on the same folder writing over the first one's commits."""
+    with held(tmp_path), pytest.raises(ConflictError, match="another trainer works in this folder"), held(tmp_path, 0):
+        raise AssertionError("both hold it")
+    with held(tmp_path, 0):
+        pass
 
 
 def test_a_full_disk_leaves_the_last_version_and_the_request_can_be_repeated(trainer, config, redis_url, monkeypatch):

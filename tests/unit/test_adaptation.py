@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import numpy as np
 import pytest
@@ -127,7 +127,7 @@ def test_statistics_of_new_groups(frozen):
     untrained = trainee.rank(replay.named(["g3", "g5"]), RANKER)
     statistics = adapt(trainee, replay, request(30, ["g3", "g5"]), lambda: False)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
-    assert trainee.reward_gap == untrained.gap
+    assert trainee.measured.reward_gap == statistics.reward_gap == untrained.gap
     again = adapt(trainee, replay, request(0, ["g3", "g5"]), lambda: False)
     assert again.fresh_pair_accuracy is not None
     assert again.fresh_pair_accuracy > (untrained.accuracy or 0)
@@ -141,6 +141,36 @@ def pairs(group: Group, objective: RewardObjective = OBJECTIVE, **settings: obje
     return set(zip(winners_P.tolist(), losers_P.tolist(), strict=True))
 
 
+def test_stale_groups_are_trained_on_but_are_not_fresh(frozen):
+    """Guards against the accuracy on samples of an old generator passing for that on the present one's."""
+    replay, trainee = replay_of(4), Trainee(frozen, changed(max_policy_lag=3), OBJECTIVE)
+    for number, version in ((10, 1), (11, 4), (12, 7)):
+        made = dataclasses.replace(replay_of(1).named(["g0"])[0], group_id=f"p{version}", round=number)
+        replay.add(dataclasses.replace(made, policy_version=version))
+    names = replay.admit([])
+    statistics = adapt(trainee, replay, request(3, names), lambda: False)
+    assert statistics.stale_groups == 1
+    untrained = Trainee(frozen, SETTINGS, OBJECTIVE).rank(replay.named(["p4", "p7"]), RANKER)
+    assert statistics.fresh_pair_accuracy == untrained.accuracy
+    assert statistics.pairs > 0
+    assert replay.training_groups == 7
+
+
+def test_optimiser_state_brings_back_the_very_next_step(frozen):
+    """Guards against a restart with a fresh optimiser, which shakes weights that were settling."""
+    replay = replay_of(6)
+    trainee, copy, fresh = (Trainee(frozen, SETTINGS, OBJECTIVE) for _ in range(3))
+    adapt(trainee, replay, request(3), lambda: False)
+    copy.load(trainee.state(), trainee.steps)
+    copy.load_optimiser(trainee.optimiser_state())
+    fresh.load(trainee.state(), trainee.steps)
+    for each in (trainee, copy, fresh):
+        adapt(each, replay, request(2), lambda: False)
+    expected = trainee.state()
+    assert all(np.array_equal(array, expected[name]) for name, array in copy.state().items())
+    assert not all(np.array_equal(array, expected[name]) for name, array in fresh.state().items())
+
+
 def test_pairs_follow_margin_and_stage():
     """Guards against ties ranked by rounding, and stages compared where they must not be."""
     group = replay_of(1).draw(1, np.random.default_rng(0))[0]
@@ -151,7 +181,7 @@ def test_pairs_follow_margin_and_stage():
 
 def test_pairs_of_vetoed_and_failed_samples():
     """Guards against a guard that is outbid by the margin or the total, and a failed guard that ranks either way."""
-    group = replace(
+    group = dataclasses.replace(
         replay_of(1).draw(1, np.random.default_rng(0))[0],
         stages_N=np.array([1, 1, 2, 2, 2]),
         rewards={"a": np.array([0.1, 0.2, 5.0, 9.0, 9.0]), "guard": np.array([0.5, 0.7, 0.4, 0.1, np.nan])},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,11 +54,10 @@ def test_batches_do_not_depend_on_arrival(one, other, split, size):
     drawn = []
     for order, cut in ((one, split), (other, 25 - split)):
         replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0.2)
-        for number in order[:cut]:
-            replay.add(group(number))
-        replay.admit([f"g{number}" for number in order])
-        for number in order[cut:]:
-            replay.add(group(number))
+        for part in (order[:cut], order[cut:]):
+            for number in part:
+                replay.add(group(number))
+            replay.admit([f"g{number}" for number in part])
         drawn.append((batches(replay, size), [g.group_id for g in replay.held_out()], replay.scales(["a"])))
     assert drawn[0] == drawn[1]
 
@@ -76,12 +77,21 @@ def test_groups_wait_until_they_are_named():
     replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0)
     for number in range(4):
         replay.add(group(number))
-    replay.admit(["g0", "g1", "g9"])
+    assert replay.admit(["g1", "g0", "g9", "g1"]) == ["g1", "g0"]
     assert replay.training_groups == 2
     assert replay.waiting_groups == 2
     assert replay.missing(["g0", "g2", "g9"]) == ["g9"]
-    replay.add(group(9))
-    assert replay.training_groups == 3
+    assert replay.admit(["g0", "g1"]) == []
+    assert replay.admit([]) == ["g2", "g3"]
+    assert replay.training_groups == 4
+
+
+def test_a_group_that_left_the_buffer_is_not_taken_again():
+    """Guards against a restart that trains a second time on what the stream delivers again."""
+    replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0)
+    replay.mark_entered(["g0"])
+    assert [replay.add(group(number)) for number in (0, 1)] == [False, True]
+    assert replay.missing(["g0"]) == []
 
 
 def test_half_of_a_batch_is_recent():
@@ -107,9 +117,22 @@ def test_held_out_groups_are_never_drawn_and_are_bounded():
     held_out = {g.group_id for g in replay.held_out()}
     assert len(held_out) == HELD_OUT_GROUPS
     drawn = {name for names in batches(replay, size=20, steps=50) for name in names}
-    assert not any(is_held_out(name, 0.3) for name in drawn)
-    assert 40 < sum(is_held_out(f"g{number}", 0.3) for number in range(200)) < 80
-    assert not any(is_held_out(f"g{number}", 0.0) for number in range(200))
+    held = {f"g{number}" for number in range(200) if is_held_out(number // 3, number % 3, 0.3)}
+    assert not drawn & held
+    assert held_out < held
+    assert 40 < len(held) < 80
+    assert not any(is_held_out(number, 0, 0.0) for number in range(200))
+
+
+def test_twins_fall_on_the_same_side():
+    """Guards against a round sampled again, under ids of its own, being trained on and held out at once."""
+    replay = Replay(buffer_groups=300, recent_groups=30, held_out_share=0.5)
+    for number in range(40):
+        for name in ("first", "again"):
+            replay.add(dataclasses.replace(group(number), group_id=f"{name}-{number}"))
+    replay.admit([])
+    numbers = [g.group_id.partition("-")[2] for g in replay.held_out()]
+    assert all(numbers.count(number) == 2 for number in numbers)
 
 
 def test_scales_are_those_of_the_groups_in_training():
@@ -118,7 +141,7 @@ def test_scales_are_those_of_the_groups_in_training():
     for number in range(20):
         replay.add(group(number))
     replay.admit([f"g{number}" for number in range(18)])
-    kept = [number for number in range(18) if not is_held_out(f"g{number}", 0.3)][-5:]
+    kept = [number for number in range(18) if not is_held_out(number // 3, number % 3, 0.3)][-5:]
     assert replay.scales(["a"]) == {"a": scale_of([group(number).rewards["a"] for number in kept])}
     assert replay.scales([]) == {}
 

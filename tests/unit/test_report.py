@@ -58,6 +58,7 @@ def line(round, **more):
         "stage": "train", "round": round, "rounds": 20, "elapsed_s": 30.0 + 6 * round,
         "reward": {"binding": {"one_step": 0.2 + 0.01 * round, "two_step": 0.5}},
         "total": {"one_step": 0.2, "two_step": 0.5}, "beside": {"one_step": 0.1, "two_step": 0.4},
+        "gain": {"one_step": 0.1, "two_step": 0.1}, "drift": {"one_step": 0.2, "two_step": 0.1}, "trouble": None,
         "score": {"one_step": -1.0, "two_step": 0.3},
         "loss": -0.1, "regulariser": 1e-5, "grad_norm": 0.7, "bt_loss": 0.4, "pair_accuracy": 0.9,
         "fresh_pair_accuracy": 0.8, "held_out_pair_accuracy": None, "reward_gap": 0.2, "constant_groups": 0,
@@ -124,6 +125,18 @@ def test_every_stage_of_a_run_renders(tmp_path, until):
     assert (until == "summary") != ('http-equiv="refresh"' in text), "reloads exactly while unfinished"
     assert "None" not in page.text
     assert "nan" not in page.text.lower()
+
+
+def test_trouble_is_told_with_what_became_of_it(tmp_path):
+    """Guards against a run that was ended for cause and looks like any other."""
+    folder = make_run(tmp_path, "summary")
+    lines = [json.dumps(line(round, trouble="the reward fell" if round == 9 else None)) for round in range(10)]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    summary = json.loads((folder / "summary.json").read_text())
+    write_json(folder / "summary.json", summary | {"ended": "the reward fell"})
+    page = Page(write_report(folder).read_text())
+    assert "Round 10: the reward fell. The run was ended there" in page.text
+    assert "Gain over the base" in page.text
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path):

@@ -26,6 +26,7 @@ from lasro.errors import BusyError, NonFiniteError
 from lasro.reward_objective import RewardObjective
 from lasro.schedule import learning_rate
 from lasro.surrogate import build_surrogate, draw_augmentation
+from lasro_surrogate_trainer.journal import Measured
 from lasro_surrogate_trainer.models import FrozenModel
 from lasro_surrogate_trainer.ranking import Ranker
 from lasro_surrogate_trainer.replay import Group, Replay
@@ -59,9 +60,7 @@ class Trainee:
         self.frozen, self.settings, self.objective = frozen, settings, objective
         self.surrogate = build_surrogate(frozen.model, settings)
         self.steps = 0
-        self.held_out_accuracy: float | None = None
-        self.reward_gap: float | None = None
-        self._held_out_step: int | None = None
+        self.measured = Measured()
         self._optimiser = self._new_optimiser()
 
     def _new_optimiser(self) -> torch.optim.AdamW:
@@ -72,9 +71,13 @@ class Trainee:
 
     def load(self, state: dict[str, np.ndarray], steps: int) -> None:
         """Go on from these weights with a fresh optimiser; raises WireError for what does not fit."""
-        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in state.items()})
+        self.load_weights(state)
         self.steps = steps
         self._optimiser = self._new_optimiser()
+
+    def load_weights(self, state: dict[str, np.ndarray]) -> None:
+        """Take these weights and leave optimiser and count of steps as they are; raises WireError."""
+        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in state.items()})
 
     def state(self) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
@@ -82,6 +85,22 @@ class Trainee:
     def ranker(self, replay: Replay) -> Ranker:
         """Of the groups that are in the replay now."""
         return Ranker(self.settings, self.objective, replay.scales(self.objective.normalised))
+
+    def optimiser_state(self) -> dict[str, np.ndarray]:
+        """Of AdamW: `NAME/step`, `NAME/exp_avg` and `NAME/exp_avg_sq` of each parameter that was ever updated."""
+        return {
+            f"{name}/{key}": value.detach().cpu().numpy()
+            for name, parameter in self.surrogate.named_parameters()
+            for key, value in self._optimiser.state.get(parameter, {}).items()
+        }
+
+    def load_optimiser(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from `optimiser_state()`."""
+        for name, parameter in self.surrogate.named_parameters():
+            if f"{name}/step" in state:
+                kept = {key: torch.from_numpy(state[f"{name}/{key}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
+                on_device = {key: kept[key].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+                self._optimiser.state[parameter] = kept | on_device
 
     def step(self, replay: Replay) -> StepResult | None:
         """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.
@@ -166,12 +185,13 @@ class Trainee:
                 gaps.append(1 - correlation)
         return Ranking(right / pairs if pairs else None, float(np.mean(gaps)) if gaps else None)
 
-    def measure_held_out(self, groups: Sequence[Group], ranker: Ranker) -> float | None:
-        """Pair accuracy on groups kept out of training, as of the last time that they were scored."""
-        due = self._held_out_step is None or self.steps - self._held_out_step >= HELD_OUT_EVERY_STEPS
-        if groups and due:
-            self.held_out_accuracy, self._held_out_step = self.rank(groups, ranker).accuracy, self.steps
-        return self.held_out_accuracy
+    def measure(self, fresh: Ranking, held_out: Sequence[Group], ranker: Ranker) -> None:
+        """Take in how it ranked fresh groups, and score the held-out ones where that is due."""
+        known, gap = self.measured, self.measured.reward_gap if fresh.gap is None else fresh.gap
+        accuracy, step = known.held_out_accuracy, known.held_out_step
+        if held_out and (step is None or self.steps - step >= HELD_OUT_EVERY_STEPS):
+            accuracy, step = self.rank(held_out, ranker).accuracy, self.steps
+        self.measured = Measured(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
 
 
 def adapt(
@@ -179,14 +199,15 @@ def adapt(
 ) -> wire.AdaptStatistics:
     """Rank the new groups as they come, then train for `request.steps` steps; raises NonFiniteError.
 
+    Groups of a generator more than `max_policy_lag` updates behind the newest are trained on, but are not fresh.
     `stopped` is asked before each step; where it says yes, BusyError ends the adaptation.
     """
     started = time.perf_counter()
     new_groups = replay.named(request.new_groups)
     ranker = trainee.ranker(replay)
-    fresh = trainee.rank(new_groups, ranker)
-    if fresh.gap is not None:
-        trainee.reward_gap = fresh.gap
+    oldest = replay.policy_version - trainee.settings.max_policy_lag
+    fresh_groups = [group for group in new_groups if group.policy_version >= oldest]
+    fresh = trainee.rank(fresh_groups, ranker)
     results: list[StepResult] = []
     for _ in range(request.steps):
         if stopped():
@@ -194,14 +215,17 @@ def adapt(
         result = trainee.step(replay)
         if result is not None:
             results.append(result)
+    trainee.measure(fresh, replay.held_out())
     return wire.AdaptStatistics(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
         fresh_pair_accuracy=fresh.accuracy,
-        held_out_pair_accuracy=trainee.measure_held_out(replay.held_out(), ranker),
+        held_out_pair_accuracy=trainee.measured.held_out_accuracy,
+        reward_gap=fresh.gap,
         pairs=sum(result.pairs for result in results),
         constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),
         failed_samples=sum(int(ranker.values(group).isnan().sum()) for group in new_groups),
         scales=dict(ranker.scales),
+        stale_groups=len(new_groups) - len(fresh_groups),
         duration_s=time.perf_counter() - started,
     )

@@ -18,6 +18,7 @@ from lasro.openapi import message_body, problems
 from lasro.redis_store.connection import connect
 from lasro.service_kit import create_service, read_message, reply
 from lasro_surrogate_trainer.bodies import read_gradient, read_images, read_latents
+from lasro_surrogate_trainer.folder_lock import held
 from lasro_surrogate_trainer.metrics import RunMetrics
 from lasro_surrogate_trainer.run import Run
 from lasro_surrogate_trainer.runs import Runs
@@ -72,9 +73,10 @@ def create_app(settings: TrainerEnvironment) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await runs.recover()
-        yield
-        await runs.close()
+        with held(settings.data_dir):
+            await runs.recover()
+            yield
+            await runs.close()
 
     app = create_service("LaSRO surrogate trainer", settings, ready, lifespan, registry)
     app.state.runs = runs
@@ -165,6 +167,26 @@ def _add_training_routes(
     )
     async def weights(run: Found, version: Annotated[int, Path(ge=0, lt=10**12)]) -> Response:
         return _tensors(*await run.weights(version))
+
+    @app.get(
+        "/v1/runs/{run}/versions",
+        summary="What is known of each version",
+        response_model=wire.VersionList,
+        responses=problems(404, 422),
+    )
+    async def versions(run: Found) -> wire.VersionList:
+        return wire.VersionList(versions=await asyncio.to_thread(run.versions))
+
+    @app.put(
+        "/v1/runs/{run}/lease",
+        summary="Keep a version and all later ones until the next lease: those of rounds that may be repeated",
+        response_model=wire.RunStatus,
+        responses=problems(404, 422, 507),
+        openapi_extra=message_body(wire.Lease),
+    )
+    async def lease(request: Request, run: Found) -> Response:
+        await run.lease((await read_message(request, wire.Lease)).version)
+        return reply(request, run.status())
 
 
 def _add_serving_routes(

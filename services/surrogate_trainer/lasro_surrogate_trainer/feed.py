@@ -12,7 +12,7 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import LasroError, StorageError, TimeoutExceededError, UnreachableError, WireError
 from lasro.redis_store.sample_stream import SampleStream
-from lasro_surrogate_trainer.replay import Replay, group_from_sample
+from lasro_surrogate_trainer.replay import Group, Replay, group_from_sample
 
 log = logging.getLogger("lasro.trainer")
 READ_COUNT = 64
@@ -22,22 +22,60 @@ KEPT_REFUSALS = 1024
 
 
 class Intake:
-    """What arrived of a run: its replay buffer, and why some groups were refused."""
+    """What arrived of a run: its replay buffer, what of it is on no disk yet, and why some groups were refused.
+
+    One thread feeds it, another trains on it.
+    """
 
     def __init__(self, config: SurrogateRun, latent_shape: tuple[int, int, int]) -> None:
-        settings = config.surrogate
-        self.replay = Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
-        self._objective, self._latent_shape = config.reward_objective, latent_shape
+        self._settings, self._objective, self._latent_shape = config.surrogate, config.reward_objective, latent_shape
+        self._lock = threading.Lock()
+        self._unsaved: dict[str, wire.Sample] = {}
+        self._expected: Sequence[str] = ()
         self._refused: OrderedDict[str, LasroError] = OrderedDict()
+        self.replay = self.empty_replay()
+
+    def empty_replay(self) -> Replay:
+        settings = self._settings
+        return Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
+
+    def group(self, sample: wire.Sample) -> Group:
+        """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
+        return group_from_sample(sample, self._objective, self._latent_shape)
+
+    def start_from(self, replay: Replay) -> None:
+        """Go on with this replay, of what is on disk; what is not waits in it again."""
+        with self._lock:
+            self._unsaved = {name: s for name, s in self._unsaved.items() if replay.add(self.group(s))}
+            self.replay = replay
+
+    def unsaved(self, group_ids: Iterable[str]) -> list[wire.Sample]:
+        """Those of the named groups that are on no disk yet, as they came."""
+        with self._lock:
+            return [self._unsaved[name] for name in group_ids if name in self._unsaved]
+
+    def saved(self, group_ids: Iterable[str]) -> None:
+        """These groups are on disk."""
+        with self._lock:
+            for name in group_ids:
+                self._unsaved.pop(name, None)
+
+    def is_saved(self, group_id: str) -> bool:
+        """Whether a group that was accepted is on disk."""
+        return group_id not in self._unsaved
+
+    def expect(self, group_ids: Sequence[str]) -> None:
+        """Somebody waits for these groups: read on until they are here, however many others wait to be named."""
+        self._expected = group_ids
 
     def has_room(self) -> bool:
         """Whether to read on: not while a whole buffer of groups waits to be named by an adapt request."""
-        return self.replay.waiting_groups < self.replay.buffer_groups
+        return self.replay.waiting_groups < self.replay.buffer_groups or bool(self.replay.missing(self._expected))
 
     def accept(self, sample: wire.Sample) -> bool:
         """Put a sample into the replay, or remember why it cannot be trained on; False where it changes nothing."""
         try:
-            is_new = self.replay.add(group_from_sample(sample, self._objective, self._latent_shape))
+            group = self.group(sample)
         except LasroError as error:
             log.warning("group %s refused: %s", sample.group_id, error)
             self._refused[sample.group_id] = error
@@ -45,6 +83,10 @@ class Intake:
                 self._refused.popitem(last=False)
             return False
         self._refused.pop(sample.group_id, None)
+        with self._lock:
+            is_new = self.replay.add(group)
+            if is_new:
+                self._unsaved[sample.group_id] = sample
         return is_new
 
     def settled(self, group_ids: Sequence[str]) -> bool:
@@ -67,8 +109,8 @@ class Intake:
 class SampleFeed(threading.Thread):
     """Reads samples into `intake` and calls `arrived` after each read that brought some.
 
-    A sample is acknowledged once `release` names its group, so that the stream gives it out again to a trainer that
-    was killed before. `lag` is the number of samples not yet read, as of the last read.
+    A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
+    to a trainer that was killed before. `lag` is the number of samples not yet read, as of the last read.
     """
 
     def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
@@ -113,14 +155,10 @@ class SampleFeed(threading.Thread):
                 self._done.put(entry_id)
             raise
 
-    def release(self, group_ids: Iterable[str]) -> None:
-        """Let the stream forget these groups; from any thread.
-
-        Called once weights trained on them are on disk. The replay itself is in memory only: when checkpoints hold
-        it, this call moves behind the one that holds these groups, and nothing else has to change.
-        """
+    def release(self) -> None:
+        """Let the stream forget the groups that are on disk, with what was trained on them; from any thread."""
         with self._holding:
-            for group_id in self._held.keys() & set(group_ids):
+            for group_id in [name for name in self._held if self._intake.is_saved(name)]:
                 self._done.put(self._held.pop(group_id))
 
     def stop(self) -> None:

@@ -37,6 +37,8 @@ class Group:
     stages_N: np.ndarray
     rewards: Mapping[str, np.ndarray]
     latents_NCHW: np.ndarray
+    policy_version: int = 0
+    """Updates of the generator that made it."""
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -78,12 +80,16 @@ def group_from_sample(sample: wire.Sample, objective: RewardObjective, latent_sh
         stages_N=np.array(sample.stages, dtype=np.int64),
         rewards=rewards,
         latents_NCHW=latents_NCHW,
+        policy_version=sample.policy_version,
     )
 
 
-def is_held_out(group_id: str, share: float) -> bool:
-    """Whether a group is kept out of training: the same answer in every process, for about `share` of the ids."""
-    digest = hashlib.blake2b(group_id.encode(), digest_size=8).digest()
+def is_held_out(round: int, index: int, share: float) -> bool:
+    """Whether a group is kept out of training: the same answer in every process, for about `share` of them.
+
+    By its place and not by its id, so that a round sampled again cannot put one twin on either side.
+    """
+    digest = hashlib.blake2b(f"{round}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
@@ -98,41 +104,36 @@ class Replay:
         self.held_out_share = held_out_share
         self._lock = threading.Lock()
         self._waiting: dict[str, Group] = {}
-        self._wanted: set[str] = set()
         self._entered: set[str] = set()
         self._training: list[Group] = []
         self._held_out: list[Group] = []
+        self._policy_version = 0
 
     def add(self, group: Group) -> bool:
         """Take an arrived group; False for one that was here before, which changes nothing."""
         with self._lock:
             if group.group_id in self._entered or group.group_id in self._waiting:
                 return False
-            if group.group_id in self._wanted:
-                self._enter(group)
-            else:
-                self._waiting[group.group_id] = group
+            self._waiting[group.group_id] = group
             return True
 
-    def admit(self, group_ids: Sequence[str]) -> Sequence[str]:
-        """Let the named groups into training, those not arrived yet as soon as they do; none named: all arrived.
-
-        Returns the names.
-        """
+    def admit(self, group_ids: Sequence[str]) -> list[str]:
+        """Let those of the named groups that wait into training; none named: all that wait. Returns their names."""
         with self._lock:
-            names = group_ids or list(self._waiting)
-            for group_id in names:
-                group = self._waiting.pop(group_id, None)
-                if group is not None:
-                    self._enter(group)
-                elif group_id not in self._entered:
-                    self._wanted.add(group_id)
+            names = [name for name in dict.fromkeys(group_ids or self._waiting) if name in self._waiting]
+            for name in names:
+                self._enter(self._waiting.pop(name))
         return names
+
+    def mark_entered(self, group_ids: Iterable[str]) -> None:
+        """Never take these groups again: they were trained on, and may have left the buffer since."""
+        with self._lock:
+            self._entered.update(group_ids)
 
     def _enter(self, group: Group) -> None:
         self._entered.add(group.group_id)
-        self._wanted.discard(group.group_id)
-        held_out = is_held_out(group.group_id, self.held_out_share)
+        self._policy_version = max(self._policy_version, group.policy_version)
+        held_out = is_held_out(group.round, group.index, self.held_out_share)
         groups, limit = (self._held_out, HELD_OUT_GROUPS) if held_out else (self._training, self.buffer_groups)
         insort(groups, group, key=lambda other: other.order)
         if len(groups) > limit:
@@ -169,6 +170,16 @@ class Replay:
         """Groups kept out of training, oldest first."""
         with self._lock:
             return list(self._held_out)
+
+    def kept_ids(self) -> set[str]:
+        """Ids of the groups trained on or held out."""
+        with self._lock:
+            return {group.group_id for group in (*self._training, *self._held_out)}
+
+    @property
+    def policy_version(self) -> int:
+        """Of the generator that made the newest group so far."""
+        return self._policy_version
 
     @property
     def waiting_groups(self) -> int:

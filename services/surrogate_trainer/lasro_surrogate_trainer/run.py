@@ -10,10 +10,8 @@ import asyncio
 import hashlib
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,44 +19,36 @@ import numpy as np
 
 from lasro import wire
 from lasro.config import SurrogateRun
-from lasro.errors import BusyError, ConflictError
+from lasro.errors import BusyError, ConflictError, LasroError, NotFoundError
 from lasro.redis_store.sample_stream import SampleStream
-from lasro_surrogate_trainer.adaptation import Trainee, adapt
 from lasro_surrogate_trainer.bodies import GradientBody, LatentsBody
 from lasro_surrogate_trainer.feed import Intake, SampleFeed
 from lasro_surrogate_trainer.models import FrozenModel
 from lasro_surrogate_trainer.serving import ServedSurrogate
 from lasro_surrogate_trainer.signals import Bell
 from lasro_surrogate_trainer.store import RunStore
+from lasro_surrogate_trainer.training import Training, request_digest
 
 log = logging.getLogger("lasro.trainer")
-KEPT_REPLIES = 256
 T = TypeVar("T")
-
-
-def request_digest(request: wire.AdaptRequest) -> str:
-    """Tells requests apart that must not share an id; the timeout may differ between repeats."""
-    return hashlib.sha256(request.model_dump_json(exclude={"timeout_s"}).encode()).hexdigest()
 
 
 class Run:
     """A surrogate with its data. Made on a worker thread, then all coroutines run on one event loop."""
 
-    def __init__(self, name: str, config: SurrogateRun, frozen: FrozenModel, store: RunStore) -> None:
+    def __init__(self, name: str, config: SurrogateRun, frozen: FrozenModel, store: RunStore, redo_s: float) -> None:
         self.name, self.config, self.frozen = name, config, frozen
         self._store = store
         self._intake = Intake(config, frozen.model.latent_shape)
-        self._trainee = Trainee(frozen, config.surrogate, config.reward_objective)
+        self._training = Training(config, frozen, self._intake, store, redo_s)
         self._served = ServedSurrogate(frozen, config.surrogate, store)
-        self._replies: OrderedDict[str, tuple[str, wire.AdaptReply]] = OrderedDict()
         self._running: dict[str, tuple[str, asyncio.Task[wire.AdaptReply]]] = {}
-        self._unreleased: set[str] = set()
+        self._tidying: asyncio.Task[None] | None = None
         self._closing = threading.Event()
         self._training_thread = ThreadPoolExecutor(1, f"train-{name}")
         self._serving_thread = ThreadPoolExecutor(1, f"serve-{name}")
         self._adapting = asyncio.Lock()
         self.adapt_steps, self.gradient_requests = 0, 0
-        self._restore()
 
     def start(self, stream: SampleStream) -> None:
         """Begin to take samples; on the event loop."""
@@ -68,62 +58,51 @@ class Run:
 
     # --- weights ---------------------------------------------------------------------------------------------
 
-    def _restore(self) -> None:
-        """Take up the newest version on disk, or publish the untrained surrogate as version 0."""
-        versions = self._store.versions()
-        if not versions:
-            self._publish(0, {})
-            return
-        for version in versions:
-            header = self._store.header(version)
-            if "request_id" in header:
-                reply = wire.from_json(wire.AdaptReply, header["reply"])
-                self._replies[header["request_id"]] = header["request"], reply
-        tensors, header = wire.unpack_tensors(self._store.read(versions[-1]))
-        self._trainee.load(tensors, int(header["steps"]))
-        self.version, self.steps = versions[-1], self._trainee.steps
-
-    def _publish(self, version: int, metadata: dict[str, str]) -> None:
-        header = metadata | {"version": str(version), "steps": str(self._trainee.steps)}
-        self._store.publish(version, self._trainee.state(), header)
-        self.version, self.steps = version, self._trainee.steps
-
-    @contextmanager
-    def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Whatever goes wrong inside, weights that were never published must not be trained on further."""
-        try:
-            yield
-        except Exception:
-            self._restore()
-            raise
+    @property
+    def version(self) -> int:
+        """The newest published one."""
+        return self._training.head.version
 
     async def upload(self, body: bytes) -> None:
         """Start from these weights: a new version. Raises ConflictError once trained, WireError for a misfit."""
         tensors, _ = await asyncio.to_thread(wire.unpack_tensors, body)
         async with self._adapting:
-            await self._on(self._training_thread, self._take_over, tensors, hashlib.sha256(body).hexdigest())
+            await self._on(self._training_thread, self._training.upload, tensors, hashlib.sha256(body).hexdigest())
         self._bell.ring()
-
-    def _take_over(self, tensors: dict[str, np.ndarray], digest: str) -> None:
-        if self._trainee.steps:
-            raise ConflictError(
-                f"run {self.name}: already trained for {self._trainee.steps} steps, expected an untrained one; "
-                "delete the run to start over"
-            )
-        if self._store.header(self.version).get("uploaded") != digest:
-            with self._whole_or_not_at_all():
-                self._trainee.load(tensors, 0)
-                self._publish(self.version + 1, {"uploaded": digest})
 
     async def weights(self, version: int | None = None) -> tuple[int, bytes]:
         """A version and its safetensors, the newest where none is named; raises NotFoundError."""
-        wanted = self.version if version is None else version
+        newest = self.version
+        wanted = newest if version is None else version
+        if wanted > newest:
+            raise NotFoundError(f"version {wanted}: not published yet; the newest is {newest}")
         return wanted, await asyncio.to_thread(self._store.read, wanted)
 
     async def newer_than(self, version: int, wait_s: float) -> bool:
         """Whether a version after this one is published within `wait_s`."""
         await self._bell.until(lambda: self.version > version or self._closing.is_set(), wait_s)
         return self.version > version
+
+    async def lease(self, version: int) -> None:
+        """Keep this version and all later ones until another call; raises NotFoundError for one not kept."""
+        await asyncio.to_thread(self._store.lease, version)
+
+    def versions(self) -> list[wire.VersionInfo]:
+        """What is known of each version, oldest first."""
+        kept = set(self._store.versions())
+        newest_of = {commit.version: commit for commit in self._training.history}
+        return [
+            wire.VersionInfo(
+                version=version,
+                steps=commit.steps,
+                kept=version in kept,
+                policy_version=commit.policy_version,
+                fresh_pair_accuracy=None if commit.reply is None else commit.reply.statistics.fresh_pair_accuracy,
+                held_out_pair_accuracy=commit.measured.held_out_accuracy,
+                reward_gap=commit.measured.reward_gap,
+            )
+            for version, commit in newest_of.items()
+        ]
 
     # --- training --------------------------------------------------------------------------------------------
 
@@ -133,18 +112,17 @@ class Run:
         It goes on when the caller hangs up. Raises ConflictError for an id used for something else,
         TimeoutExceededError naming groups that did not arrive, WireError naming one that was refused.
         """
-        digest = request_digest(request)
-        name = request.request_id
-        known = (self._replies.get(name) or self._running.get(name) or (digest,))[0]
-        if known != digest:
-            raise ConflictError(f"request_id {name}: used before for other groups or steps; take a new one")
-        if name in self._replies:
-            return self._replies[name][1]
+        if (reply := self._training.answered(request)) is not None:
+            return reply
+        name, digest = request.request_id, request_digest(request)
         if name not in self._running:
             self._running[name] = digest, asyncio.create_task(self._adapt(request))
             self._running[name][1].add_done_callback(partial(self._finished, name))
+        running_digest, task = self._running[name]
+        if running_digest != digest:
+            raise ConflictError(f"request_id {name}: in use for other groups or steps; take a new one")
         try:
-            return await asyncio.shield(self._running[name][1])
+            return await asyncio.shield(task)
         except asyncio.CancelledError as error:
             # The server is going down and drops its requests: the caller is to ask again.
             raise BusyError(f"run {self.name}: the trainer is being stopped; ask again once it is back") from error
@@ -156,34 +134,31 @@ class Run:
 
     async def _adapt(self, request: wire.AdaptRequest) -> wire.AdaptReply:
         async with self._adapting:
+            if self._tidying is not None:
+                await self._tidying
             await self._groups_arrived(request)
-            reply = await self._on(self._training_thread, self._train, request)
-            self._feed.release(self._unreleased)
-            self._unreleased.clear()
-        self._replies[request.request_id] = request_digest(request), reply
-        while len(self._replies) > KEPT_REPLIES:
-            self._replies.popitem(last=False)
+            before = self._training.head.steps
+            reply = await self._on(self._training_thread, self._training.adapt, request, self._closing.is_set)
+            self.adapt_steps += self._training.head.steps - before
+            self._feed.release()
+            # Not before the reply: the caller goes on meanwhile, and the next adaptation waits for it.
+            self._tidying = asyncio.create_task(self._on(self._training_thread, self._tidy))
         self._bell.ring()
         return reply
 
     async def _groups_arrived(self, request: wire.AdaptRequest) -> None:
         names = request.new_groups
-        self._unreleased.update(self._intake.replay.admit(names))
+        self._intake.expect(names)
         await self._bell.until(lambda: self._closing.is_set() or self._intake.settled(names), request.timeout_s)
+        self._intake.expect(())
         if not self._closing.is_set():
             self._intake.check(names, request.timeout_s)
 
-    def _train(self, request: wire.AdaptRequest) -> wire.AdaptReply:
-        before = self._trainee.steps
-        with self._whole_or_not_at_all():
-            statistics = adapt(self._trainee, self._intake.replay, request, self._closing.is_set)
-            steps = self._trainee.steps - before
-            reply = wire.AdaptReply(version=self.version + (steps > 0), statistics=statistics)
-            if steps:
-                header = {"request_id": request.request_id, "request": request_digest(request)}
-                self._publish(reply.version, header | {"reply": reply.model_dump_json()})
-        self.adapt_steps += steps
-        return reply
+    def _tidy(self, closing: bool = False) -> None:
+        try:
+            self._training.tidy(closing)
+        except LasroError as error:
+            log.warning("run %s: nothing is lost, but the disk was not tidied: %s", self.name, error)
 
     # --- serving ---------------------------------------------------------------------------------------------
 
@@ -211,15 +186,16 @@ class Run:
         await self._on(self._serving_thread, self._served.check, self.version)
 
     def status(self) -> wire.RunStatus:
+        measured = self._training.head.measured
         return wire.RunStatus(
             run=self.name,
             version=self.version,
-            steps=self.steps,
+            steps=self._training.head.steps,
             replay_groups=self._intake.replay.training_groups,
             held_out_groups=len(self._intake.replay.held_out()),
             queue_lag=self._feed.lag,
-            held_out_pair_accuracy=self._trainee.held_out_accuracy,
-            reward_gap=self._trainee.reward_gap,
+            held_out_pair_accuracy=measured.held_out_accuracy,
+            reward_gap=measured.reward_gap,
             trained="full" if self.config.surrogate.trunk == "full" else "adapter",
         )
 
@@ -234,7 +210,9 @@ class Run:
         """End the run's threads; an adaptation under way ends at its next step, unpublished."""
         self._closing.set()
         self._bell.ring()
-        await asyncio.gather(*(task for _, task in self._running.values()), return_exceptions=True)
+        tidying = [] if self._tidying is None else [self._tidying]
+        await asyncio.gather(*(task for _, task in self._running.values()), *tidying, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._training_thread, partial(self._tidy, closing=True))
         for stop in (self._feed.stop, self._training_thread.shutdown, self._serving_thread.shutdown):
             await asyncio.to_thread(stop)
 

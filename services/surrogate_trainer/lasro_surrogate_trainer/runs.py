@@ -28,10 +28,14 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._changing = asyncio.Lock()
 
+    def _store(self, name: str) -> RunStore:
+        settings = self._settings
+        return RunStore(settings.data_dir, name, settings.keep_versions, settings.keep_versions_s)
+
     async def recover(self) -> None:
         """Take up every run on disk; one that cannot be is logged and left for `create` to try again."""
         for name in await asyncio.to_thread(clean, self._settings.data_dir):
-            store = RunStore(self._settings.data_dir, name)
+            store = self._store(name)
             try:
                 config = await asyncio.to_thread(store.find_config)
                 if config is not None:
@@ -43,7 +47,7 @@ class Runs:
         def load() -> Run:
             frozen = self._models.get(config)
             store.save_config(config)
-            return Run(name, config, frozen, store)
+            return Run(name, config, frozen, store, self._settings.redo_s)
 
         run = await asyncio.to_thread(load)
         run.start(SampleStream(self._redis, name))
@@ -53,7 +57,7 @@ class Runs:
     async def create(self, name: str, config: SurrogateRun) -> tuple[Run, bool]:
         """The run, and whether it is new. Raises ConflictError naming the settings in which an old one differs."""
         async with self._changing:
-            store = RunStore(self._settings.data_dir, name)
+            store = self._store(name)
             run = self._runs.get(name)
             old = run.config if run else await asyncio.to_thread(store.find_config)
             if old is not None:

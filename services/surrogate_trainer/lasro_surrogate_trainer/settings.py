@@ -18,3 +18,10 @@ class TrainerEnvironment(ServiceEnvironment):
     """CPU threads of torch; 0 leaves its own choice."""
     max_runs: int = Field(16, ge=1)
     """Runs held at once: each keeps a surrogate being trained and one being served in memory."""
+    redo_s: float = Field(10.0, ge=0)
+    """Seconds of training that a restart may have to repeat: the optimiser's state, twice the size of what is trained,
+    is written once more than this was trained since the last time. 0: after every adaptation."""
+    keep_versions: int = Field(4, ge=1)
+    """Newest versions of the weights that are kept."""
+    keep_versions_s: float = Field(60.0, ge=0)
+    """Versions younger than these seconds are kept too, and those from a client's lease on."""

@@ -1,16 +1,18 @@
 """Runs and weight versions on disk: `runs/RUN/run.json` and `runs/RUN/weights/VERSION.safetensors`.
 
 Every file is written whole: a temporary file beside it, fsync, rename, fsync of the folder. A version is never
-changed once it is there. What a version's file tells of itself (steps, the adapt request and its reply) stands in
-its header, so that weights and bookkeeping cannot come apart.
+changed once it is published, and goes when it is neither among the newest, nor young, nor leased. Nobody has to lock
+one that he reads: a file stays readable for who has it open.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,12 +23,12 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import ConfigError, NotFoundError, StorageError
 
-KEPT_VERSIONS = 4
 DOOMED = ".deleted-"
 
 
 @contextmanager
-def _storage(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses, as StorageError."""
     try:
         yield
     except OSError as error:
@@ -38,7 +40,7 @@ def _storage(path: Path) -> Iterator[None]:
 def write_whole(path: Path, body: bytes) -> None:
     """Put `body` at `path` atomically and durably; raises StorageError and then leaves nothing behind."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with _storage(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -55,12 +57,22 @@ def write_whole(path: Path, body: bytes) -> None:
             os.close(folder)
 
 
-class RunStore:
-    """The folder of one run. `run` matches `wire.NAME_PATTERN`, so it cannot leave the data folder."""
+def numbered(folder: Path) -> list[int]:
+    """Numbers of the files `00000012.*` in a folder, in order; none where there is no such folder."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.*"))
 
-    def __init__(self, data_dir: Path, run: str) -> None:
+
+class RunStore:
+    """The folder of one run. `run` matches `wire.NAME_PATTERN`, so it cannot leave the data folder.
+
+    The newest `keep_versions` versions are kept, and those published within the last `keep_versions_s` seconds.
+    """
+
+    def __init__(self, data_dir: Path, run: str, keep_versions: int, keep_versions_s: float) -> None:
         self.folder = data_dir / "runs" / run
         self.weights = self.folder / "weights"
+        self._keep_versions, self._keep_versions_s = keep_versions, keep_versions_s
+        self._lock = threading.Lock()
 
     def save_config(self, config: SurrogateRun) -> None:
         write_whole(self.folder / "run.json", config.model_dump_json(indent=1).encode())
@@ -75,15 +87,15 @@ class RunStore:
         except ValidationError as error:
             raise ConfigError(f"{path}: {wire.explain(error)}; remove the folder to start over") from error
 
+    # --- weights ---------------------------------------------------------------------------------------------
+
     def versions(self) -> list[int]:
         """Kept versions, oldest first."""
-        return sorted(int(path.stem) for path in self.weights.glob("[0-9]*.safetensors"))
+        return numbered(self.weights)
 
     def publish(self, version: int, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-        """Write a version and forget all but the newest 4."""
+        """Write a version's file."""
         write_whole(self._path(version), wire.pack_tensors(state, metadata))
-        for old in self.versions()[:-KEPT_VERSIONS]:
-            self._path(old).unlink(missing_ok=True)
 
     def read(self, version: int) -> bytes:
         """A version's safetensors; raises NotFoundError naming the kept ones."""
@@ -92,32 +104,59 @@ class RunStore:
         except FileNotFoundError as error:
             raise NotFoundError(f"version {version}: not kept; expected one of {self.versions()}") from error
 
-    def header(self, version: int) -> dict[str, str]:
-        """A version's metadata, without reading its tensors."""
-        with _storage(self._path(version)), self._path(version).open("rb") as file:
-            size = file.read(8)
-            body = size + file.read(int.from_bytes(size, "little"))
-        return wire.tensor_header(body)["__metadata__"]
+    def withdraw_after(self, version: int) -> None:
+        """Remove files of versions that were written but never published."""
+        for later in self.versions():
+            if later > version:
+                self._path(later).unlink(missing_ok=True)
+
+    def lease(self, version: int) -> None:
+        """Keep this version and all later ones until another call; durable. Raises NotFoundError for one not kept."""
+        with self._lock:
+            if version not in self.versions():
+                raise NotFoundError(f"version {version}: not kept; expected one of {self.versions()}")
+            write_whole(self.folder / "lease.json", f"{version}\n".encode())
+
+    def leased(self) -> int | None:
+        """The oldest leased version; null without a lease."""
+        try:
+            return int((self.folder / "lease.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def prune(self, needed: Collection[int]) -> None:
+        """Forget versions that are old, neither among the newest nor leased nor needed."""
+        with self._lock:
+            leased = self.leased()
+            for version in self.versions()[: -self._keep_versions]:
+                if version in needed or (leased is not None and version >= leased):
+                    continue
+                path = self._path(version)
+                with storage_errors(path):
+                    if time.time() - path.stat().st_mtime >= self._keep_versions_s:
+                        path.unlink()
+
+    def _path(self, version: int) -> Path:
+        return self.weights / f"{version:08d}.safetensors"
+
+    # --- ending ----------------------------------------------------------------------------------------------
 
     def delete(self) -> None:
         """Remove the folder; a crash half way leaves one that `clean` removes."""
         doomed = self.folder.with_name(f"{DOOMED}{uuid.uuid4().hex}")
-        with _storage(self.folder):
+        with storage_errors(self.folder):
             if self.folder.exists():
                 self.folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-    def _path(self, version: int) -> Path:
-        return self.weights / f"{version:08d}.safetensors"
 
 
 def clean(data_dir: Path) -> list[str]:
     """Remove what interrupted writes and deletions left; returns the names of the runs that are there."""
     runs = data_dir / "runs"
-    with _storage(runs):
+    with storage_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
         for doomed in runs.glob(f"{DOOMED}*"):
             shutil.rmtree(doomed, ignore_errors=True)
-        for temporary in [*runs.glob("*/.*.json.*"), *runs.glob("*/weights/.*.safetensors.*")]:
+        for temporary in [*runs.glob("*/.*.json.*"), *runs.glob("*/*/.*.*.*")]:
             temporary.unlink(missing_ok=True)
         return sorted(path.parent.name for path in runs.glob("*/run.json"))

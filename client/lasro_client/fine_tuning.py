@@ -1,0 +1,141 @@
+"""One round of stage 2 after the other: collect, adapt, ascend, and watch that it does good.
+
+Everything in a round follows from the checkpoint before it: draws depend on seed, round and update, groups and
+requests are named by their content. So rounds that are repeated after a crash are the same rounds, and the services
+answer for them as they did.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from lasro.config import RunSettings
+from lasro_client.generator import GeneratorTrainer, StepStatistics
+from lasro_client.health import Figures, Health
+from lasro_client.prompts import Prompt
+from lasro_client.rounds import STAGES, Collector, adapt_entries, reward_means
+from lasro_client.run_folder import RunFolder
+from lasro_client.sampling import Group, draw_prompts, drift_from_base, generator_for, sample_groups, two_step_latents
+from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate
+
+
+class FineTuning:
+    """A run between its two evaluations: where it is (`progress`), and its generator when it was best (`best`)."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        trainer: GeneratorTrainer,
+        collector: Collector,
+        source: RemoteSurrogate | FetchedSurrogate,
+        prompts: list[Prompt],
+    ) -> None:
+        self.folder, self.config, self.prompts = folder, folder.config, prompts
+        self.trainer, self.collector, self.source = trainer, collector, source
+        self.health = Health(self.config.health)
+        self.progress, self.best = folder.start(trainer, self.health)
+        self._started = time.monotonic() - self.progress.elapsed_s
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no further round."""
+        return self.progress.ended is not None or self.progress.round >= self.config.train.rounds
+
+    def begin(self, version: int) -> None:
+        """Write the first checkpoint of a new run: repeated rounds start from this version of the surrogate."""
+        if self.progress.surrogate_version is None:
+            self.progress = self.progress._replace(surrogate_version=version)
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write all that a resume needs, and have the trainer keep what repeated rounds will ask it for."""
+        self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
+        if self.progress.surrogate_version is not None:
+            self.collector.lease(self.progress.surrogate_version)
+
+    def round(self) -> dict[str, Any]:
+        """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
+        config, round, trainer = self.config, self.progress.round, self.trainer
+        draws = generator_for(config.seed, "train prompts", round)
+        groups = self._groups(round, draw_prompts(self.prompts, config.train.prompts_per_round, draws))
+        scored = self.collector.score(groups, round, trainer.version)
+        reply = self.collector.adapt(scored, round, config.train.surrogate_steps)
+        self.source.refresh(reply.version)
+        steps: list[StepStatistics] = []
+        if round >= config.train.warmup_rounds:
+            for _ in range(config.train.generator_steps):
+                batch = draw_prompts(self.prompts, config.train.batch_size, draws)
+                steps.append(trainer.step([prompt.text for prompt in batch], self.source))
+        self.progress = self.progress._replace(
+            round=round + 1,
+            elapsed_s=time.monotonic() - self._started,
+            reward_calls=scored[-1].reward_calls,
+            surrogate_version=reply.version,
+        )
+        line = {
+            "stage": "train",
+            "round": round,
+            "rounds": config.train.rounds,
+            "elapsed_s": self.progress.elapsed_s,
+            **reward_means(groups, scored, config, reply.statistics.scales),
+            "drift": {name: drift_from_base(groups, stage) for name, stage in STAGES.items()},
+            **_step_entries(steps),
+            **adapt_entries(reply),
+            "reward_calls": self.progress.reward_calls,
+            "policy_version": trainer.version,
+        }
+        return line | {"trouble": self._judge(round, line)}
+
+    def _groups(self, round: int, prompts: list[Prompt]) -> list[Group]:
+        model, config = self.trainer.model, self.config
+        beside = partial(two_step_latents, model, base=True) if self.trainer.version else None
+        return sample_groups(model, prompts, config.train, config.seed, "train", round, beside=beside)
+
+    def _judge(self, round: int, line: dict[str, Any]) -> str | None:
+        """What is wrong with the run, having done about it what the settings say."""
+        settings = self.config.health
+        figures = Figures(
+            by_weight(line["gain"], self.config), line["reward_gap"], by_weight(line["drift"], self.config)
+        )
+        if self.health.observe(round, figures):
+            self.best = {name: tensor.clone() for name, tensor in self.trainer.state().items()}
+        trouble = self.health.trouble()
+        if trouble is None or settings.on_trouble == "ignore":
+            return trouble
+        self.trainer.return_to(self.best)
+        if settings.on_trouble == "stop" or self.health.roll_backs == settings.max_roll_backs:
+            self.progress = self.progress._replace(ended=trouble)
+        else:
+            self.health.rolled_back()
+        return trouble
+
+
+def by_weight(stages: dict[str, float | None], config: RunSettings) -> float | None:
+    """Mean of both stages' figures, weighted as in the objective; null where one that counts is."""
+    objective = config.objective
+    weights = {"one_step": objective.one_step_weight, "two_step": objective.two_step_weight}
+    terms = [(weight, stages[name]) for name, weight in weights.items() if weight > 0]
+    known = [(weight, value) for weight, value in terms if value is not None]
+    if not terms or len(known) < len(terms):
+        return None
+    return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
+
+
+def _step_entries(steps: list[StepStatistics]) -> dict[str, Any]:
+    """The generator's entries of a log line, averaged over the round's steps; null in a warm-up round."""
+    if not steps:
+        return {
+            "score": {"one_step": None, "two_step": None},
+            "loss": None,
+            "regulariser": None,
+            "grad_norm": None,
+        }
+    mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
+    return {
+        "score": {"one_step": mean.score_1, "two_step": mean.score_2},
+        "loss": mean.loss,
+        "regulariser": mean.regulariser,
+        "grad_norm": mean.grad_norm,
+    }

@@ -1,0 +1,110 @@
+"""Whether a fine-tuning run still does good: the true reward against the base's, the surrogate's ranking, the drift.
+
+Everything is judged by means over a window of rounds, since a single round's gain is mostly noise. The best window
+starts as the base itself, whose gain is 0: a generator that never beats it is no better than none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lasro.config import HealthSettings
+
+KEPT_SHARE = 0.5
+"""Of the best gain: a decline that leaves more than this is no trouble, however sure it is."""
+
+
+class Figures(NamedTuple):
+    """Of one round. `gain`: reward minus the base's on the same noise; `gap`, `drift` as in the log; null: unknown."""
+
+    gain: float | None
+    gap: float | None
+    drift: float | None
+
+
+class Best(NamedTuple):
+    """The best window so far: its mean gain and the round that it ended with; -1: the untouched base."""
+
+    gain: float = 0.0
+    round: int = -1
+
+
+class Health:
+    """Fed with each round in order; everything that it knows is in `state`."""
+
+    def __init__(self, settings: HealthSettings) -> None:
+        self._settings = settings
+        self.best = Best()
+        self.roll_backs = 0
+        self._window: list[Figures] = []
+        self._last_gain: float | None = None
+        self._squares, self._differences = 0.0, 0
+        self._gap_was_low = False
+
+    def observe(self, round: int, figures: Figures) -> bool:
+        """Take in a round; whether its window is the best so far."""
+        self._window = [*self._window, figures][-self._settings.window_rounds :]
+        if figures.gain is not None:
+            if self._last_gain is not None:
+                self._squares += (figures.gain - self._last_gain) ** 2 / 2
+                self._differences += 1
+            self._last_gain = figures.gain
+        gain, gap = self._mean("gain"), self._mean("gap")
+        self._gap_was_low |= gap is not None and gap <= self._settings.max_reward_gap
+        if gain is None or gain <= self.best.gain:
+            return False
+        self.best = Best(gain, round)
+        return True
+
+    def _mean(self, name: str) -> float | None:
+        """Over a full window; null where a round of it lacks the figure."""
+        values = [getattr(figures, name) for figures in self._window]
+        if len(values) < self._settings.window_rounds or None in values:
+            return None
+        return math.fsum(values) / len(values)
+
+    def trouble(self) -> str | None:
+        """What is wrong, in words; null where nothing is."""
+        gain, gap, drift = self._mean("gain"), self._mean("gap"), self._mean("drift")
+        settings, rounds = self._settings, f"over {self._settings.window_rounds} rounds"
+        if gain is not None and self._declined(gain):
+            where = "the base" if self.best.round < 0 else f"round {self.best.round + 1}"
+            return f"the reward is {gain:+.3g} against the base {rounds}, and was {self.best.gain:+.3g} at {where}"
+        if gap is not None and self._gap_was_low and gap > settings.max_reward_gap:
+            return f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}"
+        if drift is not None and drift > settings.max_drift:
+            return (
+                f"the model drifted {drift:.2f} of a change of seed {rounds}, expected at most {settings.max_drift:g}"
+            )
+        return None
+
+    def _declined(self, gain: float) -> bool:
+        # Of a window's mean, from differences of successive rounds: a trend is no noise.
+        error = math.sqrt(self._squares / self._differences / self._settings.window_rounds)
+        error_of_difference = error if self.best.round < 0 else math.sqrt(2) * error
+        fell = self.best.gain - gain
+        return fell > self._settings.decline_errors * error_of_difference and gain < KEPT_SHARE * self.best.gain
+
+    def rolled_back(self) -> None:
+        """Start a new window: the generator is the best one again."""
+        self.roll_backs += 1
+        self._window, self._last_gain = [], None
+
+    def state(self) -> dict[str, Any]:
+        """All it knows, for JSON."""
+        return {
+            "best": self.best,
+            "roll_backs": self.roll_backs,
+            "window": self._window,
+            "last_gain": self._last_gain,
+            "noise": [self._squares, self._differences],
+            "gap_was_low": self._gap_was_low,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.best, self.roll_backs = Best(*state["best"]), state["roll_backs"]
+        self._window = [Figures(*figures) for figures in state["window"]]
+        self._last_gain, (self._squares, self._differences) = state["last_gain"], state["noise"]
+        self._gap_was_low = state["gap_was_low"]

@@ -1,0 +1,147 @@
+"""Runs that were interrupted, killed, or lost their trainer, against one that nothing happened to: the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lasro_client.rounds import stop_at_round_end
+
+ROUNDS = 6
+SETTINGS = [f"train.rounds={ROUNDS}", "train.prompts_per_round=2"]
+SAME = ["total", "beside", "gain", "drift", "score", "loss", "bt_loss", "fresh_pair_accuracy", "held_out_pair_accuracy"]
+SAME += ["reward_gap", "surrogate_version", "policy_version"]
+DRIVER = """
+import os, signal, sys, threading
+from pathlib import Path
+import psutil
+from rich.console import Console
+from lasro.config import load_config
+from lasro_client import fine_tuning, rounds, train
+
+config, out, fault, at, *settings = sys.argv[1:]
+sample, adapt, checkpoint = fine_tuning.sample_groups, rounds.Collector.adapt, fine_tuning.FineTuning.checkpoint
+
+def kill(pid, after_s=0.0):
+    threading.Timer(after_s, os.kill, (pid, signal.SIGKILL)).start()
+
+def trainer_pid():
+    children = psutil.Process().children(recursive=True)
+    return next(child.pid for child in children if "lasro_surrogate_trainer" in child.cmdline())
+
+def sampled(model, prompts, settings, seed, stage, round, **options):
+    groups = sample(model, prompts, settings, seed, stage, round, **options)
+    if fault == "sampling" and round == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return groups
+
+def adapted(self, scored, round, steps, part=0):
+    if round == int(at) and fault in ("adapting", "trainer"):
+        kill(os.getpid() if fault == "adapting" else trainer_pid(), 0.02)
+    reply = adapt(self, scored, round, steps, part)
+    if round == int(at) and fault == "adapting":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return reply
+
+def checkpointed(self):
+    checkpoint(self)
+    if fault == "checkpointed" and self.progress.round == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+fine_tuning.sample_groups, rounds.Collector.adapt = sampled, adapted
+fine_tuning.FineTuning.checkpoint = checkpointed
+train.train(load_config(Path(config), settings), Path(out), Console(quiet=True))
+"""
+
+
+def run_with(fault: str, at: int, config_path: Path, folder: Path) -> int:
+    """One life of a run, which something happens to in round `at`; its exit status."""
+    command = [sys.executable, "-c", DRIVER, str(config_path), str(folder), fault, str(at), *SETTINGS]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=200, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert run_with("none", 0, config_path, folder) == 0
+    return folder
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
+
+
+def check_same(folder: Path, undisturbed: Path) -> None:
+    lines, expected = log_lines(folder), log_lines(undisturbed)
+    assert [[line[key] for key in SAME] for line in lines] == [[line[key] for key in SAME] for line in expected]
+    assert adapter(folder) == adapter(undisturbed)
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (folder, undisturbed))
+    assert ours["rewards"] == theirs["rewards"]
+    assert ours["reward_calls"] == theirs["reward_calls"], "no reward was paid for twice"
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_three_points_ends_with_the_same_bytes(
+    config_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Guards against a resume that forgets optimiser, replay or counters, or redoes rounds as other rounds.
+
+    The client is killed while it samples and while the trainer adapts, both with a round to repeat, and right after
+    a checkpoint; then the trainer is killed while it adapts.
+    """
+    folder = tmp_path / "run"
+    assert run_with("sampling", 1, config_path, folder) == -signal.SIGKILL
+    assert run_with("adapting", 3, config_path, folder) == -signal.SIGKILL
+    assert len(log_lines(folder)) == 3
+    assert run_with("checkpointed", 4, config_path, folder) == -signal.SIGKILL
+    assert run_with("trainer", 5, config_path, folder) == 0
+    check_same(folder, undisturbed)
+
+
+def test_an_interrupted_run_goes_on(config_path: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Guards against Ctrl-C losing the round under way, leaving processes behind, or a resume that starts over."""
+    folder, settings = tmp_path / "run", [part for setting in SETTINGS for part in ("--set", setting)]
+    command = [sys.executable, "-m", "lasro_client.cli", "train", str(config_path), "--out", str(folder), *settings]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert len(log_lines(folder)) < ROUNDS
+    assert run_with("none", 0, config_path, folder) == 0
+    check_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_waits_for_the_round_and_a_second_one_does_not(
+    number: signal.Signals, end: type[BaseException]
+) -> None:
+    """Guards against a run that `docker stop` ends with the status of Ctrl-C, or that cannot be ended at once."""
+    with stop_at_round_end() as stop:
+        stop.obey()
+        signal.raise_signal(number)
+        with pytest.raises(end) as raised:
+            stop.obey()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    if isinstance(raised.value, SystemExit):
+        assert raised.value.code == 143

@@ -1,0 +1,120 @@
+"""When a run is said to be in trouble: a model that is being ruined is, one that is only noisy is not."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+from lasro.config import HealthSettings
+from lasro_client.health import Figures, Health
+
+NOISE = 0.053
+"""Standard deviation of one round's gain in the demo: 9 samples a stage, both stages averaged."""
+
+
+def rounds_until_trouble(gain: Callable[[int], float], rounds: int, seed: int) -> int | None:
+    draws, health = random.Random(seed), Health(HealthSettings())
+    for round in range(rounds):
+        health.observe(round, Figures(gain(round) + draws.gauss(0, NOISE), 0.2, 0.2))
+        if health.trouble() is not None:
+            return round
+    return None
+
+
+def share(gain: Callable[[int], float], rounds: int, runs: int = 100) -> float:
+    """Of runs that are in trouble at any time."""
+    return sum(rounds_until_trouble(gain, rounds, seed) is not None for seed in range(runs)) / runs
+
+
+def rises(round: int) -> float:
+    """As the demo did: to +0.04 within fifty rounds, then level."""
+    return 0.04 * min(1, round / 50)
+
+
+def test_noise_is_no_trouble():
+    """Guards against healthy runs being ended by chance, at the noise that a round has."""
+    assert share(rises, 125) == 0
+    assert share(lambda _: 0.0, 300) <= 0.02
+    assert share(lambda round: rises(round) - 0.02 * (round > 80), 125) <= 0.02, "half of the gain is still there"
+
+
+@pytest.mark.parametrize(
+    ("gain", "by"),
+    [
+        (lambda round: rises(round) if round < 60 else max(-0.1, 0.04 - 0.01 * (round - 60)), 85),
+        (lambda round: -0.1 * min(1, round / 15), 45),
+    ],
+    ids=["falls", "never rose"],
+)
+def test_a_ruined_model_is_trouble_soon(gain, by):
+    """Guards against a run that spends its budget on making images worse."""
+    found = [rounds_until_trouble(gain, 125, seed) for seed in range(50)]
+    assert all(round is not None and round <= by for round in found)
+
+
+def test_the_best_window_is_known_by_its_last_round():
+    """Guards against a rollback to weights of the decline itself."""
+    health = Health(HealthSettings(window_rounds=3))
+    gains = [0.0, 0.1, 0.2, 0.3, 0.2, 0.0, -0.3, -0.3]
+    assert [health.observe(round, Figures(gain, None, None)) for round, gain in enumerate(gains)] == [
+        False, False, True, True, True, False, False, False,
+    ]  # fmt: skip
+    assert health.best.round == 4
+    assert health.best.gain == pytest.approx(0.7 / 3)
+
+
+def test_a_surrogate_that_ranks_no_longer_is_trouble():
+    """Guards against climbing a surrogate that lost touch; one that never had it is judged by the reward alone."""
+    settings = HealthSettings(window_rounds=4)
+    for early, expected in ((0.3, True), (1.0, False)):
+        health = Health(settings)
+        for round, gap in enumerate([early] * 4 + [1.0] * 4):
+            health.observe(round, Figures(None, gap, None))
+        assert ("gap 1.00" in (health.trouble() or "")) == expected
+
+
+def test_drift_over_the_limit_is_trouble():
+    """Guards against a reward that rises while every image becomes the same one."""
+    health = Health(HealthSettings(window_rounds=4))
+    for round, drift in enumerate([0.1, 0.9, 0.9, 0.6]):
+        health.observe(round, Figures(1.0, 0.1, drift))
+        assert health.trouble() is None
+    health.observe(4, Figures(1.0, 0.1, 0.9))
+    assert "drifted 0.82" in (health.trouble() or "")
+
+
+def test_rounds_without_a_figure_are_no_trouble():
+    """Guards against null being taken for 0: warm-up rounds have no gain, and failed rewards give none."""
+    health = Health(HealthSettings(window_rounds=2))
+    for round in range(9):
+        health.observe(round, Figures(None, None, None))
+        assert health.trouble() is None
+
+
+def test_a_new_window_is_needed_after_a_roll_back():
+    """Guards against rolling back again at once, for the rounds that were rolled back for."""
+    health = Health(HealthSettings(window_rounds=2, decline_errors=1.0))
+    for round, gain in enumerate([0.5, 0.5, 0.51, -0.5, -0.5]):
+        health.observe(round, Figures(gain, None, None))
+    assert health.trouble() is not None
+    health.rolled_back()
+    health.observe(5, Figures(-0.5, None, None))
+    assert health.trouble() is None
+    assert health.roll_backs == 1
+
+
+def test_state_goes_through_json_and_changes_nothing():
+    """Guards against a resumed run that is judged otherwise than one that was not interrupted."""
+    draws, settings = random.Random(3), HealthSettings(window_rounds=5, decline_errors=2.0)
+    whole, resumed = Health(settings), Health(settings)
+    for round in range(60):
+        figures = Figures(draws.gauss(0.02, 0.05), draws.random(), None)
+        fresh = Health(settings)
+        fresh.load(json.loads(json.dumps(resumed.state())))
+        resumed = fresh
+        assert whole.observe(round, figures) == resumed.observe(round, figures)
+        assert whole.trouble() == resumed.trouble()
+    assert whole.best == resumed.best
