@@ -296,7 +296,7 @@ def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_ur
         samples.append(sample.model_copy(update={"scores": scores}))
         for found, values in ((means, mean), (sizes, kb), (guards, guard)):
             found.append(values[1:])
-    training = [i for i, sample in enumerate(samples) if not is_held_out(sample.group_id, 0.2)]
+    training = [i for i, sample in enumerate(samples) if not is_held_out(sample.round, sample.index, 0.2)]
     kept = [np.array(samples[i].scores["kb"]) for i in training]
     statistics = adapt(trainer, "guarded", "one", feed(redis_url, "guarded", samples), steps=60).statistics
     assert statistics.failed_samples == len(samples)

@@ -125,7 +125,7 @@ def test_rewards_of_a_run_make_its_objective(minimal: Path) -> None:
 
 def test_a_run_of_before_there_were_guards_is_taken_up(tmp_path: Path) -> None:
     """Guards against a trainer that after an upgrade no longer reads the runs on its disk."""
-    store = RunStore(tmp_path, "old")
+    store = RunStore(tmp_path, "old", keep_versions=4, keep_versions_s=0)
     store.folder.mkdir(parents=True)
     (store.folder / "run.json").write_text('{"weights": {"r": 1.0}}')
     config = store.find_config()

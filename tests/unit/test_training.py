@@ -139,7 +139,7 @@ def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undistur
     for write in range(30):
         folder = tmp_path / str(write)
         fail_at(write, Crash(), after)
-        replies, number, died = [], 0, False
+        replies, number, died, trainer = [], 0, False, None
         while number < 4:
             try:
                 trainer = Trainer(frozen, config, folder, redo_s)
@@ -150,6 +150,7 @@ def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undistur
                 assert not died
                 died = True
         crashes += died
+        assert trainer is not None
         assert replies == undisturbed[0][:4]
         assert [commit.number for commit in trainer.training.history] == list(range(5))
         if not died:

@@ -215,7 +215,7 @@ def adapt(
         result = trainee.step(replay)
         if result is not None:
             results.append(result)
-    trainee.measure(fresh, replay.held_out())
+    trainee.measure(fresh, replay.held_out(), ranker)
     return wire.AdaptStatistics(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
