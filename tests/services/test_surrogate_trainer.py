@@ -552,7 +552,7 @@ def test_a_call_outlives_a_restart_of_the_trainer(redis_url, config, tmp_path):
     assert [reply.version for reply in replies] == [1]
 
 
-def test_two_trainers_do_not_share_a_folder(redis_url, tmp_path):
+def test_two_trainers_do_not_share_a_folder(tmp_path):
     """Guards against a second trainer on the same folder writing over the first one's commits."""
     with held(tmp_path), pytest.raises(ConflictError, match="another trainer works in this folder"), held(tmp_path, 0):
         raise AssertionError("both hold it")

@@ -40,6 +40,7 @@ class Training:
     def __init__(
         self, config: SurrogateRun, frozen: FrozenModel, intake: Intake, store: RunStore, redo_s: float
     ) -> None:
+        self._run = store.folder.name
         self._intake, self._store, self._journal = intake, store, Journal(store.folder)
         self._trainee = Trainee(frozen, config.surrogate, config.reward_objective)
         self._redo_s, self._unsaved_s = redo_s, 0.0
@@ -94,7 +95,8 @@ class Training:
             for _ in range(commit.steps - before.steps):
                 self._trainee.step(replay)
         if later:
-            log.info("repeated %d surrogate steps since the optimiser was saved", self.head.steps - start.steps)
+            steps = self.head.steps - start.steps
+            log.info("run %s: repeated %d steps since the optimiser was saved", self._run, steps)
             # Where arithmetic is not the same twice, what was published counts.
             self._trainee.load_weights(self._weights(self.head.version))
         for commit in self.history:
@@ -136,7 +138,8 @@ class Training:
         """Start from these weights: a new version, unless they are the newest. Raises ConflictError once trained."""
         if self.head.steps:
             raise ConflictError(
-                f"already trained for {self.head.steps} steps, expected an untrained run; delete it to start over"
+                f"run {self._run}: already trained for {self.head.steps} steps, expected an untrained one; "
+                "delete the run to start over"
             )
         with self._whole_or_not_at_all():
             if digest != next((c.digest for c in reversed(self.history) if c.request_id is None), None):
