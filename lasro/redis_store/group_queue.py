@@ -75,7 +75,7 @@ class GroupQueue(WorkStream):
         with redis_errors():
             reply: Any = await self._add(
                 keys=[keys.group(run, group_id), keys.WORK, keys.DEAD_WORK, *run_keys],
-                args=[_digest(submission), payload, run, group_id, calls_needed, *most, sample_stream.GROUP],
+                args=[_digest(submission, payload), payload, run, group_id, calls_needed, *most, sample_stream.GROUP],
             )
         outcome, state, spent, reserved = reply
         if outcome == b"conflict":
@@ -188,10 +188,11 @@ def group_named(fields: Fields) -> tuple[str, str] | None:
     return (names[0], names[1]) if all(NAME.fullmatch(name) for name in names) else None
 
 
-def _digest(submission: wire.GroupSubmission) -> str:
+def _digest(submission: wire.GroupSubmission, payload: bytes) -> str:
     """Of what makes two submissions the same group: all but the limit, which may be raised between two tries."""
-    content = submission.model_copy(update={"max_reward_calls": None})
-    return hashlib.sha256(wire.to_msgpack(content)).hexdigest()
+    if submission.max_reward_calls is not None:
+        payload = wire.to_msgpack(submission.model_copy(update={"max_reward_calls": None}))
+    return hashlib.sha256(payload).hexdigest()
 
 
 def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.Sample:

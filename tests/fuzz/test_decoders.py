@@ -195,8 +195,8 @@ HOSTILE = {
         tensor_body(b'{"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}}', b"\0" * 4),
         "safetensors: ",
     ),
-    "a name of two lines": (packed(**{"a\nb": np.array([np.inf], np.float32)}), "^a b: got NaN"),
-    "a name without end": (packed(**{"a" * 100_000: np.array([1.0])}), "^a{300}: got dtype"),
+    "a name of two lines": (wire.pack_tensors({"a\nb": np.array([np.inf], np.float32)}), "^a b: got NaN"),
+    "a name without end": (wire.pack_tensors({"a" * 100_000: np.array([1.0])}), "^a{300}: got dtype"),
     "another dtype": (packed(a=np.array([1.0])), "got dtype float64"),
 }
 

@@ -125,7 +125,7 @@ def test_a_killed_worker_loses_nothing_and_others_go_on(
         api.submit(RUN, group)
     time.sleep(0.3)
     assert api.group(RUN, "g0").state is GroupState.QUEUED
-    settings = {"LASRO_STALE_AFTER_S": "3", "LASRO_GROUPS_AT_ONCE": "2"}
+    settings = {"LASRO_STALE_AFTER_S": "5", "LASRO_GROUPS_AT_ONCE": "2"}
     workers = [worker(**settings) for _ in range(2)]
     wait_until(lambda: len([w for w in work_figures(redis_client).workers if w.claims]) == 2)
     workers[0].kill()
