@@ -23,7 +23,7 @@ from lasro_reward_api.endpoints import Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.reward_routes import reward_routes
 from lasro_reward_api.scoring import Scorer
-from lasro_reward_api.scoring_routes import scoring_routes
+from lasro_reward_api.scoring_routes import add_score_route, group_routes
 from lasro_reward_api.settings import RewardApiSettings
 from lasro_reward_api.worker import is_cancelled, score_groups
 
@@ -62,8 +62,9 @@ def create_app(settings: RewardApiSettings) -> FastAPI:
             raise UnreachableError("the scoring worker has stopped; see the log and restart the service")
 
     app = create_service("LaSRO reward API", settings, ready, lifespan, metrics)
+    add_score_route(app, scorer, settings)
     app.include_router(reward_routes(registry, scorer, endpoints))
-    app.include_router(scoring_routes(scorer, queue, settings))
+    app.include_router(group_routes(scorer, queue, settings))
     return app
 
 
