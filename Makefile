@@ -6,13 +6,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench bench-rewards clean
 
 help:
 	@echo "make demo    teach the bundled model to bind colours to shapes; see runs/demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint and types"
 	@echo "make bench   what the shipped surrogate's gradient is worth; a minute or two"
+	@echo "make bench-rewards  how fast the reward API is, beside its limits; six minutes on two idle cores"
 	@echo "make venv    only install into .venv"
 	@echo "make clean   delete .venv"
 
@@ -31,6 +32,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/climb.py lasro/assets/surrogate-attribute-binding.safetensors
+
+bench-rewards: $(INSTALLED)
+	$(BIN)/python -m benchmarks.rewards
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
 # be reached, whatever pip finds. The rest then leaves it as it is.
