@@ -6,19 +6,20 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench bench-queue fuzz clean
+.PHONY: help venv demo test check bench bench-queue bench-rewards fuzz clean
 
 FUZZ_SECONDS ?= 60
 
 help:
-	@echo "make demo        teach the bundled model to bind colours to shapes; see runs/demo/report.html"
-	@echo "make test        run the tests"
-	@echo "make check       formatting, lint and types"
-	@echo "make bench       what the shipped surrogate's gradient is worth; a minute or two"
-	@echo "make bench-queue the queue beside what Redis itself does with the same bytes; a minute"
-	@echo "make fuzz        look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each of twenty decoders"
-	@echo "make venv        only install into .venv"
-	@echo "make clean       delete .venv"
+	@echo "make demo          teach the bundled model to bind colours to shapes; see runs/demo/report.html"
+	@echo "make test          run the tests"
+	@echo "make check         formatting, lint and types"
+	@echo "make bench         what the shipped surrogate's gradient is worth; a minute or two"
+	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
+	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
+	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each of twenty decoders"
+	@echo "make venv          only install into .venv"
+	@echo "make clean         delete .venv"
 
 venv: $(INSTALLED)
 
@@ -38,6 +39,9 @@ bench: $(INSTALLED)
 
 bench-queue: $(INSTALLED)
 	$(BIN)/python benchmarks/queue_throughput.py
+
+bench-rewards: $(INSTALLED)
+	$(BIN)/python -m benchmarks.rewards
 
 # Its wheels exist for fewer platforms than the rest, so the tests do without.
 fuzz: $(INSTALLED)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 
 from lasro import wire
 
 PROBLEM_TYPE = "application/problem+json"
+
+
+class BareRoute(APIRoute):
+    """A documented route whose endpoint takes the request and returns the response, all by itself.
+
+    It has no parameters for FastAPI to find, check and pass on, which halves what a request costs.
+    """
+
+    def get_route_handler(self) -> Callable[..., Any]:
+        return self.endpoint
+
+
+def header_parameter(name: str, kind: TypeAdapter[Any], description: str) -> dict[str, Any]:
+    """`openapi_extra` for a bare route that reads an optional header."""
+    described = {"name": name, "in": "header", "required": False, "description": description}
+    return {"parameters": [described | {"schema": kind.json_schema()}]}
 
 
 def message_body(kind: type[wire.Message]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run_service(app, settings)
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import ipaddress
 import logging
@@ -15,6 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import uvicorn
@@ -145,8 +147,10 @@ class _Gate:
     def __init__(self, app: ASGIApp, settings: ServiceEnvironment, registry: CollectorRegistry) -> None:
         self.app, self.settings = app, settings
         labels = ["method", "route", "status"]
-        self.count = Counter("lasro_http_requests", "Requests answered", labels, registry=registry)
-        self.seconds = Histogram("lasro_http_request_seconds", "Time to answer", ["route"], registry=registry)
+        count = Counter("lasro_http_requests", "Requests answered", labels, registry=registry)
+        seconds = Histogram("lasro_http_request_seconds", "Time to answer", ["route"], registry=registry)
+        # Finding a series takes the client longer than counting; there are few of either.
+        self.count, self.seconds = lru_cache(1024)(count.labels), lru_cache(1024)(seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -181,8 +185,8 @@ class _Gate:
     def _answered(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self.count.labels(method, route, status).inc()
-        self.seconds.labels(route).observe(seconds)
+        self.count(method, route, status).inc()
+        self.seconds(route).observe(seconds)
         level = logging.DEBUG if route in OPEN_PATHS else logging.INFO
         about = {"method": method, "route": route, "status": status, "duration_ms": round(1000 * seconds, 1)}
         log.log(level, "%s %s answered %d", method, route, status, extra=about)
@@ -279,4 +283,11 @@ def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
         timeout_graceful_shutdown=3,
         server_header=False,
     )
+    leave_start_up_to_itself()
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def leave_start_up_to_itself() -> None:
+    """Have the garbage collector forget what is there now: looking through it holds all requests up for 50 ms."""
+    gc.collect()
+    gc.freeze()

@@ -26,6 +26,10 @@ settings.register_profile("lasro", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("lasro")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="write the parts of docs/ that tests check")
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server on a unix socket, shared by the whole session: use a run name or reward name of your own."""

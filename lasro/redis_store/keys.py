@@ -11,6 +11,8 @@ REWARDS = PREFIX + "rewards"
 """Hash: reward name -> version, a space, the spec as JSON."""
 REWARD_VERSIONS = PREFIX + "reward-versions"
 """Hash: reward name -> last version given out; outlives the reward, so that no version is used twice."""
+SCORE = PREFIX + "score:"
+"""Prefix of cached scores."""
 WORK = PREFIX + "work"
 """Stream: one entry (run, group) per group to be scored, of all runs."""
 DEAD_WORK = PREFIX + "dead-work"
@@ -19,9 +21,9 @@ RUNS = PREFIX + "runs"
 """Set: names of the runs that groups were submitted to."""
 
 
-def score(digest: str) -> str:
-    """String: a cached score (float64, little-endian) of one image by one reward version; expires."""
-    return f"{PREFIX}score:{digest}"
+def score(name: str, version: int, digest: bytes) -> bytes:
+    """String: a cached score (float64, little-endian) of one item by one version of a reward; expires."""
+    return f"{SCORE}{name}:{version}:".encode() + digest
 
 
 def calls(run: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import redis.asyncio
@@ -56,12 +57,12 @@ class RewardRegistry:
 
     async def get_many(self, names: list[str]) -> list[Registration]:
         """The rewards of those names, in order; raises NotFoundError naming the first that is missing."""
+        return [registered(name, value) for name, value in zip(names, await self._read(names), strict=True)]
+
+    async def _read(self, names: list[str]) -> list[bytes | None]:
         with redis_errors():
-            stored: list[Any] = await self._redis.hmget(keys.REWARDS, names)  # pyright: ignore[reportGeneralTypeIssues]
-        for name, value in zip(names, stored, strict=True):
-            if value is None:
-                raise NotFoundError(f"reward {name}: not registered; POST /v1/rewards registers it")
-        return [_decode(value) for value in stored]
+            stored: Any = await self._redis.hmget(keys.REWARDS, names)  # pyright: ignore[reportGeneralTypeIssues]
+        return stored
 
     async def names(self) -> set[str]:
         """Of all rewards."""
@@ -72,11 +73,7 @@ class RewardRegistry:
     async def list(self, after: str = "", limit: int | None = None) -> list[Registration]:
         """Rewards by name, those after `after`; what is deleted meanwhile is left out."""
         names = sorted(name for name in await self.names() if name > after)[:limit]
-        if not names:
-            return []
-        with redis_errors():
-            stored: list[Any] = await self._redis.hmget(keys.REWARDS, names)  # pyright: ignore[reportGeneralTypeIssues]
-        return [_decode(value) for value in stored if value is not None]
+        return [_decode(value) for value in await self._read(names) if value is not None] if names else []
 
     async def delete(self, name: str) -> None:
         """Forget a reward; its versions stay used up. Raises NotFoundError."""
@@ -86,6 +83,14 @@ class RewardRegistry:
             raise NotFoundError(f"reward {name}: not registered; GET /v1/rewards lists what is")
 
 
+def registered(name: str, stored: bytes | None) -> Registration:
+    """What is stored under that name; raises NotFoundError where nothing is."""
+    if stored is None:
+        raise NotFoundError(f"reward {name}: not registered; POST /v1/rewards registers it")
+    return _decode(stored)
+
+
+@lru_cache(1024)
 def _decode(value: bytes) -> Registration:
     version, _, spec = value.partition(b" ")
     return Registration(wire.from_json(wire.RewardSpec, spec), int(version))

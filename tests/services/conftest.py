@@ -22,3 +22,9 @@ def url(redis_url: str, serve: Callable[[ASGIApp], str]) -> str:
 def api(url: str) -> Iterator[RewardClient]:
     with RewardClient(url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def write_docs(pytestconfig: pytest.Config) -> bool:
+    """Whether tests write the parts of pages that they otherwise check."""
+    return bool(pytestconfig.getoption("write_docs"))

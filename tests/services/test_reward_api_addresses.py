@@ -107,6 +107,30 @@ def test_a_second_dns_answer_is_never_asked_for(monkeypatch: pytest.MonkeyPatch)
         assert len(asked) == 2
 
 
+def test_a_name_that_turns_private_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a name that has a public address first and a private one next leads the second call to the private one."""
+    connected: list[str] = []
+
+    class Network(httpcore.AsyncMockBackend):
+        async def connect_tcp(self, host: str, *rest: Any, **more: Any) -> httpcore.AsyncNetworkStream:
+            connected.append(host)
+            return await super().connect_tcp(host, *rest, **more)
+
+    monkeypatch.setattr(httpcore, "AnyIOBackend", lambda: Network([]))
+    answers_of_a_name_server(monkeypatch, ["93.184.216.34"], ["10.0.0.5"], ["93.184.216.34", "10.0.0.5"])
+    backend = GuardedBackend(AddressGuard(parse_networks("127.0.0.0/8")), plain_http=False)
+    asyncio.run(_connect(backend))
+    with pytest.raises(BlockedError, match=r"scorer\.example is at 10\.0\.0\.5"):
+        asyncio.run(_connect(backend))
+    asyncio.run(_connect(backend))
+    assert connected == ["93.184.216.34", "93.184.216.34"]
+
+
+async def _connect(backend: GuardedBackend) -> None:
+    stream = await backend.connect_tcp("scorer.example", 443)
+    await stream.aclose()
+
+
 def test_only_the_permitted_of_several_addresses_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: one good address among several lets the connection fall back to a forbidden one."""
     answers_of_a_name_server(monkeypatch, ["127.0.0.2", "127.0.0.1", "10.0.0.1"])

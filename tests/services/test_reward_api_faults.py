@@ -1,138 +1,67 @@
-"""Every way in which a reward endpoint can fail, each with the status it must yield, over real HTTP."""
+"""Every way in which an endpoint, a registration or a request can be at fault, each with what it must come to, over
+real HTTP; and docs/faults.md, which tells of it."""
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import io
+import re
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import httpx
 import pytest
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
+from faulty_scorer import PLACES, REPLIES, Fault, endpoints, pixel_bomb, png
+from pages import check_page, table
 from PIL import Image
+from refusals import CALLING, REGISTERING, SCORING, SECRET, Refusal, Servers
 from starlette.types import ASGIApp
 
 from lasro.errors import WireError
+from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
 from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
 from lasro_client.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 
-
-def png(shade: int, side: int = 8) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
+Serve = Callable[[ASGIApp], str]
 IMAGES = [png(shade) for shade in (10, 20, 30)]
-JSON_REPLIES = {
-    "too-few": ('{"scores": [0.1, 0.2]}', "got 2, expected one per image (3)"),
-    "too-many": ('{"scores": [0.1, 0.2, 0.3, 0.4]}', "got 4, expected one per image (3)"),
-    "one-for-all": ('{"scores": 0.5}', "no list 'scores'"),
-    "nan": ('{"scores": [0.1, NaN, 0.3]}', "scores[1]: got nan, expected a finite number"),
-    "infinity": ('{"scores": [0.1, 1e999, 0.3]}', "scores[1]: got inf, expected a finite number"),
-    "strings": ('{"scores": ["0.1", "0.2", "0.3"]}', "scores[0]: got str, expected a number"),
-    "booleans": ('{"scores": [true, false, true]}', "scores[0]: got bool, expected a number"),
-    "nulls": ('{"scores": [0.1, null, 0.3]}', "scores[1]: got NoneType, expected a number"),
-    "nested": ('{"scores": [[0.1], [0.2], [0.3]]}', "scores[0]: got list, expected a number"),
-    "huge-integer": ('{"scores": [1' + "0" * 400 + ", 1, 1]}", "scores[0]: got an integer too large"),
-    "null-without-reason": ('{"scores": [0.1, null, 0.3], "errors": [null, null, null]}', "scores[1]: got NoneType"),
-    "score-beside-error": ('{"scores": [0.1, 0.2, 0.3], "errors": [null, "no face", null]}', "scores[1]: got a value"),
-    "too-few-errors": ('{"scores": [0.1, 0.2, 0.3], "errors": [null]}', "errors: got 1"),
-    "error-body": ('{"error": "out of memory"}', "no list 'scores', got the keys ['error']"),
-    "array": ("[0.1, 0.2, 0.3]", "got a JSON list, expected an object"),
-    "empty": ("", "got 0 bytes of application/json that are not JSON"),
-    "deep": ("[" * 100_000, "that are not JSON"),
-}
+# Pillow only warns of such a picture, and only the tests make errors of warnings; the API looks for itself.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+REFUSALS = [*SCORING, *REGISTERING, *CALLING]
 
 
-def endpoints() -> FastAPI:
-    """A scorer with every fault there is, by path."""
-    app = FastAPI()
-    app.state.calls = 0
-
-    @app.post("/json/{name}")
-    async def json_reply(name: str) -> Response:
-        return Response(JSON_REPLIES[name][0], media_type="application/json")
-
-    @app.post("/html")
-    async def html() -> Response:
-        return Response("<html>Login</html>", media_type="text/html")
-
-    @app.post("/redirect")
-    async def redirect() -> Response:
-        return Response(status_code=307, headers={"Location": "/ok"})
-
-    @app.post("/ok")
-    async def ok(request: Request) -> Response:
-        app.state.calls += 1
-        assert len((await request.json())["images"]) == 3
-        return Response('{"scores": [1, 2.5, -3]}', media_type="application/json")
-
-    @app.post("/status/{status}")
-    async def with_status(status: int) -> Response:
-        app.state.calls += 1
-        return Response("no", status_code=status, headers={"Retry-After": "0"})
-
-    @app.post("/recovers")
-    async def recovers(request: Request) -> Response:
-        if app.state.calls == 2:
-            return await ok(request)
-        return await with_status(503)
-
-    @app.post("/asks-to-wait-too-long")
-    async def too_long() -> Response:
-        app.state.calls += 1
-        return Response(status_code=429, headers={"Retry-After": "86400"})
-
-    @app.post("/slow")
-    async def slow() -> Response:
-        app.state.calls += 1
-        await asyncio.sleep(5)
-        return Response('{"scores": [1, 2, 3]}')
-
-    @app.post("/trickle")
-    async def trickle() -> Response:
-        async def drops():
-            for _ in range(100):
-                yield b" "
-                await asyncio.sleep(0.05)
-
-        return StreamingResponse(drops(), media_type="application/json")
-
-    @app.post("/endless")
-    async def endless() -> Response:
-        async def flood():
-            for _ in range(16_384):
-                yield b" " * 65_536
-
-        return StreamingResponse(flood(), media_type="application/json")
-
-    @app.post("/gzip-bomb")
-    async def bomb() -> Response:
-        body = gzip.compress(b" " * (64 << 20))
-        return Response(body, media_type="application/json", headers={"Content-Encoding": "gzip"})
-
-    @app.post("/some-rejected")
-    async def some_rejected() -> Response:
-        return Response('{"scores": [0.1, null, 0.3], "errors": [null, "no face found", null]}')
-
-    return app
+@reward
+def width(images: list[Image.Image], prompts: list[str], metadata: list[Any]) -> list[float]:
+    return [float(image.width) for image in images]
 
 
 @pytest.fixture(scope="module")
-def api(redis_url: str, serve: Callable[[ASGIApp], str]) -> Iterator[RewardClient]:
-    settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8", max_reply_bytes=1 << 20)  # pyright: ignore[reportArgumentType]
-    with RewardClient(serve(create_app(settings))) as client:
+def start(redis_url: str, serve: Serve) -> Callable[..., str]:
+    def start(**settings: Any) -> str:
+        given = {"redis_url": redis_url, "allowed_networks": "127.0.0.0/8", "max_reply_bytes": 1 << 20} | settings
+        return serve(create_app(RewardApiSettings(**given)))
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def api(start: Callable[..., str]) -> Iterator[RewardClient]:
+    with RewardClient(start()) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def scorer(serve: Callable[[ASGIApp], str]) -> tuple[str, FastAPI]:
-    app = endpoints()
+def private() -> Iterator[socket.socket]:
+    """Where the scorer's redirect leads; nobody may ever connect to it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def scorer(serve: Serve, private: socket.socket) -> tuple[str, FastAPI]:
+    app = endpoints(f"http://127.0.0.1:{private.getsockname()[1]}/")
     return serve(app), app
 
 
@@ -145,54 +74,36 @@ def score(api: RewardClient, url: str, **settings: object) -> list[RewardScore]:
     return [item.scores["fault"] for item in reply.items]
 
 
-@pytest.mark.parametrize("name", sorted(JSON_REPLIES))
-def test_a_reply_that_is_not_one_number_per_image_is_a_bad_reply(
-    api: RewardClient, scorer: tuple[str, FastAPI], name: str
-) -> None:
-    """Bug: a malformed reply is broadcast, coerced or counted as 0, and the run trains on it."""
-    scores = score(api, f"{scorer[0]}/json/{name}")
-    assert {found.status for found in scores} == {Status.BAD_REPLY}
-    assert JSON_REPLIES[name][1] in (scores[0].error or "")
+@pytest.fixture(scope="module")
+def outcomes(api: RewardClient, scorer: tuple[str, FastAPI]) -> dict[str, RewardScore]:
+    """By fault, the first image's score that is none."""
+    found = {}
+    for fault in (*REPLIES, *PLACES):
+        url = fault.path if "://" in fault.path else scorer[0] + fault.path
+        scores = score(api, url, **fault.settings)
+        found[fault.what] = next(one for one in scores if one.status is not Status.OK)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("path", "settings", "status", "reason"),
-    [
-        ("/html", {}, Status.BAD_REPLY, "text/html that are not JSON"),
-        ("/endless", {}, Status.BAD_REPLY, "more than 1048576 bytes"),
-        ("/gzip-bomb", {}, Status.BAD_REPLY, "compressed"),
-        ("/ok", {"range": (0, 1)}, Status.BAD_REPLY, "expected a score in [0.0, 1.0]"),
-        ("/redirect", {}, Status.HTTP_ERROR, "HTTP 307: redirects are not followed"),
-        ("/status/404", {}, Status.HTTP_ERROR, "HTTP 404"),
-        ("/status/500", {}, Status.HTTP_ERROR, "HTTP 500"),
-        ("/slow", {"timeout_s": 0.3}, Status.TIMEOUT, "no reply within 0.3 s"),
-        ("/trickle", {"timeout_s": 0.3}, Status.TIMEOUT, "no reply within 0.3 s"),
-    ],
-)
-def test_a_failing_endpoint_yields_its_status(
-    api: RewardClient,
-    scorer: tuple[str, FastAPI],
-    path: str,
-    settings: dict[str, object],
-    status: Status,
-    reason: str,
-) -> None:
+@pytest.mark.parametrize("fault", [*REPLIES, *PLACES], ids=lambda fault: fault.what)
+def test_a_fault_of_an_endpoint_yields_its_status(outcomes: dict[str, RewardScore], fault: Fault) -> None:
     """Bug: a failure of the scorer becomes a number, hangs the request, or is reported as something else."""
-    found = score(api, scorer[0] + path, **settings)
-    failed = next(one for one in found if one.status is not Status.OK)
-    assert (failed.status, failed.score) == (status, None)
-    assert reason in (failed.error or "")
+    found = outcomes[fault.what]
+    assert (found.status, found.score) == (fault.status, None)
+    assert fault.error in (found.error or "")
 
 
-def test_what_cannot_be_reached_is_unreachable(api: RewardClient) -> None:
-    """Bug: a scorer that is down fails the whole request instead of its own items."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    found = score(api, f"http://127.0.0.1:{port}/")
-    assert {one.status for one in found} == {Status.UNREACHABLE}
-    assert found[0].attempts == 3
-    unknown = score(api, "https://no-such-host.invalid/")
-    assert {one.status for one in unknown} == {Status.UNREACHABLE}
+def test_a_redirect_is_not_followed(outcomes: dict[str, RewardScore], private: socket.socket) -> None:
+    """Bug: a public scorer sends the API to a private address by a redirect."""
+    assert outcomes["a redirect to a private address"].status is Status.HTTP_ERROR
+    with pytest.raises(BlockingIOError):
+        private.accept()
+
+
+def test_what_cannot_be_reached_is_tried_again(api: RewardClient) -> None:
+    """Bug: a scorer that restarts costs its images their scores."""
+    found = score(api, "http://127.0.0.1:1/")
+    assert {(one.status, one.attempts) for one in found} == {(Status.UNREACHABLE, 3)}
 
 
 def test_numbers_come_in_order_whatever_their_kind(api: RewardClient, scorer: tuple[str, FastAPI]) -> None:
@@ -231,49 +142,16 @@ def test_only_what_may_pass_is_tried_again(
     assert (found[0].status is Status.OK) == (path == "/recovers")
 
 
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://10.1.2.3/", "plain http may not go"),
-        ("http://169.254.169.254/latest/meta-data", "plain http may not go"),
-        ("http://93.184.216.34/", "plain http may not go"),
-        ("https://10.0.0.1/", "https may not go"),
-        ("https://[::ffff:10.0.0.1]/", "https may not go"),
-        ("https://[64:ff9b::a00:1]/", "https may not go"),
-        ("https://100.64.0.1/", "https may not go"),
-        ("https://0.0.0.0/", "https may not go"),
-        ("https://167772161/", "https may not go"),
-    ],
-)
-def test_addresses_out_of_bounds_are_blocked(api: RewardClient, url: str, reason: str) -> None:
-    """Bug: a registered URL reaches the metadata service or a neighbour in the private network."""
-    found = score(api, url)
-    assert {one.status for one in found} == {Status.BLOCKED}
-    assert reason in (found[0].error or "")
-
-
-@pytest.mark.parametrize(
-    ("images", "reason"),
-    [
-        ([b"GIF89a", IMAGES[0], IMAGES[0]], "images[0]: image: got 6 bytes that are no PNG, JPEG or WebP"),
-        ([IMAGES[0], IMAGES[0][:-9], IMAGES[0]], "images[1]: image: a broken PNG"),
-        ([IMAGES[0], b"\x89PNG\r\n\x1a\n", IMAGES[0]], "images[1]: image:"),
-        ([IMAGES[0], IMAGES[0], b"\xff\xd8\xff\xe0junk"], "images[2]: image:"),
-        ([IMAGES[0], IMAGES[0], png(1, 13_300)], "images[2]: image:"),
-    ],
-    ids=["gif", "cut", "magic-only", "jpeg-junk", "13300-squared"],
-)
+@pytest.mark.parametrize("make", [lambda: IMAGES[0][:-9], pixel_bomb], ids=["cut", "13300-squared"])
 def test_bad_images_are_refused_before_any_call(
-    api: RewardClient, scorer: tuple[str, FastAPI], images: list[bytes], reason: str
+    api: RewardClient, scorer: tuple[str, FastAPI], make: Callable[[], bytes]
 ) -> None:
     """Bug: a bomb is decoded, or a damaged image is paid for."""
     url, app = scorer
     app.state.calls = 0
-    spec = RewardSpec(name="fault", url=f"{url}/ok", protocol=Protocol.NATIVE, cache=False)
-    api.register(spec, replace=True)
-    with pytest.raises(WireError, match=r"images\[") as caught:
-        api.score(ScoreRequest(prompts=["p"] * 3, images=images, rewards=["fault"]))
-    assert reason in str(caught.value)
+    api.register(RewardSpec(name="fault", url=f"{url}/ok", protocol=Protocol.NATIVE, cache=False), replace=True)
+    with pytest.raises(WireError, match=r"images\[2\]"):
+        api.score(ScoreRequest(prompts=["p"] * 3, images=[*IMAGES[:2], make()], rewards=["fault"]))
     assert app.state.calls == 0
 
 
@@ -284,3 +162,68 @@ def test_a_probe_reports_a_fault_as_such(api: RewardClient, scorer: tuple[str, F
     probe = api.probe("fault")
     assert (probe.status, probe.score) == (Status.BAD_REPLY, None)
     assert "not JSON" in (probe.error or "")
+
+
+@pytest.fixture(scope="module")
+def servers(start: Callable[..., str], serve: Serve, scorer: tuple[str, FastAPI]) -> Servers:
+    sdk = serve(create_reward_app(width, RewardEnvironment(signing_secret=SECRET)))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    url = start()
+    with RewardClient(url) as client:
+        client.register(RewardSpec(name="known", url=f"{scorer[0]}/ok", protocol=Protocol.NATIVE), replace=True)
+    return Servers(
+        api=url,
+        small=start(max_body_bytes=65_536),
+        keyed=start(api_key="k"),
+        without_redis=start(redis_url="redis://127.0.0.1:1/0"),
+        signed=f"{sdk}/",
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(servers: Servers) -> dict[str, httpx.Response]:
+    return {refusal.what: refusal.send(servers) for refusal in REFUSALS}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.what)
+def test_what_is_refused_is_a_problem_with_its_reason(answers: dict[str, httpx.Response], refusal: Refusal) -> None:
+    """Bug: bad input answers 500, is accepted, or is refused without a word of what was expected."""
+    answer = answers[refusal.what]
+    assert (answer.status_code, answer.headers["content-type"]) == (refusal.status, "application/problem+json")
+    assert answer.json()["status"] == refusal.status
+    assert refusal.detail in answer.json()["detail"]
+
+
+def test_the_page_of_faults_tells_what_happens(
+    outcomes: dict[str, RewardScore], answers: dict[str, httpx.Response], write_docs: bool
+) -> None:
+    """Bug: the documentation promises another status than the service gives."""
+
+    def scored(faults: list[Fault]) -> str:
+        rows = [(fault.what, f"`{outcomes[fault.what].status}`", told(outcomes[fault.what].error)) for fault in faults]
+        return table(("the endpoint's fault", "status of the image", "error"), rows)
+
+    def refused(what: str, refusals: list[Refusal]) -> str:
+        rows = [(one.what, str(one.status), told(answers[one.what].json()["detail"])) for one in refusals]
+        return table((what, "HTTP", "detail"), rows)
+
+    parts = {
+        "replies": scored(REPLIES),
+        "places": scored(PLACES),
+        "scoring": refused("the request's fault", SCORING),
+        "registering": refused("the registration's fault", REGISTERING),
+        "calling": refused("the call's fault", CALLING),
+    }
+    check_page("faults.md", parts, write_docs)
+
+
+def told(text: str | None) -> str:
+    """A message as one cell of a table, without what differs from run to run and from system to system."""
+    text = text or ""
+    for chance, instead in (
+        (r"127\.0\.0\.1:\d+", "127.0.0.1:PORT"),
+        (r"\b60\d s ago", "600 s ago"),
+        (r"Error \d+", "Error"),
+    ):
+        text = re.sub(chance, instead, text)
+    text = f"{text[:160]}{'...' if len(text) > 160 else ''}"
+    return f"`` {text} ``" if "`" in text else f"`{text}`"

@@ -27,7 +27,7 @@ from lasro_client.reward_client import RewardClient
 from lasro_reward_api.addresses import AddressGuard, parse_networks
 from lasro_reward_api.app import create_app
 from lasro_reward_api.endpoints import MAX_OPEN, Endpoints
-from lasro_reward_api.exchange import Connection, Failed
+from lasro_reward_api.exchange import Connections, Failed
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.protocols.speaker import Answer, Parts
@@ -46,13 +46,13 @@ def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> li
     """One call of one image, from inside a running loop's own thread."""
 
     async def call() -> list[Answer] | Failed:
-        connection = Connection(spec(url), max_reply_bytes, LOOPBACK, tls)
+        connections = Connections(spec(url), max_reply_bytes, LOOPBACK, tls)
         native = SPEAKERS[Protocol.NATIVE]
         try:
             parts = Parts(b"{}", {"Content-Type": "application/json"})
-            return await connection.attempt(parts, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
+            return await connections.attempt(parts, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
         finally:
-            await connection.aclose()
+            await connections.aclose()
 
     return asyncio.run(call())
 
@@ -167,11 +167,11 @@ def test_no_way_of_writing_an_address_gets_past_the_guard(address: str) -> None:
 
     async def call() -> list[Answer] | Failed:
         nowhere = AddressGuard(())
-        connection = Connection(spec(f"https://{address}:1/"), 1024, nowhere, ssl.create_default_context())
+        connections = Connections(spec(f"https://{address}:1/"), 1024, nowhere, ssl.create_default_context())
         try:
-            return await connection.attempt(Parts(b"{}"), lambda kind, body: [], 20.0, {})
+            return await connections.attempt(Parts(b"{}"), lambda kind, body: [], 20.0, {})
         finally:
-            await connection.aclose()
+            await connections.aclose()
 
     result = asyncio.run(call())
     assert isinstance(result, Failed)

@@ -67,3 +67,13 @@ def test_bodies_are_described_without_dangling_references(document: Any) -> None
     body = raw["paths"]["/v1/rewards"]["post"]["requestBody"]["content"]
     assert body["application/json"] == body[MSGPACK_TYPE]
     assert "flow-factory" in str(body["application/json"]["schema"]["properties"]["protocol"])
+
+
+def test_the_bare_route_is_documented_as_any_other(document: Any) -> None:
+    """Bug: a route without FastAPI's parameters loses its header, its body or its answers in the document."""
+    operation = document.raw_schema["paths"]["/v1/score"]["post"]
+    (header,) = operation["parameters"]
+    assert (header["name"], header["in"], header["required"]) == ("X-Request-Timeout-S", "header", False)
+    assert header["schema"] == {"type": "number", "exclusiveMinimum": 0, "maximum": 3600}
+    assert set(operation["requestBody"]["content"]) == {"application/json", MSGPACK_TYPE}
+    assert {"200", "401", "404", "413", "422", "429", "500", "502", "503", "504", "507"} <= set(operation["responses"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError, WireError
-from lasro.wire import MSGPACK_TYPE, Protocol
+from lasro.wire import MSGPACK_TYPE, NativeRequest, Protocol, from_json
 from lasro_reward_api.protocols import SPEAKERS
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected
 
@@ -161,6 +161,18 @@ def test_native_asks_as_documented() -> None:
     parts, body = asked(Protocol.NATIVE, Batch(["p"], [b"\x89PNG"], [{"a": [1, None]}]), {})
     assert body == {"prompts": ["p"], "images": ["iVBORw=="], "metadata": [{"a": [1, None]}]}
     assert parts.path == ""
+
+
+finite = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(finite | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(st.lists(st.tuples(st.text(), st.binary(), json_values), min_size=1, max_size=3))
+def test_native_json_is_the_message_of_the_contract(items: list[tuple[str, bytes, Any]]) -> None:
+    """Bug: put together by hand, the body is no JSON for odd prompts, or another message than wire.NativeRequest."""
+    prompts, images, metadata = (list(column) for column in zip(*items, strict=True))
+    parts = SPEAKERS[Protocol.NATIVE].encode(Batch(prompts, images, metadata), {})
+    assert from_json(NativeRequest, parts.content) == NativeRequest(prompts=prompts, images=images, metadata=metadata)
 
 
 def test_flow_factory_asks_as_its_own_client_does() -> None:

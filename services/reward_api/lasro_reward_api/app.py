@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from lasro.service_kit import create_service
 from lasro_reward_api.reward_routes import reward_routes
 from lasro_reward_api.scoring_process import ScoringProcess
-from lasro_reward_api.scoring_routes import scoring_routes
+from lasro_reward_api.scoring_routes import add_score_route, group_routes
 from lasro_reward_api.settings import RewardApiSettings
 
 
@@ -15,6 +15,7 @@ def create_app(settings: RewardApiSettings) -> FastAPI:
     """The app; its lifespan runs the scoring worker. Raises ConfigError without a usable LASRO_REDIS_URL."""
     process = ScoringProcess(settings)
     app = create_service("LaSRO reward API", settings, process.ready, process.lifespan, process.metrics)
+    add_score_route(app, process.scorer, settings)
     app.include_router(reward_routes(process.registry, process.scorer, process.endpoints))
-    app.include_router(scoring_routes(process.scorer, process.queue, settings))
+    app.include_router(group_routes(process.scorer, process.queue, settings))
     return app

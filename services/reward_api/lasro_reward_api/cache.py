@@ -1,38 +1,66 @@
-"""Scores already paid for, in Redis under the digest of all that they depend on."""
+"""Scores already paid for, in Redis under reward, version, and the digest of all else that they depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import redis.asyncio
 
 from lasro import wire
 from lasro.redis_store import keys
-from lasro.redis_store.connection import redis_errors
-from lasro.redis_store.registry import Registration
+from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.registry import Registration, registered
+from lasro.redis_store.shared_reads import SharedReads
 from lasro_reward_api.checks import canonical_metadata
 
 _FLOAT = struct.Struct("<d")
+_LENGTHS = struct.Struct("<QQ")
+NO_METADATA = canonical_metadata(None)
 
 
 def content_digests(request: wire.ScoreRequest) -> list[bytes]:
-    """SHA-256 of each item's image, prompt and metadata. Parts are hashed apart, so that none runs into the next."""
-    metadata = request.metadata or [None] * len(request.images)
+    """SHA-256 of each item's prompt, metadata and image, lengths first, so that none runs into the next.
+
+    Raises WireError for metadata that JSON cannot hold.
+    """
+    if request.metadata is None:
+        extras = [NO_METADATA] * len(request.images)
+    else:
+        extras = [canonical_metadata(extra) for extra in request.metadata]
     digests = []
-    for image, prompt, extra in zip(request.images, request.prompts, metadata, strict=True):
-        whole = hashlib.sha256(hashlib.sha256(image).digest())
-        whole.update(hashlib.sha256(prompt.encode()).digest())
-        whole.update(hashlib.sha256(canonical_metadata(extra)).digest())
+    for text, extra, image in zip(request.prompts, extras, request.images, strict=True):
+        prompt = text.encode()
+        whole = hashlib.sha256(_LENGTHS.pack(len(prompt), len(extra)) + prompt + extra)
+        whole.update(image)
         digests.append(whole.digest())
     return digests
 
 
-def score_digest(content: bytes, registration: Registration) -> str:
-    """Of one item scored by one version of a reward, whose name ends at the colon that no name contains."""
-    return hashlib.sha256(f"{registration.spec.name}:{registration.version}:".encode() + content).hexdigest()
+class Known(NamedTuple):
+    """A reward as it is registered now, and its scores of some items, null where there is none."""
+
+    registration: Registration
+    scores: list[float | None]
+
+
+class _Asked(NamedTuple):
+    names: Sequence[str]
+    digests: Sequence[bytes]
+
+    def weight(self) -> int:
+        """Scores asked for."""
+        return len(self.names) * len(self.digests)
+
+    @property
+    def arguments(self) -> Iterator[Any]:
+        """As the script wants them."""
+        yield len(self.names)
+        yield from self.names
+        yield len(self.digests)
+        yield from self.digests
 
 
 class ScoreCache:
@@ -40,19 +68,38 @@ class ScoreCache:
 
     def __init__(self, client: redis.asyncio.Redis, ttl_s: int) -> None:
         self._redis, self._ttl_s = client, ttl_s
+        self._script = client.register_script(script("look_up_scores"))
+        self._stored: SharedReads[_Asked, list[Any]] = SharedReads(self._read, _Asked.weight)
 
-    async def look_up(self, digests: list[str]) -> list[float | None]:
-        """The cached score of each digest, null where there is none."""
-        with redis_errors():
-            found: Any = await self._redis.mget([keys.score(digest) for digest in digests])
-        return [None if value is None else _FLOAT.unpack(value)[0] for value in found]
+    async def look_up(self, names: Sequence[str], digests: Sequence[bytes]) -> list[Known]:
+        """Each reward with its scores by digest; raises NotFoundError for one that is not registered."""
+        reply = await self._stored.get(_Asked(names, digests))
+        found = []
+        for name, stored, scores in zip(names, reply[::2], reply[1::2], strict=True):
+            registration = registered(name, stored)
+            numbers: list[float | None] = [None] * len(digests)
+            if registration.spec.cache:
+                numbers = [None if value is None else _FLOAT.unpack(value)[0] for value in scores]
+            found.append(Known(registration, numbers))
+        return found
 
-    async def keep(self, scores: Mapping[str, float]) -> None:
-        """Store scores by digest."""
-        if not scores:
+    async def keep(self, registration: Registration, scores: Mapping[bytes, float]) -> None:
+        """Store scores by digest, where the reward wants it."""
+        if not scores or not registration.spec.cache:
             return
+        name, version = registration.spec.name, registration.version
         with redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for digest, score in scores.items():
-                    pipeline.set(keys.score(digest), _FLOAT.pack(score), ex=self._ttl_s)
+                    pipeline.set(keys.score(name, version, digest), _FLOAT.pack(score), ex=self._ttl_s)
                 await pipeline.execute()
+
+    async def _read(self, all_asked: list[_Asked]) -> list[list[Any]]:
+        arguments = [argument for asked in all_asked for argument in asked.arguments]
+        with redis_errors():
+            reply: Any = await self._script(keys=[keys.REWARDS], args=[keys.SCORE, *arguments])
+        place, replies = 0, []
+        for asked in all_asked:
+            replies.append(reply[place : place + 2 * len(asked.names)])
+            place += 2 * len(asked.names)
+        return replies

@@ -1,14 +1,26 @@
-"""What of a request can be judged before any reward is called. All of it blocks: call it from a thread."""
+"""What of a request can be judged before any reward is called. It blocks: call it from a thread, unless it is brief."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lasro import wire
 from lasro.errors import WireError
 from lasro.images import check_image
+
+BRIEF_BYTES = 256 << 10
+
+
+def is_brief(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence[Any] | None) -> bool:
+    """Whether these are hashed or encoded sooner than a thread is woken for it, and the thread's turn comes.
+
+    Metadata, of which the size is not known, is taken to be large.
+    """
+    if metadata is not None and any(extra is not None for extra in metadata):
+        return False
+    return sum(map(len, images)) + sum(map(len, prompts)) <= BRIEF_BYTES
 
 
 def canonical_metadata(metadata: Any) -> bytes:

@@ -6,7 +6,7 @@ series by asking for rewards that do not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -52,12 +52,12 @@ class RewardMetrics:
         self._names.add(name)
         self._queue.labels(name).set(images)
 
-    def scored(self, name: str, scores: Iterable[RewardScore], cache_hits: int) -> None:
-        """One request's scores by a reward, `cache_hits` of them known before."""
+    def scored(self, name: str, scores: Sequence[RewardScore], cache_hits: int) -> None:
+        """One request's images: those just scored by a reward, and how many more were known before."""
         self._names.add(name)
-        causes = [score.status for score in scores]
-        self._requests.labels(name).inc(len(causes))
+        self._requests.labels(name).inc(len(scores) + cache_hits)
         self._hits.labels(name).inc(cache_hits)
+        causes = [score.status for score in scores]
         for cause in set(causes) - {Status.OK}:
             self._failures.labels(name, cause.value).inc(causes.count(cause))
 

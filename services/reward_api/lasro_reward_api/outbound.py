@@ -17,8 +17,9 @@ from lasro.wire import TIMEOUT_HEADER, Status
 from lasro_reward_api.addresses import AddressGuard
 from lasro_reward_api.batching import Batcher, Item, Outcome, Part
 from lasro_reward_api.breaker import Breaker, State, Verdict
+from lasro_reward_api.checks import is_brief
 from lasro_reward_api.deadline import Caller, Deadline, latest
-from lasro_reward_api.exchange import Connection, Failed
+from lasro_reward_api.exchange import Connections, Failed
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.protocols import SPEAKERS, images_per_call
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected
@@ -42,7 +43,7 @@ class Endpoint:
         self.spec, self.version = registration
         self._speaker, self._settings = SPEAKERS[self.spec.protocol], self.spec.mapping or {}
         self._speaker.check(self._settings)
-        self._connection = Connection(self.spec, settings.max_reply_bytes, guard, tls)
+        self._connections = Connections(self.spec, settings.max_reply_bytes, guard, tls)
         self._max_attempts = settings.max_attempts
         self._slots = asyncio.Semaphore(self.spec.concurrency)
         self.breaker = Breaker(settings.circuit_failures, settings.circuit_open_s)
@@ -58,7 +59,7 @@ class Endpoint:
     async def aclose(self) -> None:
         for batcher in self._batchers:
             await batcher.aclose()
-        await self._connection.aclose()
+        await self._connections.aclose()
 
     @property
     def idle(self) -> bool:
@@ -95,7 +96,7 @@ class Endpoint:
     async def _call(self, batch: Batch, deadline: Deadline, request_id: str, is_probe: bool = False) -> Outcome:
         set_request_id(request_id)
         try:
-            parts = await asyncio.to_thread(self._speaker.encode, batch, self._settings)
+            parts = await self._encoded(batch)
         except WireError as error:
             return Outcome(Status.REJECTED, error=str(error), attempts=0, divisible=True)
         reason = None if is_probe else self.breaker.refusal()
@@ -118,6 +119,12 @@ class Endpoint:
             return Outcome(result.status, None, result.error, attempts, latency_s, result.divisible)
         return Outcome(Status.OK, [self._redacted(answer) for answer in result], None, attempts, latency_s)
 
+    async def _encoded(self, batch: Batch) -> Parts:
+        """The request for a batch; raises WireError for one that the protocol cannot carry."""
+        if is_brief(batch.prompts, batch.images, batch.metadata):
+            return self._speaker.encode(batch, self._settings)
+        return await asyncio.to_thread(self._speaker.encode, batch, self._settings)
+
     async def _tries(
         self, parts: Parts, count: int, deadline: Deadline, request_id: str, tries: int
     ) -> tuple[list[Answer] | Failed, int]:
@@ -129,7 +136,7 @@ class Endpoint:
         for attempt in range(1, tries + 1):
             left_s = deadline.left_s()
             extra = {TIMEOUT_HEADER: f"{min(left_s, self.spec.timeout_s):.3f}", REQUEST_ID_HEADER: request_id}
-            result = await self._connection.attempt(parts, decode, left_s, extra)
+            result = await self._connections.attempt(parts, decode, left_s, extra)
             if not isinstance(result, Failed) or not result.retried or attempt == tries:
                 return result, attempt
             wait_s = pause_s(attempt, result.wait_s, deadline.left_s())
@@ -140,5 +147,5 @@ class Endpoint:
 
     def _redacted(self, answer: Answer) -> Answer:
         if isinstance(answer, Rejected):
-            return replace(answer, reason=self._connection.redacted(answer.reason))
+            return replace(answer, reason=self._connections.redacted(answer.reason))
         return answer

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from lasro.reward_objective import totals
 from lasro.wire import RewardScore, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.batching import Item, Outcome, Part
-from lasro_reward_api.cache import ScoreCache, content_digests, score_digest
-from lasro_reward_api.checks import check_images
+from lasro_reward_api.cache import Known, ScoreCache, content_digests
+from lasro_reward_api.checks import check_images, is_brief
 from lasro_reward_api.deadline import Caller
 from lasro_reward_api.endpoints import Endpoints
 from lasro_reward_api.protocols.speaker import Rejected
@@ -29,21 +30,30 @@ Spend = Callable[[int], Awaitable[None]]
 """Told how many images are about to be scored by a reward; raises BudgetError to forbid it."""
 
 
-@dataclass(frozen=True)
+Entry = RewardScore | dict[str, Any]
+"""A score, or the fields of one: pydantic makes those of a whole reply sooner than one after the other."""
+
+
 class _Column:
     """One reward of a request: its cached scores, and what of the items is missing."""
 
-    registration: Registration
-    digests: list[str]
-    cached: list[float | None]
-
-    @property
-    def missing(self) -> list[int]:
-        return [index for index, score in enumerate(self.cached) if score is None]
+    def __init__(self, known: Known, digests: list[bytes]) -> None:
+        self.registration, self.cached = known
+        self.digests = digests
+        self.missing = [index for index, score in enumerate(self.cached) if score is None]
 
     @property
     def calls(self) -> int:
         return len(self.missing) * self.registration.spec.repeats
+
+    def filled(self, fresh: list[RewardScore]) -> tuple[list[Entry], list[float | None]]:
+        """The column with `fresh` scores, as many as are missing, in the gaps; and the numbers alone."""
+        known = {"status": Status.OK, "attempts": 0, "version": self.registration.version}
+        entries: list[Entry] = [{"score": score, **known} for score in self.cached]
+        numbers = list(self.cached)
+        for index, score in zip(self.missing, fresh, strict=True):
+            entries[index], numbers[index] = score, score.score
+        return entries, numbers
 
 
 class Scorer:
@@ -67,19 +77,18 @@ class Scorer:
         rewards that the objective cannot combine, QueueFullError and BusyError, what `spend` raises, and
         UnreachableError or StorageError for Redis.
         """
-        registrations = await self.registry.get_many(list(dict.fromkeys(request.rewards)))
-        digests = await asyncio.to_thread(content_digests, request)
-        columns = [await self._look_up(registration, digests, request.fresh) for registration in registrations]
-        wanted = sorted({index for column in columns for index in column.missing})
-        images = [(index, request.images[index]) for index in wanted]
-        await asyncio.to_thread(check_images, images, self._max_pixels)
-        counts = {column.registration.spec.name: column.calls for column in columns}
-        with self.admission.items(counts, refuse=spend is None):
-            if spend is not None and (calls := sum(counts.values())):
-                await spend(calls)
-            scored = await asyncio.gather(*(self._fill(column, request, caller) for column in columns))
-        await self._endpoints.tidy()
-        return _assembled(request, {c.registration.spec.name: s for c, s in zip(columns, scored, strict=True)})
+        digests = await _digests(request)
+        names = list(dict.fromkeys(request.rewards))
+        columns = [_Column(known, digests) for known in await self._known(names, digests, request.fresh)]
+        incomplete = [column for column in columns if column.missing]
+        fresh = await self._fresh(incomplete, request, caller, spend) if incomplete else {}
+        entries, numbers = dict[str, list[Entry]](), dict[str, list[float | None]]()
+        for column in columns:
+            name = column.registration.spec.name
+            scores = fresh.get(name, [])
+            entries[name], numbers[name] = column.filled(scores)
+            self._endpoints.metrics.scored(name, scores, cache_hits=len(request.images) - len(scores))
+        return _assembled(request, entries, numbers)
 
     async def probe(self, registration: Registration, item: Item, caller: Caller) -> RewardScore:
         """One call, once, past the cache, the queue and an open circuit. Raises ConfigError, BlockedError."""
@@ -87,38 +96,51 @@ class Scorer:
         await self._endpoints.tidy()
         return averaged([Part(outcome, 0)], registration)
 
-    async def _look_up(self, registration: Registration, contents: list[bytes], fresh: bool) -> _Column:
-        if fresh or not registration.spec.cache:
-            return _Column(registration, [], [None] * len(contents))
-        digests = [score_digest(content, registration) for content in contents]
-        return _Column(registration, digests, await self._cache.look_up(digests))
-
-    async def _fill(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[RewardScore]:
-        missing = column.missing
-        fresh = await self._fresh(column.registration, missing, request, caller) if missing else []
-        if column.digests:
-            known = zip(missing, fresh, strict=True)
-            await self._cache.keep({column.digests[i]: s.score for i, s in known if s.score is not None})
-        answers = iter(fresh)
-        spec, version = column.registration
-        scores = [
-            next(answers) if score is None else RewardScore(score=score, status=Status.OK, attempts=0, version=version)
-            for score in column.cached
-        ]
-        self._endpoints.metrics.scored(spec.name, scores, cache_hits=len(scores) - len(missing))
-        return scores
+    async def _known(self, names: list[str], digests: list[bytes], fresh: bool) -> list[Known]:
+        if not fresh:
+            return await self._cache.look_up(names, digests)
+        return [Known(found, [None] * len(digests)) for found in await self.registry.get_many(names)]
 
     async def _fresh(
-        self, registration: Registration, indices: list[int], request: wire.ScoreRequest, caller: Caller
-    ) -> list[RewardScore]:
+        self, columns: list[_Column], request: wire.ScoreRequest, caller: Caller, spend: Spend | None
+    ) -> dict[str, list[RewardScore]]:
+        """By reward, the scores of what each column misses; those that are numbers are kept."""
+        wanted = sorted({index for column in columns for index in column.missing})
+        images = [(index, request.images[index]) for index in wanted]
+        await asyncio.to_thread(check_images, images, self._max_pixels)
+        counts = {column.registration.spec.name: column.calls for column in columns}
+        with self.admission.items(counts, refuse=spend is None):
+            if spend is not None:
+                await spend(sum(counts.values()))
+            scored = await asyncio.gather(*(self._called(column, request, caller) for column in columns))
+        await self._endpoints.tidy()
+        return dict(zip(counts, scored, strict=True))
+
+    async def _called(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[RewardScore]:
         metadata = request.metadata or [None] * len(request.images)
-        items = [Item(request.prompts[i], request.images[i], metadata[i]) for i in indices]
+        items = [Item(request.prompts[i], request.images[i], metadata[i]) for i in column.missing]
         try:
-            endpoint = self._endpoints.get(registration)
+            endpoint = self._endpoints.get(column.registration)
         except (ConfigError, BlockedError) as error:
             # Registered through an API that allows more than this process does.
-            return [_failed(Outcome(Status.UNAVAILABLE, error=str(error), attempts=0), registration)] * len(indices)
-        return [averaged(parts, registration) for parts in await endpoint.score(items, caller)]
+            failed = _failed(Outcome(Status.UNAVAILABLE, error=str(error), attempts=0), column.registration)
+            return [failed] * len(items)
+        scores = [averaged(parts, column.registration) for parts in await endpoint.score(items, caller)]
+        if request.fresh:
+            return scores
+        numbers = {
+            column.digests[index]: score.score
+            for index, score in zip(column.missing, scores, strict=True)
+            if score.score is not None
+        }
+        await self._cache.keep(column.registration, numbers)
+        return scores
+
+
+async def _digests(request: wire.ScoreRequest) -> list[bytes]:
+    if is_brief(request.prompts, request.images, request.metadata):
+        return content_digests(request)
+    return await asyncio.to_thread(content_digests, request)
 
 
 def averaged(parts: list[Part], registration: Registration) -> RewardScore:
@@ -155,17 +177,18 @@ def _failed(outcome: Outcome, registration: Registration) -> RewardScore:
     )
 
 
-def _assembled(request: wire.ScoreRequest, columns: dict[str, list[RewardScore]]) -> wire.ScoreReply:
+def _assembled(
+    request: wire.ScoreRequest, entries: dict[str, list[Entry]], numbers: dict[str, list[float | None]]
+) -> wire.ScoreReply:
     """Raises WireError for rewards that the request's objective cannot combine."""
-    rewards = {name: np.array([score.score for score in column], dtype=float) for name, column in columns.items()}
+    rewards = {name: np.array(scores, dtype=float) for name, scores in numbers.items()}
     found = totals(rewards, request.reward_objective)
-    return wire.ScoreReply(
-        items=[
-            wire.ScoredItem(
-                scores={name: column[index] for name, column in columns.items()},
-                total=None if np.isnan(total) else float(total),
-                vetoed=bool(found.vetoed_N[index]),
-            )
-            for index, total in enumerate(found.passed_N)
-        ]
-    )
+    items = [
+        {
+            "scores": {name: column[index] for name, column in entries.items()},
+            "total": None if math.isnan(total) else total,
+            "vetoed": vetoed,
+        }
+        for index, (total, vetoed) in enumerate(zip(found.passed_N.tolist(), found.vetoed_N.tolist(), strict=True))
+    ]
+    return wire.ScoreReply.model_validate({"items": items})
