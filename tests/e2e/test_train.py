@@ -122,14 +122,16 @@ def test_a_guarded_run_logs_every_reward(config_path: Path, tmp_path: Path) -> N
     """Guards against a log in which guards, vetoes or scales are missing, or a total of what was vetoed."""
     settings = [
         'rewards=[{name="jpeg-incompressibility",serve="lasro_rewards.jpeg:incompressibility",normalise=true},'
-        '{name="small",serve="lasro_rewards.jpeg:compressibility",weight=0,floor=-0.9}]',
+        '{name="small",serve="lasro_rewards.jpeg:compressibility",weight=0,floor=-0.868}]',
         "train.rounds=2",
         "train.warmup_rounds=0",
         "evaluation.prompts=1",
     ]
     summary = train(load_config(config_path, settings), tmp_path / "run", QUIET)
     assert set(summary["rewards"]) == {"jpeg-incompressibility", "small"}
-    for line in log_lines(tmp_path / "run"):
+    lines = log_lines(tmp_path / "run")
+    assert 0 < sum(sum(line["vetoed"].values()) for line in lines) < 2 * len(lines), "the floor must tell some apart"
+    for line in lines:
         assert set(line["reward"]) == {"jpeg-incompressibility", "small"}
         assert line["scales"]["jpeg-incompressibility"]["deviation"] > 0
         for stage in ("one_step", "two_step"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -129,14 +129,15 @@ def test_a_guard_that_has_not_varied_still_vetoes() -> None:
     assert found.vetoed_N.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("failed", [NAN, -NAN])
-def test_a_failed_guard_is_a_failed_total(failed: float) -> None:
+def test_a_failed_guard_is_a_failed_total() -> None:
     """Guards against a guard that could not be asked counting as passed, or as a veto of what may be fine."""
-    given = rewards(a=[1.0], guard=[failed], other=[0.0])
-    found = totals(given, RewardObjective(dict.fromkeys(given, 1.0), floors={"guard": 0.5, "other": 0.5}))
-    assert np.isnan(found.total_N).all()
-    assert not found.vetoed_N.any()
-    assert found.shortfall_N.tolist() == [0]
+    given = rewards(a=[1.0], guard=[NAN], other=[0.0])
+    weights = {"a": 1.0, "guard": 0.0, "other": 0.0}
+    for floors in ({"guard": 0.5}, {"guard": 0.5, "other": 0.5}):
+        found = totals(given, RewardObjective(weights, floors=floors))
+        assert np.isnan(found.total_N).all()
+        assert not found.vetoed_N.any()
+        assert found.shortfall_N.tolist() == [0]
 
 
 @given(samples(), objectives())
@@ -220,5 +221,6 @@ def test_huge_rewards_fail_without_a_warning(combine: Combine) -> None:
 )
 def test_objectives_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     """Guards against a run that finds out after its first round what its settings already say."""
+    complete: dict[str, Any] = {"weights": {"a": 1.0, "b": 1.0}} | settings
     with pytest.raises(ConfigError, match=message):
-        RewardObjective(**cast(dict[str, Any], {"weights": {"a": 1.0, "b": 1.0}} | settings))
+        RewardObjective(**complete)
