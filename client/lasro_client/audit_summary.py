@@ -96,7 +96,7 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
     return Facts(
         reward=info,
         measurements=len(measured.scores),
-        failed=Counter(str(score.status) for score in failed),
+        failed=dict(Counter(str(score.status) for score in failed).most_common()),
         error=failed[0].error if failed else None,
         out_of_range=sum(score.status is Status.BAD_REPLY and OUT_OF_RANGE in (score.error or "") for score in failed),
         within=variance_components(groups_AJR),
