@@ -125,6 +125,7 @@ def test_a_guarded_run_logs_every_reward(config_path: Path, tmp_path: Path) -> N
         '{name="small",serve="lasro_rewards.jpeg:compressibility",weight=0,floor=-0.868}]',
         "train.rounds=2",
         "train.warmup_rounds=0",
+        "surrogate.held_out_share=0.0",
         "evaluation.prompts=1",
     ]
     summary = train(load_config(config_path, settings), tmp_path / "run", QUIET)

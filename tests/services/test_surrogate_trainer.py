@@ -38,7 +38,14 @@ PROMPTS = ["a red star", "a blue square", "a green circle and a red star"]
 
 @contextmanager
 def running(redis_url: str, data_dir: Path, port: int = 0) -> Iterator[str]:
-    values = {"redis_url": redis_url, "data_dir": data_dir, "keep_versions_s": 0, "redo_s": 0, "max_runs": 64, "port": port}
+    values = {
+        "redis_url": redis_url,
+        "data_dir": data_dir,
+        "keep_versions_s": 0,
+        "redo_s": 0,
+        "max_runs": 64,
+        "port": port,
+    }
     settings = TrainerEnvironment.model_validate(values)
     listener = bind(settings)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
