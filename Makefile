@@ -16,7 +16,7 @@ help:
 	@echo "make check       formatting, lint and types"
 	@echo "make bench       what the shipped surrogate's gradient is worth; a minute or two"
 	@echo "make bench-queue the queue beside what Redis itself does with the same bytes; a minute"
-	@echo "make fuzz        look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each of twenty decoders"
+	@echo "make fuzz        look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
 	@echo "make venv        only install into .venv"
 	@echo "make clean       delete .venv"
 

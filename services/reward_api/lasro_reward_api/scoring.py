@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lasro import wire
-from lasro.errors import BlockedError, ConfigError
+from lasro.errors import BlockedError, ConfigError, StorageError, UnreachableError
 from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import RewardScore, Status
 from lasro_reward_api.admission import Admission
@@ -94,7 +95,8 @@ class Scorer:
         fresh = await self._fresh(column.registration, missing, request, caller) if missing else []
         if column.digests:
             known = zip(missing, fresh, strict=True)
-            await self._cache.keep({column.digests[i]: s.score for i, s in known if s.score is not None})
+            with suppress(UnreachableError, StorageError):  # a full cache costs calls later, not these scores
+                await self._cache.keep({column.digests[i]: s.score for i, s in known if s.score is not None})
         answers = iter(fresh)
         spec, version = column.registration
         scores = [
