@@ -28,6 +28,7 @@ import httpx
 import numpy as np
 import redis
 from PIL import Image
+from slow_endpoint import CALL_S
 
 from lasro import wire
 from lasro.redis_store import keys
@@ -41,7 +42,6 @@ from lasro.redis_store.sample_stream import SampleStream
 RUN, RAW = "bench", keys.PREFIX + "bench-raw"
 IN_FLIGHT, READ_COUNT = 16, 64
 LATENT_SHAPE = (2, 4, 62, 64)  # with float16 and the rest of a message just under 65,000 bytes
-ENDPOINT_S = 0.02
 MIB = 1 << 20
 
 
@@ -52,23 +52,6 @@ class Figure(NamedTuple):
     value: float
     limit: float | None
     wanted: str
-
-
-async def endpoint(scope: Any, receive: Any, send: Any) -> None:
-    """A native reward that takes 20 ms per call; served by uvicorn as `queue_throughput:endpoint`."""
-    if scope["type"] != "http":
-        return
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    await asyncio.sleep(ENDPOINT_S)
-    reply = json.dumps({"scores": [0.5] * len(json.loads(body)["images"])}).encode()
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": reply})
 
 
 def submission(index: int, image: bytes, latents: bytes) -> wire.GroupSubmission:
@@ -226,7 +209,7 @@ def measure(url: str, samples: int, groups: int) -> list[Figure]:
         delete_run(client, RUN)
         read = read_all(client, bodies)
         delete_run(client, RUN)
-        module = ["uvicorn", "--app-dir", str(Path(__file__).parent), "queue_throughput:endpoint", "--no-access-log"]
+        module = ["uvicorn", "--app-dir", str(Path(__file__).parent), "slow_endpoint:app", "--no-access-log"]
         module += ["--port", str(port)]
         stack.enter_context(served(module, {}, port))
         one, two = (score_all(url, made[:groups], workers) for workers in (1, 2))
@@ -236,8 +219,8 @@ def measure(url: str, samples: int, groups: int) -> list[Figure]:
         Figure("groups added idempotently, 1/s", added, raw_write, ">= 2000"),
         Figure("the same groups again, 1/s", again, None, ""),
         Figure("samples read and acknowledged, 1/s", read, raw_read, ">= 8000"),
-        Figure("groups scored by 1 worker, 1/s", one, 1 / ENDPOINT_S, ""),
-        Figure("groups scored by 2 workers, 1/s", two, 2 / ENDPOINT_S, ""),
+        Figure("groups scored by 1 worker, 1/s", one, 1 / CALL_S, ""),
+        Figure("groups scored by 2 workers, 1/s", two, 2 / CALL_S, ""),
         Figure("2 workers to 1", two / one, 2.0, ">= 1.7"),
         Figure("memory above the start, MiB", grown, 0.0, "< 1"),
     ]

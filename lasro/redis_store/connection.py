@@ -66,7 +66,10 @@ def without_password(url: str) -> str:
 
 
 def script(name: str) -> str:
-    """The text of `scripts/NAME.lua`."""
+    """The text of `scripts/NAME.lua`.
+
+    Those that empty the queue are allowed to run when Redis is out of memory; the others add to it.
+    """
     return resources.files("lasro.redis_store").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
 
 

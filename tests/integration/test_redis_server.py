@@ -144,24 +144,24 @@ def wait_for(client: redis.Redis) -> None:
             time.sleep(0.05)
 
 
+def submission(name: str, size_bytes: int) -> wire.GroupSubmission:
+    return wire.GroupSubmission(
+        group_id=name, round=0, index=0, prompt="p", policy_version=0, rewards=["r"], stages=[1, 2],
+        images=[b"a", b"b"], latents=b" " * size_bytes,
+    )  # fmt: skip
+
+
 def test_every_script_runs_in_a_cluster(cluster_url: str) -> None:
     """Bug: a script touches a key that it did not name, which a cluster refuses."""
-    latents = wire.pack_tensors({})
-    groups = [
-        wire.GroupSubmission(
-            group_id=name, round=0, index=0, prompt="p", policy_version=0, rewards=["r"], stages=[1, 2],
-            images=[b"a", b"b"], latents=latents + b" " * size,
-        )
-        for name, size in (("small", 0), ("large", 70_000), ("dead", 0), ("dropped", 0), ("waits", 0))
-    ]  # fmt: skip
+    sizes = {"small": 0, "large": 70_000, "dead": 0, "dropped": 0, "waits": 0}
     score = wire.RewardScore(score=0.5, status=wire.Status.OK)
     items = [wire.ScoredItem(scores={"r": score}, total=0.5)] * 2
 
     async def queue_and_score() -> None:
         async with connect_async(cluster_url) as client:
             queue = GroupQueue(client)
-            for group in groups:
-                await queue.add("run", group, 2, Limits(100, 1))
+            for name, size in sizes.items():
+                await queue.add("run", submission(name, size), 2, Limits(100, 1))
             claims = await queue.claim("one", 4, 0, 10_000)
             await queue.keep("one", [claim.entry_id for claim in claims])
             await queue.spend(claims[0], 1)

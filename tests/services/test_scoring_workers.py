@@ -24,13 +24,13 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from lasro import wire
-from lasro.errors import RewardError
+from lasro.errors import RewardError, StorageError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect_async
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.redis_store.overview import work_figures
 from lasro.redis_store.sample_stream import SampleStream
-from lasro.redis_store.work_stream import RETURNED
+from lasro.redis_store.work_stream import GROUP, RETURNED
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec
 from lasro_client.reward_client import RewardClient
 from lasro_reward_api.app import create_app
@@ -204,6 +204,24 @@ def test_a_group_that_was_set_aside_ends_the_wait(api: RewardClient, redis_url: 
     assert (status.state, status.error, status.items) == (GroupState.DEAD, "it bites", None)
     with pytest.raises(RewardError, match=r"it bites.*lasro queue ls"):
         api.wait_scored(RUN, [submission(0)], timeout_s=20)
+
+
+def test_a_full_redis_is_emptied_by_scoring(
+    api: RewardClient, worker: Start, scorer: SlowScorer, redis_client: redis.Redis
+) -> None:
+    """Bug: once Redis is full nothing can be scored either, so that it stays full for ever."""
+    api.register(scorer.spec.model_copy(update={"cache": True}), replace=True)
+    api.submit(RUN, submission(0))
+    redis_client.xgroup_create(keys.WORK, GROUP, id="0")
+    redis_client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StorageError, match="takes no writes"):
+            api.submit(RUN, submission(1))
+        worker()
+        wait_until(lambda: redis_client.xlen(keys.samples(RUN)) == 1)
+    finally:
+        redis_client.config_set("maxmemory", "0")
+    assert api.group(RUN, "g0").state is GroupState.SCORED
 
 
 def test_what_is_not_scored_in_time_has_no_score(

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Move a sample entry that cannot be used to the dead-letter stream, in one step; a second call does nothing.
 -- KEYS: sample stream, dead-letter stream. ARGV: consumer group, entry id, reason
 local MOST_FIELDS = 64

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give a work entry up: its group is set aside with the reason, keeping its payload, and its reserved calls are free
 -- again. An entry whose group is gone or scored is only forgotten; one that names no group is set aside as it is.
 -- A second call does nothing. Returns 1 where something was set aside.

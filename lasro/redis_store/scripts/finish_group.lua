@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A group is scored: keep its scores, deliver the sample, drop the images and the work entry, in one step.
 -- Before it the group is scored again; after it nothing is. Returns 1, or 0 when it was finished or deleted before.
 -- KEYS: group, work stream, calls, sample stream, blob, digests of the run's blobs

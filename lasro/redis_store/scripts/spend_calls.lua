@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Count calls about to be made for a group, out of its reservation. A group scored again after a crash has none
 -- left and needs room in the limit. Returns 1, or 0 when the limit forbids them or the group is not queued.
 -- KEYS: group, calls. ARGV: calls, limit on the run's calls or ''

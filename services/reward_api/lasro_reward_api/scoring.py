@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lasro import wire
-from lasro.errors import BlockedError, ConfigError
+from lasro.errors import BlockedError, ConfigError, StorageError, UnreachableError
 from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.reward_objective import totals
 from lasro.wire import RewardScore, Status
@@ -133,7 +134,8 @@ class Scorer:
             for index, score in zip(column.missing, scores, strict=True)
             if score.score is not None
         }
-        await self._cache.keep(column.registration, numbers)
+        with suppress(UnreachableError, StorageError):  # a full cache costs calls later, not these scores
+            await self._cache.keep(column.registration, numbers)
         return scores
 
 
