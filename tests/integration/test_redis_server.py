@@ -99,10 +99,11 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_all_keys_share_one_slot() -> None:
     """Bug: a key without the hash tag makes every script that touches it fail in a cluster."""
-    makers = [keys.score, keys.calls, keys.groups, keys.samples, keys.dead_samples, keys.blobs]
+    makers = [keys.calls, keys.groups, keys.samples, keys.dead_samples, keys.blobs]
     names = [value for name, value in vars(keys).items() if name.isupper()]
     names += [make("run") for make in makers] + [keys.group("run", "g"), keys.blob("run", "b")]
-    assert {key_slot(name.encode()) for name in names} == {key_slot(b"lasro")}
+    encoded = [name.encode() for name in names if isinstance(name, str)] + [keys.score("reward", 1, bytes(32))]
+    assert {key_slot(name) for name in encoded} == {key_slot(b"lasro")}
     code = [path.read_text("utf-8") for path in resources.files("lasro.redis_store").joinpath("scripts").iterdir()]
     assert not [text for text in code if re.search(r"\{lasro\}|[\"']run:", text)]
 
