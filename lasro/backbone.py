@@ -146,6 +146,11 @@ class TwoStepModel:
             self._embeddings.popitem(last=False)
         return Conditioning(torch.stack([embeds for embeds, _ in rows]), torch.stack([pooled for _, pooled in rows]))
 
+    def forget_prompts(self) -> None:
+        """Empty the cache of `embed`. In a batch the last bits of an embedding depend on its neighbours, and so, by the
+        cache, on all that was embedded before: what is to come out the same after a restart begins with this."""
+        self._embeddings.clear()
+
     def _check_length(self, prompts: list[str]) -> None:
         for tokenizer in (self.pipeline.tokenizer, self.pipeline.tokenizer_2):
             for prompt, ids in zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True):

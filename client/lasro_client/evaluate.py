@@ -51,6 +51,7 @@ def draw_both_stages(
     exactly the clean latent that the two-step sampler noises again. Raises NonFiniteError naming the prompt.
     """
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
+    model.forget_prompts()
     with torch.no_grad():
         conditioning = model.embed(list(prompts))
         one_step, last = two_step_latents(model, noises, conditioning, base)

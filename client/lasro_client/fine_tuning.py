@@ -58,6 +58,7 @@ class FineTuning:
     def round(self) -> dict[str, Any]:
         """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
         config, round, trainer = self.config, self.progress.round, self.trainer
+        trainer.model.forget_prompts()
         draws = generator_for(config.seed, "train prompts", round)
         groups = self._groups(round, draw_prompts(self.prompts, config.train.prompts_per_round, draws))
         scored = self.collector.score(groups, round, trainer.version)

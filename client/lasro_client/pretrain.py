@@ -58,6 +58,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
             progress = Progress(surrogate_version=version)
             folder.checkpoint(progress, scout.trainer)
         for round in range(progress.round, settings.rounds):
+            model.forget_prompts()
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
             beside = scout.policy if scout.out(round) else None

@@ -65,7 +65,7 @@ train.train(load_config(Path(config), settings), Path(out), Console(quiet=True))
 def run_with(fault: str, at: int, config_path: Path, folder: Path) -> int:
     """One life of a run, which something happens to in round `at`; its exit status."""
     command = [sys.executable, "-c", DRIVER, str(config_path), str(folder), fault, str(at), *SETTINGS]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=200, check=False)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 

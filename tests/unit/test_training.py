@@ -18,6 +18,7 @@ from lasro_surrogate_trainer.store import RunStore
 from lasro_surrogate_trainer.training import Training
 
 SHAPE = (4, 8, 8)
+PROMPTS = ["a red star", "a blue square and a green circle beside it", "a heart"]
 NEVER_S, ALWAYS_S = 1e9, 0.0
 Weights = dict[str, np.ndarray]
 
@@ -41,7 +42,7 @@ def sample(number: int) -> wire.Sample:
         group_id=f"g{number}",
         round=number // 2,
         index=number % 2,
-        prompt="a red star",
+        prompt=PROMPTS[number % 3],
         policy_version=number // 2,
         stages=[1, 2, 1, 2],
         scores={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
@@ -54,6 +55,7 @@ class Trainer:
     """A trainer process as far as memory goes: `Trainer(...)` on the same folder is its restart."""
 
     def __init__(self, frozen: FrozenModel, config: SurrogateRun, folder: Path, redo_s: float = NEVER_S) -> None:
+        frozen.model.forget_prompts()
         self.store = RunStore(folder, "run", keep_versions=2, keep_versions_s=0)
         self.intake = Intake(config, SHAPE)
         self.training = Training(config, frozen, self.intake, self.store, redo_s)

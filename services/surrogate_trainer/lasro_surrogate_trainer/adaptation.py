@@ -98,10 +98,12 @@ class Trainee:
         """Continue from `optimiser_state()`."""
         for name, parameter in self.surrogate.named_parameters():
             if f"{name}/step" in state:
-                step = torch.from_numpy(state[f"{name}/step"]).reshape(())  # a file has no scalars
-                moments = {key: torch.from_numpy(state[f"{name}/{key}"]) for key in ("exp_avg", "exp_avg_sq")}
-                on_device = {key: moment.to(parameter.device) for key, moment in moments.items()}
-                self._optimiser.state[parameter] = {"step": step, **on_device}
+                step = torch.tensor(state[f"{name}/step"]).reshape(())  # a file has no scalars
+                moments = {
+                    key: torch.tensor(state[f"{name}/{key}"], device=parameter.device)
+                    for key in ("exp_avg", "exp_avg_sq")
+                }
+                self._optimiser.state[parameter] = {"step": step, **moments}
 
     def step(self, replay: Replay) -> StepResult | None:
         """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.

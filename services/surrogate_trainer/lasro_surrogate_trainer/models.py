@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 
+import torch
+
 from lasro.backbone import Conditioning, TwoStepModel, load_model
 from lasro.config import ModelSettings, SurrogateRun
 
@@ -17,9 +19,13 @@ class FrozenModel:
         self._lock = threading.Lock()
 
     def embed(self, prompts: list[str]) -> Conditioning:
-        """Embeddings of the prompts; raises PromptTooLongError."""
+        """Embeddings of the prompts, each computed alone; raises PromptTooLongError.
+
+        In a batch the last bits of one would depend on which others are not cached yet: on what came before a restart.
+        """
         with self._lock:
-            return self.model.embed(prompts)
+            rows = [self.model.embed([prompt]) for prompt in prompts]
+        return Conditioning(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     @property
     def image_side(self) -> int:
