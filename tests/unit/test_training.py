@@ -142,21 +142,21 @@ def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undistur
         folder = tmp_path / str(write)
         fail_at(write, Crash(), after)
         replies, number, died = [], 0, False
-        while number < 4:
+        while number < 2:
             try:
                 trainer = Trainer(frozen, config, folder, redo_s)
-                while number < 4:
+                while number < 2:
                     replies.append(without_time(trainer.round(number)))
                     number += 1
             except Crash:
                 assert not died
                 died = True
         crashes += died
-        assert replies == undisturbed[0][:4]
-        assert [commit.number for commit in trainer.training.history] == list(range(5))
+        assert replies == undisturbed[0][:2]
+        assert [commit.number for commit in trainer.training.history] == list(range(3))
         if not died:
             break
-    assert crashes >= 10
+    assert crashes >= 9
 
 
 @pytest.mark.parametrize("write", [0, 1, 2], ids=["groups", "weights", "commit"])
