@@ -18,7 +18,7 @@ from lasro_surrogate_trainer.store import RunStore
 from lasro_surrogate_trainer.training import Training
 
 SHAPE = (4, 8, 8)
-PROMPTS = ["a red star", "a blue square and a green circle beside it", "a heart"]
+PROMPTS = ["a red star", "a blue square and a green ring", "a heart", "two stars", "a pink cross", "a sun", "rings"]
 NEVER_S, ALWAYS_S = 1e9, 0.0
 Weights = dict[str, np.ndarray]
 
@@ -42,7 +42,7 @@ def sample(number: int) -> wire.Sample:
         group_id=f"g{number}",
         round=number // 2,
         index=number % 2,
-        prompt=PROMPTS[number % 3],
+        prompt=PROMPTS[number % 7],
         policy_version=number // 2,
         stages=[1, 2, 1, 2],
         scores={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
