@@ -19,6 +19,10 @@ from lasro_client.report_data import RunData, points, read_run, seconds_left
 from lasro_client.report_images import drift_pairs, pair_groups, progress_strips
 
 STAGE_TITLES = {"two_step": "Two steps", "one_step": "One step"}
+CONSEQUENCES = {
+    "stop": "The run was ended there; the adapter is that of its best rounds.",
+    "roll_back": "The run went on from its best rounds.",
+}
 TONES = {"one_step": 1, "two_step": 2}
 
 
@@ -129,20 +133,14 @@ def _notices(run: RunData) -> list[str]:
         )
     troubled = [line for line in run.rounds if line.get("trouble")]
     if troubled:
-        found.append(f"Round {int(troubled[-1]['round']) + 1}: {troubled[-1]['trouble']}. {_consequence(run)}")
+        last = troubled[-1]
+        consequence = CONSEQUENCES.get(last.get("action"), "The run went on.")
+        found.append(f"Round {int(last['round']) + 1}: {last['trouble']}. {consequence}")
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
         for name, statuses in (evaluation.failures if evaluation else {}).items():
             reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
             found.append(f"{name} could not score some evaluation images of the {when} model ({reasons}).")
     return found
-
-
-def _consequence(run: RunData) -> str:
-    if run.summary is not None and run.summary.get("ended"):
-        return "The run was ended there; the adapter is that of its best rounds."
-    if run.config.get("health", {}).get("on_trouble") == "roll_back":
-        return "The run went on from its best rounds."
-    return ""
 
 
 def _both_stages(lines: list[dict[str, Any]], *path: str) -> list[Series]:
