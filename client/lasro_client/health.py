@@ -38,6 +38,8 @@ class Best(NamedTuple):
 
     gain: float = 0.0
     round: int = -1
+    proved: bool = False
+    """Whether it was clearly above the base, by the noise known then."""
 
 
 class Health:
@@ -64,7 +66,7 @@ class Health:
         self._gap_was_low |= gap is not None and gap <= self._settings.max_reward_gap
         if gain is None or gain <= self.best.gain:
             return False
-        self.best = Best(gain, round)
+        self.best = Best(gain, round, gain > PROOF_ERRORS * self._error())
         return True
 
     def _mean(self, name: str) -> float | None:
@@ -81,12 +83,13 @@ class Health:
         if drift is not None and drift > settings.max_drift:
             limit = f"expected at most {settings.max_drift:g}"
             return Trouble(f"the model drifted {drift:.2f} of a change of seed {rounds}, {limit}", True)
-        proved = self.best.gain > PROOF_ERRORS * self._error()
-        if gain is not None and proved and self._declined(gain):
+        if gain is not None and self.best.proved and self._declined(gain):
             best = f"{self.best.gain:+.3g} up to round {self.best.round + 1}"
             return Trouble(f"the reward is {gain:+.3g} against the base {rounds}, and was {best}", True)
         if gap is not None and self._gap_was_low and gap > settings.max_reward_gap:
-            return Trouble(f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}", proved)
+            return Trouble(
+                f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}", self.best.proved
+            )
         if gain is not None and gain < -settings.decline_errors * self._error():
             return Trouble(f"the reward is {gain:+.3g} against the base {rounds}", False)
         return None
