@@ -19,7 +19,8 @@ from lasro_client.report_data import RunData, points, read_run, seconds_left
 from lasro_client.report_images import drift_pairs, pair_groups, progress_strips
 
 STAGE_TITLES = {"two_step": "Two steps", "one_step": "One step"}
-CONSEQUENCES = {
+CONSEQUENCES: dict[str | None, str] = {
+    None: "The run went on.",
     "stop": "The run was ended there; the adapter is that of its best rounds.",
     "roll_back": "The run went on from its best rounds.",
 }
@@ -134,8 +135,7 @@ def _notices(run: RunData) -> list[str]:
     troubled = [line for line in run.rounds if line.get("trouble")]
     if troubled:
         last = troubled[-1]
-        consequence = CONSEQUENCES.get(last.get("action"), "The run went on.")
-        found.append(f"Round {int(last['round']) + 1}: {last['trouble']}. {consequence}")
+        found.append(f"Round {int(last['round']) + 1}: {last['trouble']}. {CONSEQUENCES[last.get('action')]}")
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
         for name, statuses in (evaluation.failures if evaluation else {}).items():
             reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
