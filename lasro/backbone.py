@@ -130,15 +130,19 @@ class TwoStepModel:
         self._embeddings: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
     def embed(self, prompts: list[str]) -> Conditioning:
-        """Embeddings of the prompts, cached; raises PromptTooLongError rather than cutting a prompt short."""
+        """Embeddings of the prompts, cached; raises PromptTooLongError rather than cutting a prompt short.
+
+        Each is computed alone: in a batch its last bits depend on its neighbours, and so, by the cache, on all that was
+        embedded before. A run that is resumed would come out differently.
+        """
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-        if missing:
-            self._check_length(missing)
+        self._check_length(missing)
+        for prompt in missing:
             with torch.no_grad():
-                embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                    missing, device=self.device, do_classifier_free_guidance=False
+                embeds_1TD, _, pooled_1P, _ = self.pipeline.encode_prompt(
+                    prompt, device=self.device, do_classifier_free_guidance=False
                 )
-            self._embeddings.update(zip(missing, zip(embeds, pooled, strict=True), strict=True))
+            self._embeddings[prompt] = embeds_1TD[0], pooled_1P[0]
         rows = [self._embeddings[prompt] for prompt in prompts]
         for prompt in prompts:
             self._embeddings.move_to_end(prompt)

@@ -235,11 +235,11 @@ class HealthSettings(Settings):
     """When a fine-tuning run is in trouble, and what is done then. Figures are means over `window_rounds`."""
 
     on_trouble: Literal["stop", "roll_back", "ignore"] = "stop"
-    """End with the best averaged weights, go on from them, or only watch."""
+    """End with the best averaged weights, go on from the best ones, or only watch."""
     window_rounds: Annotated[int, Field(ge=2)] = 20
     """Rounds averaged: one round's gain is mostly noise."""
     decline_errors: Positive = 5.0
-    """Trouble: the gain over the base fell below half of its best by more than this many standard errors."""
+    """Trouble: the gain over the base is below half of its best, and below its best by this many standard errors."""
     max_reward_gap: Annotated[float, Field(ge=0, le=2)] = 0.8
     """Trouble: 1 - rank correlation of score and reward in fresh groups above this, after a window below it."""
     max_drift: Positive = 0.65

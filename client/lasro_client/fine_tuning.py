@@ -86,15 +86,15 @@ class FineTuning:
             "reward_calls": self.progress.reward_calls,
             "policy_version": trainer.version,
         }
-        return line | {"trouble": self._judge(round, line)}
+        return line | self._judge(round, line)
 
     def _groups(self, round: int, prompts: list[Prompt]) -> list[Group]:
         model, config = self.trainer.model, self.config
         beside = partial(two_step_latents, model, base=True) if self.trainer.version else None
         return sample_groups(model, prompts, config.train, config.seed, "train", round, beside=beside)
 
-    def _judge(self, round: int, line: dict[str, Any]) -> str | None:
-        """What is wrong with the run, having done about it what the settings say."""
+    def _judge(self, round: int, line: dict[str, Any]) -> dict[str, Any]:
+        """What is wrong with the run, and what was done about it as the settings say: entries of the log line."""
         settings = self.config.health
         figures = Figures(
             by_weight(line["gain"], self.config), line["reward_gap"], by_weight(line["drift"], self.config)
@@ -102,14 +102,14 @@ class FineTuning:
         if self.health.observe(round, figures):
             self.best = {name: tensor.clone() for name, tensor in self.trainer.state().items()}
         trouble = self.health.trouble()
-        if trouble is None or settings.on_trouble == "ignore":
-            return trouble
+        if trouble is None or not trouble.go_back or settings.on_trouble == "ignore":
+            return {"trouble": None if trouble is None else trouble.reason, "action": None}
         self.trainer.return_to(self.best)
         if settings.on_trouble == "stop" or self.health.roll_backs == settings.max_roll_backs:
-            self.progress = self.progress._replace(ended=trouble)
-        else:
-            self.health.rolled_back()
-        return trouble
+            self.progress = self.progress._replace(ended=trouble.reason)
+            return {"trouble": trouble.reason, "action": "stop"}
+        self.health.rolled_back()
+        return {"trouble": trouble.reason, "action": "roll_back"}
 
 
 def by_weight(stages: dict[str, float | None], config: RunSettings) -> float | None:

@@ -1,7 +1,8 @@
 """Whether a fine-tuning run still does good: the true reward against the base's, the surrogate's ranking, the drift.
 
-Everything is judged by means over a window of rounds, since a single round's gain is mostly noise. The best window
-starts as the base itself, whose gain is 0: a generator that never beats it is no better than none.
+Everything is judged by means over a window of rounds, since a single round's gain is mostly noise. It is the gain of
+the weights as they are; their average is often better, and a run that never gained may recover: so nothing is undone
+for a low gain unless a better one was there before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 from lasro.config import HealthSettings
 
+PROOF_ERRORS = 3.0
+"""The best gain is taken for real when it is this many standard errors above the base."""
 KEPT_SHARE = 0.5
 """Of the best gain: a decline that leaves more than this is no trouble, however sure it is."""
 
@@ -23,11 +26,20 @@ class Figures(NamedTuple):
     drift: float | None
 
 
+class Trouble(NamedTuple):
+    """What is wrong, in words, and whether the run is better off where it was best."""
+
+    reason: str
+    go_back: bool
+
+
 class Best(NamedTuple):
-    """The best window so far: its mean gain and the round that it ended with; -1: the untouched base."""
+    """The best window so far: its mean gain and the round that it ended with; at first the base, before any round."""
 
     gain: float = 0.0
     round: int = -1
+    proved: bool = False
+    """Whether it was clearly above the base, by the noise known then."""
 
 
 class Health:
@@ -54,7 +66,7 @@ class Health:
         self._gap_was_low |= gap is not None and gap <= self._settings.max_reward_gap
         if gain is None or gain <= self.best.gain:
             return False
-        self.best = Best(gain, round)
+        self.best = Best(gain, round, gain > PROOF_ERRORS * self._error())
         return True
 
     def _mean(self, name: str) -> float | None:
@@ -64,27 +76,35 @@ class Health:
             return None
         return math.fsum(values) / len(values)
 
-    def trouble(self) -> str | None:
-        """What is wrong, in words; null where nothing is."""
+    def trouble(self) -> Trouble | None:
+        """What is wrong; null where nothing is."""
         gain, gap, drift = self._mean("gain"), self._mean("gap"), self._mean("drift")
         settings, rounds = self._settings, f"over {self._settings.window_rounds} rounds"
-        if gain is not None and self._declined(gain):
-            where = "the base" if self.best.round < 0 else f"round {self.best.round + 1}"
-            return f"the reward is {gain:+.3g} against the base {rounds}, and was {self.best.gain:+.3g} at {where}"
-        if gap is not None and self._gap_was_low and gap > settings.max_reward_gap:
-            return f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}"
         if drift is not None and drift > settings.max_drift:
-            return (
-                f"the model drifted {drift:.2f} of a change of seed {rounds}, expected at most {settings.max_drift:g}"
+            limit = f"expected at most {settings.max_drift:g}"
+            return Trouble(f"the model drifted {drift:.2f} of a change of seed {rounds}, {limit}", True)
+        if gain is not None and self.best.proved and self._declined(gain):
+            best = f"{self.best.gain:+.3g} up to round {self.best.round + 1}"
+            return Trouble(f"the reward is {gain:+.3g} against the base {rounds}, and was {best}", True)
+        if gap is not None and self._gap_was_low and gap > settings.max_reward_gap:
+            return Trouble(
+                f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}", self.best.proved
             )
+        if gain is not None and gain < -settings.decline_errors * self._error():
+            return Trouble(f"the reward is {gain:+.3g} against the base {rounds}", False)
         return None
 
+    def _error(self) -> float:
+        """Standard error of a window's mean gain, from differences of successive rounds: a trend is no noise."""
+        if not self._differences:
+            return 0.0
+        return math.sqrt(self._squares / self._differences / self._settings.window_rounds)
+
     def _declined(self, gain: float) -> bool:
-        # Of a window's mean, from differences of successive rounds: a trend is no noise.
-        error = math.sqrt(self._squares / self._differences / self._settings.window_rounds)
-        error_of_difference = error if self.best.round < 0 else math.sqrt(2) * error
         fell = self.best.gain - gain
-        return fell > self._settings.decline_errors * error_of_difference and gain < KEPT_SHARE * self.best.gain
+        return (
+            fell > self._settings.decline_errors * math.sqrt(2) * self._error() and gain < KEPT_SHARE * self.best.gain
+        )
 
     def rolled_back(self) -> None:
         """Start a new window: the generator is the best one again."""

@@ -19,6 +19,11 @@ from lasro_client.report_data import RunData, points, read_run, seconds_left
 from lasro_client.report_images import drift_pairs, pair_groups, progress_strips
 
 STAGE_TITLES = {"two_step": "Two steps", "one_step": "One step"}
+CONSEQUENCES: dict[str | None, str] = {
+    None: "The run went on.",
+    "stop": "The run was ended there; the adapter is that of its best rounds.",
+    "roll_back": "The run went on from its best rounds.",
+}
 TONES = {"one_step": 1, "two_step": 2}
 
 
@@ -129,7 +134,8 @@ def _notices(run: RunData) -> list[str]:
         )
     troubled = [line for line in run.rounds if line.get("trouble")]
     if troubled:
-        found.append(f"Round {int(troubled[-1]['round']) + 1}: {troubled[-1]['trouble']}. {_consequence(run)}")
+        last = troubled[-1]
+        found.append(f"Round {int(last['round']) + 1}: {last['trouble']}. {CONSEQUENCES[last.get('action')]}")
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
         found += _veto_notice(run, when, evaluation) if evaluation else []
         for name, statuses in (evaluation.failures if evaluation else {}).items():
@@ -147,14 +153,6 @@ def _veto_notice(run: RunData, when: str, evaluation: Evaluation) -> list[str]:
         f"Images of the {when} model that a guard vetoed, of {len(evaluation.prompts)}: {told}. "
         "They count in the table of rewards, not in the gains."
     ]
-
-
-def _consequence(run: RunData) -> str:
-    if run.summary is not None and run.summary.get("ended"):
-        return "The run was ended there; the adapter is that of its best rounds."
-    if run.config.get("health", {}).get("on_trouble") == "roll_back":
-        return "The run went on from its best rounds."
-    return ""
 
 
 def _both_stages(lines: list[dict[str, Any]], *path: str) -> list[Series]:

@@ -82,7 +82,7 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
 
 def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
-    config, folder = tuning.config.train, tuning.folder
+    config, folder, told = tuning.config.train, tuning.folder, None
     with stop_at_round_end() as stop, RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display:
         while not tuning.over:
             try:
@@ -93,8 +93,9 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
             folder.log(line)
             display.update(line)
             done = tuning.progress.round
-            if line["trouble"] is not None:
+            if line["action"] is not None or (line["trouble"] is not None and told is None):
                 console.print(f"round {done}: {line['trouble']}", highlight=False, soft_wrap=True)
+            told = line["trouble"]
             if stop.asked or done % config.checkpoint_rounds == 0:
                 tuning.checkpoint()
                 folder.export(tuning.trainer)

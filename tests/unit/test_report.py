@@ -130,12 +130,12 @@ def test_every_stage_of_a_run_renders(tmp_path, until):
 def test_trouble_is_told_with_what_became_of_it(tmp_path):
     """Guards against a run that was ended for cause and looks like any other."""
     folder = make_run(tmp_path, "summary")
-    lines = [json.dumps(line(round, trouble="the reward fell" if round == 9 else None)) for round in range(10)]
-    (folder / "log.jsonl").write_text("\n".join(lines))
-    summary = json.loads((folder / "summary.json").read_text())
-    write_json(folder / "summary.json", summary | {"ended": "the reward fell"})
-    page = Page(write_report(folder).read_text())
-    assert "Round 10: the reward fell. The run was ended there" in page.text
+    for action, told in (("stop", "ended there"), ("roll_back", "went on from its best"), (None, "The run went on.")):
+        trouble = {"trouble": "the reward fell", "action": action}
+        lines = [json.dumps(line(round, **(trouble if round == 9 else {}))) for round in range(10)]
+        (folder / "log.jsonl").write_text("\n".join(lines))
+        page = Page(write_report(folder).read_text())
+        assert re.search(f"Round 10: the reward fell. .*{told}", page.text)
     assert "Gain over the base" in page.text
 
 

@@ -18,6 +18,7 @@ from lasro_surrogate_trainer.store import RunStore
 from lasro_surrogate_trainer.training import Training
 
 SHAPE = (4, 8, 8)
+PROMPTS = ["a red star", "a blue square and a green ring", "a heart", "two stars", "a pink cross", "a sun", "rings"]
 NEVER_S, ALWAYS_S = 1e9, 0.0
 Weights = dict[str, np.ndarray]
 
@@ -41,7 +42,7 @@ def sample(number: int) -> wire.Sample:
         group_id=f"g{number}",
         round=number // 2,
         index=number % 2,
-        prompt="a red star",
+        prompt=PROMPTS[number % 7],
         policy_version=number // 2,
         stages=[1, 2, 1, 2],
         scores={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
@@ -139,23 +140,23 @@ def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undistur
     for write in range(30):
         folder = tmp_path / str(write)
         fail_at(write, Crash(), after)
-        replies, number, died, trainer = [], 0, False, None
-        while number < 4:
+        replies, number, died = [], 0, False
+        while number < 2:
             try:
                 trainer = Trainer(frozen, config, folder, redo_s)
-                while number < 4:
+                while number < 2:
                     replies.append(without_time(trainer.round(number)))
                     number += 1
             except Crash:
                 assert not died
                 died = True
         crashes += died
-        assert trainer is not None
-        assert replies == undisturbed[0][:4]
-        assert [commit.number for commit in trainer.training.history] == list(range(5))
+        assert replies == undisturbed[0][:2]
+        history = Trainer(frozen, config, folder, redo_s).training.history
+        assert [commit.number for commit in history] == list(range(3))
         if not died:
             break
-    assert crashes >= 10
+    assert crashes >= 9
 
 
 @pytest.mark.parametrize("write", [0, 1, 2], ids=["groups", "weights", "commit"])

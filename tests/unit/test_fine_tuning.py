@@ -1,0 +1,166 @@
+"""What a run does when it is in trouble, with rewards and a surrogate that are written down beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lasro import wire
+from lasro.backbone import load_model
+from lasro.config import RunSettings
+from lasro_client.fine_tuning import FineTuning
+from lasro_client.generator import GeneratorTrainer
+from lasro_client.prompts import Prompt
+from lasro_client.run_folder import RunFolder
+from lasro_client.sampling import Group
+
+GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
+
+
+class Written:
+    """A reward of 0.5 for the base and 0.5 + gain for the generator, and a surrogate with the same slope everywhere."""
+
+    def __init__(self) -> None:
+        self.leased: list[int] = []
+
+    def score(self, groups: list[Group], round: int, policy_version: int) -> list[wire.GroupStatus]:
+        def item(is_beside: bool) -> wire.ScoredItem:
+            score = 0.5 if is_beside else 0.5 + GAINS[round]
+            return wire.ScoredItem(scores={"any": wire.RewardScore(score=score, status=wire.Status.OK)}, total=None)
+
+        return [
+            wire.GroupStatus(
+                group_id="g",
+                state=wire.GroupState.SCORED,
+                items=[item(is_beside) for is_beside in group.beside],
+                reward_calls=0,
+            )
+            for group in groups
+        ]
+
+    def adapt(self, scored: list[wire.GroupStatus], round: int, steps: int) -> wire.AdaptReply:
+        counts: dict[str, Any] = {"pairs": 1, "constant_groups": 0, "failed_samples": 0, "stale_groups": 0}
+        names = ("loss", "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap")
+        nothing: dict[str, Any] = dict.fromkeys(names)
+        return wire.AdaptReply(version=round + 1, statistics=wire.AdaptStatistics(duration_s=0, **counts, **nothing))
+
+    def lease(self, version: int) -> None:
+        self.leased.append(version)
+
+    def refresh(self, version: int) -> None:
+        pass
+
+    def score_and_gradient(self, latents_BCHW: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(len(latents_BCHW)), torch.full_like(latents_BCHW, 0.1)
+
+
+@dataclasses.dataclass
+class Made:
+    tuning: FineTuning
+    averages: dict[int, list[torch.Tensor]]
+
+    def run(self, until: int = len(GAINS)) -> list[dict[str, Any]]:
+        lines = []
+        while not self.tuning.over and self.tuning.progress.round < until:
+            before = self.tuning.trainer.version
+            lines.append(self.tuning.round())
+            if lines[-1]["action"] is None:
+                self.averages[self.tuning.progress.round - 1] = average(self.tuning)
+            assert self.tuning.trainer.version == before + 1, "updates are counted on, whatever happens"
+        return lines
+
+
+def average(tuning: FineTuning) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in tuning.trainer.average]
+
+
+def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
+    config = RunSettings.model_validate(
+        {
+            "name": "health",
+            "model": {"path": str(model_path), "device": "cpu"},
+            "prompts": {"train": "unused", "held_out": "unused"},
+            "rewards": [{"name": "any"}],
+            "lora": {"rank": 2},
+            "train": {"rounds": len(GAINS), "prompts_per_round": 1, "seeds_per_prompt": 2, "batch_size": 2},
+            "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
+        }
+    )
+    trainer, written = GeneratorTrainer(load_model(config.model), config), Written()
+    services: Any = written
+    tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [Prompt("a red star")])
+    tuning.begin(0)
+    return Made(tuning, {})
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_run_that_lost_its_gain_ends_with_its_best(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against exporting the weights of the decline, and a resumed run that trains on after it was ended."""
+    made = make(tiny_model_path, tmp_path, {})
+    lines = made.run()
+    assert [line["round"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[-1]["action"] == "stop"
+    assert "was +0.25 up to round 4" in lines[-1]["trouble"]
+    assert same(average(made.tuning), made.averages[3])
+    assert not same(made.averages[3], made.averages[2])
+    made.tuning.checkpoint()
+    again = make(tiny_model_path, tmp_path, {})
+    assert again.tuning.over
+    assert again.tuning.progress.ended == lines[-1]["trouble"]
+    assert same(average(again.tuning), made.averages[3])
+
+
+def test_a_run_that_rolls_back_goes_on_from_its_best(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against rolling back for ever, and to rounds that were rolled back themselves."""
+    made = make(tiny_model_path, tmp_path, {"on_trouble": "roll_back"})
+    lines = made.run(until=5)
+    assert lines[-1]["action"] == "roll_back"
+    assert same(average(made.tuning), made.averages[3])
+    lines += made.run()
+    assert [line["round"] for line in lines] == list(range(len(GAINS)))
+    assert made.tuning.progress.ended is None
+    assert made.tuning.health.best.round == 9
+    once = make(tiny_model_path, tmp_path / "once", {"on_trouble": "roll_back", "max_roll_backs": 0})
+    assert once.run()[-1]["action"] == "stop"
+
+
+def test_a_resumed_run_goes_back_to_the_same_best(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against a checkpoint without the best state: the run would go back to what it was resumed with."""
+    whole = make(tiny_model_path, tmp_path / "whole", {})
+    whole.run()
+    for stop in (1, 4):
+        made = make(tiny_model_path, tmp_path / f"{stop}", {})
+        made.run(until=stop)
+        made.tuning.checkpoint()
+        resumed = make(tiny_model_path, tmp_path / f"{stop}", {})
+        assert resumed.run()[-1]["action"] == "stop"
+        assert same(average(resumed.tuning), average(whole.tuning))
+
+
+@pytest.mark.parametrize("limit", [1e9, 1e-9])
+def test_a_model_that_drifted_too_far_before_any_gain_is_the_base_again(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    """Guards against keeping a ruined model because there was no better one to go back to, and against the opposite."""
+    monkeypatch.setitem(globals(), "GAINS", [-0.1 - 0.01 * (round % 2) for round in range(len(GAINS))])
+    made = make(tiny_model_path, tmp_path, {"max_drift": limit, "decline_errors": 1e-9})
+    lines = made.run()
+    untouched = all(not tensor.any() for tensor in made.tuning.trainer.average[1::2])
+    assert untouched == (limit < 1)
+    assert (lines[-1]["action"] == "stop") == (limit < 1)
+    assert lines[-1]["trouble"] is not None
+
+
+def test_trouble_can_be_ignored(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against a run that is ended although it was told not to be."""
+    lines = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}).run()
+    assert len(lines) == len(GAINS)
+    assert lines[4]["trouble"] is not None
+    assert not any(line["action"] for line in lines)
