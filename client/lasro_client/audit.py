@@ -95,6 +95,7 @@ def _measure(
     scores: list[RewardScore] = []
     waves, scoring_s = 0, 0.0
     with progress_bar("scoring") as progress:
+        progress(0, len(images) * repeats)
         for repeat in range(repeats):
             order = np.random.default_rng([seed, repeat]).permutation(len(images)).tolist()
             for start in range(0, len(images), size):
@@ -107,7 +108,8 @@ def _measure(
                 scores += answers
                 progress(len(scores), len(images) * repeats)
     rewards_PGKR = rewards_NR.reshape(len(groups), STAGES, -1, repeats)
-    return Measured(rewards_PGKR, scores, replace(speed, wave_s=scoring_s / waves))
+    speed = replace(speed, wave_s=scoring_s / waves, image_s=scoring_s / len(scores))
+    return Measured(rewards_PGKR, scores, speed)
 
 
 def request_size(info: RewardInfo, images_together: int) -> int:

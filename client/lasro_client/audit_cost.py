@@ -17,12 +17,15 @@ STAGES = 2
 
 @dataclass(frozen=True)
 class Speed:
-    """How a reward works off images: waves of at most `concurrency` calls, each wave taking `wave_s`."""
+    """How a reward works off images: waves of at most `concurrency` calls."""
 
     images_per_call: int
     concurrency: int
     repeats: int
     wave_s: float = 0.0
+    """Time of a wave, as measured."""
+    image_s: float = 0.0
+    """Time of all waves over the number of images."""
 
     def waves(self, images: int) -> int:
         """How often its slots are filled for images that are asked for together."""
@@ -30,7 +33,8 @@ class Speed:
         return math.ceil(calls / self.concurrency)
 
     def seconds(self, images: int) -> float:
-        return self.waves(images) * self.wave_s
+        """Of images that are asked for together: by waves, or by images where those measured held fewer of them."""
+        return max(self.waves(images) * self.wave_s, images * self.image_s)
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,12 @@ def test_costs_by_hand() -> None:
     assert evaluation_cost(7, 4, speed) == Cost(4 * 7 * 3, 4 * 2 * 2.0)
 
 
+def test_waves_that_were_not_full_are_not_taken_for_full_ones() -> None:
+    """8 images in a call that holds 32 took 2 s: one of 32 was foretold at 2 s too, where each image takes its time."""
+    small = Speed(images_per_call=32, concurrency=2, repeats=1, wave_s=2.0, image_s=0.25)
+    assert [small.seconds(images) for images in (4, 8, 32, 128)] == [2, 2, 8, 32]
+
+
 def test_affordable_rounds_by_hand() -> None:
     """Rounds cost 12, then 24 each, of a budget that pays two rewards for every image."""
     train = TrainSettings(rounds=3, prompts_per_round=2, seeds_per_prompt=3)
