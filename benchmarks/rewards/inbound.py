@@ -55,7 +55,7 @@ def measure(contenders: dict[str, Contender], repetitions: int, seconds: float) 
     loads: dict[str, list[Load]] = {name: [] for name in contenders}
     for repetition in range(repetitions + 1):
         for name, contender in contenders.items():
-            next_request = for_seconds(contender.requests(), seconds)
+            next_request = for_seconds(contender.requests(), seconds, CONNECTIONS)
             load = run(post_all(contender.service.url, contender.service.pid, next_request, CONNECTIONS))
             if repetition:
                 loads[name].append(load)

@@ -6,6 +6,7 @@ Hand-made because a client of comfort needs more CPU for a request than the serv
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -129,10 +130,10 @@ def cpu_seconds(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def for_seconds(requests: Iterator[bytes], seconds: float) -> Next:
-    """`requests`, which never end, until the time is up."""
-    end_s = time.perf_counter() + seconds
-    return lambda: next(requests) if time.perf_counter() < end_s else None
+def for_seconds(requests: Iterator[bytes], seconds: float, least: int) -> Next:
+    """`requests`, which never end, until the time is up and so many were sent, however slow the machine is."""
+    end_s, numbers = time.perf_counter() + seconds, itertools.count()
+    return lambda: next(requests) if next(numbers) < least or time.perf_counter() < end_s else None
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -102,9 +102,12 @@ async def _load(call: Call, seconds: float) -> Load:
     end_s = time.perf_counter() + seconds
 
     async def keep_calling(worker: int) -> None:
-        while (started_s := time.perf_counter()) < end_s:
+        while True:
+            started_s = time.perf_counter()
             await call(worker)
             latencies_s.append(time.perf_counter() - started_s)
+            if time.perf_counter() >= end_s:
+                return
 
     cpu_s, started_s = time.process_time(), time.perf_counter()
     await asyncio.gather(*(keep_calling(worker) for worker in range(CONCURRENCY)))

@@ -68,7 +68,8 @@ class ScoreCache:
 
     def __init__(self, client: redis.asyncio.Redis, ttl_s: int) -> None:
         self._redis, self._ttl_s = client, ttl_s
-        self._script = client.register_script(script("look_up_scores"))
+        self._look_up = client.register_script(script("look_up_scores"))
+        self._keep = client.register_script(script("keep_scores"))
         self._stored: SharedReads[_Asked, list[Any]] = SharedReads(self._read, _Asked.weight)
 
     async def look_up(self, names: Sequence[str], digests: Sequence[bytes]) -> list[Known]:
@@ -88,16 +89,14 @@ class ScoreCache:
         if not scores or not registration.spec.cache:
             return
         name, version = registration.spec.name, registration.version
+        names = [keys.score(name, version, digest) for digest in scores]
         with redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for digest, score in scores.items():
-                    pipeline.set(keys.score(name, version, digest), _FLOAT.pack(score), ex=self._ttl_s)
-                await pipeline.execute()
+            await self._keep(keys=names, args=[self._ttl_s, *map(_FLOAT.pack, scores.values())])
 
     async def _read(self, all_asked: list[_Asked]) -> list[list[Any]]:
         arguments = [argument for asked in all_asked for argument in asked.arguments]
         with redis_errors():
-            reply: Any = await self._script(keys=[keys.REWARDS], args=[keys.SCORE, *arguments])
+            reply: Any = await self._look_up(keys=[keys.REWARDS], args=[keys.SCORE, *arguments])
         place, replies = 0, []
         for asked in all_asked:
             replies.append(reply[place : place + 2 * len(asked.names)])
