@@ -11,6 +11,7 @@ from lasro.errors import WireError
 from lasro.images import check_image
 
 BRIEF_BYTES = 256 << 10
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def is_brief(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence[Any] | None) -> bool:
@@ -21,6 +22,11 @@ def is_brief(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence
     if metadata is not None and any(extra is not None for extra in metadata):
         return False
     return sum(map(len, images)) + sum(map(len, prompts)) <= BRIEF_BYTES
+
+
+def are_brief_pngs(images: Sequence[bytes]) -> bool:
+    """The same for checking images: a PNG is only read through, the others are decoded, however large they then are."""
+    return sum(map(len, images)) <= BRIEF_BYTES and all(image.startswith(PNG_MAGIC) for image in images)
 
 
 def canonical_metadata(metadata: Any) -> bytes:

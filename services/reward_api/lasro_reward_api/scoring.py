@@ -22,7 +22,7 @@ from lasro.wire import RewardScore, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.batching import Item, Outcome, Part
 from lasro_reward_api.cache import Known, ScoreCache, content_digests
-from lasro_reward_api.checks import check_images, is_brief
+from lasro_reward_api.checks import are_brief_pngs, check_images, is_brief
 from lasro_reward_api.deadline import Caller
 from lasro_reward_api.endpoints import Endpoints
 from lasro_reward_api.protocols.speaker import Rejected
@@ -107,8 +107,7 @@ class Scorer:
     ) -> dict[str, list[RewardScore]]:
         """By reward, the scores of what each column misses; those that are numbers are kept."""
         wanted = sorted({index for column in columns for index in column.missing})
-        images = [(index, request.images[index]) for index in wanted]
-        await asyncio.to_thread(check_images, images, self._max_pixels)
+        await self._check([(index, request.images[index]) for index in wanted])
         counts = {column.registration.spec.name: column.calls for column in columns}
         with self.admission.items(counts, refuse=spend is None):
             if spend is not None:
@@ -116,6 +115,13 @@ class Scorer:
             scored = await asyncio.gather(*(self._called(column, request, caller) for column in columns))
         await self._endpoints.tidy()
         return dict(zip(counts, scored, strict=True))
+
+    async def _check(self, images: list[tuple[int, bytes]]) -> None:
+        """Raise WireError for the first image that no endpoint should get."""
+        if are_brief_pngs([image for _, image in images]):
+            check_images(images, self._max_pixels)
+        else:
+            await asyncio.to_thread(check_images, images, self._max_pixels)
 
     async def _called(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[RewardScore]:
         metadata = request.metadata or [None] * len(request.images)
