@@ -136,8 +136,8 @@ class TwoStepModel:
         embedded before. A run that is resumed would come out differently.
         """
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-        self._check_length(missing)
         for prompt in missing:
+            self._check_length(prompt)
             with torch.no_grad():
                 embeds_1TD, _, pooled_1P, _ = self.pipeline.encode_prompt(
                     prompt, device=self.device, do_classifier_free_guidance=False
@@ -150,14 +150,13 @@ class TwoStepModel:
             self._embeddings.popitem(last=False)
         return Conditioning(torch.stack([embeds for embeds, _ in rows]), torch.stack([pooled for _, pooled in rows]))
 
-    def _check_length(self, prompts: list[str]) -> None:
+    def _check_length(self, prompt: str) -> None:
         for tokenizer in (self.pipeline.tokenizer, self.pipeline.tokenizer_2):
-            for prompt, ids in zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True):
-                if len(ids) > tokenizer.model_max_length:
-                    raise PromptTooLongError(
-                        f"prompt {prompt[:60]!r}: got {len(ids)} tokens, expected at most "
-                        f"{tokenizer.model_max_length}; shorten it"
-                    )
+            count = len(tokenizer(prompt, verbose=False).input_ids)
+            if count > tokenizer.model_max_length:
+                raise PromptTooLongError(
+                    f"prompt {prompt[:60]!r}: got {count} tokens, expected at most {tokenizer.model_max_length}; shorten it"
+                )
 
     def unet_arguments(self, conditioning: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         """Keyword arguments by which an SDXL UNet takes prompt, size and guidance."""
