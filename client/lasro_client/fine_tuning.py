@@ -14,7 +14,7 @@ from typing import Any
 from lasro.config import RunSettings
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
-from lasro_client.prompts import Prompt
+from lasro_client.prompts import Prompt, every_prompt
 from lasro_client.rounds import STAGES, Collector, adapt_entries, reward_means
 from lasro_client.run_folder import RunFolder
 from lasro_client.sampling import Group, draw_prompts, drift_from_base, generator_for, sample_groups, two_step_latents
@@ -32,7 +32,8 @@ class FineTuning:
         source: RemoteSurrogate | FetchedSurrogate,
         prompts: list[Prompt],
     ) -> None:
-        self.folder, self.config, self.prompts = folder, folder.config, prompts
+        self.folder, self.config = folder, folder.config
+        self.prompts, self.every_prompt = prompts, every_prompt(prompts)
         self.trainer, self.collector, self.source = trainer, collector, source
         self.health = Health(self.config.health)
         self.progress, self.best = folder.start(trainer, self.health)
@@ -66,7 +67,7 @@ class FineTuning:
         steps: list[StepStatistics] = []
         if round >= config.train.warmup_rounds:
             for _ in range(config.train.generator_steps):
-                batch = draw_prompts(self.prompts, config.train.batch_size, draws)
+                batch = draw_prompts(self.every_prompt, config.train.batch_size, draws)
                 steps.append(trainer.step([prompt.text for prompt in batch], self.source))
         self.progress = self.progress._replace(
             round=round + 1,

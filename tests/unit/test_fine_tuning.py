@@ -18,25 +18,29 @@ from lasro_client.prompts import Prompt
 from lasro_client.run_folder import RunFolder
 from lasro_client.sampling import Group
 
+STAR = Prompt("a red star")
 GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
 
 
 class Written:
-    """A reward of 0.5 for the base and 0.5 + gain for the generator, and a surrogate with the same slope everywhere."""
+    """A reward of 0.5 for the base, 0.5 + gain for the generator and 9 for samples of another prompt.
+
+    And a surrogate with the same slope everywhere.
+    """
 
     def __init__(self) -> None:
         self.leased: list[int] = []
 
     def score(self, groups: list[Group], round: int, policy_version: int) -> list[wire.GroupStatus]:
-        def item(is_beside: bool) -> wire.ScoredItem:
-            score = 0.5 if is_beside else 0.5 + GAINS[round]
+        def item(is_beside: bool, is_borrowed: bool) -> wire.ScoredItem:
+            score = 9.0 if is_borrowed else 0.5 if is_beside else 0.5 + GAINS[round]
             return wire.ScoredItem(scores={"any": wire.RewardScore(score=score, status=wire.Status.OK)}, total=None)
 
         return [
             wire.GroupStatus(
                 group_id="g",
                 state=wire.GroupState.SCORED,
-                items=[item(is_beside) for is_beside in group.beside],
+                items=[item(*kind) for kind in zip(group.beside, group.borrowed, strict=True)],
                 reward_calls=0,
             )
             for group in groups
@@ -78,7 +82,7 @@ def average(tuning: FineTuning) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in tuning.trainer.average]
 
 
-def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
+def make(model_path: Path, folder: Path, health: dict[str, Any], prompt: Prompt = STAR) -> Made:
     config = RunSettings.model_validate(
         {
             "name": "health",
@@ -92,7 +96,7 @@ def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
     )
     trainer, written = GeneratorTrainer(load_model(config.model), config), Written()
     services: Any = written
-    tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [Prompt("a red star")])
+    tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [prompt])
     tuning.begin(0)
     return Made(tuning, {})
 
@@ -164,3 +168,13 @@ def test_trouble_can_be_ignored(tiny_model_path: Path, tmp_path: Path) -> None:
     assert len(lines) == len(GAINS)
     assert lines[4]["trouble"] is not None
     assert not any(line["action"] for line in lines)
+
+
+def test_samples_of_another_prompt_count_in_no_figure(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against a gain that is that of a contrast set's other prompts, judged by the wrong prompt."""
+    prompt = Prompt("a red star and a blue ring", contrast=(Prompt("a blue star and a red ring"),))
+    lines = make(tiny_model_path, tmp_path, {}, prompt).run(until=3)
+    for line, gain in zip(lines, GAINS[:3], strict=True):
+        assert line["total"] == {"one_step": 0.5 + gain, "two_step": 0.5 + gain}
+        assert line["beside"] == dict.fromkeys(line["beside"], None if line["round"] == 0 else 0.5)
+        assert line["round"] == 0 or line["gain"] == pytest.approx({"one_step": gain, "two_step": gain})
