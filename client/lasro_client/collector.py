@@ -30,9 +30,12 @@ class Collector:
         self._posted |= {post.group_id: post for post in posts}
         return [scored[post.group_id] for post in posts]
 
-    def adapt(self, scored: list[GroupStatus], round: int, steps: int, part: int = 0) -> AdaptReply:
+    def adapt(
+        self, scored: list[GroupStatus], round: int, steps: int, part: int = 0, drift: float | None = None
+    ) -> AdaptReply:
         """Train the surrogate for `steps` steps once it has these groups; safe to repeat.
 
+        `drift` of the generator that made them is kept with the version, for whoever asks the trainer about it.
         A Redis that lost power may have forgotten groups that were scored: they are posted again.
         """
         names = [status.group_id for status in scored]
@@ -45,6 +48,7 @@ class Collector:
                 new_groups=names,
                 steps=steps,
                 timeout_s=min(PATIENCE_S, left_s),
+                drift=drift,
             )
             try:
                 reply = self.services.surrogates.adapt(self.run, request)

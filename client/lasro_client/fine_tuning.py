@@ -70,7 +70,8 @@ class FineTuning:
         draws = generator_for(config.seed, "train prompts", round)
         groups = self._groups(round, draw_prompts(self.prompts, config.train.prompts_per_round, draws))
         scored = self.collector.post(submissions(groups, config, round, trainer.version))
-        reply = self.collector.adapt(scored, round, config.train.surrogate_steps)
+        drift = {name: drift_from_base(groups, stage) for name, stage in STAGES.items()}
+        reply = self.collector.adapt(scored, round, config.train.surrogate_steps, drift=by_weight(drift, config))
         self.source.refresh(reply.version)
         steps: list[StepStatistics] = []
         if round >= config.train.warmup_rounds:
@@ -89,7 +90,7 @@ class FineTuning:
             "rounds": config.train.rounds,
             "elapsed_s": self.progress.elapsed_s,
             **reward_means(groups, scored, config, reply.statistics.scales),
-            "drift": {name: drift_from_base(groups, stage) for name, stage in STAGES.items()},
+            "drift": drift,
             **_step_entries(steps),
             **adapt_entries(reply),
             "reward_calls": self.progress.reward_calls,

@@ -25,6 +25,7 @@ from tests.chaos.proxy import Link, Proxies
 from tests.chaos.workload import REWARD, RUNS
 
 START_S = 240.0
+READY_S = 15.0
 SERVICES = {
     "reward_api": ["lasro_reward_api"],
     "worker-1": ["lasro_reward_api", "worker"],
@@ -161,7 +162,7 @@ class World:
         if name in SERVICES:
             try:
                 path = "/health/live" if name == "scorer" else "/health/ready"
-                return httpx.get(self._urls[name] + path, timeout=2.0, trust_env=False).status_code == 200
+                return httpx.get(self._urls[name] + path, timeout=READY_S, trust_env=False).status_code == 200
             except httpx.TransportError:
                 return False
         path = self.folder / f"{name.removeprefix('producer-')}.pid"

@@ -43,10 +43,10 @@ def sampled(model, prompts, settings, seed, stage, round, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return groups
 
-def adapted(self, scored, round, steps, part=0):
+def adapted(self, scored, round, steps, **more):
     if round == int(at) and fault in ("adapting", "trainer"):
         kill(os.getpid() if fault == "adapting" else trainer_pid(), 0.02)
-    reply = adapt(self, scored, round, steps, part)
+    reply = adapt(self, scored, round, steps, **more)
     if round == int(at) and fault == "adapting":
         os.kill(os.getpid(), signal.SIGKILL)
     return reply

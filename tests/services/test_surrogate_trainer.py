@@ -23,6 +23,7 @@ from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
+from lasro.redis_store.dead_letters import dead_letters
 from lasro.service_kit import bind
 from lasro.surrogate import build_surrogate, score_and_gradient
 from lasro_client.surrogate_client import SurrogateClient
@@ -287,6 +288,19 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     assert time.monotonic() - started < 60
     feed(redis_url, "waiting", [separable_sample(7)])
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
+
+
+def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer, config, redis_url):
+    """Guards against acknowledging it: what was paid for was gone for good, and nothing but a log line told of it."""
+    trainer.create("unfit", config)
+    feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"scores": {"other": [0.5] * 2 * SEEDS}})])
+    with connect(redis_url) as client:
+        wait_for(lambda: any(letter.run == "unfit" for letter in dead_letters(client)))
+        (letter,) = (letter for letter in dead_letters(client) if letter.run == "unfit")
+        assert "expected also mean, which this run names" in letter.reason
+        assert client.xlen(keys.samples("unfit")) == 0
+        feed(redis_url, "unfit", [separable_sample(1)])
+        assert adapt(trainer, "unfit", "a", ["g1"], 1).version == 1
 
 
 def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_url):
