@@ -40,11 +40,12 @@ MODEL = "import sys, pathlib; from tests.support import tiny_model as t; t.write
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=1000, help="that must have struck")
-    parser.add_argument("--rounds", type=int, default=250, help="of each of the two runs")
+    parser.add_argument("--rounds", type=int, default=128, help="of each of the two runs")
     parser.add_argument("--per-round", type=int, default=40, help="groups in a round, of two samples or more each")
     parser.add_argument("--seed", type=int, default=0, help="of the workload and the order of faults")
     parser.add_argument("--minutes", type=float, default=30.0, help="after which it has failed")
     parser.add_argument("--patience", type=float, default=5.0, help="seconds that the trainer waits for groups at once")
+    parser.add_argument("--only", action="append", help="a fault as `by_kind` names it; may be repeated; absent: all")
     parser.add_argument("--break", dest="broken", choices=list(BREAKS), help="a mistake that must be found")
     parser.add_argument("--model", type=Path, help="folder of a tiny model; absent: one is made")
     parser.add_argument("--keep", type=Path, help="folder to leave logs in; absent: they go")
@@ -67,7 +68,8 @@ class Run:
 
     def disturb(self, world: World, ledger: Ledger, injector: Injector, progress: Progress) -> None:
         """Faults and samples side by side, until the runs end."""
-        coming, total = faults(self.given.seed), self.workload.groups
+        only, total = self.given.only, self.workload.groups
+        coming = (fault for fault in faults(self.given.seed) if only is None or fault.name in only)
         task = progress.add_task("samples", total=total, faults=0)
         started = collected = printed = struck = time.monotonic()
         while len(ends := self.ends()) < len(RUNS) and all(end == "done" for end in ends.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from lasro import wire
 from lasro.errors import UnreachableError
@@ -38,13 +39,13 @@ def plain_xadd(module: str) -> None:
             run, group_id = claim.run, claim.submission.group_id
             sample = wire.to_msgpack(group_queue._sample(claim.submission, items))
             scores = group_queue._ITEMS.dump_json(items)
+            redis: Any = self._redis
             for _ in range(TRIES):
                 with suppress(OSError, UnreachableError):
-                    mapping: dict[str | bytes, bytes] = {"state": b"scored", "items": scores}
-                    await self._redis.hset(keys.group(run, group_id), mapping=mapping)  # pyright: ignore[reportGeneralTypeIssues]
-                    await self._redis.xadd(keys.samples(run), {"sample": sample})
-                    await self._redis.xack(keys.WORK, group_queue.GROUP, claim.entry_id)
-                    await self._redis.xdel(keys.WORK, claim.entry_id)
+                    await redis.hset(keys.group(run, group_id), mapping={"state": "scored", "items": scores})
+                    await redis.xadd(keys.samples(run), {"sample": sample})
+                    await redis.xack(keys.WORK, group_queue.GROUP, claim.entry_id)
+                    await redis.xdel(keys.WORK, claim.entry_id)
                     return True
             return False
 

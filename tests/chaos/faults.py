@@ -43,6 +43,11 @@ class Fault(NamedTuple):
     target: str
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """With the target, where that is a process."""
+        return f"{self.kind} {self.target}" if self.kind in ("kill", "end", "pause") else self.kind
+
 
 def faults(seed: int) -> Iterator[Fault]:
     """Without end. Each kind comes once before they come by their shares, so that a short run has all."""
@@ -108,7 +113,7 @@ class Injector:
         if fault.target in self._recovering:
             return False
         if self._strike(fault):
-            self.done[fault.kind if fault.kind not in ("kill", "end", "pause") else f"{fault.kind} {fault.target}"] += 1
+            self.done[fault.name] += 1
         return True
 
     def _strike(self, fault: Fault) -> bool:

@@ -29,7 +29,7 @@ class Ledger:
     def __init__(self, world: World, workload: Workload) -> None:
         self._world, self._workload = world, workload
         self._journals = {run: Journal(world.data_dir / "runs" / run) for run in RUNS}
-        self._next = dict.fromkeys(RUNS, 0)
+        self._next: dict[str, int] = dict.fromkeys(RUNS, 0)
         self.entered: dict[str, Counter[str]] = {run: Counter() for run in RUNS}
         self.samples = self.wrong = self.failed = 0
         self.violations: list[str] = []

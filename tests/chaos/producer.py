@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from lasro_client.connection import Services
 from lasro_client.files import write_atomically, write_json
 from lasro_client.reward_client import RewardClient
 from lasro_client.surrogate_client import SurrogateClient
-from tests.chaos.workload import LATENT_SHAPE, REWARD, Group, Workload, submission
+from tests.chaos.workload import REWARD, Group, Workload, submission
 
 MAY_PASS = (UnreachableError, StorageError, BusyError, NotFoundError)
 TIMEOUT_S, CALL_TIMEOUT_S, PAUSE_S = 60.0, 10.0, 0.3
-MOST_ATTEMPTS = 3
-"""At one round, that end for want of groups or time."""
+PATIENCES = 12
+"""That groups are waited for in one attempt."""
+MOST_HUNGRY = 3
+"""Attempts at one round that end for want of groups: they will not come."""
 LEASE_EVERY = 5
 
 
@@ -61,12 +64,12 @@ def settings(model: Path) -> SurrogateRun:
 class Producer:
     """One run; what it has done is in `FOLDER/RUN.json`, what it saw in `FOLDER/RUN.log.jsonl`."""
 
-    def __init__(self, folder: Path, run: str, reward_api: str, trainer: str) -> None:
+    def __init__(self, folder: Path, run: str, reward_api: str, trainer: str, timeout_s: float) -> None:
         self.folder, self.run = folder, run
         self.workload = Workload.read(folder)
         self.rewards = CountingClient(reward_api)
         self.surrogates = SurrogateClient(trainer, timeout_s=TIMEOUT_S)
-        self.collector = Collector(Services(self.rewards, self.surrogates), run, TIMEOUT_S)
+        self.collector = Collector(Services(self.rewards, self.surrogates), run, timeout_s)
         self.checkpoint_path = folder / f"{run}.json"
 
     def next_round(self) -> int:
@@ -98,17 +101,17 @@ class Producer:
 
     def go_on(self) -> str:
         """To the end, or until nothing helps; says which."""
-        attempts, at = 0, -1
-        while (round := self.next_round()) < self.workload.rounds:
-            attempts, at = (attempts + 1 if round == at else 1), round
+        hungry: Counter[int] = Counter()
+        while self.next_round() < self.workload.rounds:
+            at = -1
             try:
                 self.open()
                 while (at := self.next_round()) < self.workload.rounds:
                     self.round(at)
-                    attempts = 0
             except MAY_PASS as error:
                 self.log(trouble=f"{type(error).__name__}: {error}", round=at)
-                if attempts >= MOST_ATTEMPTS and "groups not here" in str(error):
+                hungry[at] += "groups not here" in str(error)
+                if hungry[at] >= MOST_HUNGRY:
                     return f"round {at}: {error}"
                 time.sleep(PAUSE_S)
             except LasroError as error:
@@ -125,8 +128,7 @@ def wrong_scores(group: Group, status: GroupStatus) -> int:
 def main(folder: Path, run: str, reward_api: str, trainer: str, patience_s: float) -> None:
     die_with_parent()
     collector.PATIENCE_S = patience_s
-    assert LATENT_SHAPE
-    producer = Producer(folder, run, reward_api, trainer)
+    producer = Producer(folder, run, reward_api, trainer, PATIENCES * patience_s)
     write_atomically(folder / f"{run}.pid", str(os.getpid()).encode())
     write_atomically(folder / f"{run}.end", producer.go_on().encode())
     while True:  # what ends is started again, and there is nothing left to do

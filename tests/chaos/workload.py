@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,8 @@ def truth(pixels: bytes) -> float | None:
     return None if digest[8] < REJECTED_BELOW else int.from_bytes(digest[:6], "big") / 2**48
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Group:
     """One group before it is encoded."""
 
     group_id: str

@@ -23,7 +23,6 @@ from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
-from lasro.redis_store.dead_letters import dead_letters
 from lasro.service_kit import bind
 from lasro.surrogate import build_surrogate, score_and_gradient
 from lasro_client.surrogate_client import SurrogateClient
@@ -295,12 +294,12 @@ def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer
     trainer.create("unfit", config)
     feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"scores": {"other": [0.5] * 2 * SEEDS}})])
     with connect(redis_url) as client:
-        wait_for(lambda: any(letter.run == "unfit" for letter in dead_letters(client)))
-        (letter,) = (letter for letter in dead_letters(client) if letter.run == "unfit")
-        assert "expected also mean, which this run names" in letter.reason
+        wait_for(lambda: client.xlen(keys.dead_samples("unfit")) == 1)
+        [(_, fields)] = client.xrange(keys.dead_samples("unfit"))  # pyright: ignore[reportGeneralTypeIssues]
+        assert b"expected also mean, which this run names" in fields[b"reason"]
         assert client.xlen(keys.samples("unfit")) == 0
-        feed(redis_url, "unfit", [separable_sample(1)])
-        assert adapt(trainer, "unfit", "a", ["g1"], 1).version == 1
+    feed(redis_url, "unfit", [separable_sample(2)])
+    assert adapt(trainer, "unfit", "a", ["g2"], 1).version == 1
 
 
 def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_url):
