@@ -83,7 +83,8 @@ class Run:
                 collected = now
                 progress.update(task, completed=ledger.groups, faults=injector.count)
             due = AHEAD * self.given.faults * ledger.groups / total
-            if injector.count < due or now - struck > IDLE_FAULT_S:
+            is_idle = now - struck > IDLE_FAULT_S and injector.count < AHEAD * self.given.faults
+            if injector.count < due or is_idle:
                 injector.next(coming)
                 struck = time.monotonic()
             if not progress.console.is_terminal and now - printed >= PLAIN_EVERY_S:
