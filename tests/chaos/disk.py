@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NAMESPACE_VARIABLE = "CHAOS_NAMESPACE"
@@ -58,10 +59,9 @@ class Disk:
         try:
             with ballast.open("wb") as file:
                 while time.monotonic() < deadline:  # what others free meanwhile is taken, too
-                    free = shutil.disk_usage(self.folder).free
-                    if free:
-                        size = file.seek(0, os.SEEK_END)
-                        os.posix_fallocate(file.fileno(), size, free)
+                    with suppress(OSError):  # another was faster
+                        free = shutil.disk_usage(self.folder).free
+                        os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
                     time.sleep(0.02)
         finally:
             ballast.unlink()
