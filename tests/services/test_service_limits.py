@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from starlette.types import ASGIApp
 
 from lasro_reward_api.app import create_app
@@ -30,3 +32,21 @@ def test_a_body_that_does_not_come_gives_its_place_free(redis_url: str, serve: C
     assert reply.startswith(b"HTTP/1.1 408 ")
     assert b"nothing came for 2 s" in reply
     assert httpx.post(f"{url}/v1/score", json={}, trust_env=False).status_code == 422
+
+
+def test_a_caller_that_hangs_up_is_no_failure_of_the_service(
+    redis_url: str, serve: Callable[[ASGIApp], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a connection cut in the middle of a body was an unforeseen failure, with a traceback and a 500."""
+    settings = RewardApiSettings.model_validate({"redis_url": redis_url})
+    parts = urlsplit(serve(create_app(settings)))
+    with caplog.at_level(logging.INFO), socket.create_connection((parts.hostname, parts.port), timeout=10) as caller:
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        caller.sendall(head.encode())
+        time.sleep(0.2)
+        caller.close()
+        deadline = time.monotonic() + 20
+        while "hung up" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert "hung up before it had sent the body" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
