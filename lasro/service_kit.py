@@ -161,16 +161,16 @@ class _Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status = time.perf_counter(), 500
+        started, status, is_answered = time.perf_counter(), 500, False
         headers = dict(scope["headers"])
         given_id = headers.get(b"x-request-id", b"")
         request_id = given_id if REQUEST_ID.fullmatch(given_id) else new_request_id().encode()
         set_request_id(request_id.decode())
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, is_answered = message["status"], True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
@@ -185,6 +185,14 @@ class _Gate:
         except _BodyTooSlow:
             detail = f"nothing came for {self.settings.body_timeout_s:g} s, expected the rest; send it again"
             await problem(408, "body too slow", detail, {"Connection": "close"})(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if is_answered:
+                raise
+            # The server is going down and drops its requests; uvicorn would answer 500, which nobody sends again.
+            detail = "the service is being stopped; ask again once it is back"
+            await problem(503, BusyError.title, detail, {"Retry-After": str(RETRY_AFTER_S)})(
+                scope, receive, send_with_id
+            )
         finally:
             self._answered(scope, status, time.perf_counter() - started)
 

@@ -103,7 +103,8 @@ class Ledger:
 
     def _delivered(self, client: redis.Redis, run: str) -> int:
         """Entries that the stream ever had. A power cut takes them back together with what says they were scored."""
-        return _any(client.xinfo_stream(keys.samples(run)))["entries-added"]
+        key = keys.samples(run)
+        return _any(client.xinfo_stream(key))["entries-added"] if client.exists(key) else 0
 
     def _round_violations(self, run: str) -> tuple[int, dict[int, Any]]:
         """Of what the client saw: numbers that were wrong. A round that is repeated must be answered as it was."""
