@@ -108,7 +108,8 @@ class Run:
         patience_s = self.given.patience
         with World(self.folder, self.given.broken, patience_s) as world, Power(world) as power, progress:
             ready = time.monotonic()
-            ledger, injector = Ledger(world, self.workload), Injector(world, power)
+            ledger = Ledger(world, self.workload)
+            injector = Injector(world, power, lambda: ledger.groups)
             try:
                 self.disturb(world, ledger, injector, progress)
             except LasroError as error:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import httpx
@@ -33,6 +33,7 @@ VICTIMS |= dict.fromkeys(PRODUCERS, 4)
 ENDED = ("worker-1", "reward_api", "surrogate_trainer", "scorer")
 RECOVERY_S = 120.0
 """After which a process is taken for dead for good; what it took is recorded."""
+PROGRESS_S = 30.0
 LONGEST_JUMP_S = 7200.0
 
 
@@ -85,8 +86,8 @@ def _details(kind: str, rng: random.Random) -> tuple[str, float]:
 class Injector:
     """Does one fault after the other, and sees to it that what was killed comes back."""
 
-    def __init__(self, world: World, power: Power) -> None:
-        self._world, self._power = world, power
+    def __init__(self, world: World, power: Power, progress: Callable[[], int]) -> None:
+        self._world, self._power, self._progress = world, power, progress
         self.done: Counter[str] = Counter()
         self.recovery_s: dict[str, float] = {}
         """Longest time until a killed process worked again, the others' faults included."""
@@ -171,6 +172,7 @@ class Injector:
                 if self._world.children[target].process is not before and self._world.works(target):
                     took_s = time.monotonic() - killed_at
                     self.recovery_s[target] = max(self.recovery_s.get(target, 0.0), took_s)
+                    self._await_progress()
                     break
                 time.sleep(0.1)
             else:
@@ -178,6 +180,12 @@ class Injector:
             self._recovering.discard(target)
 
         self._in_background(watch)
+
+    def _await_progress(self) -> None:
+        """Leave a process that is back alone until something was done: one that is hit at once never does anything."""
+        before, deadline = self._progress(), time.monotonic() + PROGRESS_S
+        while self._progress() == before and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _in_background(self, work: object) -> None:
         thread = threading.Thread(target=work, daemon=True)  # pyright: ignore[reportArgumentType]
