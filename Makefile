@@ -6,9 +6,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench bench-queue bench-rewards fuzz clean
+.PHONY: help venv demo test check bench bench-queue bench-rewards chaos fuzz clean
 
 FUZZ_SECONDS ?= 60
+CHAOS ?=
 
 help:
 	@echo "make demo          teach the bundled model to bind colours to shapes; see runs/demo/report.html"
@@ -17,6 +18,8 @@ help:
 	@echo "make bench         what the shipped surrogate's gradient is worth; a minute or two"
 	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
+	@echo "make chaos         a thousand faults over real processes, and no sample lost; about a quarter of an hour on"
+	@echo "                   two idle cores; CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
 	@echo "make venv          only install into .venv"
 	@echo "make clean         delete .venv"
@@ -42,6 +45,9 @@ bench-queue: $(INSTALLED)
 
 bench-rewards: $(INSTALLED)
 	$(BIN)/python -m benchmarks.rewards
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 # Its wheels exist for fewer platforms than the rest, so the tests do without.
 fuzz: $(INSTALLED)

@@ -26,6 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lasro import wire
@@ -127,6 +128,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http(_: Request, error: HTTPException) -> Response:
         return problem(error.status_code, "refused", str(error.detail), dict(error.headers or {}))
 
+    @app.exception_handler(ClientDisconnect)
+    async def hung_up(request: Request, _: ClientDisconnect) -> Response:
+        log.info("%s %s: the caller hung up before it had sent the body", request.method, request.url.path)
+        return problem(400, "incomplete request", "the connection ended before the body did; send it again")
+
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -155,16 +161,16 @@ class _Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status = time.perf_counter(), 500
+        started, status, is_answered = time.perf_counter(), 500, False
         headers = dict(scope["headers"])
         given_id = headers.get(b"x-request-id", b"")
         request_id = given_id if REQUEST_ID.fullmatch(given_id) else new_request_id().encode()
         set_request_id(request_id.decode())
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, is_answered = message["status"], True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
@@ -179,6 +185,14 @@ class _Gate:
         except _BodyTooSlow:
             detail = f"nothing came for {self.settings.body_timeout_s:g} s, expected the rest; send it again"
             await problem(408, "body too slow", detail, {"Connection": "close"})(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if is_answered:
+                raise
+            # The server is going down and drops its requests; uvicorn would answer 500, which nobody sends again.
+            detail = "the service is being stopped; ask again once it is back"
+            await problem(503, BusyError.title, detail, {"Retry-After": str(RETRY_AFTER_S)})(
+                scope, receive, send_with_id
+            )
         finally:
             self._answered(scope, status, time.perf_counter() - started)
 

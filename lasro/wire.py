@@ -347,6 +347,9 @@ class AdaptRequest(Message):
     new_groups: list[Name] = Field(max_length=4096, description="ids that must be in the replay first")
     steps: int = Field(ge=0, le=100_000, description="optimiser steps")
     timeout_s: float = Field(default=120.0, gt=0, le=3600, description="how long to wait for the groups")
+    drift: Finite | None = Field(
+        default=None, description="of the generator that made them, where the client knows it: 1 is a change of seed"
+    )
 
 
 class AdaptStatistics(Message):
@@ -398,6 +401,9 @@ class VersionInfo(Message):
     fresh_pair_accuracy: Finite | None = Field(description="of the version before it, on its new groups")
     held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training, as last measured")
     reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
+    drift: Finite | None = Field(
+        description="of the generator behind its newest groups from the base, as its client told: 1 is a change of seed"
+    )
 
 
 class VersionList(Message):

@@ -12,12 +12,21 @@ from functools import partial
 from typing import Any
 
 from lasro.config import RunSettings
+from lasro_client.collector import Collector
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
 from lasro_client.prompts import Prompt, every_prompt
-from lasro_client.rounds import STAGES, Collector, adapt_entries, reward_means
+from lasro_client.rounds import STAGES, adapt_entries, reward_means
 from lasro_client.run_folder import RunFolder
-from lasro_client.sampling import Group, draw_prompts, drift_from_base, generator_for, sample_groups, two_step_latents
+from lasro_client.sampling import (
+    Group,
+    draw_prompts,
+    drift_from_base,
+    generator_for,
+    sample_groups,
+    submissions,
+    two_step_latents,
+)
 from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate
 
 
@@ -61,8 +70,9 @@ class FineTuning:
         config, round, trainer = self.config, self.progress.round, self.trainer
         draws = generator_for(config.seed, "train prompts", round)
         groups = self._groups(round, draw_prompts(self.prompts, config.train.prompts_per_round, draws))
-        scored = self.collector.score(groups, round, trainer.version)
-        reply = self.collector.adapt(scored, round, config.train.surrogate_steps)
+        scored = self.collector.post(submissions(groups, config, round, trainer.version))
+        drift = {name: drift_from_base(groups, stage) for name, stage in STAGES.items()}
+        reply = self.collector.adapt(scored, round, config.train.surrogate_steps, drift=by_weight(drift, config))
         self.source.refresh(reply.version)
         steps: list[StepStatistics] = []
         if round >= config.train.warmup_rounds:
@@ -81,7 +91,7 @@ class FineTuning:
             "rounds": config.train.rounds,
             "elapsed_s": self.progress.elapsed_s,
             **reward_means(groups, scored, config, reply.statistics.scales),
-            "drift": {name: drift_from_base(groups, stage) for name, stage in STAGES.items()},
+            "drift": drift,
             **_step_entries(steps),
             **adapt_entries(reply),
             "reward_calls": self.progress.reward_calls,

@@ -21,7 +21,7 @@ from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, explain, pack_tensors
-from lasro_client.rounds import Collector
+from lasro_client.collector import Collector
 from lasro_client.sampling import Group, draw_noises, generator_for, two_step_latents
 
 LABELS_FILE = "labels.jsonl"

@@ -29,6 +29,8 @@ from lasro_client.supervisor import Child, Supervisor
 
 LOOPBACK = "127.0.0.0/8,::1/128"
 REDIS_START_S = 20.0
+FIRST_READY_S, LONGEST_READY_S = 1.0, 15.0
+"""Waits for one answer: short at first, to notice soon what died; a large model's check may take the trainer 10 s."""
 BUILT_IN_REWARDS = (
     RewardSettings(name="attribute-binding", serve="lasro_rewards.attribute_binding:attribute_binding"),
     RewardSettings(name="jpeg-compressibility", serve="lasro_rewards.jpeg:compressibility"),
@@ -171,14 +173,16 @@ class LocalStack:
         return Child(name, spawn, log_path, listener.close), f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def _wait_for(self, url: str, deadline: float) -> None:
+        patience_s = FIRST_READY_S
         while True:
             self.check()
             try:
-                response = httpx.get(url, timeout=1.0, trust_env=False)
+                response = httpx.get(url, timeout=patience_s, trust_env=False)
                 if response.status_code == 200:
                     return
                 reason = response.text[:200]
             except httpx.TransportError as error:
+                patience_s = min(2 * patience_s, LONGEST_READY_S)
                 reason = str(error) or type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutExceededError(

@@ -18,15 +18,16 @@ from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.wire import pack_tensors, unpack_tensors
+from lasro_client.collector import Collector
 from lasro_client.connection import open_surrogate, services
 from lasro_client.files import write_atomically
 from lasro_client.labels import LABELS_FILE, labels_of
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import Collector, adapt_entries, reward_means, stop_at_round_end
+from lasro_client.rounds import adapt_entries, reward_means, stop_at_round_end
 from lasro_client.run_folder import Progress, RunFolder
-from lasro_client.sampling import draw_prompts, generator_for, sample_groups
+from lasro_client.sampling import draw_prompts, generator_for, sample_groups, submissions
 from lasro_client.score_sources import score_source
 from lasro_client.scout import Scout
 
@@ -53,7 +54,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
     ):
         version = open_surrogate(connected, run, config, settings.initial_surrogate, progress.surrogate_version)
         source = score_source(config, run, model, connected.surrogates)
-        collector = Collector(connected, run, config)
+        collector = Collector(connected, run, config.services.timeout_s)
         if progress.surrogate_version is None:
             progress = Progress(surrogate_version=version)
             folder.checkpoint(progress, scout.trainer)
@@ -63,7 +64,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
             beside = scout.policy if scout.out(round) else None
             groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, base=True, beside=beside)
             try:
-                scored = collector.score(groups, round, 0)
+                scored = collector.post(submissions(groups, config, round, 0))
             except BudgetError as error:
                 console.print(f"{error}; stage 1 ends after {round} rounds")
                 break

@@ -1,11 +1,10 @@
-"""What both stages do in a round: sample groups, have them scored, train the surrogate on them, tell of it.
+"""What both stages do in a round besides sampling and training: tell of it, and end when asked to.
 
 Shape legend: N samples of a group.
 """
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,49 +17,10 @@ import numpy as np
 
 from lasro.config import RunSettings
 from lasro.reward_objective import Scale, totals
-from lasro.wire import AdaptReply, AdaptRequest, GroupStatus, GroupSubmission
-from lasro_client.connection import Services
-from lasro_client.sampling import Group, submission
+from lasro.wire import AdaptReply, GroupStatus
+from lasro_client.sampling import Group
 
 STAGES = {"one_step": 1, "two_step": 2}
-
-
-class Collector:
-    """Has groups scored and hands them to the surrogate trainer.
-
-    Ids are made of what they stand for, so a round that is repeated after a crash costs no reward call twice and is
-    answered as it was; where sampling is not exact, its groups are new ones.
-    """
-
-    def __init__(self, connected: Services, run: str, config: RunSettings) -> None:
-        self.services, self.run, self.config = connected, run, config
-
-    def score(self, groups: list[Group], round: int, policy_version: int) -> list[GroupStatus]:
-        """Post the groups and wait for their scores, in order. Raises BudgetError when the budget is spent."""
-        return self.post(
-            [submission(group, self.config, round, index, policy_version) for index, group in enumerate(groups)]
-        )
-
-    def post(self, posts: list[GroupSubmission]) -> list[GroupStatus]:
-        """The same for groups that are ready to be posted."""
-        scored = self.services.rewards.wait_scored(self.run, posts, self.config.services.timeout_s)
-        return [scored[post.group_id] for post in posts]
-
-    def adapt(self, scored: list[GroupStatus], round: int, steps: int, part: int = 0) -> AdaptReply:
-        """Train the surrogate for `steps` steps once it has these groups; safe to repeat."""
-        names = [status.group_id for status in scored]
-        digest = hashlib.sha256(" ".join([*names, str(steps)]).encode()).hexdigest()[:16]
-        request = AdaptRequest(
-            request_id=f"r{round:06d}-{part}-{digest}",
-            new_groups=names,
-            steps=steps,
-            timeout_s=self.config.services.timeout_s,
-        )
-        return self.services.surrogates.adapt(self.run, request)
-
-    def lease(self, version: int) -> None:
-        """Have the trainer keep this version of the surrogate and all later ones: from it rounds may be repeated."""
-        self.services.surrogates.lease(self.run, version)
 
 
 def reward_means(

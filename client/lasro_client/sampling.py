@@ -174,3 +174,8 @@ def submission(group: Group, config: RunSettings, round: int, index: int, policy
     digest = hashlib.sha256(to_msgpack(made)).hexdigest()[:16]
     limit = config.budget.max_reward_calls
     return made.model_copy(update={"group_id": f"{name}-{digest}", "max_reward_calls": limit})
+
+
+def submissions(groups: list[Group], config: RunSettings, round: int, policy_version: int) -> list[GroupSubmission]:
+    """A round's groups as they are posted, in order."""
+    return [submission(group, config, round, index, policy_version) for index, group in enumerate(groups)]

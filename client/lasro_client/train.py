@@ -16,6 +16,7 @@ from lasro.adapters import parameters_set
 from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
+from lasro_client.collector import Collector
 from lasro_client.connection import Services, open_surrogate, services
 from lasro_client.drift import measure_drift
 from lasro_client.evaluate import draw_both_stages, evaluate
@@ -27,7 +28,7 @@ from lasro_client.labels import carry_over
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import Collector, stop_at_round_end
+from lasro_client.rounds import stop_at_round_end
 from lasro_client.run_folder import RunFolder
 from lasro_client.score_sources import score_source
 
@@ -49,7 +50,7 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     trainer = GeneratorTrainer(model, config)
     with services(config, folder.path) as connected:
         source = score_source(config, config.name, model, connected.surrogates)
-        collector = Collector(connected, config.name, config)
+        collector = Collector(connected, config.name, config.services.timeout_s)
         tuning = FineTuning(folder, trainer, collector, source, prompts)
         resumed_s = tuning.progress.elapsed_s
         initial, resumed = config.train.initial_surrogate, tuning.progress.surrogate_version

@@ -6,13 +6,14 @@ Told from INFO, which managed servers answer too where they forbid CONFIG.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import redis
 import redis.asyncio
 
-from lasro.errors import ConfigError
-from lasro.redis_store.connection import redis_errors
+from lasro.errors import ConfigError, StorageError, UnreachableError
+from lasro.redis_store.connection import connect, redis_errors
 
 SECTIONS = ("server", "memory", "persistence")
 OLDEST = (7, 0)
@@ -55,3 +56,9 @@ async def check_server_async(client: redis.asyncio.Redis) -> list[str]:
     with redis_errors():
         info: Any = await client.info(*SECTIONS)
     return warnings_about(info)
+
+
+def refuse_unfit(url: str | None) -> None:
+    """Raise ConfigError where Redis would lose groups; one that does not answer yet is waited for later."""
+    with suppress(UnreachableError, StorageError), connect(url) as client:
+        check_server(client)

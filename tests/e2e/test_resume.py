@@ -25,10 +25,10 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from lasro.config import load_config
-from lasro_client import fine_tuning, rounds, train
+from lasro_client import collector, fine_tuning, train
 
 config, out, fault, at, *settings = sys.argv[1:]
-sample, adapt, checkpoint = fine_tuning.sample_groups, rounds.Collector.adapt, fine_tuning.FineTuning.checkpoint
+sample, adapt, checkpoint = fine_tuning.sample_groups, collector.Collector.adapt, fine_tuning.FineTuning.checkpoint
 
 def kill(pid, after_s=0.0):
     threading.Timer(after_s, os.kill, (pid, signal.SIGKILL)).start()
@@ -43,10 +43,10 @@ def sampled(model, prompts, settings, seed, stage, round, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return groups
 
-def adapted(self, scored, round, steps, part=0):
+def adapted(self, scored, round, steps, **more):
     if round == int(at) and fault in ("adapting", "trainer"):
         kill(os.getpid() if fault == "adapting" else trainer_pid(), 0.02)
-    reply = adapt(self, scored, round, steps, part)
+    reply = adapt(self, scored, round, steps, **more)
     if round == int(at) and fault == "adapting":
         os.kill(os.getpid(), signal.SIGKILL)
     return reply
@@ -56,7 +56,7 @@ def checkpointed(self):
     if fault == "checkpointed" and self.progress.round == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
 
-fine_tuning.sample_groups, rounds.Collector.adapt = sampled, adapted
+fine_tuning.sample_groups, collector.Collector.adapt = sampled, adapted
 fine_tuning.FineTuning.checkpoint = checkpointed
 train.train(load_config(Path(config), settings), Path(out), Console(quiet=True))
 """

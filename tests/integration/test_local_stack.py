@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -10,13 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lasro.config import RewardSettings
 from lasro.errors import UnreachableError
@@ -97,6 +100,18 @@ def test_what_dies_comes_back(stack: LocalStack, victim: str) -> None:
     assert time.monotonic() - killed < 20 * busy
     assert {p: n for p, n in before.items() if n != victim}.items() <= processes_of(stack.folder).items()
     stack.check()
+
+
+def test_a_service_that_takes_its_time_to_say_that_it_is_ready_is_waited_for(
+    serve: Callable[[ASGIApp], str], tmp_path: Path
+) -> None:
+    """Each question was given up after a second: the check of a large model's run, or a busy machine, never passed."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(1.5)
+        await Response("ready")(scope, receive, send)
+
+    LocalStack(tmp_path)._wait_for(serve(slow), time.monotonic() + 60)
 
 
 def test_registered_again_in_the_same_folder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib import resources
@@ -43,6 +44,19 @@ def test_servers_that_lose_groups_are_refused(changed: dict[str, Any], reason: s
     """Bug: groups vanish one by one from a Redis that was set up as a cache."""
     with pytest.raises(ConfigError, match=reason):
         warnings_about(GOOD | changed)
+
+
+@pytest.mark.parametrize("module", ["lasro_reward_api", "lasro_surrogate_trainer"])
+def test_services_do_not_start_on_a_server_that_loses_groups(module: str, tmp_path: Path) -> None:
+    """Bug: only the reward API looked, and a trainer with a Redis of other settings waited for samples in vain."""
+    with EmbeddedRedis(tmp_path) as server, connect(server.url) as client:
+        client.config_set("maxmemory", 1 << 30)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        environment = os.environ | {"LASRO_REDIS_URL": server.url, "LASRO_DATA_DIR": str(tmp_path / "data")}
+        command = [sys.executable, "-m", module]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1
+    assert "set maxmemory-policy noeviction" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,19 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
 
 
+def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer, config, redis_url):
+    """Guards against acknowledging it: what was paid for was gone for good, and nothing but a log line told of it."""
+    trainer.create("unfit", config)
+    feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"scores": {"other": [0.5] * 2 * SEEDS}})])
+    with connect(redis_url) as client:
+        wait_for(lambda: client.xlen(keys.dead_samples("unfit")) == 1)
+        [(_, fields)] = client.xrange(keys.dead_samples("unfit"))  # pyright: ignore[reportGeneralTypeIssues]
+        assert b"expected also mean, which this run names" in fields[b"reason"]
+        assert client.xlen(keys.samples("unfit")) == 0
+    feed(redis_url, "unfit", [separable_sample(2)])
+    assert adapt(trainer, "unfit", "a", ["g2"], 1).version == 1
+
+
 def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_url):
     """Guards against a guard that a high total outbids, units that drown a reward, and scales nobody is told."""
     objective = {"weights": {"mean": 1.0, "kb": 1.0, "guard": 0.0}, "floors": {"guard": 0.5}, "normalised": ["kb"]}

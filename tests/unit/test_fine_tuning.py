@@ -16,8 +16,8 @@ from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.prompts import Prompt
 from lasro_client.run_folder import RunFolder
-from lasro_client.sampling import Group
 
+SEEDS = 2
 STAR = Prompt("a red star")
 GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
 
@@ -28,25 +28,27 @@ class Written:
     And a surrogate with the same slope everywhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: int) -> None:
         self.leased: list[int] = []
+        self.prompts = prompts
 
-    def score(self, groups: list[Group], round: int, policy_version: int) -> list[wire.GroupStatus]:
-        def item(is_beside: bool, is_borrowed: bool) -> wire.ScoredItem:
-            score = 9.0 if is_borrowed else 0.5 if is_beside else 0.5 + GAINS[round]
+    def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
+        def item(post: wire.GroupSubmission, sample: int) -> wire.ScoredItem:
+            prompt, within = divmod(sample, len(post.stages) // self.prompts)
+            score = 9.0 if prompt > 0 else 0.5 if within >= 2 * SEEDS else 0.5 + GAINS[post.round]
             return wire.ScoredItem(scores={"any": wire.RewardScore(score=score, status=wire.Status.OK)}, total=None)
 
         return [
             wire.GroupStatus(
                 group_id="g",
                 state=wire.GroupState.SCORED,
-                items=[item(*kind) for kind in zip(group.beside, group.borrowed, strict=True)],
+                items=[item(post, sample) for sample in range(len(post.stages))],
                 reward_calls=0,
             )
-            for group in groups
+            for post in posts
         ]
 
-    def adapt(self, scored: list[wire.GroupStatus], round: int, steps: int) -> wire.AdaptReply:
+    def adapt(self, scored: list[wire.GroupStatus], round: int, steps: int, *, drift: float | None) -> wire.AdaptReply:
         counts: dict[str, Any] = {"pairs": 1, "constant_groups": 0, "failed_samples": 0, "stale_groups": 0}
         names = ("loss", "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap")
         nothing: dict[str, Any] = dict.fromkeys(names)
@@ -90,11 +92,11 @@ def make(model_path: Path, folder: Path, health: dict[str, Any], prompt: Prompt 
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
-            "train": {"rounds": len(GAINS), "prompts_per_round": 1, "seeds_per_prompt": 2, "batch_size": 2},
+            "train": {"rounds": len(GAINS), "prompts_per_round": 1, "seeds_per_prompt": SEEDS, "batch_size": 2},
             "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
         }
     )
-    trainer, written = GeneratorTrainer(load_model(config.model), config), Written()
+    trainer, written = GeneratorTrainer(load_model(config.model), config), Written(len(prompt.contrast_set))
     services: Any = written
     tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [prompt])
     tuning.begin(0)

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from lasro.errors import LasroError
+from lasro.redis_store.server import refuse_unfit
 from lasro.service_kit import run_service
 from lasro.wire import explain
 from lasro_surrogate_trainer.app import create_app
@@ -19,7 +20,9 @@ def main() -> None:
         settings = TrainerEnvironment.model_validate({})
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
-        run_service(create_app(settings), settings)
+        app = create_app(settings)
+        refuse_unfit(settings.redis_url.get_secret_value() if settings.redis_url else None)
+        run_service(app, settings)
     except ValidationError as error:
         sys.exit(f"lasro surrogate trainer: {explain(error)}")
     except LasroError as error:

@@ -89,6 +89,10 @@ class Intake:
                 self._unsaved[sample.group_id] = sample
         return is_new
 
+    def refusal(self, group_id: str) -> LasroError | None:
+        """Why a group cannot be trained on; None where it can."""
+        return self._refused.get(group_id)
+
     def settled(self, group_ids: Sequence[str]) -> bool:
         """Whether waiting for these groups is over: all are here, or one was refused."""
         return not self.replay.missing(group_ids) or any(name in self._refused for name in group_ids)
@@ -110,7 +114,8 @@ class SampleFeed(threading.Thread):
     """Reads samples into `intake` and calls `arrived` after each read that brought some.
 
     A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
-    to a trainer that was killed before. `lag` is the number of samples not yet read, as of the last read.
+    to a trainer that was killed before; one that is refused is set aside with the reason. `lag` is the number of
+    samples not yet read, as of the last read.
     """
 
     def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
@@ -119,6 +124,7 @@ class SampleFeed(threading.Thread):
         self._holding = threading.Lock()
         self._held: dict[str, str] = {}
         self._done: SimpleQueue[str] = SimpleQueue()
+        self._unusable: list[tuple[str, str]] = []
         self._stopping = threading.Event()
         self.lag = 0
 
@@ -129,6 +135,7 @@ class SampleFeed(threading.Thread):
                     self._take()
                 else:
                     self._stopping.wait(BLOCK_MS / 1000)
+                self._set_aside()
                 self._acknowledge()
                 self.lag = self._stream.lag()
             except (UnreachableError, StorageError) as error:
@@ -141,10 +148,17 @@ class SampleFeed(threading.Thread):
             with self._holding:
                 if self._intake.accept(sample):
                     self._held[sample.group_id] = entry_id
+                elif (error := self._intake.refusal(sample.group_id)) is not None:
+                    self._unusable.append((entry_id, str(error)))
                 else:
                     self._done.put(entry_id)
         if entries:
             self._arrived()
+
+    def _set_aside(self) -> None:
+        while self._unusable:
+            self._stream.bury(*self._unusable[-1])
+            self._unusable.pop()
 
     def _acknowledge(self) -> None:
         entry_ids = [self._done.get_nowait() for _ in range(self._done.qsize())]

@@ -39,6 +39,7 @@ class Commit(wire.Message):
     request_id: wire.Name | None = None
     digest: str | None = Field(default=None, description="of the adapt request, or of the uploaded weights")
     policy_version: int = Field(default=0, description="updates of the generator that made the newest group")
+    drift: wire.Finite | None = Field(default=None, description="of that generator, as its client told")
     reply: wire.AdaptReply | None = None
     measured: Measured = Measured()
 

@@ -100,6 +100,7 @@ class Run:
                 fresh_pair_accuracy=None if commit.reply is None else commit.reply.statistics.fresh_pair_accuracy,
                 held_out_pair_accuracy=commit.measured.held_out_accuracy,
                 reward_gap=commit.measured.reward_gap,
+                drift=commit.drift,
             )
             for version, commit in newest_of.items()
         ]

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import redis
 
 from lasro.config import SurrogateRun, differing_keys
-from lasro.errors import BusyError, ConflictError, LasroError, NotFoundError
-from lasro.redis_store.connection import redis_errors
+from lasro.errors import (
+    BusyError,
+    ConfigError,
+    ConflictError,
+    LasroError,
+    NotFoundError,
+    StorageError,
+    UnreachableError,
+)
 from lasro.redis_store.sample_stream import SampleStream
+from lasro.redis_store.server import check_server
 from lasro_surrogate_trainer.models import ModelCache
 from lasro_surrogate_trainer.run import Run
 from lasro_surrogate_trainer.settings import TrainerEnvironment
@@ -27,6 +36,7 @@ class Runs:
         self._models = ModelCache()
         self._runs: dict[str, Run] = {}
         self._changing = asyncio.Lock()
+        self._warned: set[str] = set()
 
     def _store(self, name: str) -> RunStore:
         settings = self._settings
@@ -34,6 +44,8 @@ class Runs:
 
     async def recover(self) -> None:
         """Take up every run on disk; one that cannot be is logged and left for `create` to try again."""
+        with suppress(UnreachableError, StorageError, ConfigError):  # told by the readiness checks to come
+            await asyncio.to_thread(self._check_redis)
         for name in await asyncio.to_thread(clean, self._settings.data_dir):
             store = self._store(name)
             try:
@@ -87,14 +99,16 @@ class Runs:
             del self._runs[name]
 
     async def check(self) -> None:
-        """Redis answers, and so does each run's model; raises LasroError."""
-        await asyncio.to_thread(self._ping)
+        """Redis answers and may hold the queue, and each run's model answers; raises LasroError."""
+        await asyncio.to_thread(self._check_redis)
         for run in self.all():
             await run.check()
 
-    def _ping(self) -> None:
-        with redis_errors():
-            self._redis.ping()
+    def _check_redis(self) -> None:
+        for warning in check_server(self._redis):
+            if warning not in self._warned:
+                self._warned.add(warning)
+                log.warning("%s", warning)
 
     async def close(self) -> None:
         """End every run, keeping its files."""

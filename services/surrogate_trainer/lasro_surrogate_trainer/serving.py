@@ -36,14 +36,16 @@ class ServedSurrogate:
             self._version = version
 
     @torch.no_grad()
-    def score(self, latents_BCHW: np.ndarray, prompts: list[str], version: int) -> list[float]:
+    def score(
+        self, latents_BCHW: np.ndarray, prompts: list[str], version: int, draws: int = SCORE_DRAWS
+    ) -> list[float]:
         """Scores for people to read: the mean over 8 fixed draws of the augmentation, the same for every sample.
 
         So a latent's score does not depend on what else is in the request. Raises NonFiniteError, NotFoundError.
         """
         self._use(version)
         device = self.frozen.model.device
-        shape = (SCORE_DRAWS, *self.frozen.model.latent_shape)
+        shape = (draws, *self.frozen.model.latent_shape)
         generator = torch.Generator().manual_seed(SCORE_SEED)
         timesteps, noise = (t.to(device) for t in draw_augmentation(shape, self.settings.max_timestep, generator))
         scores: list[float] = []
@@ -59,7 +61,7 @@ class ServedSurrogate:
                     conditioning,
                     self.settings.serve_autocast,
                 )
-            scores += (total_B / SCORE_DRAWS).tolist()
+            scores += (total_B / draws).tolist()
         if not np.isfinite(scores).all():
             raise NonFiniteError(f"scores of version {version}: got NaN or infinity, expected finite numbers")
         return scores
@@ -110,4 +112,4 @@ class ServedSurrogate:
 
     def check(self, version: int) -> None:
         """One forward pass, as a readiness check; raises NonFiniteError, NotFoundError."""
-        self.score(np.zeros((1, *self.frozen.model.latent_shape), np.float32), [""], version)
+        self.score(np.zeros((1, *self.frozen.model.latent_shape), np.float32), [""], version, draws=1)

@@ -30,8 +30,8 @@ KEPT_COMMITS = 256
 
 
 def request_digest(request: wire.AdaptRequest) -> str:
-    """Tells requests apart that must not share an id; the timeout may differ between repeats."""
-    return hashlib.sha256(request.model_dump_json(exclude={"timeout_s"}).encode()).hexdigest()
+    """Tells requests apart that must not share an id; the timeout and what was measured may differ between repeats."""
+    return hashlib.sha256(request.model_dump_json(exclude={"timeout_s", "drift"}).encode()).hexdigest()
 
 
 class Training:
@@ -163,6 +163,7 @@ class Training:
                 request_id=request.request_id,
                 digest=request_digest(request),
                 policy_version=self._intake.replay.policy_version,
+                drift=request.drift,
                 reply=wire.AdaptReply(version=self.head.version + stepped, statistics=statistics),
                 measured=self._trainee.measured,
             )

@@ -1,0 +1,43 @@
+"""The chaos run in small: faults come and everything goes on, and a mistake in the product is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="limits other processes' files"),
+    pytest.mark.slow,
+]
+
+
+def chaos(model: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.chaos", "--model", str(model), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_nothing_is_lost_doubled_or_falsified(tiny_model_path: Path) -> None:
+    """Bug: any change that loses a sample when a process dies, a reply is lost, or the disk is full."""
+    status, line = chaos(tiny_model_path, "--rounds", "3", "--per-round", "20", "--faults", "10", "--minutes", "4")
+    assert line["violations"] == []
+    assert (line["lost"], line["duplicated"], line["wrong"], line["groups"]) == (0, 0, 0, 120)
+    assert line["faults"] >= 10
+    assert status == 0
+
+
+def test_a_mistake_is_found(tiny_model_path: Path) -> None:
+    """Bug: a check that finds nothing, whatever happens: here the trainer acknowledges what it has not kept yet."""
+    arguments = ["--rounds", "6", "--per-round", "20", "--faults", "3", "--minutes", "4", "--patience", "1"]
+    status, line = chaos(
+        tiny_model_path, *arguments, "--only", "kill surrogate_trainer", "--break", "acknowledge-first"
+    )
+    assert line["lost"] > 0
+    assert status == 1

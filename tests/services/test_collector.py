@@ -1,0 +1,59 @@
+"""The client between both services: what Redis forgets on the way from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.types import ASGIApp
+
+from lasro import wire
+from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
+from lasro.redis_store.connection import connect
+from lasro.redis_store.runs import delete_run
+from lasro_client import collector
+from lasro_client.collector import Collector
+from lasro_client.connection import Services
+from lasro_client.reward_client import RewardClient
+from lasro_client.surrogate_client import SurrogateClient
+from lasro_surrogate_trainer.app import create_app
+from lasro_surrogate_trainer.settings import TrainerEnvironment
+
+RUN = "forgotten"
+
+
+def known(index: int) -> wire.GroupSubmission:
+    latents = np.random.default_rng(index).normal(size=(2, 4, 8, 8)).astype(np.float16)
+    return wire.GroupSubmission(
+        group_id=f"g{index}", round=0, index=index, prompt="a red star", policy_version=0, rewards=["offline"],
+        stages=[1, 2], scores={"offline": [0.25, 0.75]}, latents=wire.pack_tensors({"latents": latents}),
+    )  # fmt: skip
+
+
+def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
+    api: RewardClient,
+    redis_url: str,
+    serve: Callable[[ASGIApp], str],
+    tiny_model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bug: a Redis that lost its last second had forgotten scored groups that the trainer had not read; the client
+    waited for `services.timeout_s`, and its run ended."""
+    monkeypatch.setattr(collector, "PATIENCE_S", 0.5)
+    settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
+    surrogate = SurrogateSettings(head_channels=8, held_out_share=0, device="cpu")
+    config = SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"offline": 1.0})
+    api.register(wire.RewardSpec(name="offline", url="https://nowhere.invalid/", protocol=wire.Protocol.NATIVE), True)
+    with SurrogateClient(serve(create_app(settings))) as trainer:
+        collecting = Collector(Services(api, trainer), RUN, timeout_s=120.0)
+        scored = collecting.post([known(0), known(1)])
+        with connect(redis_url) as client:
+            delete_run(client, RUN)
+        trainer.create(RUN, config)
+        assert collecting.adapt(scored, 0, 1, drift=0.25).version == 1
+        assert trainer.status(RUN).replay_groups == 2
+        assert trainer.versions(RUN)[-1].drift == 0.25
+        trainer.delete(RUN)
