@@ -6,13 +6,14 @@ Told from INFO, which managed servers answer too where they forbid CONFIG.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import redis
 import redis.asyncio
 
-from lasro.errors import ConfigError
-from lasro.redis_store.connection import redis_errors
+from lasro.errors import ConfigError, LockedOutError, StorageError, UnreachableError
+from lasro.redis_store.connection import connect, redis_errors
 
 SECTIONS = ("server", "memory", "persistence")
 OLDEST = (7, 0)
@@ -55,3 +56,15 @@ async def check_server_async(client: redis.asyncio.Redis) -> list[str]:
     with redis_errors():
         info: Any = await client.info(*SECTIONS)
     return warnings_about(info)
+
+
+def refuse_unfit_redis(url: str | None) -> None:
+    """What a service asks before it starts; one that does not answer yet is waited for later.
+
+    Raises ConfigError where it would lose groups, or never let the service in.
+    """
+    with suppress(UnreachableError, StorageError), connect(url) as client:
+        try:
+            check_server(client)
+        except LockedOutError as error:
+            raise ConfigError(str(error)) from error

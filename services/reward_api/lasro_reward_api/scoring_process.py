@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from lasro.errors import ConfigError, StorageError, UnreachableError
-from lasro.redis_store.connection import connect, connect_async
+from lasro.redis_store.connection import connect_async
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.redis_store.registry import RewardRegistry
-from lasro.redis_store.server import check_server, check_server_async
+from lasro.redis_store.server import check_server_async
 from lasro.service_kit import create_service
 from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.cache import ScoreCache
@@ -83,13 +83,6 @@ def create_worker(settings: WorkerSettings) -> FastAPI:
     """A worker: it scores queued groups and answers nothing but health and metrics."""
     process = ScoringProcess(settings)
     return create_service("LaSRO scoring worker", settings, process.ready, process.lifespan, process.metrics)
-
-
-def refuse_unfit_redis(settings: RewardApiSettings) -> None:
-    """Raise ConfigError where Redis would lose groups; one that does not answer yet is waited for later."""
-    url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    with suppress(UnreachableError, StorageError), connect(url) as client:
-        check_server(client)
 
 
 async def forget_deleted(registry: RewardRegistry, endpoints: Endpoints, interval_s: float = TIDY_S) -> None:

@@ -8,10 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from lasro.errors import LasroError
+from lasro.redis_store.server import refuse_unfit_redis
 from lasro.service_kit import run_service
 from lasro.wire import explain
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
+from lasro_surrogate_trainer.store import check_folder
 
 
 def main() -> None:
@@ -19,6 +21,8 @@ def main() -> None:
         settings = TrainerEnvironment.model_validate({})
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
+        refuse_unfit_redis(settings.redis_url.get_secret_value() if settings.redis_url else None)
+        check_folder(settings.data_dir)
         run_service(create_app(settings), settings)
     except ValidationError as error:
         sys.exit(f"lasro surrogate trainer: {explain(error)}")
