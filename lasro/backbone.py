@@ -140,7 +140,8 @@ class TwoStepModel:
         embedded before. A run that is resumed would come out differently.
         """
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-        self._check_length(missing)
+        if missing:  # the tokenizers refuse an empty list
+            self._check_length(missing)
         for prompt in missing:
             with torch.no_grad():
                 embeds_1TD, _, pooled_1P, _ = self.pipeline.encode_prompt(
