@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench bench-queue bench-rewards fuzz clean
+.PHONY: help venv demo test check bench bench-queue bench-rewards fuzz compose-test clean
 
 FUZZ_SECONDS ?= 60
 
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
+	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; ten minutes"
 	@echo "make venv          only install into .venv"
 	@echo "make clean         delete .venv"
 
@@ -47,6 +48,10 @@ bench-rewards: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/pip install -c constraints.txt -e '.[dev,fuzz]'
 	$(BIN)/python tests/fuzz/coverage_guided.py --seconds $(FUZZ_SECONDS)
+
+# Needs no virtual environment, and everything else needs no Docker.
+compose-test:
+	$(PYTHON) deploy/compose_test.py
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
 # be reached, whatever pip finds. The rest then leaves it as it is.

@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 
 from compose_faults import try_faults
-from compose_stack import ROOT, Stack, StageError, docker, figure, run, stage, succeeded
+from compose_stack import ROOT, Stack, StageError, docker, figure, missed, run, stage, succeeded
 
 IMAGES = {"reward-api": 120, "rewards": None, "surrogate-trainer": 1400, "client": 1400}
 """Images, and by how many MB each may exceed the one it is made from."""
@@ -51,6 +51,9 @@ def main(arguments: list[str]) -> int:
     finally:
         with stage("everything taken down"):
             stack.down()
+    if missed:
+        print(f"compose-test: everything works, but over the limit: {', '.join(missed)}", file=sys.stderr)
+        return 1
     print("compose-test: all stages passed")
     return 0
 
@@ -64,12 +67,13 @@ def measure_images(stack: Stack) -> None:
         for name in CONTEXT:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, Path(folder, name))
+        command = ["docker", "compose", "--project-directory", folder, "-p", "lasro-rebuild", "build"]
+        environment = {**stack.environment, "LASRO_TAG": "compose-test"}
+        succeeded(run(command, environment))
         with Path(folder, "lasro", "wire.py").open("a") as file:
             file.write(f"# {time.time()}\n")
         with stage("images built again after a change of code", 20):
-            command = ["docker", "compose", "--project-directory", folder, "-p", "lasro-rebuild", "build"]
-            changed = run(command, {**stack.environment, "LASRO_TAG": "compose-test"})
-        succeeded(changed)
+            succeeded(run(command, environment))
     docker("image", "rm", *(f"lasro/{name}:compose-test" for name in IMAGES))
 
 
