@@ -42,7 +42,8 @@ class RewardMetrics:
         """From now on `breaker` is the circuit of the reward."""
         self._names.add(name)
         # All series from the start, at 0: no rate is known of a series' first value.
-        self._requests.labels(name), self._hits.labels(name)
+        for counter in (self._requests, self._hits):
+            counter.labels(name)
         for cause in set(Status) - {Status.OK}:
             self._failures.labels(name, cause.value)
         # Asked at each scrape: a circuit turns half-open by the mere passing of time.
