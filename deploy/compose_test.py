@@ -88,13 +88,15 @@ def exercise(stack: Stack) -> None:
         stack.run("run", "--rm", "-T", "client", "train", "configs/demo.toml", *settings)
     with stage("surrogate scores asked for from outside"):
         before = scored(stack)
-    with stage("up --scale reward-worker=4"):
-        stack.run("up", "-d", "--wait", "--scale", "reward-worker=4", "--no-recreate")
+    with stage("up --scale reward-worker=4, and back to one"):
+        stack.run("up", "-d", "--wait", "--no-recreate", "--scale", "reward-worker=4", "reward-worker")
+        expect(sum(each["Service"] == "reward-worker" for each in stack.containers()), 4, "workers")
+        stack.run("up", "-d", "--wait", "--no-recreate", "--scale", "reward-worker=1", "reward-worker")
     for service in SERVICES:
         with stage(f"{service} killed and brought back"):
             stack.run("kill", service)
             expect(is_up(stack, service), False, f"{service} up after it was killed")
-            stack.run("up", "-d", "--wait", "--scale", "reward-worker=4", "--no-recreate")
+            stack.run("up", "-d", "--wait", "--no-recreate")
             expect(is_up(stack, service), True, f"{service} up again")
     with stage("the same scores, and the reward, after all that"):
         expect(scored(stack), before, "surrogate scores")

@@ -77,7 +77,9 @@ def drawn(panel: Panel, found: dict[str, list[Point]], minutes: float, x: int, y
         )
         parts.append(f'<polyline points="{path}" stroke="{colour}" fill="none" stroke-width="1.5"/>')
         if name:
-            parts.append(f'<text x="{LEFT + 6 + 130 * index}" y="{HEIGHT - 8}" fill="{colour}">{escape(name)}</text>')
+            parts.append(
+                f'<text x="{LEFT + 6 + 130 * index}" y="{HEIGHT - 8}" style="fill:{colour}">{escape(name)}</text>'
+            )
     return "".join([*parts, "</g>"])
 
 
