@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench bench-queue bench-rewards chaos fuzz clean
+.PHONY: help venv demo test check bench bench-queue bench-rewards chaos fuzz compose-test clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
@@ -21,6 +21,7 @@ help:
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; about a quarter of an hour on"
 	@echo "                   two idle cores; CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
+	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; ten minutes"
 	@echo "make venv          only install into .venv"
 	@echo "make clean         delete .venv"
 
@@ -53,6 +54,10 @@ chaos: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/pip install -c constraints.txt -e '.[dev,fuzz]'
 	$(BIN)/python tests/fuzz/coverage_guided.py --seconds $(FUZZ_SECONDS)
+
+# Needs no virtual environment, and everything else needs no Docker.
+compose-test:
+	$(PYTHON) deploy/compose_test.py
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
 # be reached, whatever pip finds. The rest then leaves it as it is.

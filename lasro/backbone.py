@@ -50,6 +50,10 @@ class Conditioning(NamedTuple):
 
 
 def pick_device(wanted: str) -> torch.device:
+    """The device of that name, for "auto" the best there is; raises ModelError for a GPU that torch does not see."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise ModelError(f"device: got cuda, but torch {torch.__version__} ({build}) sees no GPU; check its driver")
     if wanted != "auto":
         return torch.device(wanted)
     if torch.cuda.is_available():

@@ -271,7 +271,8 @@ class BudgetSettings(Settings):
 
 
 class ServiceSettings(Settings):
-    """Where the services are; absent: a local stack is started for the run."""
+    """Where the services are; absent: where LASRO_REWARD_API_URL and LASRO_SURROGATE_TRAINER_URL say, and where these
+    are not set either, a local stack is started for the run."""
 
     reward_api: str | None = None
     """URL."""

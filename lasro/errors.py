@@ -16,7 +16,8 @@
     │   └── QueueFullError        one reward's queue is full; try again later
     ├── StorageError              a disk or Redis that does not take writes
     ├── UnreachableError          a service or Redis that does not answer at all
-    │   └── TimeoutExceededError  one that did not answer in time
+    │   ├── TimeoutExceededError  one that did not answer in time
+    │   └── LockedOutError        a Redis that refuses the name or password
     └── ServiceError              a LaSRO service answered with problem+json
 
 Messages name what was got, what was expected and what to do next, on one line.
@@ -113,6 +114,10 @@ class UnreachableError(LasroError, ConnectionError):
 class TimeoutExceededError(UnreachableError, TimeoutError):
     http_status = 504
     title = "timed out"
+
+
+class LockedOutError(UnreachableError):
+    title = "locked out"
 
 
 class ServiceError(LasroError):

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import re
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -298,7 +299,10 @@ def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
         server_header=False,
     )
     leave_start_up_to_itself()
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if not server.started:  # uvicorn has logged why, and would have the process end as if all were well
+        sys.exit(1)
 
 
 def leave_start_up_to_itself() -> None:

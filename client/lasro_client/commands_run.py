@@ -46,7 +46,7 @@ def demo(
 def train(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
     """Fine-tune a model as a TOML file says (stage 2); a run folder that exists is resumed.
 
-    Without service URLs in the file, the services are started for the run.
+    Without service URLs in the file or the environment, the services are started for the run.
     """
     from lasro.config import load_config
 

@@ -1,4 +1,4 @@
-"""The services of a run: those that its configuration names, or a local stack started for it."""
+"""The services of a run: those that its configuration or the environment names, or a local stack started for it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from lasro.config import RunSettings, SurrogateRun
+from lasro.config import RunSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro_client.local_stack import LocalStack
 from lasro_client.reward_client import RewardClient
 from lasro_client.surrogate_client import SurrogateClient
 
 BUNDLED_SURROGATE = "assets/surrogate-attribute-binding.safetensors"
+
+
+URL_VARIABLES = ("LASRO_REWARD_API_URL", "LASRO_SURROGATE_TRAINER_URL")
+
+
+class Urls(NamedTuple):
+    """Of both services."""
+
+    reward_api: str
+    surrogate_trainer: str
 
 
 class Services(NamedTuple):
@@ -27,29 +37,46 @@ class Services(NamedTuple):
 
 @contextmanager
 def services(config: RunSettings, folder: Path) -> Iterator[Services]:
-    """Connect to the configured URLs, or start everything here; checks that the run's rewards are registered."""
+    """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered."""
     api_key, timeout_s = os.environ.get("LASRO_API_KEY"), config.services.timeout_s
-    if config.services.reward_api is not None and config.services.surrogate_trainer is not None:
+    if (known := urls(config.services)) is not None:
         with (
-            RewardClient(config.services.reward_api, api_key, timeout_s) as rewards,
-            SurrogateClient(config.services.surrogate_trainer, api_key, timeout_s) as surrogates,
+            RewardClient(known.reward_api, api_key, timeout_s) as rewards,
+            SurrogateClient(known.surrogate_trainer, api_key, timeout_s) as surrogates,
         ):
-            yield _checked(Services(rewards, surrogates), config)
+            yield _checked(Services(rewards, surrogates), config, local=False)
         return
     with (
         LocalStack(folder / "services", config.rewards) as stack,
         RewardClient(stack.reward_api, api_key, timeout_s) as rewards,
         SurrogateClient(stack.surrogate_trainer, api_key, timeout_s) as surrogates,
     ):
-        yield _checked(Services(rewards, surrogates), config)
+        yield _checked(Services(rewards, surrogates), config, local=True)
 
 
-def _checked(connected: Services, config: RunSettings) -> Services:
+def urls(settings: ServiceSettings) -> Urls | None:
+    """Where the services are: as the settings say, else as the environment does; None where neither says anything.
+
+    Raises ConfigError for an environment that names only one of them.
+    """
+    if settings.reward_api is not None and settings.surrogate_trainer is not None:
+        return Urls(settings.reward_api, settings.surrogate_trainer)
+    given = [os.environ.get(name) or None for name in URL_VARIABLES]
+    reward_api, surrogate_trainer = given
+    if reward_api is not None and surrogate_trainer is not None:
+        return Urls(reward_api, surrogate_trainer)
+    if given != [None, None]:
+        raise ConfigError(
+            f"{' and '.join(URL_VARIABLES)}: got one of them; set both, or neither to start a local stack"
+        )
+    return None
+
+
+def _checked(connected: Services, config: RunSettings, local: bool) -> Services:
     for name in (*config.weights, *config.evaluation.rewards):
         try:
             connected.rewards.reward(name)
         except NotFoundError as error:
-            local = config.services.reward_api is None
             remedy = 'add `serve = "module:function"` to it' if local else "register it with `lasro rewards add`"
             raise ConfigError(f"reward {name}: not registered at the reward API; {remedy}") from error
     return connected

@@ -30,6 +30,7 @@ from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
 from lasro_client.rounds import stop_at_round_end
 from lasro_client.run_folder import RunFolder
+from lasro_client.run_metrics import round_metrics
 from lasro_client.score_sources import score_source
 
 WATCHED_PROMPTS = 8
@@ -84,7 +85,11 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
 def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
     config, folder, told = tuning.config.train, tuning.folder, None
-    with stop_at_round_end() as stop, RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display:
+    with (
+        stop_at_round_end() as stop,
+        round_metrics(tuning.config.name) as observe,
+        RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display,
+    ):
         while not tuning.over:
             try:
                 line = tuning.round()
@@ -93,6 +98,7 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
                 break
             folder.log(line)
             display.update(line)
+            observe(line)
             done = tuning.progress.round
             if line["action"] is not None or (line["trouble"] is not None and told is None):
                 console.print(f"round {done}: {line['trouble']}", highlight=False, soft_wrap=True)

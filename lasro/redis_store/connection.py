@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from lasro.errors import ConfigError, StorageError, TimeoutExceededError, UnreachableError
+from lasro.errors import ConfigError, LockedOutError, StorageError, TimeoutExceededError, UnreachableError
 
 MAX_BLOCK_MS = 5_000
 """Longest blocking read that callers may ask of Redis."""
@@ -75,11 +75,13 @@ def script(name: str) -> str:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Map redis-py's errors: timeouts, lost connections, servers that take no writes or do not understand."""
+    """Map redis-py's errors: timeouts, lost connections, wrong passwords, servers that take no writes or are old."""
     try:
         yield
     except exceptions.TimeoutError as error:
         raise TimeoutExceededError(f"Redis did not answer in time ({error})") from error
+    except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
+        raise LockedOutError(f"Redis refuses the name or password in LASRO_REDIS_URL ({error})") from error
     except exceptions.ConnectionError as error:
         raise UnreachableError(f"Redis cannot be reached ({error}); check LASRO_REDIS_URL") from error
     except exceptions.RedisError as error:

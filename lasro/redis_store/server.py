@@ -12,7 +12,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from lasro.errors import ConfigError, StorageError, UnreachableError
+from lasro.errors import ConfigError, LockedOutError, StorageError, UnreachableError
 from lasro.redis_store.connection import connect, redis_errors
 
 SECTIONS = ("server", "memory", "persistence")
@@ -58,7 +58,13 @@ async def check_server_async(client: redis.asyncio.Redis) -> list[str]:
     return warnings_about(info)
 
 
-def refuse_unfit(url: str | None) -> None:
-    """Raise ConfigError where Redis would lose groups; one that does not answer yet is waited for later."""
+def refuse_unfit_redis(url: str | None) -> None:
+    """What a service asks before it starts; one that does not answer yet is waited for later.
+
+    Raises ConfigError where it would lose groups, or never let the service in.
+    """
     with suppress(UnreachableError, StorageError), connect(url) as client:
-        check_server(client)
+        try:
+            check_server(client)
+        except LockedOutError as error:
+            raise ConfigError(str(error)) from error

@@ -28,7 +28,7 @@ from lasro.redis_store.embedded import EmbeddedRedis, find_server
 from lasro.redis_store.group_queue import GroupQueue, Limits
 from lasro.redis_store.runs import delete_run
 from lasro.redis_store.sample_stream import SampleStream
-from lasro.redis_store.server import check_server, warnings_about
+from lasro.redis_store.server import check_server, refuse_unfit_redis, warnings_about
 
 GOOD = {"redis_version": "7.2.4", "maxmemory": 0, "maxmemory_policy": "noeviction", "aof_enabled": 1}
 
@@ -200,3 +200,14 @@ def test_every_script_runs_in_a_cluster(cluster_url: str) -> None:
         stream.ack([second])
         delete_run(client, "run")
         assert client.keys("*run:*") == []
+
+
+def test_a_wrong_password_ends_a_service_and_no_answer_does_not(tmp_path: Path) -> None:
+    """Bug: a service with a wrong password waits for ever, as if Redis were still starting."""
+    with EmbeddedRedis(tmp_path) as server:
+        refuse_unfit_redis(server.url)
+        with connect(server.url) as client:
+            client.config_set("requirepass", "another")
+        with pytest.raises(ConfigError, match="Redis refuses the name or password in LASRO_REDIS_URL"):
+            refuse_unfit_redis(server.url)
+    refuse_unfit_redis(server.url)

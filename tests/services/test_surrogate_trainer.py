@@ -30,6 +30,7 @@ from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.folder_lock import held
 from lasro_surrogate_trainer.replay import is_held_out
 from lasro_surrogate_trainer.settings import TrainerEnvironment
+from lasro_surrogate_trainer.store import check_folder
 
 SHAPE = (4, 8, 8)
 SEEDS = 6
@@ -637,3 +638,12 @@ def test_not_ready_without_redis(config, tmp_path, redis_url):
         answer = httpx.get(f"{url}/health/ready")
         assert answer.status_code == 503
         assert "Redis cannot be reached" in answer.json()["detail"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_service_starts(tmp_path: Path) -> None:
+    """Bug: a trainer on a read-only volume is up, and fails at its first group."""
+    check_folder(tmp_path / "made")
+    assert list((tmp_path / "made").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="expected a writable folder with room, see LASRO_DATA_DIR"):
+        check_folder(tmp_path / "file" / "folder")

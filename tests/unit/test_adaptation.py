@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lasro import wire
-from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
+from lasro.config import ModelSettings, SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError, WireError
 from lasro.reward_objective import RewardObjective
 from lasro_surrogate_trainer.adaptation import Trainee, adapt
@@ -26,7 +26,7 @@ RANKER = Ranker(SETTINGS, OBJECTIVE, {})
 @pytest.fixture(scope="module")
 def frozen(tiny_model_path) -> FrozenModel:
     model = ModelSettings(path=str(tiny_model_path))
-    return ModelCache().get(SurrogateRun(model=model, surrogate=SETTINGS, weights={"mean": 1.0}))
+    return ModelCache().get(model, SETTINGS.device)
 
 
 def changed(**settings: object) -> SurrogateSettings:

@@ -33,7 +33,7 @@ def config(tiny_model_path: Path) -> SurrogateRun:
 
 @pytest.fixture(scope="module")
 def frozen(config: SurrogateRun) -> FrozenModel:
-    return ModelCache().get(config)
+    return ModelCache().get(config.model, config.surrogate.device)
 
 
 def sample(number: int) -> wire.Sample:

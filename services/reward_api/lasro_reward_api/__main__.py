@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from lasro.errors import ConfigError, LasroError
-from lasro.redis_store.server import refuse_unfit
+from lasro.redis_store.server import refuse_unfit_redis
 from lasro.service_kit import run_service
 from lasro.wire import explain
 from lasro_reward_api.app import create_app
@@ -19,7 +19,7 @@ from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
 def main(arguments: list[str]) -> None:
     try:
         app, settings = _made(arguments)
-        refuse_unfit(settings.redis_url.get_secret_value() if settings.redis_url else None)
+        refuse_unfit_redis(settings.redis_url.get_secret_value() if settings.redis_url else None)
         run_service(app, settings)
     except ValidationError as error:
         sys.exit(f"LASRO_* settings: {explain(error)}")

@@ -41,6 +41,11 @@ class RewardMetrics:
     def opened(self, name: str, breaker: Breaker) -> None:
         """From now on `breaker` is the circuit of the reward."""
         self._names.add(name)
+        # All series from the start, at 0: no rate is known of a series' first value.
+        for counter in (self._requests, self._hits):
+            counter.labels(name)
+        for cause in set(Status) - {Status.OK}:
+            self._failures.labels(name, cause.value)
         # Asked at each scrape: a circuit turns half-open by the mere passing of time.
         self._circuit.labels(name).set_function(lambda: float(breaker.state))
 

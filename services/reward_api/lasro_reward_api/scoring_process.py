@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from lasro.errors import ConfigError, StorageError, UnreachableError
-from lasro.redis_store.connection import connect_async
+from lasro.redis_store.connection import connect, connect_async
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.redis_store.registry import RewardRegistry
 from lasro.redis_store.server import check_server_async
@@ -23,6 +23,7 @@ from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.cache import ScoreCache
 from lasro_reward_api.endpoints import Endpoints
 from lasro_reward_api.metrics import RewardMetrics
+from lasro_reward_api.queue_metrics import QueueMetrics
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
 from lasro_reward_api.worker import is_cancelled, score_groups
@@ -38,7 +39,10 @@ class ScoringProcess:
         """Raises ConfigError without a usable LASRO_REDIS_URL."""
         self.settings = settings
         self.metrics = CollectorRegistry()
-        self._redis = connect_async(settings.redis_url.get_secret_value() if settings.redis_url else None)
+        url = settings.redis_url.get_secret_value() if settings.redis_url else None
+        self._redis, self._blocking_redis = connect_async(url), connect(url)
+        self._queue_metrics = QueueMetrics(self._blocking_redis)
+        self.metrics.register(self._queue_metrics)
         self.registry, self.queue = RewardRegistry(self._redis), GroupQueue(self._redis)
         self.endpoints = Endpoints(settings, RewardMetrics(self.metrics))
         limits = Limits(settings.max_requests, settings.max_items, settings.max_reward_items)
@@ -55,16 +59,18 @@ class ScoringProcess:
             consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             pace = settings.groups_at_once, settings.stale_after_s, settings.group_timeout_s
             self._workers.append(asyncio.create_task(score_groups(self.queue, self.scorer, consumer, *pace)))
-        tidying = asyncio.create_task(forget_deleted(self.registry, self.endpoints))
+        keeping = [forget_deleted(self.registry, self.endpoints), self._queue_metrics.keep_reading()]
+        others = [asyncio.create_task(one) for one in keeping]
         with suppress(UnreachableError, StorageError, ConfigError):  # told by the readiness checks to come
             await self._check_redis()
         yield
-        for task in (tidying, *self._workers):
+        for task in (*others, *self._workers):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
         await self.endpoints.aclose()
         await self._redis.aclose()
+        self._blocking_redis.close()
 
     async def ready(self) -> None:
         """Raises LasroError while groups cannot be scored."""

@@ -6,7 +6,7 @@ import threading
 import weakref
 
 from lasro.backbone import Conditioning, TwoStepModel, load_model
-from lasro.config import ModelSettings, SurrogateRun
+from lasro.config import ModelSettings
 
 
 class FrozenModel:
@@ -34,9 +34,9 @@ class ModelCache:
         self._lock = threading.Lock()
         self._models: weakref.WeakValueDictionary[ModelSettings, FrozenModel] = weakref.WeakValueDictionary()
 
-    def get(self, config: SurrogateRun) -> FrozenModel:
-        """The run's model on the surrogate's device, loaded where no other run has it; raises ModelError."""
-        settings = config.model.model_copy(update={"device": config.surrogate.device})
+    def get(self, model: ModelSettings, device: str) -> FrozenModel:
+        """A run's model on the surrogate's device, loaded where nobody else has it; raises ModelError."""
+        settings = model.model_copy(update={"device": device})
         with self._lock:
             frozen = self._models.get(settings)
             if frozen is None:

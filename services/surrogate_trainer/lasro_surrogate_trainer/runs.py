@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import redis
 
-from lasro.config import SurrogateRun, differing_keys
+from lasro.config import ModelSettings, SurrogateRun, differing_keys
 from lasro.errors import (
     BusyError,
     ConfigError,
@@ -21,6 +21,7 @@ from lasro.errors import (
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.redis_store.server import check_server
 from lasro_surrogate_trainer.models import ModelCache
+from lasro_surrogate_trainer.probe import Probe
 from lasro_surrogate_trainer.run import Run
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
@@ -32,11 +33,18 @@ class Runs:
     """All coroutines run on one event loop; what blocks is done on other threads."""
 
     def __init__(self, settings: TrainerEnvironment, client: redis.Redis) -> None:
+        """Raises ModelError where the model to be probed cannot be loaded."""
         self._settings, self._redis = settings, client
         self._models = ModelCache()
         self._runs: dict[str, Run] = {}
         self._changing = asyncio.Lock()
         self._warned: set[str] = set()
+        self._probing = asyncio.Lock()
+        self._probe = self._load_probe()
+
+    def _load_probe(self) -> Probe | None:
+        path, device = self._settings.probe_model, self._settings.probe_device
+        return None if path is None else Probe(self._models.get(ModelSettings(path=path), device))
 
     def _store(self, name: str) -> RunStore:
         settings = self._settings
@@ -57,13 +65,14 @@ class Runs:
 
     async def _open(self, name: str, config: SurrogateRun, store: RunStore) -> Run:
         def load() -> Run:
-            frozen = self._models.get(config)
+            frozen = self._models.get(config.model, config.surrogate.device)
             store.save_config(config)
             return Run(name, config, frozen, store, self._settings.redo_s)
 
         run = await asyncio.to_thread(load)
         run.start(SampleStream(self._redis, name))
         self._runs[name] = run
+        self._probe = None
         return run
 
     async def create(self, name: str, config: SurrogateRun) -> tuple[Run, bool]:
@@ -99,10 +108,18 @@ class Runs:
             del self._runs[name]
 
     async def check(self) -> None:
-        """Redis answers and may hold the queue, and each run's model answers; raises LasroError."""
+        """Redis answers and may hold the queue, and so does each run's model, without runs the one to be probed.
+
+        Raises LasroError.
+        """
         await asyncio.to_thread(self._check_redis)
         for run in self.all():
             await run.check()
+        if not self._runs and self._settings.probe_model is not None:
+            async with self._probing:
+                self._probe = self._probe or await asyncio.to_thread(self._load_probe)
+                if self._probe is not None:
+                    await asyncio.to_thread(self._probe.check)
 
     def _check_redis(self) -> None:
         for warning in check_server(self._redis):

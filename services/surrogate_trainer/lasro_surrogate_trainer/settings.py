@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,6 +15,10 @@ class TrainerEnvironment(ServiceEnvironment):
 
     data_dir: Path = Path("surrogate-trainer")
     """Folder of runs and their weight versions; made when absent."""
+    probe_model: str | None = None
+    """Model that readiness proves itself by while there is no run, as `path` in a run's settings; absent: none."""
+    probe_device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where that is run; with `cuda` the trainer does not start without a GPU."""
     torch_threads: int = Field(0, ge=0)
     """CPU threads of torch; 0 leaves its own choice."""
     max_runs: int = Field(16, ge=1)

@@ -37,6 +37,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder where there is none and write in it; raises StorageError where that cannot be done."""
+    write_whole(folder / "writable", b"")
+    with storage_errors(folder):
+        (folder / "writable").unlink(missing_ok=True)
+
+
 def write_whole(path: Path, body: bytes) -> None:
     """Put `body` at `path` atomically and durably; raises StorageError and then leaves nothing behind."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
