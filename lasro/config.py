@@ -52,10 +52,10 @@ class ModelSettings(Settings):
 
 
 class PromptSettings(Settings):
-    """Prompt files: one a line, or JSONL with `prompt`, `metadata`, `contrast`. Paths are relative to the TOML file."""
+    """Prompt files: one a line, or JSONL with `prompt` and `metadata`. Paths are relative to the TOML file."""
 
     train: Path
-    """Prompts trained on. Those of one contrast set are drawn together, and the samples of each ranked under all."""
+    """Prompts trained on."""
     held_out: Path
     """Prompts evaluated on, never trained on."""
     drift: Path | None = None
@@ -126,7 +126,7 @@ class SamplingSettings(Settings):
     """One round of collecting."""
 
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
-    """Lines of the prompt file per round: one group for each, and for each prompt of its contrast set."""
+    """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
     """K: noises per prompt; each gives a one-step and a two-step sample, of the base as well once there is another."""
 
@@ -137,7 +137,7 @@ class PretrainSettings(SamplingSettings):
     rounds: Annotated[int, Field(ge=1)] = 100
     """Rounds of collecting and training."""
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Lines of the prompt file per round: one group for each, and for each prompt of its contrast set."""
+    """Groups made per round."""
     steps_per_round: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps after each round."""
     scout_after: Annotated[int, Field(ge=0)] = 50
@@ -146,8 +146,6 @@ class PretrainSettings(SamplingSettings):
     """Rounds that a scout climbs the surrogate, its samples scored beside the base's, before the next one; 0: none."""
     final_steps: Annotated[int, Field(ge=0)] = 0
     """Surrogate steps once all rounds are in."""
-    initial_surrogate: str | None = None
-    """`bundled` or the file of an earlier `lasro pretrain` to go on from; absent: an untrained one."""
 
 
 class LoraSettings(Settings):
@@ -398,9 +396,6 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunSettings:
     return _with_absolute_paths(config, path.resolve().parent)
 
 
-INITIAL_FILES = {"train": ("initial_surrogate", "initial_labels"), "pretrain": ("initial_surrogate",)}
-
-
 def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     def absolute(path: Path | None) -> Path | None:
         return None if path is None else (folder / path).resolve()
@@ -413,16 +408,14 @@ def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     model = config.model.path
     if model.startswith((".", "~")):
         updates["model"] = config.model.model_copy(update={"path": str((folder / Path(model).expanduser()).resolve())})
-    for part, names in INITIAL_FILES.items():
-        settings = getattr(config, part)
-        initial = {name: getattr(settings, name) for name in names}
-        updates[part] = settings.model_copy(
-            update={
-                name: str((folder / Path(value).expanduser()).resolve())
-                for name, value in initial.items()
-                if value is not None and value != "bundled"
-            }
-        )
+    initial = {name: getattr(config.train, name) for name in ("initial_surrogate", "initial_labels")}
+    updates["train"] = config.train.model_copy(
+        update={
+            name: str((folder / Path(value).expanduser()).resolve())
+            for name, value in initial.items()
+            if value is not None and value != "bundled"
+        }
+    )
     return config.model_copy(update=updates)
 
 

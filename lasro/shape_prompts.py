@@ -1,19 +1,17 @@
-"""The shape prompts in `configs/prompts`, drawn from fixed seeds. Those of training are contrast sets.
+"""The shape prompts in `configs/prompts`, drawn from fixed seeds.
 
 python -m lasro.shape_prompts configs/prompts
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from lasro.shapes import NounPhrase, ShapePrompt, caption, parse_prompt, random_scene
+from lasro.shapes import NounPhrase, caption, random_scene
 
 SEED = 0
 LIGHT_BACKGROUNDS = ("white", "cream", "sky", "mint")
@@ -21,36 +19,15 @@ WHITE_NAMED = 0.3  # share of white backgrounds that the prompt names, as in the
 Pair = frozenset[NounPhrase]
 
 
-def prompt_files() -> dict[str, list[str]]:
-    """The lines of each file. No pair of objects occurs in two files, not even in the other order or in a contrast."""
+def prompt_sets() -> dict[str, list[str]]:
+    """Two-object prompts by file name. No pair of objects occurs in two files, not even in the other order."""
     rng = np.random.default_rng(SEED)
     used: set[Pair] = set()
-    held_out = distinct_prompts(rng, 256, LIGHT_BACKGROUNDS, used)
-    navy = distinct_prompts(rng, 64, ("navy",), used)
-    train = [with_exchanged_colors(prompt) for prompt in distinct_prompts(rng, 2048, LIGHT_BACKGROUNDS, set(used))]
-    kept = [(prompt, other) for prompt, other in train if objects(other) not in used]
-    lines = [json.dumps({"prompt": prompt, "contrast": [{"prompt": other}]}) for prompt, other in kept[:1024]]
-    return {"shapes-held-out.txt": held_out, "shapes-navy.txt": navy, "shapes-train.jsonl": lines}
-
-
-def objects(text: str) -> Pair:
-    """What a shape prompt asks for, in no order."""
-    return frozenset(_parsed(text).phrases)
-
-
-def with_exchanged_colors(text: str) -> tuple[str, str]:
-    """A prompt of two objects, and the same with their colours exchanged."""
-    prompt = _parsed(text)
-    first, second = prompt.phrases
-    phrases = NounPhrase(second.color, first.shape), NounPhrase(first.color, second.shape)
-    return text, replace(prompt, phrases=phrases).text()
-
-
-def _parsed(text: str) -> ShapePrompt:
-    prompt = parse_prompt(text)
-    if prompt is None:
-        raise ValueError(f"got {text!r}, expected a shape prompt")
-    return prompt
+    return {
+        "shapes-held-out.txt": distinct_prompts(rng, 256, LIGHT_BACKGROUNDS, used),
+        "shapes-navy.txt": distinct_prompts(rng, 64, ("navy",), used),
+        "shapes-train.txt": distinct_prompts(rng, 2048, LIGHT_BACKGROUNDS, used),
+    }
 
 
 def distinct_prompts(rng: np.random.Generator, count: int, backgrounds: Sequence[str], used: set[Pair]) -> list[str]:
@@ -66,8 +43,8 @@ def distinct_prompts(rng: np.random.Generator, count: int, backgrounds: Sequence
 
 
 def write_prompt_files(folder: Path) -> None:
-    for name, lines in prompt_files().items():
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, prompts in prompt_sets().items():
+        (folder / name).write_text("\n".join(prompts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,8 @@ def audit(
 
 
 def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` different prompts, or all there are, drawn without looking at them; without their contrast sets."""
-    chosen = draw_prompts(prompts, min(count, len(prompts)), generator_for(seed, "audit prompts"))
-    return [prompt.contrast_set[0] for prompt in chosen]
+    """`count` different prompts, or all there are, drawn without looking at them."""
+    return draw_prompts(prompts, min(count, len(prompts)), generator_for(seed, "audit prompts"))
 
 
 def _draw(config: RunSettings, prompts: list[Prompt], seeds: int) -> list[Group]:

@@ -7,11 +7,9 @@ Time is that of scoring alone: drawing and training come on top.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lasro.config import PretrainSettings, RunSettings, SamplingSettings, TrainSettings
-from lasro_client.prompts import Prompt
 from lasro_client.scout import scout_age
 
 STAGES = 2
@@ -45,24 +43,6 @@ class Cost:
 
     calls: int
     scoring_s: float
-
-
-def with_contrast(config: RunSettings, prompts: Sequence[Prompt]) -> RunSettings:
-    """The settings as if the samples that are ranked under other prompts of their contrast sets were further prompts'.
-
-    A line of the prompt file with n prompts in its contrast set has n groups of n prompts' samples.
-    """
-    factor = sum(len(prompt.contrast_set) ** 2 for prompt in prompts) / len(prompts)
-
-    def scaled(settings: SamplingSettings) -> dict[str, int]:
-        return {"prompts_per_round": math.ceil(settings.prompts_per_round * factor)}
-
-    train, pretrain = config.train, config.pretrain
-    changed = {
-        "train": train.model_copy(update=scaled(train)),
-        "pretrain": pretrain.model_copy(update=scaled(pretrain)),
-    }
-    return config.model_copy(update=changed)
 
 
 def run_costs(config: RunSettings, held_out: int, batch: int, speed: Speed) -> dict[str, Cost]:

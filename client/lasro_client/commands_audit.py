@@ -58,16 +58,13 @@ def audit_reward(
     run = load_config(config or shipped_config("demo"), settings or [])
     texts = read_prompts(prompts or run.prompts.train)
     from lasro_client.audit import audit, choose_prompts  # torch, once the input is known to be good
-    from lasro_client.audit_cost import with_contrast
     from lasro_client.side_by_side import reward_service
 
     chosen = choose_prompts(texts, count, run.seed)
     url = reward_api or run.services.reward_api
     with reward_service([name], url, api_key, run.rewards, TIMEOUT_S) as (client, (registered,)):
         folder = out or Path("runs") / f"audit-{registered}"
-        summary = audit(
-            with_contrast(run, read_prompts(run.prompts.train)), registered, client, chosen, seeds, repeats, folder
-        )
+        summary = audit(run, registered, client, chosen, seeds, repeats, folder)
     if as_json:
         print_json(summary)
     else:

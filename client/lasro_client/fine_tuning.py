@@ -15,7 +15,7 @@ from lasro.config import RunSettings
 from lasro_client.collector import Collector
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
-from lasro_client.prompts import Prompt, every_prompt
+from lasro_client.prompts import Prompt
 from lasro_client.rounds import STAGES, adapt_entries, reward_means
 from lasro_client.run_folder import RunFolder
 from lasro_client.sampling import (
@@ -41,8 +41,7 @@ class FineTuning:
         source: RemoteSurrogate | FetchedSurrogate,
         prompts: list[Prompt],
     ) -> None:
-        self.folder, self.config = folder, folder.config
-        self.prompts, self.every_prompt = prompts, every_prompt(prompts)
+        self.folder, self.config, self.prompts = folder, folder.config, prompts
         self.trainer, self.collector, self.source = trainer, collector, source
         self.health = Health(self.config.health)
         self.progress, self.best = folder.start(trainer, self.health)
@@ -77,7 +76,7 @@ class FineTuning:
         steps: list[StepStatistics] = []
         if round >= config.train.warmup_rounds:
             for _ in range(config.train.generator_steps):
-                batch = draw_prompts(self.every_prompt, config.train.batch_size, draws)
+                batch = draw_prompts(self.prompts, config.train.batch_size, draws)
                 steps.append(trainer.step([prompt.text for prompt in batch], self.source))
         self.progress = self.progress._replace(
             round=round + 1,

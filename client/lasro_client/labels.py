@@ -58,8 +58,7 @@ def labels_of(seed: int, round: int, groups: list[Group], scored: list[GroupStat
 
     def column(group: Group, status: GroupStatus, name: str) -> list[float | None]:
         scores = [item.scores[name].score for item in status.items or []]
-        others = [is_beside or is_borrowed for is_beside, is_borrowed in zip(group.beside, group.borrowed, strict=True)]
-        own = [score for score, is_other in zip(scores, others, strict=True) if not is_other]
+        own = [score for score, is_beside in zip(scores, group.beside, strict=True) if not is_beside]
         return [None if score is None else round_to(score) for score in own]
 
     def round_to(score: float) -> float:

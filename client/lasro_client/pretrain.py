@@ -52,7 +52,7 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
         stop_at_round_end() as stop,
     ):
-        version = open_surrogate(connected, run, config, settings.initial_surrogate, progress.surrogate_version)
+        version = open_surrogate(connected, run, config, None, progress.surrogate_version)
         source = score_source(config, run, model, connected.surrogates)
         collector = Collector(connected, run, config.services.timeout_s)
         if progress.surrogate_version is None:

@@ -1,8 +1,4 @@
-"""Prompt files: one prompt a line, or JSONL lines `{"prompt": TEXT, "metadata": ANYTHING, "contrast": [...]}`.
-
-Prompts that differ only in what the reward shall tell apart are a contrast set (Gardner et al., arXiv 2004.02709):
-"a red star and a blue ring", "a blue star and a red ring". In training, the samples of each are ranked under all.
-"""
+"""Prompt files: one prompt a line, or JSONL lines `{"prompt": TEXT, "metadata": ANYTHING}`."""
 
 from __future__ import annotations
 
@@ -16,32 +12,17 @@ from lasro.wire import explain
 
 
 class Prompt(NamedTuple):
-    """One prompt; `metadata` goes to the rewards untouched, `contrast` are the others of its contrast set."""
+    """One prompt; `metadata` goes to the rewards untouched."""
 
     text: str
     metadata: Any = None
-    contrast: tuple[Prompt, ...] = ()
-
-    @property
-    def contrast_set(self) -> tuple[Prompt, ...]:
-        """This prompt and its contrast, each without one of its own."""
-        return self._replace(contrast=()), *self.contrast
 
 
-class _Member(BaseModel):
+class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: str = Field(pattern=r"\S")
     metadata: Any = None
-
-
-class _Line(_Member):
-    contrast: list[_Member] = []
-
-
-def every_prompt(prompts: list[Prompt]) -> list[Prompt]:
-    """All members of their contrast sets, in order."""
-    return [member for prompt in prompts for member in prompt.contrast_set]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -68,7 +49,5 @@ def _parse(path: Path, number: int, line: str) -> Prompt:
     try:
         parsed = _Line.model_validate_json(line)
     except ValidationError as error:
-        expected = '{"prompt": TEXT, "metadata": ..., "contrast": [{"prompt": TEXT, "metadata": ...}]}'
-        raise ConfigError(f"{path}:{number}: {explain(error)}; expected {expected}") from error
-    contrast = tuple(Prompt(member.prompt.strip(), member.metadata) for member in parsed.contrast)
-    return Prompt(parsed.prompt.strip(), parsed.metadata, contrast)
+        raise ConfigError(f'{path}:{number}: {explain(error)}; expected {{"prompt": TEXT, "metadata": ...}}') from error
+    return Prompt(parsed.prompt.strip(), parsed.metadata)

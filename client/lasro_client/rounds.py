@@ -28,16 +28,13 @@ def reward_means(
 ) -> dict[str, Any]:
     """The entries of a log line that come from the reward: means per stage, null without a sample.
 
-    Samples borrowed from another prompt count nowhere. Each reward is over all samples that it scored, `total` over
-    those that no guard vetoed, and `vetoed` is the share of the others. `beside` is the total of the other policy's
-    samples, the rest of the model's own; `gain` is own minus beside, of the same noise. `scales` are those that the
-    trainer ranked by.
+    Each reward is over all samples that it scored, `total` over those that no guard vetoed, and `vetoed` is the share
+    of the others. `beside` is the total of the other policy's samples, the rest of the model's own; `gain` is own
+    minus beside, of the same noise. `scales` are those that the trainer ranked by.
     """
-    drawn_for_it_N = ~np.concatenate([group.borrowed for group in groups])
-    is_beside_N = np.concatenate([group.beside for group in groups])
-    own_N, beside_N = drawn_for_it_N & ~is_beside_N, drawn_for_it_N & is_beside_N
+    beside_N = np.concatenate([group.beside for group in groups])
     all_stages_N = np.concatenate([group.stages for group in groups])
-    stages_N = np.where(own_N, all_stages_N, 0)
+    stages_N = np.where(beside_N, 0, all_stages_N)
     items = [item for status in scored for item in status.items or []]
     components = {
         name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)
@@ -45,9 +42,9 @@ def reward_means(
     }
     found = totals(components, config.reward_objective, scales)
     vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
-    gain_N = np.full(len(own_N), np.nan)
+    gain_N = np.full(len(beside_N), np.nan)
     if beside_N.any():  # own samples and those beside are in the same order
-        gain_N[own_N] = found.passed_N[own_N] - found.passed_N[beside_N]
+        gain_N[~beside_N] = found.passed_N[~beside_N] - found.passed_N[beside_N]
     return {
         "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
         "total": _by_stage(found.passed_N, stages_N),

@@ -2,7 +2,7 @@
 
 All draws depend on (seed, round, index) alone, so an interrupted run continues with the very same noise.
 
-Shape legend: K seeds, N samples, B batch, C latent channels, H, W latent height and width.
+Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lasro.errors import NonFiniteError
 from lasro.two_step import lcm_timesteps, sample
 from lasro.wire import GroupSubmission, pack_tensors, to_msgpack
 from lasro_client.files import png_bytes
-from lasro_client.prompts import Prompt, every_prompt
+from lasro_client.prompts import Prompt
 
 TWO_STEPS = lcm_timesteps(2)
 Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
@@ -30,22 +30,13 @@ Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
 class Group(NamedTuple):
     """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and as many of another policy.
 
-    Then the same of every other prompt of its contrast set. `beside` tells the other policy's samples from the model's
-    own, `borrowed` those drawn for another prompt, whose reward under this one is asked for all the same.
+    `beside` tells those from the model's own samples.
     """
 
     prompt: Prompt
     latents_BCHW: Tensor
     stages: list[int]
     beside: list[bool]
-    borrowed: list[bool]
-    images: list[bytes]
-
-
-class _Samples(NamedTuple):
-    """What was drawn for one prompt."""
-
-    latents_NCHW: Tensor
     images: list[bytes]
 
 
@@ -85,50 +76,26 @@ def sample_groups(
     base: bool = False,
     beside: Policy | None = None,
 ) -> list[Group]:
-    """One group per prompt and per prompt of its contrast set; group i draws all its own noise from (*seed, i).
+    """One group per prompt; group i draws all its noise from (*seed, i).
 
     With `beside`, a group also has that policy's samples of the same noise: what all samples of one policy have in
-    common, such as a tint, shows in no pair among them. What all samples of a prompt do wrong, such as colours
-    exchanged, shows in none either, unless those of its contrast set are beside them.
+    common, such as a tint, shows in no pair among them.
     Raises NonFiniteError, with the prompt named.
     """
-    K, members = settings.seeds_per_prompt, every_prompt(prompts)
-    draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(members))]
+    K = settings.seeds_per_prompt
+    draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
-    conditioning = model.embed([prompt.text for prompt in members]).repeat_each(K)
+    conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     own = two_step_latents(model, noises, conditioning, base)
     others = [] if beside is None else beside(noises, conditioning)
-    samples = []
-    for i, prompt in enumerate(members):
+    stages, is_beside = ([1] * K + [2] * K) * (1 + len(others) // 2), [False] * 2 * K + [True] * len(others) * K
+    groups = []
+    for i, prompt in enumerate(prompts):
         latents = torch.cat([z[i * K : (i + 1) * K] for z in (*own, *others)])
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
-        samples.append(_Samples(latents.cpu(), [png_bytes(image) for image in model.decode(latents, mixed=True)]))
-    drawn = iter(samples)
-    return [
-        group
-        for prompt in prompts
-        for group in _ranked_under_all(prompt, [next(drawn) for _ in prompt.contrast_set], K)
-    ]
-
-
-def _ranked_under_all(prompt: Prompt, samples: list[_Samples], K: int) -> list[Group]:
-    """Per member of the prompt's contrast set the group of its samples, then those of the other members."""
-    count = len(samples[0].images)
-    stages, beside = ([1] * K + [2] * K) * (count // (2 * K)), [False] * 2 * K + [True] * (count - 2 * K)
-    groups = []
-    for i, member in enumerate(prompt.contrast_set):
-        ordered = [samples[i], *samples[:i], *samples[i + 1 :]]
-        groups.append(
-            Group(
-                member,
-                torch.cat([drawn.latents_NCHW for drawn in ordered]),
-                stages * len(samples),
-                beside * len(samples),
-                [False] * count + [True] * count * (len(samples) - 1),
-                [image for drawn in ordered for image in drawn.images],
-            )
-        )
+        images = [png_bytes(image) for image in model.decode(latents, mixed=True)]
+        groups.append(Group(prompt, latents.cpu(), stages, is_beside, images))
     return groups
 
 
@@ -139,7 +106,7 @@ def drift_from_base(groups: list[Group], stage: int) -> float | None:
     """
     moved, apart = [], []
     for group in groups:
-        of_stage = (torch.tensor(group.stages) == stage) & ~torch.tensor(group.borrowed)
+        of_stage = torch.tensor(group.stages) == stage
         is_beside = torch.tensor(group.beside)
         latents = group.latents_BCHW.float()
         own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]

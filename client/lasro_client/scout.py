@@ -15,7 +15,7 @@ import torch
 from lasro.backbone import TwoStepModel
 from lasro.config import PretrainSettings, RunSettings
 from lasro_client.generator import GeneratorTrainer
-from lasro_client.prompts import Prompt, every_prompt
+from lasro_client.prompts import Prompt
 from lasro_client.sampling import draw_prompts, two_step_latents
 from lasro_client.score_sources import ScoreSource
 
@@ -45,5 +45,5 @@ class Scout:
             return
         if scout_age(self.settings, round) == 0:
             self.trainer.restart(self.seed + round)
-        batch = draw_prompts(every_prompt(prompts), self.batch_size, generator)
+        batch = draw_prompts(prompts, self.batch_size, generator)
         self.trainer.step([prompt.text for prompt in batch], source)

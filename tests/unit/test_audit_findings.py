@@ -10,18 +10,9 @@ import pytest
 from lasro.config import PretrainSettings, TrainSettings, load_config
 from lasro.wire import Protocol, RewardInfo
 from lasro_client.audit import request_size
-from lasro_client.audit_cost import (
-    Cost,
-    Speed,
-    affordable_rounds,
-    evaluation_cost,
-    pretrain_cost,
-    train_cost,
-    with_contrast,
-)
+from lasro_client.audit_cost import Cost, Speed, affordable_rounds, evaluation_cost, pretrain_cost, train_cost
 from lasro_client.audit_findings import Facts, judge, verdict
 from lasro_client.audit_statistics import Components, Ties
-from lasro_client.prompts import read_prompts
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
 REWARD = RewardInfo(
@@ -117,10 +108,9 @@ def test_findings_say_numbers_and_what_to_do() -> None:
 
 
 def test_the_cost_of_the_demo_is_what_it_was() -> None:
-    """The demo's 125 rounds made 7,872 calls (benchmarks/results/demo-2-cpu-cores.md), contrast sets among them."""
+    """The demo's 125 rounds made 4,428 calls (benchmarks/results/demo-2-cpu-cores.md)."""
     config = load_config(DEMO)
-    counted = with_contrast(config, read_prompts(config.prompts.train))
-    assert train_cost(counted.train, Speed(32, 2, 1)).calls == 7872
+    assert train_cost(config.train, Speed(32, 2, 1)).calls == 4428
     assert evaluation_cost(config.evaluation.prompts, 32, Speed(32, 2, 1)).calls == 512
 
 

@@ -25,7 +25,7 @@ SUMMARY = {
 def group(prompt: str, shades: list[int], size: tuple[int, int] = (16, 16)) -> Group:
     """Two seeds of one step, then two of two steps, each of one shade of red."""
     images = [png_bytes(np.full((*size, 3), (shade, 0, 0), np.uint8)) for shade in shades]
-    return Group(Prompt(prompt), torch.zeros(4, 4, 2, 2), [1, 1, 2, 2], [False] * 4, [False] * 4, images)
+    return Group(Prompt(prompt), torch.zeros(4, 4, 2, 2), [1, 1, 2, 2], [False] * 4, images)
 
 
 def test_extremes_by_hand():

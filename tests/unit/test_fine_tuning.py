@@ -18,24 +18,18 @@ from lasro_client.prompts import Prompt
 from lasro_client.run_folder import RunFolder
 
 SEEDS = 2
-STAR = Prompt("a red star")
 GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
 
 
 class Written:
-    """A reward of 0.5 for the base, 0.5 + gain for the generator and 9 for samples of another prompt.
+    """A reward of 0.5 for the base and 0.5 + gain for the generator, and a surrogate with the same slope everywhere."""
 
-    And a surrogate with the same slope everywhere.
-    """
-
-    def __init__(self, prompts: int) -> None:
+    def __init__(self) -> None:
         self.leased: list[int] = []
-        self.prompts = prompts
 
     def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
         def item(post: wire.GroupSubmission, sample: int) -> wire.ScoredItem:
-            prompt, within = divmod(sample, len(post.stages) // self.prompts)
-            score = 9.0 if prompt > 0 else 0.5 if within >= 2 * SEEDS else 0.5 + GAINS[post.round]
+            score = 0.5 if sample >= 2 * SEEDS else 0.5 + GAINS[post.round]
             return wire.ScoredItem(scores={"any": wire.RewardScore(score=score, status=wire.Status.OK)}, total=None)
 
         return [
@@ -84,7 +78,7 @@ def average(tuning: FineTuning) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in tuning.trainer.average]
 
 
-def make(model_path: Path, folder: Path, health: dict[str, Any], prompt: Prompt = STAR) -> Made:
+def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
     config = RunSettings.model_validate(
         {
             "name": "health",
@@ -96,9 +90,9 @@ def make(model_path: Path, folder: Path, health: dict[str, Any], prompt: Prompt 
             "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
         }
     )
-    trainer, written = GeneratorTrainer(load_model(config.model), config), Written(len(prompt.contrast_set))
+    trainer, written = GeneratorTrainer(load_model(config.model), config), Written()
     services: Any = written
-    tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [prompt])
+    tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [Prompt("a red star")])
     tuning.begin(0)
     return Made(tuning, {})
 
@@ -170,13 +164,3 @@ def test_trouble_can_be_ignored(tiny_model_path: Path, tmp_path: Path) -> None:
     assert len(lines) == len(GAINS)
     assert lines[4]["trouble"] is not None
     assert not any(line["action"] for line in lines)
-
-
-def test_samples_of_another_prompt_count_in_no_figure(tiny_model_path: Path, tmp_path: Path) -> None:
-    """Guards against a gain that is that of a contrast set's other prompts, judged by the wrong prompt."""
-    prompt = Prompt("a red star and a blue ring", contrast=(Prompt("a blue star and a red ring"),))
-    lines = make(tiny_model_path, tmp_path, {}, prompt).run(until=3)
-    for line, gain in zip(lines, GAINS[:3], strict=True):
-        assert line["total"] == {"one_step": 0.5 + gain, "two_step": 0.5 + gain}
-        assert line["beside"] == dict.fromkeys(line["beside"], None if line["round"] == 0 else 0.5)
-        assert line["round"] == 0 or line["gain"] == pytest.approx({"one_step": gain, "two_step": gain})

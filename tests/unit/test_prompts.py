@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError
-from lasro_client.prompts import Prompt, every_prompt, read_prompts
+from lasro_client.prompts import Prompt, read_prompts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 
@@ -34,16 +34,6 @@ def test_jsonl_keeps_metadata(tmp_path: Path, name: str) -> None:
     assert read_prompts(path) == [Prompt("a disc", {"tag": [1, None]}), Prompt("b", None)]
 
 
-def test_a_contrast_set_is_one_line(tmp_path: Path) -> None:
-    """Guards against contrasts that are lost, take the metadata of their line, or have contrasts of their own."""
-    line = {"prompt": "a", "metadata": 1, "contrast": [{"prompt": " b "}, {"prompt": "c", "metadata": [2]}]}
-    path = write(tmp_path, "prompts.jsonl", json.dumps(line) + '\n{"prompt": "d"}\n')
-    members = [Prompt("a", 1), Prompt("b"), Prompt("c", [2])]
-    prompts = read_prompts(path)
-    assert prompts == [Prompt("a", 1, tuple(members[1:])), Prompt("d")]
-    assert every_prompt(prompts) == [*members, Prompt("d")]
-
-
 @given(st.lists(st.tuples(TEXT, st.none() | st.integers() | st.text()), min_size=1))
 def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, object]]) -> None:
     """Unicode line separators inside a prompt split it in two."""
@@ -59,7 +49,6 @@ def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[t
         ('{"prompt": "a"}\n\nplain words', ":3: "),
         ('{"prompt": " "}', ":1: prompt"),
         ('{"prompt": 7}', ":1: prompt"),
-        ('{"prompt": "a", "contrast": ["b"]}', ":1: contrast.0"),
         ("\n \n", "got no prompt"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro_client.prompts import Prompt
-from lasro_client.sampling import draw_noises, drift_from_base, generator_for, sample_groups, two_step_latents
+from lasro_client.sampling import draw_noises, generator_for, sample_groups, two_step_latents
 from lasro_client.scout import Scout
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
@@ -72,25 +72,6 @@ def test_a_group_ranks_the_scout_beside_the_base_on_the_same_noise(scout: Scout)
         assert pair.stages == [1, 1, 2, 2] * 2
         assert pair.beside == [False] * 4 + [True] * 4
         assert len(pair.images) == 8
-
-
-def test_a_contrast_set_is_ranked_under_each_of_its_prompts(scout: Scout) -> None:
-    """Guards against samples that are ranked under a prompt with another one's noise, order or images, or twice."""
-    alone = [sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", beside=scout.policy)]
-    first, second = PROMPTS
-    third = Prompt("a green ring")
-    contrasted = [first._replace(contrast=(second,)), third]
-    groups = sample_groups(scout.trainer.model, contrasted, scout.settings, "seed", beside=scout.policy)
-    assert [group.prompt for group in groups] == [first, second, third]
-    for group, own, other in zip(groups[:2], alone[0], reversed(alone[0]), strict=True):
-        assert torch.equal(group.latents_BCHW, torch.cat([own.latents_BCHW, other.latents_BCHW]))
-        assert group.images == own.images + other.images
-        assert group.stages == own.stages + other.stages
-        assert group.beside == own.beside + other.beside
-        assert group.borrowed == [False] * 8 + [True] * 8
-    assert groups[2].borrowed == [False] * 8
-    distance = drift_from_base(groups[:2], 1), drift_from_base(alone[0], 1)
-    assert distance[0] == distance[1], "borrowed samples count once, where they were drawn"
 
 
 def test_no_scout_rounds_is_no_scout(scout: Scout) -> None:
