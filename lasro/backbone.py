@@ -156,10 +156,10 @@ class TwoStepModel:
 
     def _check_length(self, prompt: str) -> None:
         for tokenizer in (self.pipeline.tokenizer, self.pipeline.tokenizer_2):
-            count = len(tokenizer(prompt, verbose=False).input_ids)
-            if count > tokenizer.model_max_length:
+            count, limit = len(tokenizer(prompt, verbose=False).input_ids), tokenizer.model_max_length
+            if count > limit:
                 raise PromptTooLongError(
-                    f"prompt {prompt[:60]!r}: got {count} tokens, expected at most {tokenizer.model_max_length}; shorten it"
+                    f"prompt {prompt[:60]!r}: got {count} tokens, expected at most {limit}; shorten it"
                 )
 
     def unet_arguments(self, conditioning: Conditioning, guidance: float | None = None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_latents_are_those_of_stock_diffusers(model: TwoStepModel, steps: int) -
         assert (our_latents(model, prompt, steps, seed) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 10.0), (8, 2.0)])
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 10.0), (8, 2.0)])
 def test_a_saved_adapter_loads_in_stock_diffusers(tmp_path: Path, rank: int, alpha: float) -> None:
     """Guards against alpha / rank being lost on the way, or applied twice: all of it must sit in the file."""
     model, settings = load_model(ModelSettings(device="cpu")), LoraSettings(rank=rank, alpha=alpha)
