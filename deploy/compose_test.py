@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
         return 1
     finally:
         with stage("everything taken down"):
+            run(["docker", "rm", "-f", "-v", another(stack)])  # outside the project, and may not be there
             stack.down()
     if missed:
         print(f"compose-test: everything works, but over the limit: {', '.join(missed)}", file=sys.stderr)
@@ -104,7 +105,7 @@ def exercise(stack: Stack) -> None:
     for service in SERVICES:
         with stage(f"{service} stopped", 5):
             stack.run("stop", service)
-    docker("rm", "-f", "-v", f"{stack.project}-brightness")
+    docker("rm", "-f", "-v", another(stack))
     stack.down()
 
 
@@ -115,7 +116,7 @@ def register_another(stack: Stack) -> None:
     )
     options = ["--network", f"{stack.project}_rewards", "--network-alias", "brightness", "--entrypoint", "sh"]
     secret = ["-e", f"LASRO_API_KEY={stack.reward_secret}", "-e", f"REWARD={REWARD}"]
-    name = f"{stack.project}-brightness"
+    name = another(stack)
     docker(
         "run", "-d", "--name", name, "--read-only", "--tmpfs", "/tmp", *options, *secret, "lasro/rewards", "-c", start
     )
@@ -124,6 +125,11 @@ def register_another(stack: Stack) -> None:
     client = ["run", "--rm", "-T", "-e", f"LASRO_REWARD_SECRET={stack.reward_secret}", "client", "rewards"]
     stack.run(*client, "add", "brightness", "http://brightness:8100/")
     stack.run(*client, "test", "brightness")
+
+
+def another(stack: Stack) -> str:
+    """The container of a reward that is not of the project."""
+    return f"{stack.project}-brightness"
 
 
 def scored(stack: Stack) -> list[float]:
