@@ -31,7 +31,7 @@ PRODUCERS = [f"producer-{run}" for run in RUNS]
 VICTIMS = {"worker-1": 8, "worker-2": 8, "reward_api": 6, "redis": 5, "surrogate_trainer": 3, "scorer": 2}
 VICTIMS |= dict.fromkeys(PRODUCERS, 4)
 ENDED = ("worker-1", "reward_api", "surrogate_trainer", "scorer")
-RECOVERY_S = 120.0
+RECOVERY_S = 300.0
 """After which a process is taken for dead for good; what it took is recorded."""
 PROGRESS_S = 30.0
 LONGEST_JUMP_S = 7200.0
