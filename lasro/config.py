@@ -221,8 +221,8 @@ class TrainSettings(SamplingSettings):
     """First rounds that fill the replay and adapt the surrogate without touching the generator."""
     initial_surrogate: str | None = None
     """`bundled` or a safetensors file written by `lasro pretrain`; absent: an untrained one."""
-    initial_labels: str | None = None
-    """`bundled` or the labels.jsonl of the same `lasro pretrain`: its groups start the replay; absent: it is empty."""
+    initial_labels: Path | None = None
+    """The labels.jsonl of the same `lasro pretrain`: its groups start the replay; absent: it is empty."""
     carried_groups: Annotated[int, Field(ge=1, le=100_000)] = 120
     """Newest groups of `initial_labels` that are drawn again and carried over."""
     checkpoint_rounds: Annotated[int, Field(ge=1)] = 10
@@ -408,14 +408,11 @@ def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     model = config.model.path
     if model.startswith((".", "~")):
         updates["model"] = config.model.model_copy(update={"path": str((folder / Path(model).expanduser()).resolve())})
-    initial = {name: getattr(config.train, name) for name in ("initial_surrogate", "initial_labels")}
-    updates["train"] = config.train.model_copy(
-        update={
-            name: str((folder / Path(value).expanduser()).resolve())
-            for name, value in initial.items()
-            if value is not None and value != "bundled"
-        }
-    )
+    train = {"initial_labels": absolute(config.train.initial_labels)}
+    initial = config.train.initial_surrogate
+    if initial is not None and initial != "bundled":
+        train["initial_surrogate"] = str((folder / Path(initial).expanduser()).resolve())
+    updates["train"] = config.train.model_copy(update=train)
     return config.model_copy(update=updates)
 
 

@@ -25,8 +25,7 @@ def prompt_sets() -> dict[str, list[str]]:
     used: set[Pair] = set()
     return {
         "shapes-held-out.txt": distinct_prompts(rng, 256, LIGHT_BACKGROUNDS, used),
-        "shapes-navy.txt": distinct_prompts(rng, 64, ("navy",), used),
-        "shapes-train.txt": distinct_prompts(rng, 2048, LIGHT_BACKGROUNDS, used),
+        "shapes-train.txt": distinct_prompts(rng, 768, LIGHT_BACKGROUNDS, used),
     }
 
 

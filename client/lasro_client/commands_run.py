@@ -37,7 +37,7 @@ def demo(
         from lasro_client.pretrain import pretrain as run_pretrain
 
         surrogate = run_pretrain(load_config(shipped_config("demo-stage1")), out / "stage1", stderr())
-        made = {"initial_surrogate": str(surrogate), "initial_labels": str(surrogate.with_name("labels.jsonl"))}
+        made = {"initial_surrogate": str(surrogate), "initial_labels": surrogate.with_name("labels.jsonl")}
         stage_2 = config.train.model_copy(update=made)
         config = config.model_copy(update={"train": stage_2})
     _train(config, out, as_json)

@@ -10,7 +10,6 @@ Shape legend: K seeds of a prompt; lists of rewards have the K one-step samples 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ from lasro_client.collector import Collector
 from lasro_client.sampling import Group, draw_noises, generator_for, two_step_latents
 
 LABELS_FILE = "labels.jsonl"
-BUNDLED_LABELS = "assets/surrogate-attribute-binding.labels.jsonl"
 GROUPS_PER_BATCH = 8
 SUFFICIENT_DIGITS = 5
 BEFORE_THE_FIRST_ROUND = -1
@@ -106,10 +104,8 @@ def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -
     settings = config.train
     if settings.initial_labels is None:
         return None
-    bundled = settings.initial_labels == "bundled"
-    path = Path(str(files("lasro").joinpath(BUNDLED_LABELS))) if bundled else Path(settings.initial_labels)
     newest = min(settings.carried_groups, config.surrogate.buffer_groups)
-    groups = read_labels(path, newest, set(config.weights))
+    groups = read_labels(settings.initial_labels, newest, set(config.weights))
     scored = []
     for start in range(0, len(groups), GROUPS_PER_BATCH):
         batch = groups[start : start + GROUPS_PER_BATCH]

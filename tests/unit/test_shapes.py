@@ -132,7 +132,7 @@ def test_no_pair_of_objects_is_in_two_prompt_files() -> None:
     for prompts in prompt_sets().values():
         parsed = [parse_prompt(prompt) for prompt in prompts]
         pairs += [frozenset(prompt.phrases) for prompt in parsed if prompt is not None]
-    assert len(set(pairs)) == len(pairs) == 256 + 64 + 2048
+    assert len(set(pairs)) == len(pairs) == 256 + 768
     assert all(len({phrase.color for phrase in pair}) == 2 for pair in pairs)
 
 
