@@ -81,7 +81,7 @@ def _try(stack: Stack, fault: Fault, files: tuple[Path, ...]) -> None:
     faulty.environment = stack.environment
     try:
         done = faulty.try_run("up", "-d", "--wait", "--wait-timeout", "300", fault.service)
-        check(fault.name, done.returncode, faulty.last_log_line(fault.service), fault.says)
+        check(fault.name, done.returncode, faulty.last_log_line(fault.service) or done.stderr, fault.says)
     finally:
         faulty.down()
 

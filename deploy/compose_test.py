@@ -102,7 +102,7 @@ def exercise(stack: Stack) -> None:
     with stage("the same scores, and the reward, after all that"):
         expect(scored(stack), before, "surrogate scores")
         expect("brightness" in stack.run("run", "--rm", "-T", "client", "rewards", "ls"), True, "brightness registered")
-    for service in SERVICES:
+    for service in reversed(SERVICES):
         with stage(f"{service} stopped", 5):
             stack.run("stop", service)
     docker("rm", "-f", "-v", another(stack))
