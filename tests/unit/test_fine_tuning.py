@@ -16,9 +16,11 @@ from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.prompts import Prompt
 from lasro_client.run_folder import RunFolder
-from lasro_client.sampling import Group
 
 GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
+SEEDS = 2
+OWN_SAMPLES = 2 * SEEDS
+"""Of a group, before those of the base beside them."""
 
 
 class Written:
@@ -27,22 +29,22 @@ class Written:
     def __init__(self) -> None:
         self.leased: list[int] = []
 
-    def score(self, groups: list[Group], round: int, policy_version: int) -> list[wire.GroupStatus]:
-        def item(is_beside: bool) -> wire.ScoredItem:
+    def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
+        def item(round: int, is_beside: bool) -> wire.ScoredItem:
             score = 0.5 if is_beside else 0.5 + GAINS[round]
             return wire.ScoredItem(scores={"any": wire.RewardScore(score=score, status=wire.Status.OK)}, total=None)
 
         return [
             wire.GroupStatus(
-                group_id="g",
+                group_id=post.group_id,
                 state=wire.GroupState.SCORED,
-                items=[item(is_beside) for is_beside in group.beside],
+                items=[item(post.round, place >= OWN_SAMPLES) for place in range(len(post.stages))],
                 reward_calls=0,
             )
-            for group in groups
+            for post in posts
         ]
 
-    def adapt(self, scored: list[wire.GroupStatus], round: int, steps: int) -> wire.AdaptReply:
+    def adapt(self, scored: list[wire.GroupStatus], round: int, steps: int, drift: float | None) -> wire.AdaptReply:
         counts: dict[str, Any] = {"pairs": 1, "constant_groups": 0, "failed_samples": 0, "stale_groups": 0}
         names = ("loss", "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap")
         nothing: dict[str, Any] = dict.fromkeys(names)
@@ -86,7 +88,7 @@ def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
-            "train": {"rounds": len(GAINS), "prompts_per_round": 1, "seeds_per_prompt": 2, "batch_size": 2},
+            "train": {"rounds": len(GAINS), "prompts_per_round": 1, "seeds_per_prompt": SEEDS, "batch_size": 2},
             "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
         }
     )
