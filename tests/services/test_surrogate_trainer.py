@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -296,7 +297,8 @@ def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer
     feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"scores": {"other": [0.5] * 2 * SEEDS}})])
     with connect(redis_url) as client:
         wait_for(lambda: client.xlen(keys.dead_samples("unfit")) == 1)
-        [(_, fields)] = client.xrange(keys.dead_samples("unfit"))  # pyright: ignore[reportGeneralTypeIssues]
+        dead: Any = client.xrange(keys.dead_samples("unfit"))
+        [(_, fields)] = dead
         assert b"expected also mean, which this run names" in fields[b"reason"]
         assert client.xlen(keys.samples("unfit")) == 0
     feed(redis_url, "unfit", [separable_sample(2)])
