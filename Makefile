@@ -18,7 +18,7 @@ help:
 	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
-	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; ten minutes"
+	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; five minutes"
 	@echo "make venv          only install into .venv"
 	@echo "make clean         delete .venv"
 
