@@ -21,7 +21,7 @@ help:
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; tens of minutes;"
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
-	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; ten minutes"
+	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; five minutes"
 	@echo "make venv          only install into .venv"
 	@echo "make clean         delete .venv"
 
