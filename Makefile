@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test check bench bench-queue bench-rewards chaos fuzz compose-test clean
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards chaos fuzz compose-test clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
@@ -14,6 +14,7 @@ CHAOS ?=
 help:
 	@echo "make demo          teach the bundled model to bind colours to shapes; see runs/demo/report.html"
 	@echo "make test          run the tests"
+	@echo "make proofs        the tests that take minutes each"
 	@echo "make check         formatting, lint and types"
 	@echo "make bench         what the shipped surrogate's gradient is worth; a minute or two"
 	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
@@ -32,6 +33,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+proofs: $(INSTALLED)
+	$(BIN)/pytest -m proof
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -44,6 +44,11 @@ def processes_of(folder: Path) -> dict[int, str]:
     return found
 
 
+def heed_ctrl_c() -> None:
+    """Where the tests run in the background of a shell, Ctrl-C is ignored, and what they start would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def wait_until(condition: Any, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while not (met := condition()) and time.monotonic() < deadline:
@@ -160,6 +165,7 @@ def test_up_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, status
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert up.stdout is not None
     line = up.stdout.readline()
