@@ -408,7 +408,7 @@ def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     model = config.model.path
     if model.startswith((".", "~")):
         updates["model"] = config.model.model_copy(update={"path": str((folder / Path(model).expanduser()).resolve())})
-    train = {"initial_labels": absolute(config.train.initial_labels)}
+    train: dict[str, Any] = {"initial_labels": absolute(config.train.initial_labels)}
     initial = config.train.initial_surrogate
     if initial is not None and initial != "bundled":
         train["initial_surrogate"] = str((folder / Path(initial).expanduser()).resolve())
