@@ -37,13 +37,12 @@ class Processes:
         self.apps: dict[str, Service] = {}
 
     def __enter__(self) -> Processes:
-        try:
-            self.redis_url = self._exit.enter_context(EmbeddedRedis(self._folder)).url
+        with ExitStack() as started:
+            self._exit = started
+            self.redis_url = started.enter_context(EmbeddedRedis(self._folder)).url
             self.api = self._start("reward_api", ["lasro_reward_api"], "/health/ready")
             self.apps = {name: self._start(name, ["benchmarks.rewards.apps", name], "/1/0") for name in APPS}
-        except BaseException:
-            self._exit.close()
-            raise
+            self._exit = started.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -10,22 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-
-from lasro.reward_sdk import RewardEnvironment
-from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
-from lasro_surrogate_trainer.settings import TrainerEnvironment
+from deployed import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILES = [ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").glob("compose.*.yaml"))]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
-SETTINGS = {
-    "reward-api": RewardApiSettings,
-    "reward-worker": WorkerSettings,
-    "surrogate-trainer": TrainerEnvironment,
-    "reward-attribute-binding": RewardEnvironment,
-    "reward-jpeg": RewardEnvironment,
-}
 OF_THE_CLIENT = {
     *("LASRO_API_KEY", "LASRO_REDIS_URL", "LASRO_REWARD_API_URL", "LASRO_SURROGATE_TRAINER_URL", "LASRO_REWARD_SECRET"),
     *("LASRO_METRICS_PORT",),

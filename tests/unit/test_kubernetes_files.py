@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from lasro.reward_sdk import RewardEnvironment
-from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
-from lasro_surrogate_trainer.settings import TrainerEnvironment
+from deployed import SETTINGS
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 MANIFESTS = [
@@ -24,13 +21,6 @@ WORKLOADS = {
     manifest["metadata"]["name"]: manifest["spec"]["template"]
     for manifest in MANIFESTS
     if manifest["kind"] in ("Deployment", "StatefulSet", "Job")
-}
-SETTINGS = {
-    "reward-api": RewardApiSettings,
-    "reward-worker": WorkerSettings,
-    "surrogate-trainer": TrainerEnvironment,
-    "reward-attribute-binding": RewardEnvironment,
-    "reward-jpeg": RewardEnvironment,
 }
 
 
