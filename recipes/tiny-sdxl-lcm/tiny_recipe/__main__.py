@@ -24,6 +24,7 @@ RecipeFile = Annotated[Path, typer.Option(help="The recipe's TOML file.")]
 Work = Annotated[Path | None, typer.Option(help="Folder of the work. Absent: runs/ and the recipe's name.")]
 Budget = Annotated[float | None, typer.Option(help="Minutes that all training stages take together.", min=0.01)]
 Limit = Annotated[float | None, typer.Option(help="Stop after this many minutes, to go on another time.", min=0.01)]
+INTERRUPTED = 130
 FULL = HERE / "full.toml"
 
 
@@ -100,8 +101,12 @@ def report(
 
 
 def _train(names: list[str], place: Workplace, stop_after_minutes: float | None) -> bool:
+    """Whether all are finished now; a run that a signal stopped ends with the status of an interrupted command."""
     with Stop(stop_after_minutes) as stop:
-        return stages.train(names, place, stop, console)
+        finished = stages.train(names, place, stop, console)
+        if stop.asked and not finished:
+            raise typer.Exit(INTERRUPTED)
+        return finished
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ class VaeSettings(StageSettings):
 class TextSettings(Settings):
     """The two CLIP text encoders and their vocabulary."""
 
-    vocabulary: Annotated[int, Field(ge=300, le=30_000)] = 3000
+    vocabulary: Annotated[int, Field(ge=300, le=30_000)] = 2600
     """Most tokens of the byte-pair encoding."""
     max_tokens: Annotated[int, Field(ge=16, le=77)] = 32
     """Longest prompt, start and end included."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lasro.shapes import BACKGROUNDS, COLORS, EDGE_SHARPNESS, SHAPES, SIGNED_DISTANCES, Scene
 
-FIELD_PX, FIELD_EXTENT = 512, 1.75  # the fields span [-1.75, 1.75], in sizes of an object; beyond is outside
+FIELD_PX, FIELD_EXTENT = 768, 1.75  # the fields span [-1.75, 1.75], in sizes of an object; beyond is outside
 EMOJI_SHRINK = (1.05, 1.45)  # an emoji fills the image's side divided by this
 EMOJI_SHIFT = 0.12  # of half the image, at most
 MAX_OBJECTS = 2

@@ -30,7 +30,7 @@ from lasro_rewards.attribute_binding import attribute_binding
 from tiny_recipe.captions import emoji_prompt
 from tiny_recipe.emoji_sources import STYLES
 from tiny_recipe.figures import figures_table
-from tiny_recipe.reporting import device_name, pixels, save_grid
+from tiny_recipe.reporting import device_name, pixels, row_above_row, save_grid
 
 BATCH = 16
 SHOWN = 32
@@ -100,8 +100,7 @@ def vae_figures(model: TwoStepModel, two: Scenes, folder: Path) -> Report:
     passed, errors = through_vae(model, images)
     before, after = binding(images, two.prompts), binding(passed, two.prompts)
     bright = [index for index, scene in enumerate(two.scenes) if scene.background != "navy"]
-    shown = np.concatenate([images[:SHOWN], passed[:SHOWN]]).reshape(2, -1, 8, *images.shape[1:])
-    save_grid(folder / "vae.webp", shown.swapaxes(0, 1).reshape(-1, *images.shape[1:]), columns=8)
+    save_grid(folder / "vae.webp", row_above_row(images[:SHOWN], passed[:SHOWN], 8), columns=8)
     return {
         "drawings": estimate(before).as_dict(),
         "vae_pass": estimate(after).as_dict(),
@@ -137,13 +136,13 @@ def generation_figures(model: TwoStepModel, two: Scenes, one: Scenes, seed: int,
 
 def image_times_s(models: Sequence[TwoStepModel], prompts: Sequence[str]) -> list[float]:
     """Seconds per image at two steps, the median of runs in turn, so that a busy machine is busy for all."""
-    times: list[list[float]] = [[] for _ in models]
+    timed, times = prompts[:TIMED_IMAGES], [list[float]() for _ in models]
     for run in range(TIMED_RUNS + 1):
         for model, found in zip(models, times, strict=True):
             started = time.perf_counter()
-            generate(model, prompts[:TIMED_IMAGES], range(TIMED_IMAGES), 2)
+            generate(model, timed, range(len(timed)), 2)
             if run:  # the first fills caches
-                found.append((time.perf_counter() - started) / TIMED_IMAGES)
+                found.append((time.perf_counter() - started) / len(timed))
     return [median(found) for found in times]
 
 

@@ -29,7 +29,7 @@ class Stop:
 
     def __init__(self, after_minutes: float | None = None) -> None:
         self._deadline = None if after_minutes is None else time.monotonic() + after_minutes * 60
-        self._asked = False
+        self.asked = False
         self._before = {}
 
     def __enter__(self) -> Stop:
@@ -41,12 +41,12 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked:
+        if self.asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
 
     def wanted(self) -> bool:
-        return self._asked or (self._deadline is not None and time.monotonic() >= self._deadline)
+        return self.asked or (self._deadline is not None and time.monotonic() >= self._deadline)
 
 
 class ProgressLines:
@@ -91,6 +91,13 @@ def pixels(images_B3HW: Tensor) -> NDArray[np.uint8]:
     """Images in [-1, 1] to uint8 [B, H, W, 3]."""
     unit = (images_B3HW.float().clamp(-1, 1) + 1) * 127.5
     return unit.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def row_above_row(above_BHW3: NDArray[np.uint8], below_BHW3: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Both sets as one, for a grid of that many columns: a row of the one, the same row of the other, and so on."""
+    starts = range(0, len(above_BHW3) - len(above_BHW3) % columns, columns)
+    pairs = [each[start : start + columns] for start in starts for each in (above_BHW3, below_BHW3)]
+    return np.concatenate(pairs or [above_BHW3, below_BHW3])
 
 
 def save_grid(path: Path, images_BHW3: NDArray[np.uint8], columns: int) -> None:

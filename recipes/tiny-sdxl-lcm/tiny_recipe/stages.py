@@ -48,6 +48,7 @@ def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) 
     allow_fast_arithmetic(device)
     wanted = [name for name in names if not place.progress(name).finished]
     if not wanted:
+        console.print(f"{', '.join(names)}: finished already", highlight=False)
         return True
     data = TrainingData(place.recipe, place.emoji, device)
     for name in wanted:

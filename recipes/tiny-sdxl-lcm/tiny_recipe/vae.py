@@ -20,7 +20,7 @@ from tiny_recipe.config import Recipe, VaeSettings
 from tiny_recipe.data import TrainingData
 from tiny_recipe.drawing import Drawn
 from tiny_recipe.networks import LATENT_CHANNELS, decode, encode, load_plain, new_vae, on
-from tiny_recipe.reporting import pixels, save_grid
+from tiny_recipe.reporting import pixels, row_above_row, save_grid
 from tiny_recipe.speed import compiled
 from tiny_recipe.stage import Stage
 from tiny_recipe.workplace import Workplace
@@ -103,8 +103,8 @@ def vae_grid(workplace: Workplace, vae: AutoencoderKL, data: TrainingData, devic
     """Drawings above what one pass makes of them."""
     images = data.batch(32, torch.Generator(device).manual_seed(2)).images
     made = decode(vae, encode(vae, images))
-    pairs = torch.stack([images.reshape(-1, 8, *images.shape[1:]), made.reshape(-1, 8, *images.shape[1:])], 1)
-    save_grid(workplace.folder / "grids" / "vae.webp", pixels(pairs.flatten(0, 2)), columns=8)
+    pairs = row_above_row(pixels(images), pixels(made), 8)
+    save_grid(workplace.folder / "grids" / "vae.webp", pairs, columns=8)
 
 
 def finished_vae(workplace: Workplace, device: torch.device) -> FrozenVae:
