@@ -68,6 +68,7 @@ def test_weights_are_half_precision_and_name_no_folder(made: Workplace) -> None:
     model = made.folder / "model"
     for path in model.rglob("*.json"):
         assert str(made.folder) not in path.read_text()
+    assert "\n" not in (model / "tokenizer" / "tokenizer.json").read_text()
     weights = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
     state = sum(path.stat().st_size for path in made.state.glob("*.safetensors"))
     assert weights < state, "the state has the teacher too"

@@ -38,7 +38,7 @@ def export(workplace: Workplace) -> Path:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         pipeline.save_pretrained(folder)
-        _forget_paths(folder)
+        _tidy(folder)
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be written ({error.strerror}); free the disk or choose another"
@@ -54,9 +54,11 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _forget_paths(folder: Path) -> None:
-    """Leave out where the parts lay on this machine."""
+def _tidy(folder: Path) -> None:
+    """Leave out where the parts lay on this machine, and the indentation that doubles a tokenizer's size."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        elif path.name == "tokenizer.json":
+            path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
