@@ -6,10 +6,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test proofs check bench bench-queue bench-rewards chaos fuzz compose-test clean
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards chaos fuzz compose-test tiny-model \
+	tiny-model-report clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
+BUDGET_MINUTES ?=
+TINY_RECIPE := PYTHONPATH=recipes/tiny-sdxl-lcm $(BIN)/python -m tiny_recipe
 
 help:
 	@echo "make demo          teach the bundled model to bind colours to shapes; see runs/demo/report.html"
@@ -23,6 +26,8 @@ help:
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
 	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; five minutes"
+	@echo "make tiny-model    make the bundled model anew, on a GPU half an hour; BUDGET_MINUTES=25 for all its training"
+	@echo "make tiny-model-report   measure the bundled model and the one made, beside what is wanted; ten minutes"
 	@echo "make venv          only install into .venv"
 	@echo "make clean         delete .venv"
 
@@ -62,6 +67,14 @@ fuzz: $(INSTALLED)
 # Needs no virtual environment, and everything else needs no Docker.
 compose-test:
 	$(PYTHON) deploy/compose_test.py
+
+# What draws the emoji is wanted here alone.
+tiny-model: $(INSTALLED)
+	$(BIN)/pip install -c constraints.txt -e '.[dev,recipe]'
+	$(TINY_RECIPE) all $(if $(BUDGET_MINUTES),--budget-minutes $(BUDGET_MINUTES))
+
+tiny-model-report: $(INSTALLED)
+	$(TINY_RECIPE) report bundled $(wildcard runs/tiny-sdxl-lcm/model)
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
 # be reached, whatever pip finds. The rest then leaves it as it is.

@@ -1,0 +1,121 @@
+"""The stages in order, each with what it needs, and the pictures that it leaves."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from rich.console import Console
+from transformers import CLIPTokenizer
+
+from lasro.backbone import pick_device
+from lasro_client.files import write_atomically
+from lasro_client.progress import clock
+from tiny_recipe.data import TrainingData
+from tiny_recipe.emoji import Picture, render, write_emoji
+from tiny_recipe.emoji_sources import SOURCES, drawings, fetch
+from tiny_recipe.latents import encode_pool
+from tiny_recipe.lcm import lcm_grids, lcm_stage
+from tiny_recipe.networks import load_plain, new_tokenizer, new_vae, on, saved_tokenizer
+from tiny_recipe.reporting import Stop
+from tiny_recipe.speed import allow_fast_arithmetic
+from tiny_recipe.stage import Stage, StageRun
+from tiny_recipe.teacher import teacher_grid, teacher_stage
+from tiny_recipe.vae import finished_vae, measure, vae_grid, vae_stage
+from tiny_recipe.workplace import Workplace
+
+
+def make_emoji(place: Workplace, console: Console) -> None:
+    """Fetch the packages, draw what is wanted and write the emoji file."""
+
+    def drawn() -> Iterator[tuple[str, str, Picture]]:
+        for source in SOURCES:
+            before = len(seen)
+            for name, svg in drawings(fetch(source, place.folder / "packages")):
+                seen.append(name)
+                yield name, source.style, render(svg)
+            console.print(f"{source.package} {source.version}: {len(seen) - before} emoji", highlight=False)
+
+    seen: list[str] = []
+    count = write_emoji(place.emoji, drawn())
+    console.print(f"{count} emoji, {place.emoji.stat().st_size / 1e6:.1f} MB: {place.emoji}", highlight=False)
+
+
+def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) -> bool:
+    """Train those stages that are not finished, in order; whether all are now."""
+    device = pick_device("auto")
+    allow_fast_arithmetic(device)
+    wanted = [name for name in names if not place.progress(name).finished]
+    if not wanted:
+        console.print(f"{', '.join(names)}: finished already", highlight=False)
+        return True
+    data = TrainingData(place.recipe, place.emoji, device)
+    for name in wanted:
+        if stop.wanted():
+            return False
+        torch.manual_seed(place.recipe.seed)
+        stage = _stage(name, place, data, device)
+        run = StageRun(stage, place, device, console)
+        progress = run.run(stop)
+        if not progress.finished:
+            console.print(
+                f"{name}: stopped at step {progress.steps}, {run.done_share(progress):.0%}; the same command goes on",
+                highlight=False,
+            )
+            return False
+        _finish(name, place, data, device)
+        console.print(f"{name}: done, {progress.steps} steps in {clock(progress.trained_s)}", highlight=False)
+    return True
+
+
+def _stage(name: str, place: Workplace, data: TrainingData, device: torch.device) -> Stage:
+    if name == "vae":
+        return vae_stage(place.recipe, data, device)
+    tokenizer = _tokenizer(place, data)
+    vae = finished_vae(place, device)
+    torch.manual_seed(place.recipe.seed)
+    if name == "teacher":
+        return teacher_stage(place.recipe, encode_pool(place.recipe, data, vae, tokenizer, device), tokenizer, device)
+    place.finished("teacher")
+    return lcm_stage(place, encode_pool(place.recipe, data, vae, tokenizer, device), tokenizer, device)
+
+
+def _tokenizer(place: Workplace, data: TrainingData) -> CLIPTokenizer:
+    """The tokenizer of the state; made where there is none yet."""
+    if not place.tokenizer.exists():
+        place.finished("vae")
+        made = new_tokenizer(place.recipe, data.corpus())
+        write_atomically(place.tokenizer, made.backend_tokenizer.to_str().encode())
+    return saved_tokenizer(place.recipe, place.tokenizer)
+
+
+def _finish(name: str, place: Workplace, data: TrainingData, device: torch.device) -> None:
+    """What a stage leaves besides its weights: the VAE's scaling factor, and pictures."""
+    if name == "vae":
+        vae = new_vae(place.recipe)
+        load_plain(vae, place.weights("vae", "vae."))
+        vae = on(vae, device).requires_grad_(False).eval()
+        progress = place.progress("vae")
+        figures = progress.figures | measure(vae, data, device)
+        place.save("vae", progress.model_copy(update={"figures": figures}), place.weights("vae"))
+        vae_grid(place, vae, data, device)
+        return
+    tokenizer, vae = saved_tokenizer(place.recipe, place.tokenizer), finished_vae(place, device)
+    {"teacher": teacher_grid, "lcm": lcm_grids}[name](place, vae, tokenizer, device)
+
+
+def export_model(place: Workplace, console: Console) -> None:
+    exporting = importlib.import_module("tiny_recipe.export")  # the pipeline: what a GPU machine need not have whole
+    folder = exporting.export(place)
+    console.print(f"model: {folder}, {exporting.folder_bytes(folder) / 1e6:.1f} MB", highlight=False)
+
+
+def report_models(place: Workplace, models: Sequence[str], prompts: int, seed: int, console: Console) -> None:
+    """Measure models; the card of the exported one is written again with its figures."""
+    reporting, card = (importlib.import_module(f"tiny_recipe.{name}") for name in ("report", "card"))
+    found = reporting.report(models, place.folder / "report", prompts, seed, console)
+    made = place.folder / "model"
+    for path, figures in found.items():
+        if (place.folder / path).resolve() == made.resolve() or made.resolve().as_posix() == path:
+            card.write_card(place, made, figures)
