@@ -82,7 +82,7 @@ class FineTuning:
         self.progress = self.progress._replace(
             round=round + 1,
             elapsed_s=time.monotonic() - self._started,
-            reward_calls=collected.scored[-1].reward_calls,
+            reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
         )
         line = {

@@ -77,7 +77,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
             reply = collector.adapt(collected.scored, round, settings.steps_per_round)
             source.refresh(reply.version)
             scout.climb(round, prompts, generator, source)
-            elapsed_s, reward_calls = time.monotonic() - started, collected.scored[-1].reward_calls
+            elapsed_s, reward_calls = time.monotonic() - started, collected.reward_calls
             line = {
                 "stage": "pretrain",
                 "round": round,

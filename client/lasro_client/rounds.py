@@ -32,6 +32,11 @@ class Collected(NamedTuple):
     groups: list[Outline]
     scored: list[GroupStatus]
 
+    @property
+    def reward_calls(self) -> int:
+        """Of the run so far."""
+        return max(status.reward_calls for status in self.scored)
+
 
 def collect(
     collector: Collector,
