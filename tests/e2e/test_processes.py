@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
 SETTINGS = ["train.rounds=4", "train.prompts_per_round=3", "train.batch_size=3", "lora.rank=4"]
+SETTINGS += ["surrogate.learning_rate=1e-5"]  # an untrained one turns rounding of the last bit into other weights
 CURVES = ["loss", "regulariser", "grad_norm", "score", "bt_loss", "fresh_pair_accuracy"]
 CURVES += ["total", "beside", "gain", "drift"]
 
@@ -79,10 +80,9 @@ def test_two_processes_train_as_one_does_and_resume(config_path: Path, tmp_path:
     ours, theirs = (load_file(folder / "adapter" / "pytorch_lora_weights.safetensors") for folder in (two, one))
     size = max(abs(array).max() for array in theirs.values())
     assert max(abs(ours[name] - theirs[name]).max() for name in theirs) < 1e-3 * size
-    assert run(LAUNCH, "train", config_path, two).count("report.html") == 1, "a finished run tells its result again"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_stage_1_on_two_processes(config_path: Path, tmp_path: Path) -> None:
     """Guards against a stage 1 whose processes draw the same groups, or whose scouts climb apart."""
     one, two = tmp_path / "one", tmp_path / "two"
