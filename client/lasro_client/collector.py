@@ -8,6 +8,7 @@ import time
 from lasro.errors import TimeoutExceededError
 from lasro.wire import AdaptReply, AdaptRequest, GroupStatus, GroupSubmission
 from lasro_client.connection import Services
+from lasro_client.processes import Processes
 
 PATIENCE_S = 20.0
 """How long the trainer waits for groups before it is seen to that they are still on their way to it."""
@@ -20,8 +21,9 @@ class Collector:
     answered as it was; where sampling is not exact, its groups are new ones.
     """
 
-    def __init__(self, connected: Services, run: str, timeout_s: float) -> None:
+    def __init__(self, connected: Services, run: str, timeout_s: float, peers: Processes | None = None) -> None:
         self.services, self.run, self.timeout_s = connected, run, timeout_s
+        self.peers = peers or Processes()
         self._posted: dict[str, GroupSubmission] = {}
 
     def post(self, posts: list[GroupSubmission]) -> list[GroupStatus]:
@@ -33,7 +35,7 @@ class Collector:
     def adapt(
         self, scored: list[GroupStatus], round: int, steps: int, part: int = 0, drift: float | None = None
     ) -> AdaptReply:
-        """Train the surrogate for `steps` steps once it has these groups; safe to repeat.
+        """Train the surrogate for `steps` steps once it has these groups, those of all processes; safe to repeat.
 
         `drift` of the generator that made them is kept with the version, for whoever asks the trainer about it.
         A Redis that lost power may have forgotten groups that were scored: they are posted again.
@@ -41,7 +43,8 @@ class Collector:
         names = [status.group_id for status in scored]
         digest = hashlib.sha256(" ".join([*names, str(steps)]).encode()).hexdigest()[:16]
         deadline = time.monotonic() + self.timeout_s
-        while True:
+
+        def asked() -> AdaptReply | None:
             left_s = max(0.1, deadline - time.monotonic())
             request = AdaptRequest(
                 request_id=f"r{round:06d}-{part}-{digest}",
@@ -51,16 +54,21 @@ class Collector:
                 drift=drift,
             )
             try:
-                reply = self.services.surrogates.adapt(self.run, request)
+                return self.services.surrogates.adapt(self.run, request)
             except TimeoutExceededError:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
+                if deadline <= time.monotonic():
                     raise
-                self.services.rewards.wait_scored(self.run, list(self._posted.values()), left_s)
-            else:
-                self._posted.clear()
-                return reply
+                return None
+
+        while (reply := self.peers.by_first(asked)) is None:
+            self.peers.all_of(lambda: self._post_again(deadline - time.monotonic()))
+        self._posted.clear()
+        return reply
+
+    def _post_again(self, timeout_s: float) -> None:
+        self.services.rewards.wait_scored(self.run, list(self._posted.values()), max(timeout_s, 0.1))
 
     def lease(self, version: int) -> None:
         """Have the trainer keep this version of the surrogate and all later ones: from it rounds may be repeated."""
-        self.services.surrogates.lease(self.run, version)
+        if self.peers.first:
+            self.services.surrogates.lease(self.run, version)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lasro_client.output import AsJson, RedisUrl, print_json, print_scores, stderr
+from lasro_client.output import AsJson, RedisUrl, print_json, print_scores, stderr, told_here
 
 if TYPE_CHECKING:
     from lasro.config import RunSettings
@@ -61,7 +61,8 @@ def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJ
 
     run = load_config(config, settings or [])
     path = run_pretrain(run, out or Path("runs") / run.name, stderr())
-    print_json({"surrogate": str(path)}) if as_json else print(path)
+    if told_here():
+        print_json({"surrogate": str(path)}) if as_json else print(path)
 
 
 def up(
@@ -120,6 +121,8 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     from lasro_client.train import train as run_train
 
     summary = run_train(config, out, stderr())
+    if not told_here():
+        return
     if as_json:
         print_json(summary)
         return

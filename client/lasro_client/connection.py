@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from lasro.config import RunSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro_client.local_stack import LocalStack
+from lasro_client.processes import Processes, on_one_machine
 from lasro_client.reward_client import RewardClient
 from lasro_client.surrogate_client import SurrogateClient
 
@@ -36,22 +37,30 @@ class Services(NamedTuple):
 
 
 @contextmanager
-def services(config: RunSettings, folder: Path) -> Iterator[Services]:
-    """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered."""
-    api_key, timeout_s = os.environ.get("LASRO_API_KEY"), config.services.timeout_s
-    if (known := urls(config.services)) is not None:
-        with (
-            RewardClient(known.reward_api, api_key, timeout_s) as rewards,
-            SurrogateClient(known.surrogate_trainer, api_key, timeout_s) as surrogates,
-        ):
-            yield _checked(Services(rewards, surrogates), config, local=False)
-        return
-    with (
-        LocalStack(folder / "services", config.rewards) as stack,
-        RewardClient(stack.reward_api, api_key, timeout_s) as rewards,
-        SurrogateClient(stack.surrogate_trainer, api_key, timeout_s) as surrogates,
-    ):
-        yield _checked(Services(rewards, surrogates), config, local=True)
+def services(config: RunSettings, folder: Path, peers: Processes | None = None) -> Iterator[Services]:
+    """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered.
+
+    Of several processes the first starts them.
+    """
+    api_key, timeout_s, peers = os.environ.get("LASRO_API_KEY"), config.services.timeout_s, peers or Processes()
+    with ExitStack() as exits:
+        known = urls(config.services)
+        local = known is None
+        if known is None:
+            known = peers.by_first(lambda: _started_here(exits, config, folder))
+        rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
+        surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
+        yield _checked(Services(rewards, surrogates), config, local)
+
+
+def _started_here(exits: ExitStack, config: RunSettings, folder: Path) -> Urls:
+    if not on_one_machine():
+        raise ConfigError(
+            "services: got no URLs, but processes on several machines; start the services where all reach them and "
+            f"set {' and '.join(URL_VARIABLES)}"
+        )
+    stack = exits.enter_context(LocalStack(folder / "services", config.rewards))
+    return Urls(stack.reward_api, stack.surrogate_trainer)
 
 
 def urls(settings: ServiceSettings) -> Urls | None:

@@ -16,15 +16,14 @@ from lasro_client.collector import Collector
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
 from lasro_client.prompts import Prompt
-from lasro_client.rounds import STAGES, adapt_entries, reward_means
-from lasro_client.run_folder import RunFolder
+from lasro_client.rounds import STAGES, adapt_entries, collect, reward_means
+from lasro_client.run_folder import RunFolder, start_together
 from lasro_client.sampling import (
     Group,
     draw_prompts,
     drift_from_base,
     generator_for,
     sample_groups,
-    submissions,
     two_step_latents,
 )
 from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate
@@ -44,7 +43,7 @@ class FineTuning:
         self.folder, self.config, self.prompts = folder, folder.config, prompts
         self.trainer, self.collector, self.source = trainer, collector, source
         self.health = Health(self.config.health)
-        self.progress, self.best = folder.start(trainer, self.health)
+        self.progress, self.best = start_together(folder, trainer, self.health)
         self._started = time.monotonic() - self.progress.elapsed_s
 
     @property
@@ -60,7 +59,8 @@ class FineTuning:
 
     def checkpoint(self) -> None:
         """Write all that a resume needs, and have the trainer keep what repeated rounds will ask it for."""
-        self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
+        if self.collector.peers.first:
+            self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
         if self.progress.surrogate_version is not None:
             self.collector.lease(self.progress.surrogate_version)
 
@@ -68,10 +68,11 @@ class FineTuning:
         """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
         config, round, trainer = self.config, self.progress.round, self.trainer
         draws = generator_for(config.seed, "train prompts", round)
-        groups = self._groups(round, draw_prompts(self.prompts, config.train.prompts_per_round, draws))
-        scored = self.collector.post(submissions(groups, config, round, trainer.version))
-        drift = {name: drift_from_base(groups, stage) for name, stage in STAGES.items()}
-        reply = self.collector.adapt(scored, round, config.train.surrogate_steps, drift=by_weight(drift, config))
+        chosen = draw_prompts(self.prompts, config.train.prompts_per_round, draws)
+        collected = collect(self.collector, config, chosen, partial(self._groups, round), round, trainer.version)
+        drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
+        steps_asked, drift_of_both = config.train.surrogate_steps, by_weight(drift, config)
+        reply = self.collector.adapt(collected.scored, round, steps_asked, drift=drift_of_both)
         self.source.refresh(reply.version)
         steps: list[StepStatistics] = []
         if round >= config.train.warmup_rounds:
@@ -81,7 +82,7 @@ class FineTuning:
         self.progress = self.progress._replace(
             round=round + 1,
             elapsed_s=time.monotonic() - self._started,
-            reward_calls=scored[-1].reward_calls,
+            reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
         )
         line = {
@@ -89,7 +90,7 @@ class FineTuning:
             "round": round,
             "rounds": config.train.rounds,
             "elapsed_s": self.progress.elapsed_s,
-            **reward_means(groups, scored, config, reply.statistics.scales),
+            **reward_means(collected, config, reply.statistics.scales),
             "drift": drift,
             **_step_entries(steps),
             **adapt_entries(reply),
@@ -98,10 +99,10 @@ class FineTuning:
         }
         return line | self._judge(round, line)
 
-    def _groups(self, round: int, prompts: list[Prompt]) -> list[Group]:
+    def _groups(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         model, config = self.trainer.model, self.config
         beside = partial(two_step_latents, model, base=True) if self.trainer.version else None
-        return sample_groups(model, prompts, config.train, config.seed, "train", round, beside=beside)
+        return sample_groups(model, prompts, config.train, config.seed, "train", round, beside=beside, first=first)
 
     def _judge(self, round: int, line: dict[str, Any]) -> dict[str, Any]:
         """What is wrong with the run, and what was done about it as the settings say: entries of the log line."""

@@ -23,6 +23,7 @@ from lasro.schedule import learning_rate
 from lasro.surrogate import draw_augmentation
 from lasro.two_step import add_noise
 from lasro_client.lcm_regulariser import LcmRegulariser
+from lasro_client.processes import Processes, check_enough
 from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
 from lasro_client.score_sources import ScoreSource
 
@@ -38,10 +39,15 @@ class StepStatistics(NamedTuple):
 
 
 class GeneratorTrainer:
-    """The generator's adapter, its optimiser, its average, and the moments of the scores: all that a resume needs."""
+    """The generator's adapter, its optimiser, its average, and the moments of the scores: all that a resume needs.
 
-    def __init__(self, model: TwoStepModel, config: RunSettings) -> None:
+    Among several processes each has the same; see `step`.
+    """
+
+    def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
         self.model, self.config, self.seed = model, config, config.seed
+        self.peers = peers or Processes()
+        check_enough("train.batch_size", config.train.batch_size, self.peers)
         self.parameters = add_generator_lora(model, config.lora, config.seed)
         self.average = [p.detach().clone() for p in self.parameters]
         self._untrained = [p.detach().clone() for p in self.parameters]
@@ -54,30 +60,38 @@ class GeneratorTrainer:
         self.lcm = LcmRegulariser(model, config.objective) if lcm else None
 
     def step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
-        """One AdamW step on L = c L_reg - c1 S[R(z1)] - c2 S[R(z2)].
+        """One AdamW step on L = c L_reg - c1 S[R(z1)] - c2 S[R(z2)], means over the prompts.
 
+        Of several processes, all called with the same prompts, each takes a share of them; S has the moments of all.
         Raises NonFiniteError before anything that is not finite could enter the optimiser.
         """
-        model, settings = self.model, self.config.objective
+        model, settings, shape = self.model, self.config.objective, (len(prompts), *self.model.latent_shape)
         generator = generator_for(self.seed, "generator", self.version)
-        noises = draw_noises(model, len(prompts), generator)
-        conditioning = model.embed(prompts)
+        here = self.peers.share(len(prompts))
+        noises = [noise[here] for noise in draw_noises(model, len(prompts), generator)]
+        texts = prompts[here]
+        conditioning = model.embed(texts)
         latents = two_step_latents(model, noises, conditioning)
         regulariser = self._regulariser(latents, noises, conditioning, generator)
         objective = settings.regulariser_weight * regulariser
         loss, means = objective.item(), []
         for stage, weight in enumerate((settings.one_step_weight, settings.two_step_weight)):
             z = latents[stage].detach()
-            t, noise = draw_augmentation((len(z), *model.latent_shape), self.config.surrogate.max_timestep, generator)
-            scores, slope = source.score_and_gradient(z, t.to(model.device), noise.to(model.device), prompts)
-            moments = update_moments(self.moments[stage], scores, settings.score_momentum)
+            t, noise = (
+                drawn[here] for drawn in draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
+            )
+            scores, slope = source.score_and_gradient(z, t.to(model.device), noise.to(model.device), texts)
+            of_all = torch.cat(self.peers.all_of(scores.cpu)) if self.peers.count > 1 else scores
+            moments = update_moments(self.moments[stage], of_all, settings.score_momentum)
             term, gradient = score_ascent(scores, slope, moments, settings.score_clip, weight)
             objective = objective + (latents[stage] * gradient).sum()
             loss += term.item()
             means.append(normalise_and_clip(scores, moments, settings.score_clip).mean().item())
             self.moments[stage] = moments
-        grad_norm = self._descend(objective)
-        return StepStatistics(loss, regulariser.item(), means[0], means[1], grad_norm)
+        share = len(texts) / len(prompts)
+        told = torch.tensor([loss, regulariser.item(), *means], dtype=torch.float64) * share
+        self.peers.sum_([told])
+        return StepStatistics(*told.tolist(), grad_norm=self._descend(objective * share))
 
     def _regulariser(
         self, latents: list[Tensor], noises: list[Tensor], conditioning: Conditioning, generator: torch.Generator
@@ -96,6 +110,7 @@ class GeneratorTrainer:
     def _descend(self, objective: Tensor) -> float:
         self.optimiser.zero_grad(set_to_none=True)
         objective.backward()
+        self.peers.sum_(parameter.grad for parameter in self.parameters if parameter.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm).item()
         if not math.isfinite(norm):
             raise NonFiniteError(

@@ -21,7 +21,7 @@ from lasro.config import RunSettings
 from lasro.errors import ConfigError
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, explain, pack_tensors
 from lasro_client.collector import Collector
-from lasro_client.sampling import Group, draw_noises, generator_for, two_step_latents
+from lasro_client.sampling import Outline, draw_noises, generator_for, two_step_latents
 
 LABELS_FILE = "labels.jsonl"
 GROUPS_PER_BATCH = 8
@@ -51,10 +51,10 @@ class Labelled(NamedTuple):
     labels: GroupLabels
 
 
-def labels_of(seed: int, round: int, groups: list[Group], scored: list[GroupStatus]) -> RoundLabels:
+def labels_of(seed: int, round: int, groups: list[Outline], scored: list[GroupStatus]) -> RoundLabels:
     """Of the model's own samples, which in stage 1 are the base's."""
 
-    def column(group: Group, status: GroupStatus, name: str) -> list[float | None]:
+    def column(group: Outline, status: GroupStatus, name: str) -> list[float | None]:
         scores = [item.scores[name].score for item in status.items or []]
         own = [score for score, is_beside in zip(scores, group.beside, strict=True) if not is_beside]
         return [None if score is None else round_to(score) for score in own]

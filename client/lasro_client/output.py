@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,16 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def told_here() -> bool:
+    """Whether this process prints: of those that `accelerate launch` or `torchrun` started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def stderr() -> Console:
     """Console for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=not told_here())
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -8,13 +8,14 @@ Samples and scores go through the same services as in stage 2; the trained weigh
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from lasro.backbone import load_model
+from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.wire import pack_tensors, unpack_tensors
@@ -22,12 +23,13 @@ from lasro_client.collector import Collector
 from lasro_client.connection import open_surrogate, services
 from lasro_client.files import write_atomically
 from lasro_client.labels import LABELS_FILE, labels_of
+from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
-from lasro_client.prompts import read_prompts
+from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import adapt_entries, reward_means, stop_at_round_end
-from lasro_client.run_folder import Progress, RunFolder
-from lasro_client.sampling import draw_prompts, generator_for, sample_groups, submissions
+from lasro_client.rounds import adapt_entries, collect, reward_means, stop_at_round_end
+from lasro_client.run_folder import Progress, RunFolder, start_together
+from lasro_client.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro_client.score_sources import score_source
 from lasro_client.scout import Scout
 
@@ -37,69 +39,79 @@ FINAL_STEPS_PER_CALL = 50
 
 def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
     """Run or resume stage 1; returns the file with the trained surrogate. A spent budget ends it early, whole."""
-    folder = RunFolder(out, config, "pretrain")
+    with processes() as peers:
+        return _pretrain(config, out, console, peers)
+
+
+def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes) -> Path:
+    folder = peers.by_first(lambda: RunFolder(out, config, "pretrain"))
     weights_path = folder.path / SURROGATE_FILE
-    if folder.summary() is not None:
+    if peers.by_first(folder.summary) is not None:
         return weights_path
     settings, run = config.pretrain, f"{config.name}-pretrain"
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
-    scout = Scout(model, config)
-    progress, _ = folder.start(scout.trainer)
+    scout = Scout(model, config, peers)
+    progress, _ = start_together(folder, scout.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
-        services(config, folder.path) as connected,
+        services(config, folder.path, peers) as connected,
         RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
         stop_at_round_end() as stop,
     ):
-        version = open_surrogate(connected, run, config, None, progress.surrogate_version)
+        resumed = progress.surrogate_version
+        version = peers.by_first(lambda: open_surrogate(connected, run, config, None, resumed))
         source = score_source(config, run, model, connected.surrogates)
-        collector = Collector(connected, run, config.services.timeout_s)
+        collector = Collector(connected, run, config.services.timeout_s, peers)
         if progress.surrogate_version is None:
             progress = Progress(surrogate_version=version)
-            folder.checkpoint(progress, scout.trainer)
+            _checkpoint(folder, progress, scout)
         for round in range(progress.round, settings.rounds):
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
-            beside = scout.policy if scout.out(round) else None
-            groups = sample_groups(model, chosen, settings, config.seed, "pretrain", round, base=True, beside=beside)
             try:
-                scored = collector.post(submissions(groups, config, round, 0))
+                collected = collect(collector, config, chosen, partial(_groups, model, config, scout, round), round, 0)
             except BudgetError as error:
                 console.print(f"{error}; stage 1 ends after {round} rounds")
                 break
-            reply = collector.adapt(scored, round, settings.steps_per_round)
+            reply = collector.adapt(collected.scored, round, settings.steps_per_round)
             source.refresh(reply.version)
             scout.climb(round, prompts, generator, source)
-            elapsed_s = time.monotonic() - started
+            elapsed_s, reward_calls = time.monotonic() - started, collected.reward_calls
             line = {
                 "stage": "pretrain",
                 "round": round,
                 "rounds": settings.rounds,
                 "elapsed_s": elapsed_s,
-                **reward_means(groups, scored, config, reply.statistics.scales),
+                **reward_means(collected, config, reply.statistics.scales),
                 **adapt_entries(reply),
-                "reward_calls": scored[-1].reward_calls,
+                "reward_calls": reward_calls,
                 "policy_version": 0,
             }
-            folder.log(line)
-            folder.label(labels_of(config.seed, round, groups, scored))
+            stop.agree(peers)
+            if peers.first:
+                folder.log(line)
+                folder.label(labels_of(config.seed, round, *collected))
             display.update(line)
-            progress = Progress(round + 1, elapsed_s, scored[-1].reward_calls, reply.version)
+            progress = Progress(round + 1, elapsed_s, reward_calls, reply.version)
             if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
-                folder.checkpoint(progress, scout.trainer)
+                _checkpoint(folder, progress, scout)
                 collector.lease(reply.version)
-            if (round + 1) % config.train.report_rounds == 0:
+            if (round + 1) % config.train.report_rounds == 0 and peers.first:
                 write_report(folder.path)
             stop.obey()
-        folder.checkpoint(progress, scout.trainer)
+        _checkpoint(folder, progress, scout)
         for part in range(0, settings.final_steps, FINAL_STEPS_PER_CALL):
             steps = min(FINAL_STEPS_PER_CALL, settings.final_steps - part)
             reply = collector.adapt([], settings.rounds, steps, part)
             display.note(f"final steps {part + steps}/{settings.final_steps}, loss {reply.statistics.loss}")
+            stop.agree(peers)
             stop.obey()
         status = connected.surrogates.status(run)
         body = connected.surrogates.weights_of(run, status.version)
+        peers.all_of(lambda: None)  # the first ends the services
+    if not peers.first:
+        return weights_path
     write_atomically(weights_path, _halved(body))
     summary: dict[str, Any] = {
         "run": config.name,
@@ -118,6 +130,18 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
     folder.finish(summary)
     write_report(folder.path)
     return weights_path
+
+
+def _groups(
+    model: TwoStepModel, config: RunSettings, scout: Scout, round: int, prompts: list[Prompt], first: int
+) -> list[Group]:
+    beside, seed = scout.policy if scout.out(round) else None, (config.seed, "pretrain", round)
+    return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)
+
+
+def _checkpoint(folder: RunFolder, progress: Progress, scout: Scout) -> None:
+    if scout.trainer.peers.first:
+        folder.checkpoint(progress, scout.trainer)
 
 
 def _halved(body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What both stages do in a round besides sampling and training: tell of it, and end when asked to.
+"""What both stages do in a round besides training: have its samples scored, tell of it, and end when asked to.
 
 Shape legend: N samples of a group.
 """
@@ -7,31 +7,69 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lasro.config import RunSettings
 from lasro.reward_objective import Scale, totals
 from lasro.wire import AdaptReply, GroupStatus
-from lasro_client.sampling import Group
+from lasro_client.collector import Collector
+from lasro_client.processes import Processes
+from lasro_client.prompts import Prompt
+from lasro_client.sampling import Group, Outline, outline, submissions
 
 STAGES = {"one_step": 1, "two_step": 2}
 
 
-def reward_means(
-    groups: list[Group], scored: list[GroupStatus], config: RunSettings, scales: Mapping[str, Scale]
-) -> dict[str, Any]:
+class Collected(NamedTuple):
+    """A round's groups, in order, and what the reward said of them."""
+
+    groups: list[Outline]
+    scored: list[GroupStatus]
+
+    @property
+    def reward_calls(self) -> int:
+        """Of the run so far."""
+        return max(status.reward_calls for status in self.scored)
+
+
+def collect(
+    collector: Collector,
+    config: RunSettings,
+    prompts: list[Prompt],
+    draw: Callable[[list[Prompt], int], list[Group]],
+    round: int,
+    policy_version: int,
+) -> Collected:
+    """Have a group of each prompt scored. Of several processes each draws and posts its share; all know the whole.
+
+    `draw` makes the groups of some prompts, of which the first has the index given. Raises BudgetError.
+    """
+
+    def drawn_here() -> Collected:
+        share = collector.peers.share(len(prompts))
+        groups = draw(prompts[share], share.start)
+        scored = collector.post(submissions(groups, config, round, policy_version, share.start))
+        return Collected([outline(group) for group in groups], scored)
+
+    parts = collector.peers.all_of(drawn_here)
+    groups = [group for part in parts for group in part.groups]
+    return Collected(groups, [status for part in parts for status in part.scored])
+
+
+def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str, Scale]) -> dict[str, Any]:
     """The entries of a log line that come from the reward: means per stage, null without a sample.
 
     Each reward is over all samples that it scored, `total` over those that no guard vetoed, and `vetoed` is the share
     of the others. `beside` is the total of the other policy's samples, the rest of the model's own; `gain` is own
     minus beside, of the same noise. `scales` are those that the trainer ranked by.
     """
+    groups, scored = collected
     beside_N = np.concatenate([group.beside for group in groups])
     all_stages_N = np.concatenate([group.stages for group in groups])
     stages_N = np.where(beside_N, 0, all_stages_N)
@@ -94,6 +132,11 @@ class StopRequest:
     @property
     def asked(self) -> bool:
         return self.signal is not None
+
+    def agree(self, peers: Processes) -> None:
+        """Hear of it in all processes where one was asked; the same round is the last of all."""
+        told = [signal for signal in peers.all_of(lambda: self.signal) if signal is not None]
+        self.signal = told[0] if told else None
 
     def obey(self) -> None:
         """End as the signal would have: KeyboardInterrupt, or exit status 143 for SIGTERM; nothing when not asked."""

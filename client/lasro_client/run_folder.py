@@ -140,6 +140,21 @@ class RunFolder:
             raise StorageError(f"{final}: cannot be written ({error.strerror}); free the disk and resume") from error
 
 
+def start_together(folder: RunFolder, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
+    """`RunFolder.start` for all processes of the run: the first reads the folder, which the others need not see."""
+    peers = trainer.peers
+    checkpoint = peers.by_first(lambda: folder.start(trainer, health))
+    if peers.count == 1 or checkpoint.progress.surrogate_version is None:
+        return checkpoint
+    state, version, moments, trainer.seed = peers.by_first(
+        lambda: (trainer.state(), trainer.version, trainer.moments, trainer.seed)
+    )
+    trainer.load_state(state, version, moments)
+    if health is not None:
+        health.load(peers.by_first(health.state))
+    return checkpoint
+
+
 def _completed(known: dict[str, Any]) -> dict[str, Any]:
     """A folder's settings, those that did not exist when it was made at their defaults."""
     try:

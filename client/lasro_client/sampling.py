@@ -40,6 +40,15 @@ class Group(NamedTuple):
     images: list[bytes]
 
 
+class Outline(NamedTuple):
+    """A group without its latents and images, as a round's log line needs it; `distances` by stage."""
+
+    prompt: Prompt
+    stages: list[int]
+    beside: list[bool]
+    distances: dict[int, tuple[list[float], list[float]]]
+
+
 def generator_for(*parts: object) -> torch.Generator:
     """A CPU generator seeded by everything named; equal parts give equal draws on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
@@ -75,15 +84,18 @@ def sample_groups(
     *seed: object,
     base: bool = False,
     beside: Policy | None = None,
+    first: int = 0,
 ) -> list[Group]:
-    """One group per prompt; group i draws all its noise from (*seed, i).
+    """One group per prompt; the i-th draws all its noise from (*seed, first + i).
 
     With `beside`, a group also has that policy's samples of the same noise: what all samples of one policy have in
     common, such as a tint, shows in no pair among them.
     Raises NonFiniteError, with the prompt named.
     """
+    if not prompts:
+        return []
     K = settings.seeds_per_prompt
-    draws = [draw_noises(model, K, generator_for(*seed, i)) for i in range(len(prompts))]
+    draws = [draw_noises(model, K, generator_for(*seed, first + i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     own = two_step_latents(model, noises, conditioning, base)
@@ -99,22 +111,30 @@ def sample_groups(
     return groups
 
 
-def drift_from_base(groups: list[Group], stage: int) -> float | None:
+def distances(group: Group, stage: int) -> tuple[list[float], list[float]]:
+    """Mean distances between latents of `stage`: own to the base's beside them, and between seeds of the base."""
+    of_stage = torch.tensor(group.stages) == stage
+    is_beside = torch.tensor(group.beside)
+    latents = group.latents_BCHW.float()
+    own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]
+    moved = (own - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
+    apart = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
+    return moved, apart
+
+
+def outline(group: Group) -> Outline:
+    """What is left of a group once it is posted."""
+    return Outline(group.prompt, group.stages, group.beside, {stage: distances(group, stage) for stage in (1, 2)})
+
+
+def drift_from_base(outlines: list[Outline], stage: int) -> float | None:
     """Mean distance between latents of `stage` and the base's beside them, in distances between seeds of the base.
 
     0: unchanged; 1: as different as another seed. None without the base's samples of two seeds.
     """
-    moved, apart = [], []
-    for group in groups:
-        of_stage = torch.tensor(group.stages) == stage
-        is_beside = torch.tensor(group.beside)
-        latents = group.latents_BCHW.float()
-        own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]
-        if len(base) < 2:
-            return None
-        moved.append((own - base).abs().mean())
-        apart += [(base[i] - base[j]).abs().mean() for i in range(len(base)) for j in range(i)]
-    return (torch.stack(moved).mean() / torch.stack(apart).mean()).item()
+    moved = [distance for each in outlines for distance in each.distances[stage][0]]
+    apart = [distance for each in outlines for distance in each.distances[stage][1]]
+    return (sum(moved) / len(moved)) / (sum(apart) / len(apart)) if apart else None
 
 
 def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:
@@ -143,6 +163,8 @@ def submission(group: Group, config: RunSettings, round: int, index: int, policy
     return made.model_copy(update={"group_id": f"{name}-{digest}", "max_reward_calls": limit})
 
 
-def submissions(groups: list[Group], config: RunSettings, round: int, policy_version: int) -> list[GroupSubmission]:
-    """A round's groups as they are posted, in order."""
-    return [submission(group, config, round, index, policy_version) for index, group in enumerate(groups)]
+def submissions(
+    groups: list[Group], config: RunSettings, round: int, policy_version: int, first: int = 0
+) -> list[GroupSubmission]:
+    """A round's groups from the `first` on as they are posted, in order."""
+    return [submission(group, config, round, index, policy_version) for index, group in enumerate(groups, first)]

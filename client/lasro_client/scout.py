@@ -15,6 +15,7 @@ import torch
 from lasro.backbone import TwoStepModel
 from lasro.config import PretrainSettings, RunSettings
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.processes import Processes
 from lasro_client.prompts import Prompt
 from lasro_client.sampling import draw_prompts, two_step_latents
 from lasro_client.score_sources import ScoreSource
@@ -29,10 +30,10 @@ def scout_age(settings: PretrainSettings, round: int) -> int:
 class Scout:
     """One scout after the other, on `model.unet`; `model.base` stays what it was."""
 
-    def __init__(self, model: TwoStepModel, config: RunSettings) -> None:
+    def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
         self.settings = config.pretrain
         self.batch_size, self.seed = config.train.batch_size, config.seed
-        self.trainer = GeneratorTrainer(model, config)
+        self.trainer = GeneratorTrainer(model, config, peers)
         self.policy = partial(two_step_latents, model)
 
     def out(self, round: int) -> bool:

@@ -7,6 +7,7 @@ learns from it, `generator` ascends the surrogate's gradient; `fine_tuning` is t
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.labels import carry_over
+from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
@@ -39,32 +41,34 @@ WATCHED_PROMPTS = 8
 def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
     """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has.
 
+    Started several times by `accelerate launch`, the processes share the work of the one run.
     Ctrl-C and SIGTERM end it after the round under way, with a checkpoint, as KeyboardInterrupt and SystemExit.
     """
-    folder = RunFolder(out, config, "train")
-    if (finished := folder.summary()) is not None:
+    with processes() as peers:
+        return _train(config, out, console, peers)
+
+
+def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -> dict[str, Any]:
+    folder = peers.by_first(lambda: RunFolder(out, config, "train"))
+    if (finished := peers.by_first(folder.summary)) is not None:
         return finished
     started = time.monotonic()
     prompts, held_out = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     held_out = held_out[: config.evaluation.prompts]
     model = load_model(config.model)
-    trainer = GeneratorTrainer(model, config)
-    with services(config, folder.path) as connected:
+    trainer = GeneratorTrainer(model, config, peers)
+    with services(config, folder.path, peers) as connected:
         source = score_source(config, config.name, model, connected.surrogates)
-        collector = Collector(connected, config.name, config.services.timeout_s)
-        tuning = FineTuning(folder, trainer, collector, source, prompts)
+        tuning = FineTuning(
+            folder, trainer, Collector(connected, config.name, config.services.timeout_s, peers), source, prompts
+        )
         resumed_s = tuning.progress.elapsed_s
-        initial, resumed = config.train.initial_surrogate, tuning.progress.surrogate_version
-        tuning.begin(open_surrogate(connected, config.name, config, initial, resumed))
-        if tuning.progress.round == 0 and (accuracy := carry_over(model, config, collector)) is not None:
-            console.print(
-                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
-            )
-        before = _evaluated(folder, "before", model, held_out, connected, console)
+        tuning.begin(peers.by_first(lambda: _opened(tuning, connected, console)))
+        before = peers.by_first(lambda: _evaluated(folder, "before", model, held_out, connected, console))
         _run_rounds(tuning, held_out, console)
         with parameters_set(trainer.parameters, trainer.average):
-            after = _evaluated(folder, "after", model, held_out, connected, console)
-            drift = _drift(folder, model)
+            after = peers.by_first(lambda: _evaluated(folder, "after", model, held_out, connected, console))
+            drift = peers.by_first(lambda: _drift(folder, model))
     summary = {
         "run": config.name,
         "seed": config.seed,
@@ -77,17 +81,33 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         "duration_s": resumed_s + time.monotonic() - started,
         "adapter": "adapter",
     }
-    folder.finish(summary)
-    write_report(folder.path)
+    if peers.first:
+        folder.finish(summary)
+        write_report(folder.path)
     return summary
+
+
+def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:
+    """Create or join the run at the trainer, with what stage 1 left for it; returns the surrogate's version."""
+    config, progress = tuning.config, tuning.progress
+    initial, resumed = config.train.initial_surrogate, progress.surrogate_version
+    version = open_surrogate(connected, config.name, config, initial, resumed)
+    if progress.round == 0:
+        collector = Collector(connected, config.name, config.services.timeout_s)
+        accuracy = carry_over(tuning.trainer.model, config, collector)
+        if accuracy is not None:
+            console.print(
+                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
+            )
+    return version
 
 
 def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
-    config, folder, told = tuning.config.train, tuning.folder, None
+    config, folder, peers, told = tuning.config.train, tuning.folder, tuning.collector.peers, None
     with (
         stop_at_round_end() as stop,
-        round_metrics(tuning.config.name) as observe,
+        round_metrics(tuning.config.name) if peers.first else nullcontext() as observe,
         RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display,
     ):
         while not tuning.over:
@@ -96,23 +116,30 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
             except BudgetError as error:
                 console.print(f"{error}; the run ends after {tuning.progress.round} rounds")
                 break
-            folder.log(line)
+            stop.agree(peers)
+            if observe is not None:
+                folder.log(line)
+                observe(line)
             display.update(line)
-            observe(line)
             done = tuning.progress.round
             if line["action"] is not None or (line["trouble"] is not None and told is None):
                 console.print(f"round {done}: {line['trouble']}", highlight=False, soft_wrap=True)
             told = line["trouble"]
             if stop.asked or done % config.checkpoint_rounds == 0:
                 tuning.checkpoint()
-                folder.export(tuning.trainer)
+                _export(tuning)
             if stop.asked:
                 console.print(f"stopped after {done} rounds; the same command goes on from there", soft_wrap=True)
                 stop.obey()
-            if done % config.report_rounds == 0:
+            if done % config.report_rounds == 0 and peers.first:
                 _show(folder, tuning.trainer, held_out, done)
         tuning.checkpoint()
-        folder.export(tuning.trainer)
+        _export(tuning)
+
+
+def _export(tuning: FineTuning) -> None:
+    if tuning.collector.peers.first:
+        tuning.folder.export(tuning.trainer)
 
 
 def _evaluated(

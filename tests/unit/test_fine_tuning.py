@@ -14,6 +14,7 @@ from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.processes import Processes
 from lasro_client.prompts import Prompt
 from lasro_client.run_folder import RunFolder
 
@@ -26,6 +27,7 @@ class Written:
 
     def __init__(self) -> None:
         self.leased: list[int] = []
+        self.peers = Processes()
 
     def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
         def item(post: wire.GroupSubmission, sample: int) -> wire.ScoredItem:

@@ -1,0 +1,100 @@
+"""Several processes that train one generator, as `accelerate launch` starts them, against one process that does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+SETTINGS = ["train.rounds=4", "train.prompts_per_round=3", "train.batch_size=3", "lora.rank=4"]
+SETTINGS += ["surrogate.learning_rate=1e-5"]  # an untrained one turns rounding of the last bit into other weights
+CURVES = ["loss", "regulariser", "grad_norm", "score", "bt_loss", "fresh_pair_accuracy"]
+CURVES += ["total", "beside", "gain", "drift"]
+
+
+def start(command: list[str], stage: str, config_path: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
+    options = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+    return subprocess.Popen(
+        [*command, "lasro_client.cli", stage, str(config_path), "--out", str(folder), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(command: list[str], stage: str, config_path: Path, folder: Path, *settings: str) -> str:
+    output, errors = start(command, stage, config_path, folder, *settings).communicate(timeout=280)
+    assert "Traceback" not in errors, errors
+    return output
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def figures(entry: Any) -> list[float]:
+    """Of an entry of a log line, null ones as -1."""
+    values = entry.values() if isinstance(entry, dict) else [entry]
+    return [-1.0 if value is None else value for value in values]
+
+
+def check_same_curves(folder: Path, expected_folder: Path) -> None:
+    lines, expected = log_lines(folder), log_lines(expected_folder)
+    assert [line["round"] for line in lines] == [line["round"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        for key in (key for key in CURVES if key in other):
+            assert figures(line[key]) == pytest.approx(figures(other[key]), rel=1e-4, abs=1e-6), (line["round"], key)
+        assert line["reward_calls"] == other["reward_calls"]
+    assert any(line.get("loss") for line in expected) or expected[0]["stage"] == "pretrain"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_resume(config_path: Path, tmp_path: Path) -> None:
+    """Guards against gradients that are averaged wrongly over shares of unequal size, moments of one share, the same
+    noise in both, files that both write, and processes that disagree about when to stop."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run([sys.executable, "-m"], "train", config_path, one)
+    first = start(LAUNCH, "train", config_path, two)
+    while not (two / "log.jsonl").exists():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGTERM)
+    _, errors = first.communicate(timeout=60)
+    assert "the same command goes on from there" in errors, errors
+    assert len(log_lines(two)) < 4
+    printed = run(LAUNCH, "train", config_path, two)
+    assert printed.count("report.html") == 1
+    check_same_curves(two, one)
+    ours, theirs = (load_file(folder / "adapter" / "pytorch_lora_weights.safetensors") for folder in (two, one))
+    size = max(abs(array).max() for array in theirs.values())
+    assert max(abs(ours[name] - theirs[name]).max() for name in theirs) < 1e-3 * size
+
+
+@pytest.mark.proof
+def test_stage_1_on_two_processes(config_path: Path, tmp_path: Path) -> None:
+    """Guards against a stage 1 whose processes draw the same groups, or whose scouts climb apart."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run([sys.executable, "-m"], "pretrain", config_path, one)
+    run(LAUNCH, "pretrain", config_path, two)
+    check_same_curves(two, one)
+    assert (two / "labels.jsonl").read_text() == (one / "labels.jsonl").read_text()
+
+
+def test_what_leaves_a_process_without_work_is_refused(config_path: Path, tmp_path: Path) -> None:
+    """Guards against a process that waits for ever beside peers that failed, and against means over no sample."""
+    process = start(LAUNCH, "train", config_path, tmp_path / "run", "train.batch_size=1")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "train.batch_size: got 1, expected at least 2, one for each process" in errors
