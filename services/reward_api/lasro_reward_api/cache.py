@@ -13,11 +13,13 @@ from lasro import wire
 from lasro.redis_store import keys
 from lasro.redis_store.connection import redis_errors, script
 from lasro.redis_store.registry import Registration, registered
-from lasro.redis_store.shared_reads import SharedReads
+from lasro.redis_store.shared_trips import SharedTrips
 from lasro_reward_api.checks import canonical_metadata
 
 _FLOAT = struct.Struct("<d")
 _LENGTHS = struct.Struct("<QQ")
+LARGEST = 4096
+"""Scores asked for in one round trip, unless a single request wants more."""
 NO_METADATA = canonical_metadata(None)
 
 
@@ -70,7 +72,7 @@ class ScoreCache:
         self._redis, self._ttl_s = client, ttl_s
         self._look_up = client.register_script(script("look_up_scores"))
         self._keep = client.register_script(script("keep_scores"))
-        self._stored: SharedReads[_Asked, list[Any]] = SharedReads(self._read, _Asked.weight)
+        self._stored: SharedTrips[_Asked, list[Any]] = SharedTrips(self._read, _Asked.weight, LARGEST)
 
     async def look_up(self, names: Sequence[str], digests: Sequence[bytes]) -> list[Known]:
         """Each reward with its scores by digest; raises NotFoundError for one that is not registered."""
