@@ -35,9 +35,8 @@ def content_digests(request: wire.ScoreRequest) -> list[bytes]:
     digests = []
     for text, extra, image in zip(request.prompts, extras, request.images, strict=True):
         prompt = text.encode()
-        whole = hashlib.sha256(_LENGTHS.pack(len(prompt), len(extra)) + prompt + extra)
-        whole.update(image)
-        digests.append(whole.digest())
+        whole = b"".join((_LENGTHS.pack(len(prompt), len(extra)), prompt, extra, image))
+        digests.append(hashlib.sha256(whole).digest())
     return digests
 
 
@@ -61,8 +60,7 @@ class _Asked(NamedTuple):
         """As the script wants them."""
         yield len(self.names)
         yield from self.names
-        yield len(self.digests)
-        yield from self.digests
+        yield b"".join(self.digests)
 
 
 class ScoreCache:
