@@ -50,8 +50,9 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logs(level: str, form: Literal["json", "text"]) -> None:
     """Of this process, to stderr, other libraries' warnings included."""
-    # No format here shows these, and to find them out costs half of what a line costs.
+    # No format here shows these, nor the line that logs, and to find them out costs half of what a line costs.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # pyright: ignore[reportAttributeAccessIssue] - the way that logging's HOWTO names
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -135,13 +136,15 @@ def totals(
     scaled: dict[str, Values] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for name in objective.counted:
-            reward_N, floor = rewards[name], objective.floors.get(name, -np.inf)
+            reward_N, floor = rewards[name], objective.floors.get(name)
             failed_N = failed_N | np.isnan(reward_N)
-            vetoed_N = vetoed_N | (reward_N < floor)
             scale = (scales or {})[name] if name in objective.normalised else UNSCALED
             if scale.deviation:
-                scaled[name] = (reward_N - scale.mean) / scale.deviation
-                shortfall_N = shortfall_N + np.maximum((floor - reward_N) / scale.deviation, 0)
+                scaled[name] = reward_N if scale is UNSCALED else (reward_N - scale.mean) / scale.deviation
+            if floor is not None:
+                vetoed_N = vetoed_N | (reward_N < floor)
+                if scale.deviation:
+                    shortfall_N = shortfall_N + np.maximum((floor - reward_N) / scale.deviation, 0)
         total_N = zeros_N + _combined(scaled, objective)
     failed_N = failed_N | ~np.isfinite(total_N)
     vetoed_N = vetoed_N & ~failed_N
@@ -153,9 +156,9 @@ def _combined(rewards: Mapping[str, Values], objective: RewardObjective) -> Valu
     if not terms:
         return 0.0
     if objective.combine == "product":
-        return np.prod([values_N**weight for weight, values_N in terms], axis=0)
-    weighted = [weight * values_N for weight, values_N in terms]
-    return np.min(weighted, axis=0) if objective.combine == "minimum" else np.sum(weighted, axis=0)
+        return reduce(np.multiply, (values_N**weight for weight, values_N in terms))
+    weighted = (weight * values_N for weight, values_N in terms)
+    return reduce(np.minimum if objective.combine == "minimum" else np.add, weighted)
 
 
 def ranking_values(found: Totals, margin: float) -> Values:

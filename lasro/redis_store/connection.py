@@ -27,6 +27,8 @@ MAX_BLOCK_MS = 5_000
 SOCKET_TIMEOUT_S = 15.0
 """For any reply: above MAX_BLOCK_MS, so that it fires only when the server hangs."""
 CONNECT_TIMEOUT_S = 3.0
+READ_BYTES = 1 << 20
+"""Taken from the socket at once: a reply with samples holds megabytes."""
 LONGEST_REASON = 500
 """Characters kept of why something was set aside."""
 NO_WRITES = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
@@ -46,7 +48,9 @@ def _options(url: str | None) -> dict[str, Any]:
 def connect(url: str | None) -> redis.Redis:
     """A synchronous client that returns bytes; connects at its first command. Raises ConfigError."""
     try:
-        return redis.Redis.from_url(url or "", retry=Retry(NoBackoff(), 0), **_options(url))
+        return redis.Redis.from_url(
+            url or "", retry=Retry(NoBackoff(), 0), socket_read_size=READ_BYTES, **_options(url)
+        )
     except ValueError as error:
         raise ConfigError(f"LASRO_REDIS_URL: {error}") from error
 

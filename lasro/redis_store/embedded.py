@@ -26,6 +26,8 @@ from lasro.errors import ConfigError, ConflictError, UnreachableError
 from lasro.process import PARENT_VARIABLE, last_log_line
 
 MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
+REWRITE_SIZE = "256mb"
+"""Of the append-only file, below which it is not rewritten."""
 SERVER_NAMES = ("valkey-server", "redis-server")
 
 
@@ -172,6 +174,10 @@ class EmbeddedRedis:
             "dir": str(self.folder),
             "appendonly": "yes",
             "appendfsync": "everysec",
+            # A queue is mostly files and latents, which no longer get smaller, and soon empty again: to compress it
+            # takes four fifths of the time of rewriting the append-only file, and to do that often copies in vain.
+            "rdbcompression": "no",
+            "auto-aof-rewrite-min-size": REWRITE_SIZE,
             "save": "",
             "maxmemory-policy": "noeviction",
             "loglevel": "notice",

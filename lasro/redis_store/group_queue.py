@@ -10,21 +10,26 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import redis
 import redis.asyncio
 from pydantic import TypeAdapter
+from redis.exceptions import NoScriptError
 
 from lasro import wire
 from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, WireError
 from lasro.redis_store import keys, sample_stream
 from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.shared_trips import SharedTrips
 from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, Entry, Fields, WorkStream
 
 log = logging.getLogger("lasro.redis_store")
 MAX_ENTRY_BYTES = 65_000
 """Of a sample on the stream: above it Redis' allocator wastes a quarter, so larger ones become blobs."""
 ENTRY_OVERHEAD_BYTES = 256
+TRIP_KIB = 320
+"""Groups are added in round trips of up to so much together, two at once: while one is written the other is read."""
 NAME = re.compile(wire.NAME_PATTERN)
 _ITEMS = TypeAdapter(list[wire.ScoredItem])
 
@@ -36,6 +41,17 @@ class Claim:
     entry_id: str
     run: str
     submission: wire.GroupSubmission
+
+
+class _Adding(NamedTuple):
+    """What `add_group` is to be called with."""
+
+    keys: list[str]
+    arguments: list[Any]
+
+    def weight(self) -> int:
+        """KiB of payload."""
+        return 1 + len(self.arguments[1]) // 1024
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class GroupQueue(WorkStream):
     def __init__(self, client: redis.asyncio.Redis) -> None:
         super().__init__(client)
         self._add = client.register_script(script("add_group"))
+        self._adding: SharedTrips[_Adding, Any] = SharedTrips(self._add_all, _Adding.weight, TRIP_KIB, at_once=2)
         self._spend = client.register_script(script("spend_calls"))
         self._finish = client.register_script(script("finish_group"))
 
@@ -72,11 +89,14 @@ class GroupQueue(WorkStream):
         group_id, most_calls = submission.group_id, submission.max_reward_calls
         most = ("" if limit is None else limit for limit in (most_calls, limits.groups, limits.unread_samples))
         run_keys = [keys.groups(run), keys.calls(run), keys.samples(run), keys.RUNS]
+        adding = _Adding(
+            [keys.group(run, group_id), keys.WORK, keys.DEAD_WORK, *run_keys],
+            [_digest(submission, payload), payload, run, group_id, calls_needed, *most, sample_stream.GROUP],
+        )
         with redis_errors():
-            reply: Any = await self._add(
-                keys=[keys.group(run, group_id), keys.WORK, keys.DEAD_WORK, *run_keys],
-                args=[_digest(submission, payload), payload, run, group_id, calls_needed, *most, sample_stream.GROUP],
-            )
+            reply = await self._adding.get(adding)
+            if isinstance(reply, redis.RedisError):  # of this group alone
+                raise reply
         outcome, state, spent, reserved = reply
         if outcome == b"conflict":
             raise ConflictError(f"group {group_id}: submitted before with other content; give it an id of its own")
@@ -96,6 +116,20 @@ class GroupQueue(WorkStream):
                 "is one running? Try again later or raise LASRO_MAX_LAG"
             )
         return wire.GroupAccepted(group_id=group_id, state=wire.GroupState(state.decode()), reward_calls=spent)
+
+    async def _add_all(self, groups: list[_Adding]) -> list[Any]:
+        """Of each group what the script replies, or the error that it met with."""
+        replies: list[Any] = await self._added(groups)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self._redis.script_load(self._add.script)
+            return await self._added(groups)  # those that were added by the first try are known to the second
+        return replies
+
+    async def _added(self, groups: list[_Adding]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for group in groups:
+                pipeline.evalsha(self._add.sha, len(group.keys), *group.keys, *group.arguments)
+            return await pipeline.execute(raise_on_error=False)
 
     async def status(self, run: str, group_id: str) -> wire.GroupStatus:
         """State and, once there, scores of a group; raises NotFoundError."""

@@ -81,6 +81,23 @@ def test_a_group_sent_many_times_is_queued_once(run_queue, redis_client: redis.R
     run_queue(body)
 
 
+def test_groups_that_share_a_round_trip_fail_alone(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: what goes wrong with one group fails those sent along with it; or a Redis that forgot the script does."""
+
+    async def body(queue: GroupQueue) -> None:
+        redis_client.set(keys.group(RUN, "g3"), "no hash")
+        await queue.add(RUN, submission("first"), 2)
+        await queue.add(RUN, submission("g5", side=8), 2)
+        redis_client.script_flush()
+        adding = (queue.add(RUN, submission(f"g{number}"), 2) for number in range(12))
+        results = await asyncio.gather(*adding, return_exceptions=True)
+        failed = {number: type(result) for number, result in enumerate(results) if isinstance(result, Exception)}
+        assert failed == {3: StorageError, 5: ConflictError}
+        assert redis_client.xlen(keys.WORK) == 12, "the first, g5 as it was first sent, and ten more"
+
+    run_queue(body)
+
+
 def test_a_full_queue_takes_no_more_but_knows_what_it_has(run_queue, redis_client: redis.Redis) -> None:
     """Bug: runs that outpace their scorers fill Redis, or a full queue refuses a group that is already in it."""
 

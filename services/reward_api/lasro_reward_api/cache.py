@@ -13,11 +13,13 @@ from lasro import wire
 from lasro.redis_store import keys
 from lasro.redis_store.connection import redis_errors, script
 from lasro.redis_store.registry import Registration, registered
-from lasro.redis_store.shared_reads import SharedReads
+from lasro.redis_store.shared_trips import SharedTrips
 from lasro_reward_api.checks import canonical_metadata
 
 _FLOAT = struct.Struct("<d")
 _LENGTHS = struct.Struct("<QQ")
+LARGEST = 4096
+"""Scores asked for in one round trip, unless a single request wants more."""
 NO_METADATA = canonical_metadata(None)
 
 
@@ -33,9 +35,8 @@ def content_digests(request: wire.ScoreRequest) -> list[bytes]:
     digests = []
     for text, extra, image in zip(request.prompts, extras, request.images, strict=True):
         prompt = text.encode()
-        whole = hashlib.sha256(_LENGTHS.pack(len(prompt), len(extra)) + prompt + extra)
-        whole.update(image)
-        digests.append(whole.digest())
+        whole = b"".join((_LENGTHS.pack(len(prompt), len(extra)), prompt, extra, image))
+        digests.append(hashlib.sha256(whole).digest())
     return digests
 
 
@@ -59,8 +60,7 @@ class _Asked(NamedTuple):
         """As the script wants them."""
         yield len(self.names)
         yield from self.names
-        yield len(self.digests)
-        yield from self.digests
+        yield b"".join(self.digests)
 
 
 class ScoreCache:
@@ -70,7 +70,7 @@ class ScoreCache:
         self._redis, self._ttl_s = client, ttl_s
         self._look_up = client.register_script(script("look_up_scores"))
         self._keep = client.register_script(script("keep_scores"))
-        self._stored: SharedReads[_Asked, list[Any]] = SharedReads(self._read, _Asked.weight)
+        self._stored: SharedTrips[_Asked, list[Any]] = SharedTrips(self._read, _Asked.weight, LARGEST)
 
     async def look_up(self, names: Sequence[str], digests: Sequence[bytes]) -> list[Known]:
         """Each reward with its scores by digest; raises NotFoundError for one that is not registered."""

@@ -49,6 +49,7 @@ def add_score_route(app: FastAPI, scorer: Scorer, settings: RewardApiSettings) -
         responses=answer(200, wire.ScoreReply, "one item per image") | problems(404, 422, 429, *REDIS_PROBLEMS),
         route_class_override=BareRoute,
     )
+    app.router.routes.insert(0, app.router.routes.pop())  # each route before it is tried first, at every request
 
 
 def _limit_s(request: Request, settings: RewardApiSettings) -> float:

@@ -1,4 +1,4 @@
-"""Reads that several callers share: everybody gets what is theirs, and nothing from before they asked."""
+"""Round trips that several callers share: everybody gets what is theirs, and nothing from before they asked."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import StorageError, UnreachableError
-from lasro.redis_store.shared_reads import LARGEST, SharedReads
+from lasro.redis_store.shared_trips import SharedTrips
+
+LARGEST = 100
 
 
 class Store:
     """Answers a question with itself and the number of the read that it comes from."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
         self.reads: list[list[int]] = []
         self.failing = False
         self.go_on = asyncio.Event()
         self.go_on.set()
-        self.shared: SharedReads[int, tuple[int, int]] = SharedReads(self.read, lambda asked: asked)
+        self.shared: SharedTrips[int, tuple[int, int]] = SharedTrips(self.read, lambda asked: asked, LARGEST, at_once)
 
     async def read(self, asked: list[int]) -> list[tuple[int, int]]:
         self.reads.append(asked)
@@ -67,6 +69,21 @@ def test_what_comes_during_a_read_shares_the_next_one() -> None:
     asyncio.run(scenario())
 
 
+def test_no_more_trips_than_allowed_are_made_side_by_side() -> None:
+    """Bug: the second of two trips waits for the first, or all callers go alone at once."""
+
+    async def scenario() -> None:
+        store = Store(at_once=2)
+        store.go_on.clear()
+        callers = [asyncio.create_task(store.shared.get(asked)) for asked in (1, 2, 3, 4)]
+        await asyncio.sleep(0.01)
+        assert store.reads == [[1], [2]]
+        store.go_on.set()
+        assert [await caller for caller in callers] == [(1, 1), (2, 2), (3, 3), (4, 3)]
+
+    asyncio.run(scenario())
+
+
 def test_a_read_that_fails_fails_those_who_share_it() -> None:
     """Bug: an error leaves somebody waiting for ever, or fails whoever asks next too."""
 
@@ -107,6 +124,6 @@ def test_a_read_that_is_given_up_is_an_error() -> None:
             raise asyncio.CancelledError
 
         with pytest.raises(UnreachableError, match="shutting down"):
-            await SharedReads(read, lambda asked: 1).get(1)
+            await SharedTrips(read, lambda asked: 1, LARGEST).get(1)
 
     asyncio.run(scenario())
