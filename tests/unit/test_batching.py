@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lasro.wire import Status
 from lasro_reward_api.batching import Batcher, Item, Outcome, Part
 from lasro_reward_api.deadline import Caller, Deadline
-from lasro_reward_api.protocols.speaker import Batch
+from lasro_reward_api.protocols.speaker import Batch, Parts
 
 MAX_BATCH, SLOTS = 4, 2
 
@@ -31,9 +31,15 @@ class Scorer:
     """Answers by prompt; metadata 'breaks' fails the whole call, 'unencodable' cannot even be sent."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
-        self.delay_s, self.running, self.sizes, self.prompts = delay_s, 0, [], []
+        self.delay_s, self.running, self.ready, self.sizes, self.prompts = delay_s, 0, 0, [], []
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The parts tell whose they are, so that `send` can tell whether it was given others'."""
+        return replace(batch, parts=Parts(repr(batch.prompts).encode()))
 
     async def send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
+        assert batch.parts is None or batch.parts.content == repr(batch.prompts).encode()
+        self.ready += batch.parts is not None
         if "unencodable" in batch.metadata:
             return Outcome(Status.REJECTED, error="cannot be encoded", attempts=0, divisible=True)
         self.running += 1
@@ -47,7 +53,7 @@ class Scorer:
         return Outcome(Status.OK, [value(prompt) for prompt in batch.prompts])
 
     def batcher(self, wait_s: float = 0.002) -> Batcher:
-        return Batcher(self.send, asyncio.Semaphore(SLOTS), MAX_BATCH, wait_s)
+        return Batcher(self.send, self.prepare, asyncio.Semaphore(SLOTS), MAX_BATCH, wait_s)
 
 
 def scores(parts: list[Part]) -> list[float]:
@@ -118,6 +124,25 @@ def test_requests_share_a_call() -> None:
     assert asyncio.run(scenario()) == [4, 4]
 
 
+def test_what_has_to_wait_is_made_ready_meanwhile() -> None:
+    """Bug: an endpoint that has answered waits for its next body; or one made ready goes with images since given up."""
+
+    async def scenario() -> None:
+        scorer = Scorer(delay_s=0.02)
+        batcher = scorer.batcher()
+        calls = [asyncio.create_task(batcher.score(items(number, MAX_BATCH), Caller())) for number in range(SLOTS)]
+        await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(batcher.score(items(number, MAX_BATCH), Caller())) for number in (2, 3)]
+        in_two_parts = [asyncio.create_task(batcher.score(items(number, 2), Caller())) for number in (4, 5)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        found = await asyncio.gather(*calls, *waiting[1:], *in_two_parts)
+        assert [scores(parts)[0] for parts in found] == [0.0, 1000.0, 3000.0, 4000.0, 5000.0]
+        assert (scorer.sizes, scorer.ready) == ([MAX_BATCH] * 4, 1)
+
+    asyncio.run(scenario())
+
+
 def test_an_image_that_cannot_be_sent_costs_the_others_nothing() -> None:
     """Bug: one image's odd metadata rejects the images of the same request that share its call, or is sent."""
 
@@ -173,7 +198,7 @@ def test_a_call_that_breaks_down_leaves_nobody_waiting() -> None:
         raise ZeroDivisionError
 
     async def scenario() -> None:
-        batcher = Batcher(failing, asyncio.Semaphore(1), 4, 0.001)
+        batcher = Batcher(failing, lambda batch: batch, asyncio.Semaphore(1), 4, 0.001)
         for _ in range(3):  # the slot is free again each time
             with pytest.raises(ZeroDivisionError):
                 await batcher.score(items(0, 2), Caller())

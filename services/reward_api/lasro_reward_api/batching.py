@@ -3,7 +3,8 @@
 Results go back by position, each to the image that was sent there. A request that gives up takes its images out of
 the queue and leaves a call under way to those who share it. A call that failed for what it carried is made again for
 each request alone, so that one request's odd image or metadata costs nobody else; one that could not even be sent is
-made again for fewer images until only those are left that the protocol cannot carry.
+made again for fewer images until only those are left that the protocol cannot carry. While all slots are
+taken, requests that fill the next calls are made ready: an endpoint that has answered does not wait for its next body.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Part(NamedTuple):
 
 
 Send = Callable[[Batch, Sequence[Caller]], Awaitable[Outcome]]
+Prepare = Callable[[Batch], Batch]
+"""Makes ready ahead of its turn what is to be sent; does not raise."""
+MOST_READY = 8
+"""Calls of one queue: each holds its images once more, encoded."""
 
 
 @dataclass(eq=False)
@@ -57,14 +62,17 @@ class _Entry:
     item: Item
     caller: Caller
     queued_at_s: float
+    ready: Batch | None = None
+    """The call that this one is made ready for, with all others of which it is the same."""
     part: asyncio.Future[Part] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batcher:
     """One reward's queue. `slots` bounds the calls under way and may be shared."""
 
-    def __init__(self, send: Send, slots: asyncio.Semaphore, max_batch: int, wait_s: float) -> None:
-        self._send, self._slots, self._max_batch, self._wait_s = send, slots, max_batch, wait_s
+    def __init__(self, send: Send, prepare: Prepare, slots: asyncio.Semaphore, max_batch: int, wait_s: float) -> None:
+        self._send, self._prepare = send, prepare
+        self._slots, self._max_batch, self._wait_s = slots, max_batch, wait_s
         self._queue: deque[_Entry] = deque()
         self._is_full = asyncio.Event()
         self._gathering: asyncio.Task[None] | None = None
@@ -78,6 +86,7 @@ class Batcher:
         """The part of each item, in order; those not back by the caller's deadline as timeouts."""
         now_s = asyncio.get_running_loop().time()
         entries = [_Entry(item, caller, now_s) for item in items]
+        self._make_ready(entries)
         self._queue.extend(entries)
         if len(self._queue) >= self._max_batch:
             self._is_full.set()
@@ -123,6 +132,17 @@ class Batcher:
                 async with asyncio.timeout(left_s):
                     await self._is_full.wait()
 
+    def _make_ready(self, entries: list[_Entry]) -> None:
+        """What is about to be queued, as far as it has to wait, fills calls of its own and goes soon."""
+        ahead, rest = divmod(len(self._queue), self._max_batch)
+        if rest or not self._slots.locked():
+            return
+        for start in range(0, len(entries) - self._max_batch + 1, self._max_batch)[: max(0, MOST_READY - ahead)]:
+            share = entries[start : start + self._max_batch]
+            batch = self._prepare(_batch(share))
+            for entry in share:
+                entry.ready = batch
+
     def _called(self, entries: list[_Entry], call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         self._slots.release()
@@ -131,12 +151,7 @@ class Batcher:
 
     async def _call(self, entries: list[_Entry]) -> None:
         callers = list(dict.fromkeys(entry.caller for entry in entries))
-        batch = Batch(
-            [entry.item.prompt for entry in entries],
-            [entry.item.image for entry in entries],
-            [entry.item.metadata for entry in entries],
-        )
-        outcome = await self._send(batch, callers)
+        outcome = await self._send(_batch(entries), callers)
         if outcome.divisible and len(callers) > 1:
             shares = [[entry for entry in entries if entry.caller is caller] for caller in callers]
         elif outcome.status is Status.REJECTED and len(entries) > 1:
@@ -150,6 +165,18 @@ class Batcher:
         for share in shares:
             if not all(entry.part.done() for entry in share):
                 await self._call(share)
+
+
+def _batch(entries: list[_Entry]) -> Batch:
+    """Of just these images; as it was made ready where that was for just these too."""
+    ready = entries[0].ready
+    if ready is not None and len(ready.images) == len(entries) and all(entry.ready is ready for entry in entries):
+        return ready
+    return Batch(
+        [entry.item.prompt for entry in entries],
+        [entry.item.image for entry in entries],
+        [entry.item.metadata for entry in entries],
+    )
 
 
 def _settle(entries: list[_Entry], error: BaseException) -> None:

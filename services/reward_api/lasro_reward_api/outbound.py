@@ -8,6 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from lasro.errors import WireError
@@ -51,7 +52,7 @@ class Endpoint:
         metrics.opened(self.spec.name, self.breaker)
         # One queue per repeat: an image that is to be scored three times is so in three calls.
         self._batchers = [
-            Batcher(self._send, self._slots, images_per_call(self.spec), settings.batch_wait_s)
+            Batcher(self._send, self._prepared, self._slots, images_per_call(self.spec), settings.batch_wait_s)
             for _ in range(self.spec.repeats)
         ]
         self._in_hand = 0
@@ -119,8 +120,17 @@ class Endpoint:
             return Outcome(result.status, None, result.error, attempts, latency_s, result.divisible)
         return Outcome(Status.OK, [self._redacted(answer) for answer in result], None, attempts, latency_s)
 
+    def _prepared(self, batch: Batch) -> Batch:
+        """With the request for it, where that is made soon; one that cannot be made is told of in its turn."""
+        if is_brief(batch.prompts, batch.images, batch.metadata):
+            with suppress(WireError):
+                return replace(batch, parts=self._speaker.encode(batch, self._settings))
+        return batch
+
     async def _encoded(self, batch: Batch) -> Parts:
         """The request for a batch; raises WireError for one that the protocol cannot carry."""
+        if batch.parts is not None:
+            return batch.parts
         if is_brief(batch.prompts, batch.images, batch.metadata):
             return self._speaker.encode(batch, self._settings)
         return await asyncio.to_thread(self._speaker.encode, batch, self._settings)

@@ -14,21 +14,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images for one call, encoded as PNG, JPEG or WebP; the three lists are equally long."""
-
-    prompts: list[str]
-    images: list[bytes]
-    metadata: list[Any]
-
-
-@dataclass(frozen=True)
 class Parts:
     """An HTTP POST to be made. `path` is appended to the registered URL."""
 
     content: bytes
     headers: dict[str, str] = field(default_factory=dict)
     path: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images for one call, encoded as PNG, JPEG or WebP; the three lists are equally long."""
+
+    prompts: list[str]
+    images: list[bytes]
+    metadata: list[Any]
+    parts: Parts | None = None
+    """The call that was made of them already."""
 
 
 @dataclass(frozen=True)
