@@ -175,7 +175,7 @@ class EmbeddedRedis:
             "appendonly": "yes",
             "appendfsync": "everysec",
             # A queue is mostly files and latents, which no longer get smaller, and soon empty again: to compress it
-            # takes four fifths of the time of rewriting the append-only file, and to do that often copies in vain.
+            # takes three quarters of the time of rewriting the append-only file, and to do that often copies in vain.
             "rdbcompression": "no",
             "auto-aof-rewrite-min-size": REWRITE_SIZE,
             "save": "",
