@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
+import pytest
+import shared_update
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro_client.processes import Processes
+from lasro.errors import ConfigError
+from lasro_client.processes import Processes, check_enough
 
 PEER = """
 import sys
@@ -62,17 +67,17 @@ def test_alone_nothing_is_waited_for() -> None:
     alone.sum_([])
 
 
-def started(*arguments: str) -> list[str]:
-    """Three peers; what each printed."""
+def started(count: int, *command: str) -> list[str]:
+    """So many peers; what each printed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with ExitStack() as exits:
         peers = []
-        for rank in range(3):
-            env = {"RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            command = [sys.executable, "-c", PEER, *arguments]
-            env |= os.environ | {"OMP_NUM_THREADS": "1"}
-            peers.append(exits.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)))
+        for rank in range(count):
+            env = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            peer = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env)
+            peers.append(exits.enter_context(peer))
         printed = [peer.communicate(timeout=120)[0] for peer in peers]
         assert all(peer.returncode == 0 for peer in peers)
     return printed
@@ -80,10 +85,25 @@ def started(*arguments: str) -> list[str]:
 
 def test_peers_agree_on_values_sums_and_errors() -> None:
     """Guards against one that ends its run on an error that the others know nothing of, and so wait for it."""
-    assert started("live") == ["", "", ""]
+    assert started(3, "-c", PEER, "live") == ["", "", ""]
 
 
 def test_a_peer_that_died_is_told_of() -> None:
     """Guards against waiting for hours for a process that is gone."""
-    printed = started("die")
+    printed = started(3, "-c", PEER, "die")
     assert all("another one ended or cannot be reached" in text for text in printed[:2])
+
+
+def test_two_processes_make_the_updates_that_one_makes(tiny_model_path: Path) -> None:
+    """Guards against gradients averaged over shares of unequal size, moments of one share, the same noise in both."""
+    alone = shared_update.updates(str(tiny_model_path), Processes())
+    for printed in started(2, shared_update.__file__, str(tiny_model_path)):
+        for shared, expected in zip(json.loads(printed), alone, strict=True):
+            assert shared == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_process_without_work_is_refused() -> None:
+    """Guards against means over no sample, and against waiting for ever beside a process that has nothing to do."""
+    check_enough("train.batch_size", 2, Processes(1, 2))
+    with pytest.raises(ConfigError, match=r"train\.batch_size: got 1, expected at least 2, one for each process"):
+        check_enough("train.batch_size", 1, Processes(1, 2))

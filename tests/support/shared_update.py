@@ -1,0 +1,54 @@
+"""A few updates of a generator, by one process or by its peers: `python shared_update.py MODEL` is one of them.
+
+Shape legend: B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import Tensor
+
+from lasro.backbone import load_model
+from lasro.config import RunSettings
+from lasro_client.generator import GeneratorTrainer
+from lasro_client.processes import Processes, processes
+
+PROMPTS = ["a red star", "a blue square", "a green ring", "a pink heart", "a gray cross"]
+
+
+class CurvedScore:
+    """Scores by a quadratic, so that gradients differ between samples and depend on the noise drawn for each."""
+
+    def score_and_gradient(
+        self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        assert len(latents_BCHW) == len(timesteps_B) == len(noise_BCHW) == len(prompts)
+        shifted = latents_BCHW - noise_BCHW
+        return -shifted.square().sum((1, 2, 3)), -2 * shifted
+
+
+def updates(model_path: str, peers: Processes) -> list[list[float]]:
+    """Of four updates loss, regulariser, both scores and gradient norm; then the sizes of the adapter's parts."""
+    config = RunSettings.model_validate(
+        {
+            "name": "shared",
+            "model": {"path": model_path, "device": "cpu"},
+            "prompts": {"train": "unused", "held_out": "unused"},
+            "rewards": [{"name": "any"}],
+            "lora": {"rank": 2},
+            "train": {"batch_size": len(PROMPTS)},
+        }
+    )
+    trainer = GeneratorTrainer(load_model(config.model), config, peers)
+    steps = [list(trainer.step(PROMPTS, CurvedScore())) for _ in range(4)]
+    return [*steps, [parameter.norm().item() for parameter in trainer.parameters]]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with processes() as peers:
+        found = updates(sys.argv[1], peers)
+    print(json.dumps(found))
