@@ -19,7 +19,7 @@ from lasro.wire import GroupState, GroupStatus, GroupSubmission, RewardScore, Sc
 from lasro_client.labels import drawn_again, labels_of, read_labels
 from lasro_client.prompts import Prompt
 from lasro_client.reward_client import RewardClient
-from lasro_client.sampling import sample_groups
+from lasro_client.sampling import outline, sample_groups
 
 RUN = "known-scores"
 
@@ -90,7 +90,7 @@ def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Pat
         for group in groups
     ]
     path = tmp_path / "labels.jsonl"
-    path.write_text(labels_of(7, 5, groups, scored).model_dump_json() + "\n")
+    path.write_text(labels_of(7, 5, [outline(group) for group in groups], scored).model_dump_json() + "\n")
     found = read_labels(path, 10, {"r"})
     for labelled, group, latents_NCHW in zip(found, groups, drawn_again(model, found), strict=True):
         torch.testing.assert_close(latents_NCHW.float(), group.latents_BCHW, atol=2e-3, rtol=2e-3)

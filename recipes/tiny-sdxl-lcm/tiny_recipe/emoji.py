@@ -45,7 +45,7 @@ class Emoji:
 
 def render(svg: str, size_px: int = EMOJI_PX) -> Picture:
     """An SVG on white, with its coverage as fourth channel: uint8 [size_px, size_px, 4]."""
-    import resvg_py  # only the machine that makes the file has it
+    import resvg_py  # pyright: ignore[reportMissingImports] - only the machine that makes the file has it
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size_px, height=size_px))
     drawn = Image.open(io.BytesIO(png)).convert("RGBA")
