@@ -27,8 +27,8 @@ RUN = "forgotten"
 def known(index: int) -> wire.GroupSubmission:
     latents = np.random.default_rng(index).normal(size=(2, 4, 8, 8)).astype(np.float16)
     return wire.GroupSubmission(
-        group_id=f"g{index}", round=0, index=index, prompt="a red star", policy_version=0, rewards=["offline"],
-        stages=[1, 2], scores={"offline": [0.25, 0.75]}, latents=wire.pack_tensors({"latents": latents}),
+        group_id=f"g{index}", round=0, index=index, prompt="a red star", policy_version=0, rewards=["forgotten"],
+        stages=[1, 2], scores={"forgotten": [0.25, 0.75]}, latents=wire.pack_tensors({"latents": latents}),
     )  # fmt: skip
 
 
@@ -45,8 +45,10 @@ def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
     monkeypatch.setattr(collector, "PATIENCE_S", 0.5)
     settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
     surrogate = SurrogateSettings(head_channels=8, held_out_share=0, device="cpu")
-    config = SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"offline": 1.0})
-    api.register(wire.RewardSpec(name="offline", url="https://nowhere.invalid/", protocol=wire.Protocol.NATIVE), True)
+    config = SurrogateRun(
+        model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"forgotten": 1.0}
+    )
+    api.register(wire.RewardSpec(name="forgotten", url="https://nowhere.invalid/", protocol=wire.Protocol.NATIVE), True)
     with SurrogateClient(serve(create_app(settings))) as trainer:
         collecting = Collector(Services(api, trainer), RUN, timeout_s=120.0)
         scored = collecting.post([known(0), known(1)])

@@ -24,8 +24,8 @@ RUNS = ("left", "right")
 def known(run: str, index: int) -> wire.GroupSubmission:
     latents = np.random.default_rng([RUNS.index(run), index]).normal(size=(2, 4, 8, 8)).astype(np.float16)
     return wire.GroupSubmission(
-        group_id=f"g{index}", round=0, index=index, prompt="a red star", policy_version=0, rewards=["offline"],
-        stages=[1, 2], scores={"offline": [0.25, 0.75]}, latents=wire.pack_tensors({"latents": latents}),
+        group_id=f"g{index}", round=0, index=index, prompt="a red star", policy_version=0, rewards=["kept-apart"],
+        stages=[1, 2], scores={"kept-apart": [0.25, 0.75]}, latents=wire.pack_tensors({"latents": latents}),
     )  # fmt: skip
 
 
@@ -34,8 +34,12 @@ def test_each_trainer_has_the_samples_of_its_run(
 ) -> None:
     """Guards against trainers that take each other's samples: then a run on each of several GPUs would be none."""
     surrogate = SurrogateSettings(head_channels=8, held_out_share=0, device="cpu", rank_within_stage=False)
-    config = SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"offline": 1.0})
-    api.register(wire.RewardSpec(name="offline", url="https://nowhere.invalid/", protocol=wire.Protocol.NATIVE), True)
+    config = SurrogateRun(
+        model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"kept-apart": 1.0}
+    )
+    api.register(
+        wire.RewardSpec(name="kept-apart", url="https://nowhere.invalid/", protocol=wire.Protocol.NATIVE), True
+    )
     with ExitStack() as exits:
         trainers = {}
         for run in RUNS:
