@@ -17,7 +17,7 @@ from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
 from lasro_client.prompts import Prompt
 from lasro_client.rounds import STAGES, adapt_entries, collect, reward_means
-from lasro_client.run_folder import RunFolder, start_together
+from lasro_client.run_folder import RunFolder
 from lasro_client.sampling import (
     Group,
     draw_prompts,
@@ -43,7 +43,7 @@ class FineTuning:
         self.folder, self.config, self.prompts = folder, folder.config, prompts
         self.trainer, self.collector, self.source = trainer, collector, source
         self.health = Health(self.config.health)
-        self.progress, self.best = start_together(folder, trainer, self.health)
+        self.progress, self.best = folder.start(trainer, self.health)
         self._started = time.monotonic() - self.progress.elapsed_s
 
     @property
@@ -59,8 +59,7 @@ class FineTuning:
 
     def checkpoint(self) -> None:
         """Write all that a resume needs, and have the trainer keep what repeated rounds will ask it for."""
-        if self.collector.peers.first:
-            self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
+        self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
         if self.progress.surrogate_version is not None:
             self.collector.lease(self.progress.surrogate_version)
 

@@ -81,7 +81,7 @@ class GeneratorTrainer:
                 drawn[here] for drawn in draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
             )
             scores, slope = source.score_and_gradient(z, t.to(model.device), noise.to(model.device), texts)
-            of_all = torch.cat(self.peers.all_of(scores.cpu)) if self.peers.count > 1 else scores
+            of_all = torch.cat(self.peers.all_of(scores.cpu))
             moments = update_moments(self.moments[stage], of_all, settings.score_momentum)
             term, gradient = score_ascent(scores, slope, moments, settings.score_clip, weight)
             objective = objective + (latents[stage] * gradient).sum()

@@ -27,11 +27,12 @@ from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import adapt_entries, collect, reward_means, stop_at_round_end
-from lasro_client.run_folder import Progress, RunFolder, start_together
+from lasro_client.rounds import adapt_entries, collect, reward_means
+from lasro_client.run_folder import Progress, RunFolder
 from lasro_client.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro_client.score_sources import score_source
 from lasro_client.scout import Scout
+from lasro_client.stopping import StopRequest
 
 SURROGATE_FILE = "surrogate.safetensors"
 FINAL_STEPS_PER_CALL = 50
@@ -52,12 +53,12 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
     scout = Scout(model, config, peers)
-    progress, _ = start_together(folder, scout.trainer)
+    progress, _ = folder.start(scout.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
         services(config, folder.path, peers) as connected,
         RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
-        stop_at_round_end() as stop,
+        StopRequest() as stop,
     ):
         resumed = progress.surrogate_version
         version = peers.by_first(lambda: open_surrogate(connected, run, config, None, resumed))
@@ -65,7 +66,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
         collector = Collector(connected, run, config.services.timeout_s, peers)
         if progress.surrogate_version is None:
             progress = Progress(surrogate_version=version)
-            _checkpoint(folder, progress, scout)
+            folder.checkpoint(progress, scout.trainer)
         for round in range(progress.round, settings.rounds):
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
@@ -95,12 +96,12 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
             display.update(line)
             progress = Progress(round + 1, elapsed_s, reward_calls, reply.version)
             if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
-                _checkpoint(folder, progress, scout)
+                folder.checkpoint(progress, scout.trainer)
                 collector.lease(reply.version)
             if (round + 1) % config.train.report_rounds == 0 and peers.first:
                 write_report(folder.path)
             stop.obey()
-        _checkpoint(folder, progress, scout)
+        folder.checkpoint(progress, scout.trainer)
         for part in range(0, settings.final_steps, FINAL_STEPS_PER_CALL):
             steps = min(FINAL_STEPS_PER_CALL, settings.final_steps - part)
             reply = collector.adapt([], settings.rounds, steps, part)
@@ -137,11 +138,6 @@ def _groups(
 ) -> list[Group]:
     beside, seed = scout.policy if scout.out(round) else None, (config.seed, "pretrain", round)
     return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)
-
-
-def _checkpoint(folder: RunFolder, progress: Progress, scout: Scout) -> None:
-    if scout.trainer.peers.first:
-        folder.checkpoint(progress, scout.trainer)
 
 
 def _halved(body: bytes) -> bytes:

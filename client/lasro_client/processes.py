@@ -47,9 +47,9 @@ class Processes:
             return [work()]
         import torch.distributed as dist
 
-        outcomes: list[Any] = [None] * self.count
+        outcome, outcomes = _outcome(work), [None] * self.count
         with _told_of_the_dead(self):
-            dist.all_gather_object(outcomes, _outcome(work))
+            dist.all_gather_object(outcomes, outcome)
         return [_value(outcome) for outcome in outcomes]
 
     def by_first(self, work: Callable[[], T]) -> T:

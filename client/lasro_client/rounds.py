@@ -1,16 +1,12 @@
-"""What both stages do in a round besides training: have its samples scored, tell of it, and end when asked to.
+"""What both stages do in a round besides training: have its samples scored, and tell of it.
 
 Shape legend: N samples of a group.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +15,6 @@ from lasro.config import RunSettings
 from lasro.reward_objective import Scale, totals
 from lasro.wire import AdaptReply, GroupStatus
 from lasro_client.collector import Collector
-from lasro_client.processes import Processes
 from lasro_client.prompts import Prompt
 from lasro_client.sampling import Group, Outline, outline, submissions
 
@@ -116,43 +111,3 @@ def adapt_entries(reply: AdaptReply) -> dict[str, Any]:
         "scales": {name: asdict(scale) for name, scale in statistics.scales.items()},
         "surrogate_version": reply.version,
     }
-
-
-class StopRequest:
-    """Whether the user asked to stop; asked a second time, KeyboardInterrupt is raised at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    @property
-    def asked(self) -> bool:
-        return self.signal is not None
-
-    def agree(self, peers: Processes) -> None:
-        """Hear of it in all processes where one was asked; the same round is the last of all."""
-        told = [signal for signal in peers.all_of(lambda: self.signal) if signal is not None]
-        self.signal = told[0] if told else None
-
-    def obey(self) -> None:
-        """End as the signal would have: KeyboardInterrupt, or exit status 143 for SIGTERM; nothing when not asked."""
-        if self.signal == signal.SIGTERM:
-            sys.exit(128 + signal.SIGTERM)
-        if self.asked:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def stop_at_round_end() -> Iterator[StopRequest]:
-    """Let Ctrl-C and SIGTERM end the run after the round under way, with a checkpoint."""
-    request = StopRequest()
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -90,7 +90,23 @@ class RunFolder:
             raise StorageError(f"{self.path / name}: {error.strerror}; free the disk and resume") from error
 
     def start(self, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
-        """Where to go on: round 0, or the checkpoint, whose state `trainer` and `health` take over."""
+        """Where to go on: round 0, or the checkpoint, whose state `trainer` and `health` take over.
+
+        Of several processes the first reads the folder, which the others need not see.
+        """
+        peers = trainer.peers
+        checkpoint = peers.by_first(lambda: self._read_checkpoint(trainer, health))
+        if peers.count == 1 or checkpoint.progress.surrogate_version is None:
+            return checkpoint
+        state, version, moments, trainer.seed = peers.by_first(
+            lambda: (trainer.state(), trainer.version, trainer.moments, trainer.seed)
+        )
+        trainer.load_state(state, version, moments)
+        if health is not None:
+            health.load(peers.by_first(health.state))
+        return checkpoint
+
+    def _read_checkpoint(self, trainer: GeneratorTrainer, health: Health | None) -> Checkpoint:
         path = self.path / "checkpoint" / "state.safetensors"
         if not path.exists():
             self._drop_rounds_after(0)
@@ -121,7 +137,9 @@ class RunFolder:
         health: Health | None = None,
         best: dict[str, Tensor] | None = None,
     ) -> None:
-        """All that a resume needs, in one file that is either the old or the new one."""
+        """All that a resume needs, in one file that is either the old or the new one. The first process writes it."""
+        if not trainer.peers.first:
+            return
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
         saved |= {"moments": trainer.moments, "health": None if health is None else health.state()}
         tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
@@ -129,7 +147,9 @@ class RunFolder:
         write_atomically(self.path / "checkpoint" / "state.safetensors", body)
 
     def export(self, trainer: GeneratorTrainer) -> None:
-        """Write the averaged adapter for stock diffusers; the folder is replaced as a whole."""
+        """Write the averaged adapter for stock diffusers; the folder is replaced as a whole, by the first process."""
+        if not trainer.peers.first:
+            return
         fresh, final = self.path / ".adapter", self.path / "adapter"
         try:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -138,21 +158,6 @@ class RunFolder:
             fresh.rename(final)
         except OSError as error:
             raise StorageError(f"{final}: cannot be written ({error.strerror}); free the disk and resume") from error
-
-
-def start_together(folder: RunFolder, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
-    """`RunFolder.start` for all processes of the run: the first reads the folder, which the others need not see."""
-    peers = trainer.peers
-    checkpoint = peers.by_first(lambda: folder.start(trainer, health))
-    if peers.count == 1 or checkpoint.progress.surrogate_version is None:
-        return checkpoint
-    state, version, moments, trainer.seed = peers.by_first(
-        lambda: (trainer.state(), trainer.version, trainer.moments, trainer.seed)
-    )
-    trainer.load_state(state, version, moments)
-    if health is not None:
-        health.load(peers.by_first(health.state))
-    return checkpoint
 
 
 def _completed(known: dict[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import stop_at_round_end
 from lasro_client.run_folder import RunFolder
 from lasro_client.run_metrics import round_metrics
 from lasro_client.score_sources import score_source
+from lasro_client.stopping import StopRequest
 
 WATCHED_PROMPTS = 8
 
@@ -106,8 +106,8 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
     config, folder, peers, told = tuning.config.train, tuning.folder, tuning.collector.peers, None
     with (
-        stop_at_round_end() as stop,
-        round_metrics(tuning.config.name) if peers.first else nullcontext() as observe,
+        StopRequest() as stop,
+        round_metrics(tuning.config.name) if peers.first else nullcontext(lambda line: None) as observe,
         RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display,
     ):
         while not tuning.over:
@@ -117,9 +117,9 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
                 console.print(f"{error}; the run ends after {tuning.progress.round} rounds")
                 break
             stop.agree(peers)
-            if observe is not None:
+            if peers.first:
                 folder.log(line)
-                observe(line)
+            observe(line)
             display.update(line)
             done = tuning.progress.round
             if line["action"] is not None or (line["trouble"] is not None and told is None):
@@ -127,19 +127,14 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
             told = line["trouble"]
             if stop.asked or done % config.checkpoint_rounds == 0:
                 tuning.checkpoint()
-                _export(tuning)
+                folder.export(tuning.trainer)
             if stop.asked:
                 console.print(f"stopped after {done} rounds; the same command goes on from there", soft_wrap=True)
                 stop.obey()
             if done % config.report_rounds == 0 and peers.first:
                 _show(folder, tuning.trainer, held_out, done)
         tuning.checkpoint()
-        _export(tuning)
-
-
-def _export(tuning: FineTuning) -> None:
-    if tuning.collector.peers.first:
-        tuning.folder.export(tuning.trainer)
+        folder.export(tuning.trainer)
 
 
 def _evaluated(

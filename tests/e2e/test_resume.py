@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lasro_client.rounds import stop_at_round_end
+from lasro_client.stopping import StopRequest
 
 ROUNDS = 6
 SETTINGS = [f"train.rounds={ROUNDS}", "train.prompts_per_round=2"]
@@ -136,7 +136,7 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not(
     number: signal.Signals, end: type[BaseException]
 ) -> None:
     """Guards against a run that `docker stop` ends with the status of Ctrl-C, or that cannot be ended at once."""
-    with stop_at_round_end() as stop:
+    with StopRequest() as stop:
         stop.obey()
         signal.raise_signal(number)
         with pytest.raises(end) as raised:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from known_groups import SPEC, known_group, run_of
 from starlette.types import ASGIApp
 
-from lasro import wire
-from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.redis_store.connection import connect
 from lasro.redis_store.runs import delete_run
 from lasro_client import collector
@@ -22,14 +20,6 @@ from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 RUN = "forgotten"
-
-
-def known(index: int) -> wire.GroupSubmission:
-    latents = np.random.default_rng(index).normal(size=(2, 4, 8, 8)).astype(np.float16)
-    return wire.GroupSubmission(
-        group_id=f"g{index}", round=0, index=index, prompt="a red star", policy_version=0, rewards=["forgotten"],
-        stages=[1, 2], scores={"forgotten": [0.25, 0.75]}, latents=wire.pack_tensors({"latents": latents}),
-    )  # fmt: skip
 
 
 def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
@@ -44,14 +34,11 @@ def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
     waited for `services.timeout_s`, and its run ended."""
     monkeypatch.setattr(collector, "PATIENCE_S", 0.5)
     settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
-    surrogate = SurrogateSettings(head_channels=8, held_out_share=0, device="cpu")
-    config = SurrogateRun(
-        model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"forgotten": 1.0}
-    )
-    api.register(wire.RewardSpec(name="forgotten", url="https://nowhere.invalid/", protocol=wire.Protocol.NATIVE), True)
+    config = run_of(tiny_model_path)
+    api.register(SPEC, True)
     with SurrogateClient(serve(create_app(settings))) as trainer:
         collecting = Collector(Services(api, trainer), RUN, timeout_s=120.0)
-        scored = collecting.post([known(0), known(1)])
+        scored = collecting.post([known_group(0), known_group(1)])
         with connect(redis_url) as client:
             delete_run(client, RUN)
         trainer.create(RUN, config)

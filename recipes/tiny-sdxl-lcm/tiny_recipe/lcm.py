@@ -29,11 +29,11 @@ from lasro.two_step import (
 )
 from tiny_recipe.config import Recipe
 from tiny_recipe.latents import SEEDS_PER_PROMPT, Pool, decoded, evaluation_tokens
-from tiny_recipe.networks import added_conditions, alphas_cumprod, embed, load_plain, new_unet, on, tokenize
+from tiny_recipe.networks import added_conditions, alphas_cumprod, embed, frozen, new_unet, on, tokenize
 from tiny_recipe.reporting import pixels, save_grid
 from tiny_recipe.speed import compiled
 from tiny_recipe.stage import Stage
-from tiny_recipe.teacher import finished_encoders, finished_teacher
+from tiny_recipe.teacher import finished_encoders, finished_teacher, noise_predictor
 from tiny_recipe.vae import FrozenVae
 from tiny_recipe.workplace import Workplace
 
@@ -114,11 +114,7 @@ def teacher_step(
     """One DDIM step of the teacher from t to an earlier timestep, guided by w: what is said against what is not."""
     empty_states, empty_pooled = empty
 
-    def outputs(x_t: Tensor, t_B: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
-        conditions = added_conditions(pooled, recipe.data.image_px)
-        return teacher(x_t, t_B, states, added_cond_kwargs=conditions).sample
-
-    forward = compiled(outputs, device)
+    forward = compiled(noise_predictor(teacher, recipe), device)
 
     def step(x_t: Tensor, t_B: Tensor, earlier_B: Tensor, states: Tensor, pooled: Tensor, w_B: Tensor) -> Tensor:
         all_states = torch.cat([states, empty_states.to(states.dtype).expand_as(states)])
@@ -134,9 +130,7 @@ def teacher_step(
 
 def finished_student(workplace: Workplace, device: torch.device) -> UNet2DConditionModel:
     workplace.finished("lcm")
-    student = new_student(workplace.recipe)
-    load_plain(student, workplace.weights("lcm", "unet."))
-    return on(student, device).requires_grad_(False).eval()
+    return frozen(new_student(workplace.recipe), workplace.weights("lcm", "unet."), device)
 
 
 @torch.no_grad()

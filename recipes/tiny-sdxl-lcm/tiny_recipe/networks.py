@@ -144,6 +144,12 @@ def plain_names(module: nn.Module) -> dict[str, Tensor]:
     return {name.replace(TEXT_PREFIX, ""): tensor for name, tensor in module.state_dict().items()}
 
 
+def frozen(module: M, tensors: Mapping[str, Tensor], device: torch.device) -> M:
+    """The module with these weights, moved, and not to be trained any more; raises ModelError."""
+    load_plain(module, tensors)
+    return on(module, device).requires_grad_(False).eval()
+
+
 def load_plain(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Fill a module from weights under plain names; raises ModelError where one is missing or has another shape."""
     try:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import platform
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -18,32 +16,19 @@ from torch import Tensor
 
 from lasro_client.files import write_atomically
 from lasro_client.progress import clock
+from lasro_client.stopping import StopRequest
 from tiny_recipe.config import StageSettings
 from tiny_recipe.workplace import StageProgress
 
 INTERVAL_S = 15.0
 
 
-class Stop:
-    """Whether to stop: Ctrl-C or SIGTERM, once, or a time limit. A second Ctrl-C ends at once. Context manager."""
+class Stop(StopRequest):
+    """Whether to stop: a signal, or a time limit."""
 
     def __init__(self, after_minutes: float | None = None) -> None:
+        super().__init__()
         self._deadline = None if after_minutes is None else time.monotonic() + after_minutes * 60
-        self.asked = False
-        self._before = {}
-
-    def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
     def wanted(self) -> bool:
         return self.asked or (self._deadline is not None and time.monotonic() >= self._deadline)

@@ -17,12 +17,12 @@ from tiny_recipe.emoji import Picture, render, write_emoji
 from tiny_recipe.emoji_sources import SOURCES, drawings, fetch
 from tiny_recipe.latents import encode_pool
 from tiny_recipe.lcm import lcm_grids, lcm_stage
-from tiny_recipe.networks import load_plain, new_tokenizer, new_vae, on, saved_tokenizer
+from tiny_recipe.networks import new_tokenizer, saved_tokenizer
 from tiny_recipe.reporting import Stop
 from tiny_recipe.speed import allow_fast_arithmetic
 from tiny_recipe.stage import Stage, StageRun
 from tiny_recipe.teacher import teacher_grid, teacher_stage
-from tiny_recipe.vae import finished_vae, measure, vae_grid, vae_stage
+from tiny_recipe.vae import finished_vae, measure, trained_vae, vae_grid, vae_stage
 from tiny_recipe.workplace import Workplace
 
 
@@ -93,9 +93,7 @@ def _tokenizer(place: Workplace, data: TrainingData) -> CLIPTokenizer:
 def _finish(name: str, place: Workplace, data: TrainingData, device: torch.device) -> None:
     """What a stage leaves besides its weights: the VAE's scaling factor, and pictures."""
     if name == "vae":
-        vae = new_vae(place.recipe)
-        load_plain(vae, place.weights("vae", "vae."))
-        vae = on(vae, device).requires_grad_(False).eval()
+        vae = trained_vae(place, device)
         progress = place.progress("vae")
         figures = progress.figures | measure(vae, data, device)
         place.save("vae", progress.model_copy(update={"figures": figures}), place.weights("vae"))

@@ -5,6 +5,7 @@ Min-SNR weights: Hang et al., arXiv 2303.09556. Shape legend: B batch, C channel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tiny_recipe.networks import (
     added_conditions,
     alphas_cumprod,
     embed,
+    frozen,
     load_plain,
     new_text_encoders,
     new_unet,
@@ -38,17 +40,23 @@ LEAST_WEIGHT = 0.2  # of a nearly clean timestep: fine detail is learned there
 GRID_STEPS, GRID_GUIDANCE = 30, 4.0
 
 
+def noise_predictor(unet: UNet2DConditionModel, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The UNet as a function of x_t, t, states and pooled embedding."""
+
+    def predict(x_t: Tensor, t_B: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
+        conditions = added_conditions(pooled, recipe.data.image_px)
+        return unet(x_t, t_B, states, added_cond_kwargs=conditions).sample
+
+    return predict
+
+
 def teacher_stage(recipe: Recipe, pool: Pool, tokenizer: CLIPTokenizer, device: torch.device) -> Stage:
     settings, unet, encoders = recipe.teacher, on(new_unet(recipe), device), new_text_encoders(recipe, tokenizer)
     encoders.to(device)
     abar_T = alphas_cumprod(recipe, device)
     empty_1L = tokenize(tokenizer, [""]).to(device)
 
-    def predict(x_t: Tensor, t_B: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
-        conditions = added_conditions(pooled, recipe.data.image_px)
-        return unet(x_t, t_B, states, added_cond_kwargs=conditions).sample
-
-    forward = compiled(predict, device)
+    forward = compiled(noise_predictor(unet, recipe), device)
 
     def losses(generator: torch.Generator) -> dict[str, Tensor]:
         z, tokens_BL = pool.draw(settings.batch_size, generator)
@@ -77,9 +85,7 @@ def finished_encoders(workplace: Workplace, tokenizer: CLIPTokenizer, device: to
 def finished_teacher(workplace: Workplace, device: torch.device) -> UNet2DConditionModel:
     """The UNet that the teacher's stage left."""
     workplace.finished("teacher")
-    unet = new_unet(workplace.recipe)
-    load_plain(unet, workplace.weights("teacher", "unet."))
-    return on(unet, device).requires_grad_(False).eval()
+    return frozen(new_unet(workplace.recipe), workplace.weights("teacher", "unet."), device)
 
 
 @torch.no_grad()
@@ -95,11 +101,11 @@ def teacher_grid(workplace: Workplace, vae: FrozenVae, tokenizer: CLIPTokenizer,
     generator = torch.Generator(device).manual_seed(1)
     shape = (len(tokens_BL), 4, recipe.latent_px, recipe.latent_px)
     x_t = torch.randn(shape, generator=generator, device=device)
+    predict = noise_predictor(unet, recipe)
     with autocast(device, "auto"):
         states, pooled = embed(encoders, torch.cat([empty_BL, tokens_BL]))
         for t in solver.timesteps:
-            conditions = added_conditions(pooled, recipe.data.image_px)
-            output = unet(torch.cat([x_t, x_t]), t, states, added_cond_kwargs=conditions).sample.float()
+            output = predict(torch.cat([x_t, x_t]), t, states, pooled).float()
             without, within = output.chunk(2)
             x_t = solver.step(without + GRID_GUIDANCE * (within - without), int(t), x_t).prev_sample
     save_grid(workplace.folder / "grids" / "teacher.webp", pixels(decoded(vae, x_t)), 2 * SEEDS_PER_PROMPT)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tiny_recipe.config import Recipe, VaeSettings
 from tiny_recipe.data import TrainingData
 from tiny_recipe.drawing import Drawn
-from tiny_recipe.networks import LATENT_CHANNELS, decode, encode, load_plain, new_vae, on
+from tiny_recipe.networks import LATENT_CHANNELS, decode, encode, frozen, new_vae, on
 from tiny_recipe.reporting import pixels, row_above_row, save_grid
 from tiny_recipe.speed import compiled
 from tiny_recipe.stage import Stage
@@ -107,12 +107,15 @@ def vae_grid(workplace: Workplace, vae: AutoencoderKL, data: TrainingData, devic
     save_grid(workplace.folder / "grids" / "vae.webp", pairs, columns=8)
 
 
+def trained_vae(workplace: Workplace, device: torch.device) -> AutoencoderKL:
+    """The autoencoder as the state has it, before its scaling factor is known too."""
+    return frozen(new_vae(workplace.recipe), workplace.weights("vae", "vae."), device)
+
+
 def finished_vae(workplace: Workplace, device: torch.device) -> FrozenVae:
     """The autoencoder that the first stage left; raises ConflictError before it has ended."""
     progress = workplace.finished("vae")
-    vae = new_vae(workplace.recipe)
-    load_plain(vae, workplace.weights("vae", "vae."))
-    return FrozenVae(on(vae, device).requires_grad_(False).eval(), progress.figures["scaling_factor"])
+    return FrozenVae(trained_vae(workplace, device), progress.figures["scaling_factor"])
 
 
 @torch.no_grad()
