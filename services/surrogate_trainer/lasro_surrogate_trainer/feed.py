@@ -114,15 +114,17 @@ class SampleFeed(threading.Thread):
     """Reads samples into `intake` and calls `arrived` after each read that brought some.
 
     A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
-    to a trainer that was killed before; one that is refused is set aside with the reason. `lag` is the number of
-    samples not yet read, as of the last read.
+    to a trainer that was killed before; one that is refused is set aside with the reason. A Redis that lost power may
+    have forgotten the entry that a group came with, and deliver the group again as another: until the group is on
+    disk that one is held too, for it may be the only one left. `lag` is the number of samples not yet read, as of the
+    last read.
     """
 
     def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
         super().__init__(name=f"feed-{run}", daemon=True)
         self._stream, self._run, self._intake, self._arrived = stream, run, intake, arrived
         self._holding = threading.Lock()
-        self._held: dict[str, str] = {}
+        self._held: dict[str, list[str]] = {}
         self._done: SimpleQueue[str] = SimpleQueue()
         self._unusable: list[tuple[str, str]] = []
         self._stopping = threading.Event()
@@ -146,8 +148,8 @@ class SampleFeed(threading.Thread):
         entries = self._stream.read(READ_COUNT, BLOCK_MS)
         for entry_id, sample in entries:
             with self._holding:
-                if self._intake.accept(sample):
-                    self._held[sample.group_id] = entry_id
+                if self._intake.accept(sample) or not self._intake.is_saved(sample.group_id):
+                    self._held.setdefault(sample.group_id, []).append(entry_id)
                 elif (error := self._intake.refusal(sample.group_id)) is not None:
                     self._unusable.append((entry_id, str(error)))
                 else:
@@ -173,7 +175,8 @@ class SampleFeed(threading.Thread):
         """Let the stream forget the groups that are on disk, with what was trained on them; from any thread."""
         with self._holding:
             for group_id in [name for name in self._held if self._intake.is_saved(name)]:
-                self._done.put(self._held.pop(group_id))
+                for entry_id in self._held.pop(group_id):
+                    self._done.put(entry_id)
 
     def stop(self) -> None:
         """End the thread and wait for it: at most one blocking read."""
