@@ -48,6 +48,10 @@ class Conditioning(NamedTuple):
         """Each row `count` times in a row."""
         return Conditioning(*(rows.repeat_interleave(count, 0) for rows in self))
 
+    def rows(self, chosen_B: Tensor) -> Conditioning:
+        """Those that a mask or indices name."""
+        return Conditioning(*(rows[chosen_B] for rows in self))
+
 
 def pick_device(wanted: str) -> torch.device:
     """The device of that name, for "auto" the best there is; raises ModelError for a GPU that torch does not see."""

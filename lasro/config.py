@@ -128,7 +128,14 @@ class SamplingSettings(Settings):
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
-    """K: noises per prompt; each gives a one-step and a two-step sample, of the base as well once there is another."""
+    """K: noises per prompt; each gives a one-step and a two-step sample."""
+    beside_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Noises per prompt that the base draws from too once there is another (stage 1: a scout); absent: all K."""
+
+    @property
+    def seeds_beside(self) -> int:
+        """`beside_seeds`, at most all."""
+        return min(self.beside_seeds or self.seeds_per_prompt, self.seeds_per_prompt)
 
 
 class PretrainSettings(SamplingSettings):
@@ -217,6 +224,8 @@ class TrainSettings(SamplingSettings):
     """Decay of the averaged weights that are evaluated and exported."""
     surrogate_steps: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps per round."""
+    overlap: bool = False
+    """Update the generator while the surrogate adapts to the round's samples, by what it was before them."""
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     """First rounds that fill the replay and adapt the surrogate without touching the generator."""
     initial_surrogate: str | None = None

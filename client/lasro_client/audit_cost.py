@@ -56,7 +56,8 @@ def run_costs(config: RunSettings, held_out: int, batch: int, speed: Speed) -> d
 
 def images_per_round(settings: SamplingSettings, policies: int) -> int:
     """One- and two-step images of all prompts and seeds, of the generator alone (1) or another beside it (2)."""
-    return settings.prompts_per_round * settings.seeds_per_prompt * STAGES * policies
+    seeds = settings.seeds_per_prompt + (policies - 1) * settings.seeds_beside
+    return settings.prompts_per_round * seeds * STAGES
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:

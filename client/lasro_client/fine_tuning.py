@@ -8,10 +8,16 @@ answer for them as they did.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import torch
+
 from lasro.config import RunSettings
+from lasro.errors import ConfigError
+from lasro.wire import AdaptReply
 from lasro_client.collector import Collector
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
@@ -41,6 +47,10 @@ class FineTuning:
         prompts: list[Prompt],
     ) -> None:
         self.folder, self.config, self.prompts = folder, folder.config, prompts
+        if self.config.train.overlap and collector.peers.count > 1:
+            raise ConfigError(
+                f"train.overlap: got true with {collector.peers.count} processes, expected false; it is for one"
+            )
         self.trainer, self.collector, self.source = trainer, collector, source
         self.health = Health(self.config.health)
         self.progress, self.best = folder.start(trainer, self.health)
@@ -70,14 +80,14 @@ class FineTuning:
         chosen = draw_prompts(self.prompts, config.train.prompts_per_round, draws)
         collected = collect(self.collector, config, chosen, partial(self._groups, round), round, trainer.version)
         drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
-        steps_asked, drift_of_both = config.train.surrogate_steps, by_weight(drift, config)
-        reply = self.collector.adapt(collected.scored, round, steps_asked, drift=drift_of_both)
-        self.source.refresh(reply.version)
-        steps: list[StepStatistics] = []
-        if round >= config.train.warmup_rounds:
-            for _ in range(config.train.generator_steps):
-                batch = draw_prompts(self.prompts, config.train.batch_size, draws)
-                steps.append(trainer.step([prompt.text for prompt in batch], self.source))
+        adapt = partial(
+            self.collector.adapt,
+            collected.scored,
+            round,
+            config.train.surrogate_steps,
+            drift=by_weight(drift, config),
+        )
+        reply, steps = self._improve(round, draws, adapt)
         self.progress = self.progress._replace(
             round=round + 1,
             elapsed_s=time.monotonic() - self._started,
@@ -97,6 +107,32 @@ class FineTuning:
             "policy_version": trainer.version,
         }
         return line | self._judge(round, line)
+
+    def _improve(
+        self, round: int, draws: torch.Generator, adapt: Callable[[], AdaptReply]
+    ) -> tuple[AdaptReply, list[StepStatistics]]:
+        """Adapt the surrogate and update the generator: one after the other, or, with `train.overlap`, side by side.
+
+        Side by side the generator ascends what the surrogate was before this round, whichever of them is faster.
+        """
+        if not self.config.train.overlap:
+            reply = adapt()
+            self.source.refresh(reply.version)
+            return reply, self._ascend(round, draws)
+        self.source.refresh(self.progress.surrogate_version or 0)
+        with ThreadPoolExecutor(1) as beside:
+            adapting = beside.submit(adapt)
+            steps = self._ascend(round, draws)
+            return adapting.result(), steps
+
+    def _ascend(self, round: int, draws: torch.Generator) -> list[StepStatistics]:
+        """The generator's updates of a round; none while it warms up."""
+        settings = self.config.train
+        steps = []
+        for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
+            batch = draw_prompts(self.prompts, settings.batch_size, draws)
+            steps.append(self.trainer.step([prompt.text for prompt in batch], self.source))
+        return steps
 
     def _groups(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         model, config = self.trainer.model, self.config

@@ -12,29 +12,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.collector import Collector
 from lasro_client.connection import open_surrogate, services
-from lasro_client.files import write_atomically
 from lasro_client.labels import LABELS_FILE, labels_of
 from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
 from lasro_client.rounds import adapt_entries, collect, reward_means
-from lasro_client.run_folder import Progress, RunFolder
+from lasro_client.run_folder import SURROGATE_FILE, Progress, RunFolder
 from lasro_client.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro_client.score_sources import score_source
 from lasro_client.scout import Scout
 from lasro_client.stopping import StopRequest
 
-SURROGATE_FILE = "surrogate.safetensors"
 FINAL_STEPS_PER_CALL = 50
 
 
@@ -113,7 +109,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
         peers.all_of(lambda: None)  # the first ends the services
     if not peers.first:
         return weights_path
-    write_atomically(weights_path, _halved(body))
+    folder.keep_surrogate(body)
     summary: dict[str, Any] = {
         "run": config.name,
         "stage": "pretrain",
@@ -138,9 +134,3 @@ def _groups(
 ) -> list[Group]:
     beside, seed = scout.policy if scout.out(round) else None, (config.seed, "pretrain", round)
     return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)
-
-
-def _halved(body: bytes) -> bytes:
-    """The weights in float16: half the file, and ranking does not change by it."""
-    tensors, metadata = unpack_tensors(body)
-    return pack_tensors({name: array.astype(np.float16) for name, array in tensors.items()}, metadata)

@@ -76,16 +76,27 @@ def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str,
     found = totals(components, config.reward_objective, scales)
     vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
     gain_N = np.full(len(beside_N), np.nan)
-    if beside_N.any():  # own samples and those beside are in the same order
-        gain_N[~beside_N] = found.passed_N[~beside_N] - found.passed_N[beside_N]
+    gain_N[beside_N] = found.passed_N[_own_of_the_same_noise(groups)] - found.passed_N[beside_N]
     return {
         "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
         "total": _by_stage(found.passed_N, stages_N),
         "vetoed": _by_stage(vetoed_N, stages_N),
         "beside": _by_stage(found.passed_N, np.where(beside_N, all_stages_N, 0)),
-        "gain": _by_stage(gain_N, stages_N),
+        "gain": _by_stage(gain_N, all_stages_N),
         "reward_versions": {name: max(item.scores[name].version for item in items) for name in config.weights},
     }
+
+
+def _own_of_the_same_noise(groups: list[Outline]) -> np.ndarray:
+    """For each sample beside, in order, where among all samples the model's own of its noise and stage is."""
+    found, start = [], 0
+    for group in groups:
+        beside_N, stages_N = np.array(group.beside), np.array(group.stages)
+        for stage in STAGES.values():
+            count = np.count_nonzero(beside_N & (stages_N == stage))
+            found.append(start + np.flatnonzero(~beside_N & (stages_N == stage))[:count])
+        start += len(stages_N)
+    return np.concatenate(found)
 
 
 def _by_stage(values_N: np.ndarray, stages_N: np.ndarray) -> dict[str, float | None]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -23,6 +24,9 @@ from lasro_client.labels import LABELS_FILE, RoundLabels
 BEST = "best."
 KEPT_OUT = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
+
+
+SURROGATE_FILE = "surrogate.safetensors"
 
 
 class Progress(NamedTuple):
@@ -88,6 +92,12 @@ class RunFolder:
                 file.write(line + "\n")
         except OSError as error:
             raise StorageError(f"{self.path / name}: {error.strerror}; free the disk and resume") from error
+
+    def keep_surrogate(self, weights: bytes) -> None:
+        """Write the trained weights in float16: half the file, and ranking does not change by it."""
+        tensors, metadata = unpack_tensors(weights)
+        halved = {name: array.astype(np.float16) for name, array in tensors.items()}
+        write_atomically(self.path / SURROGATE_FILE, pack_tensors(halved, metadata))
 
     def start(self, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
         """Where to go on: round 0, or the checkpoint, whose state `trainer` and `health` take over.

@@ -28,7 +28,7 @@ Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
 
 
 class Group(NamedTuple):
-    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and as many of another policy.
+    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and another policy's of the first.
 
     `beside` tells those from the model's own samples.
     """
@@ -88,8 +88,8 @@ def sample_groups(
 ) -> list[Group]:
     """One group per prompt; the i-th draws all its noise from (*seed, first + i).
 
-    With `beside`, a group also has that policy's samples of the same noise: what all samples of one policy have in
-    common, such as a tint, shows in no pair among them.
+    With `beside`, a group also has that policy's samples of the same noise, or of its first `beside_seeds` ones: what
+    all samples of one policy have in common, such as a tint, shows in no pair among them.
     Raises NonFiniteError, with the prompt named.
     """
     if not prompts:
@@ -99,11 +99,16 @@ def sample_groups(
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     own = two_step_latents(model, noises, conditioning, base)
-    others = [] if beside is None else beside(noises, conditioning)
-    stages, is_beside = ([1] * K + [2] * K) * (1 + len(others) // 2), [False] * 2 * K + [True] * len(others) * K
+    first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
+    others = []
+    if beside is not None:
+        others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
+    shares = [(z, K) for z in own] + [(z, settings.seeds_beside) for z in others]
+    stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
+    is_beside = [False] * 2 * K + [True] * (len(stages) - 2 * K)
     groups = []
     for i, prompt in enumerate(prompts):
-        latents = torch.cat([z[i * K : (i + 1) * K] for z in (*own, *others)])
+        latents = torch.cat([z[i * count : (i + 1) * count] for z, count in shares])
         if not latents.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
         images = [png_bytes(image) for image in model.decode(latents, mixed=True)]
@@ -117,7 +122,7 @@ def distances(group: Group, stage: int) -> tuple[list[float], list[float]]:
     is_beside = torch.tensor(group.beside)
     latents = group.latents_BCHW.float()
     own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]
-    moved = (own - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
+    moved = (own[: len(base)] - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
     apart = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
     return moved, apart
 

@@ -30,7 +30,7 @@ from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.run_folder import RunFolder
+from lasro_client.run_folder import SURROGATE_FILE, RunFolder
 from lasro_client.run_metrics import round_metrics
 from lasro_client.score_sources import score_source
 from lasro_client.stopping import StopRequest
@@ -66,6 +66,7 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
         tuning.begin(peers.by_first(lambda: _opened(tuning, connected, console)))
         before = peers.by_first(lambda: _evaluated(folder, "before", model, held_out, connected, console))
         _run_rounds(tuning, held_out, console)
+        peers.by_first(lambda: _keep_surrogate(tuning, connected))
         with parameters_set(trainer.parameters, trainer.average):
             after = peers.by_first(lambda: _evaluated(folder, "after", model, held_out, connected, console))
             drift = peers.by_first(lambda: _drift(folder, model))
@@ -80,6 +81,7 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
         "reward_calls": tuning.progress.reward_calls,
         "duration_s": resumed_s + time.monotonic() - started,
         "adapter": "adapter",
+        "surrogate": SURROGATE_FILE,
     }
     if peers.first:
         folder.finish(summary)
@@ -135,6 +137,13 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
                 _show(folder, tuning.trainer, held_out, done)
         tuning.checkpoint()
         folder.export(tuning.trainer)
+
+
+def _keep_surrogate(tuning: FineTuning, connected: Services) -> None:
+    """For a later run to begin with."""
+    version = tuning.progress.surrogate_version
+    if version is not None:
+        tuning.folder.keep_surrogate(connected.surrogates.weights_of(tuning.config.name, version))
 
 
 def _evaluated(

@@ -9,6 +9,7 @@ from typing import Any
 from lasro import wire
 from lasro.errors import UnreachableError
 from lasro.redis_store import group_queue, keys
+from lasro.redis_store.connection import redis_errors
 from lasro.redis_store.group_queue import Claim, GroupQueue
 
 TRAINER, REWARD_API = "lasro_surrogate_trainer", "lasro_reward_api"
@@ -41,7 +42,7 @@ def plain_xadd(module: str) -> None:
             scores = group_queue._ITEMS.dump_json(items)
             redis: Any = self._redis
             for _ in range(TRIES):
-                with suppress(OSError, UnreachableError):
+                with suppress(UnreachableError), redis_errors():
                     await redis.hset(keys.group(run, group_id), mapping={"state": "scored", "items": scores})
                     await redis.xadd(keys.samples(run), {"sample": sample})
                     await redis.xack(keys.WORK, group_queue.GROUP, claim.entry_id)

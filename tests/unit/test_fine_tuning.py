@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lasro import wire
 from lasro.backbone import load_model
 from lasro.config import RunSettings
+from lasro.errors import ConfigError
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.processes import Processes
@@ -80,7 +82,9 @@ def average(tuning: FineTuning) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in tuning.trainer.average]
 
 
-def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
+def make(
+    model_path: Path, folder: Path, health: dict[str, Any], written: Written | None = None, overlap: bool = False
+) -> Made:
     config = RunSettings.model_validate(
         {
             "name": "health",
@@ -88,12 +92,18 @@ def make(model_path: Path, folder: Path, health: dict[str, Any]) -> Made:
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
-            "train": {"rounds": len(GAINS), "prompts_per_round": 1, "seeds_per_prompt": SEEDS, "batch_size": 2},
+            "train": {
+                "rounds": len(GAINS),
+                "prompts_per_round": 1,
+                "seeds_per_prompt": SEEDS,
+                "batch_size": 2,
+                "overlap": overlap,
+            },
             "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
         }
     )
-    trainer, written = GeneratorTrainer(load_model(config.model), config), Written()
-    services: Any = written
+    trainer = GeneratorTrainer(load_model(config.model), config)
+    services: Any = written or Written()
     tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [Prompt("a red star")])
     tuning.begin(0)
     return Made(tuning, {})
@@ -166,3 +176,49 @@ def test_trouble_can_be_ignored(tiny_model_path: Path, tmp_path: Path) -> None:
     assert len(lines) == len(GAINS)
     assert lines[4]["trouble"] is not None
     assert not any(line["action"] for line in lines)
+
+
+class SideBySide(Written):
+    """Adapts only once the generator has asked for a score, and keeps which version it asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.version, self.ascended = -1, list[int]()
+
+    def adapt(self, *given: Any, **more: Any) -> wire.AdaptReply:
+        assert self.asked.wait(10), "the generator waits for the surrogate"
+        self.asked.clear()
+        return super().adapt(*given, **more)
+
+    def refresh(self, version: int) -> None:
+        self.version = version
+
+    def score_and_gradient(self, latents_BCHW: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        self.ascended.append(self.version)
+        self.asked.set()
+        return super().score_and_gradient(latents_BCHW, *rest)
+
+
+def test_updates_beside_the_surrogates_own_ascend_the_round_before(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: a version that is whichever was there in time, so that a resumed or repeated round is another one."""
+    beside = SideBySide()
+    whole = make(tiny_model_path, tmp_path / "whole", {}, beside, overlap=True)
+    whole.run(until=3)
+    assert beside.ascended == [0, 0, 1, 1, 2, 2], "both stages, by what the round before left"
+    stopped = make(tiny_model_path, tmp_path / "part", {}, SideBySide(), overlap=True)
+    stopped.run(until=2)
+    stopped.tuning.checkpoint()
+    again = SideBySide()
+    resumed = make(tiny_model_path, tmp_path / "part", {}, again, overlap=True)
+    resumed.run(until=3)
+    assert again.ascended == [2, 2]
+    assert same(average(resumed.tuning), average(whole.tuning))
+
+
+def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against two threads of a process that make collective calls in an order of their own."""
+    several = Written()
+    several.peers = Processes(0, 2)
+    with pytest.raises(ConfigError, match=r"train\.overlap: got true with 2 processes"):
+        make(tiny_model_path, tmp_path, {}, several, overlap=True)

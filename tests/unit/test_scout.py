@@ -10,7 +10,7 @@ import torch
 from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro_client.prompts import Prompt
-from lasro_client.sampling import draw_noises, generator_for, sample_groups, two_step_latents
+from lasro_client.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
 from lasro_client.scout import Scout
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
@@ -72,6 +72,22 @@ def test_a_group_ranks_the_scout_beside_the_base_on_the_same_noise(scout: Scout)
         assert pair.stages == [1, 1, 2, 2] * 2
         assert pair.beside == [False] * 4 + [True] * 4
         assert len(pair.images) == 8
+
+
+def test_fewer_seeds_beside_are_the_first_of_each_prompt(scout: Scout) -> None:
+    """Bug: the base's samples beside others than those of their noise, so that gain and drift compare strangers."""
+    fewer = scout.settings.model_copy(update={"beside_seeds": 1})
+    for alone, pair in zip(
+        sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", base=True),
+        sample_groups(scout.trainer.model, PROMPTS, fewer, "seed", base=True, beside=scout.policy),
+        strict=True,
+    ):
+        assert pair.stages == [1, 1, 2, 2, 1, 2]
+        assert pair.beside == [False] * 4 + [True] * 2
+        assert torch.equal(pair.latents_BCHW[:4], alone.latents_BCHW)
+        # An untrained scout draws what the base draws.
+        assert torch.allclose(pair.latents_BCHW[4:], alone.latents_BCHW[[0, 2]], atol=1e-5)
+        assert all(moved == pytest.approx(0, abs=1e-5) for stage in (1, 2) for moved in distances(pair, stage)[0])
 
 
 def test_no_scout_rounds_is_no_scout(scout: Scout) -> None:
