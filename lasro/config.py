@@ -234,6 +234,8 @@ class TrainSettings(SamplingSettings):
     """The labels.jsonl of the same `lasro pretrain`: its groups start the replay; absent: it is empty."""
     carried_groups: Annotated[int, Field(ge=1, le=100_000)] = 120
     """Newest groups of `initial_labels` that are drawn again and carried over."""
+    carried_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
+    """First seeds of each of these groups; absent: all of them."""
     checkpoint_rounds: Annotated[int, Field(ge=1)] = 10
     """Rounds between checkpoints."""
     report_rounds: Annotated[int, Field(ge=1)] = 10

@@ -24,7 +24,9 @@ Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs
 
 
 def demo(
-    from_scratch: Annotated[bool, typer.Option(help="Pre-train the surrogate too (stage 1).")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option(help="Train the surrogate too, by stage 1 and a rehearsal.")
+    ] = False,
     settings: Set = None,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
     as_json: AsJson = False,
@@ -35,11 +37,13 @@ def demo(
     config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
         from lasro_client.pretrain import pretrain as run_pretrain
+        from lasro_client.train import train as run_train
 
         surrogate = run_pretrain(load_config(shipped_config("demo-stage1")), out / "stage1", stderr())
-        made = {"initial_surrogate": str(surrogate), "initial_labels": surrogate.with_name("labels.jsonl")}
-        stage_2 = config.train.model_copy(update=made)
-        config = config.model_copy(update={"train": stage_2})
+        labels = surrogate.with_name("labels.jsonl")
+        rehearsal = _begun_with(load_config(shipped_config("demo-rehearsal")), surrogate, labels)
+        rehearsed = run_train(rehearsal, out / "rehearsal", stderr())
+        config = _begun_with(config, out / "rehearsal" / rehearsed["surrogate"], labels)
     _train(config, out, as_json)
 
 
@@ -115,6 +119,11 @@ def worker(
     }
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "lasro_reward_api", "worker"])
+
+
+def _begun_with(config: RunSettings, surrogate: Path, labels: Path) -> RunSettings:
+    made = {"initial_surrogate": str(surrogate), "initial_labels": labels}
+    return config.model_copy(update={"train": config.train.model_copy(update=made)})
 
 
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:

@@ -45,9 +45,10 @@ class RoundLabels(Message):
 
 
 class Labelled(NamedTuple):
-    """One group that can be drawn again."""
+    """One group that can be drawn again: of `drawn` seeds the first, those that it has labels of."""
 
     seed: tuple[object, ...]
+    drawn: int
     labels: GroupLabels
 
 
@@ -72,8 +73,11 @@ def labels_of(seed: int, round: int, groups: list[Outline], scored: list[GroupSt
     return RoundLabels(seed=seed, round=round, groups=labels)
 
 
-def read_labels(path: Path, newest: int, rewards: set[str]) -> list[Labelled]:
-    """The `newest` groups of the file, oldest first; raises ConfigError where one lacks a reward of `rewards`."""
+def read_labels(path: Path, newest: int, rewards: set[str], seeds: int | None = None) -> list[Labelled]:
+    """The `newest` groups of the file, oldest first, of each the first `seeds`; null: all.
+
+    Raises ConfigError where one lacks a reward of `rewards`.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         rounds = [RoundLabels.model_validate_json(line) for line in lines]
@@ -83,17 +87,27 @@ def read_labels(path: Path, newest: int, rewards: set[str]) -> list[Labelled]:
         why = explain(error) if isinstance(error, ValidationError) else error
         raise ConfigError(f"train.initial_labels: {path}: {why}; `lasro pretrain` writes such files") from error
     found = [
-        Labelled((line.seed, "pretrain", line.round, i), labels)
+        _first(seeds, Labelled((line.seed, "pretrain", line.round, i), _seeds(labels), labels))
         for line in rounds
         for i, labels in enumerate(line.groups)
     ]
-    for _, labels in found:
+    for _, _, labels in found:
         if missing := rewards - set(labels.rewards):
             raise ConfigError(
                 f"train.initial_labels: {path} has rewards {sorted(labels.rewards)}, expected also {sorted(missing)}; "
                 "run `lasro pretrain` with the rewards of this run, or leave initial_labels out"
             )
     return found[-newest:]
+
+
+def _seeds(labels: GroupLabels) -> int:
+    return len(next(iter(labels.rewards.values()))) // 2
+
+
+def _first(seeds: int | None, whole: Labelled) -> Labelled:
+    K = whole.drawn
+    columns = {name: r[:K][:seeds] + r[K:][:seeds] for name, r in whole.labels.rewards.items()}
+    return whole._replace(labels=whole.labels.model_copy(update={"rewards": columns}))
 
 
 def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -> float | None:
@@ -105,7 +119,7 @@ def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -
     if settings.initial_labels is None:
         return None
     newest = min(settings.carried_groups, config.surrogate.buffer_groups)
-    groups = read_labels(settings.initial_labels, newest, set(config.weights))
+    groups = read_labels(settings.initial_labels, newest, set(config.weights), settings.carried_seeds)
     scored = []
     for start in range(0, len(groups), GROUPS_PER_BATCH):
         batch = groups[start : start + GROUPS_PER_BATCH]
@@ -121,8 +135,9 @@ def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -
 @torch.no_grad()
 def drawn_again(model: TwoStepModel, batch: list[Labelled]) -> Iterator[torch.Tensor]:
     """Per group its base's samples [2 K, C, H, W], float16 on the CPU."""
-    counts = [len(next(iter(labelled.labels.rewards.values()))) // 2 for labelled in batch]
-    draws = [draw_noises(model, K, generator_for(*labelled.seed)) for K, labelled in zip(counts, batch, strict=True)]
+    counts = [_seeds(labelled.labels) for labelled in batch]
+    whole = (draw_noises(model, labelled.drawn, generator_for(*labelled.seed)) for labelled in batch)
+    draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     rows = model.embed([labelled.labels.prompt for labelled in batch])
     repeats = torch.tensor(counts, device=model.device)

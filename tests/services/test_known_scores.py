@@ -97,6 +97,12 @@ def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Pat
         rewards_N = torch.tensor(labelled.labels.rewards["r"])
         torch.testing.assert_close(rewards_N, group.latents_BCHW.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
     assert read_labels(path, 1, {"r"})[0].labels.prompt == "a blue ring"
+    fewer = read_labels(path, 10, {"r"}, seeds=2)
+    for labelled, group, latents_NCHW in zip(fewer, groups, drawn_again(model, fewer), strict=True):
+        first_two = group.latents_BCHW[[0, 1, 3, 4]]
+        torch.testing.assert_close(latents_NCHW.float(), first_two, atol=2e-3, rtol=2e-3)
+        rewards_N = torch.tensor(labelled.labels.rewards["r"])
+        torch.testing.assert_close(rewards_N, first_two.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
 
 
 def test_labels_of_another_reward_are_refused(tmp_path: Path) -> None:
