@@ -225,7 +225,7 @@ class TrainSettings(SamplingSettings):
     surrogate_steps: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps per round."""
     overlap: bool = False
-    """Update the generator while the surrogate adapts to the round's samples, by what it was before them."""
+    """While the surrogate adapts to a round, update the generator by what it was before, and draw the next round."""
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     """First rounds that fill the replay and adapt the surrogate without touching the generator."""
     initial_surrogate: str | None = None

@@ -61,12 +61,14 @@ class Collector:
                 return None
 
         while (reply := self.peers.by_first(asked)) is None:
-            self.peers.all_of(lambda: self._post_again(deadline - time.monotonic()))
-        self._posted.clear()
+            self.peers.all_of(lambda: self._post_again(names, deadline - time.monotonic()))
+        for name in names:  # the next round's may have been posted meanwhile
+            self._posted.pop(name, None)
         return reply
 
-    def _post_again(self, timeout_s: float) -> None:
-        self.services.rewards.wait_scored(self.run, list(self._posted.values()), max(timeout_s, 0.1))
+    def _post_again(self, names: list[str], timeout_s: float) -> None:
+        posts = [self._posted[name] for name in names if name in self._posted]
+        self.services.rewards.wait_scored(self.run, posts, max(timeout_s, 0.1))
 
     def lease(self, version: int) -> None:
         """Have the trainer keep this version of the surrogate and all later ones: from it rounds may be repeated."""

@@ -24,9 +24,7 @@ Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs
 
 
 def demo(
-    from_scratch: Annotated[
-        bool, typer.Option(help="Train the surrogate too, by stage 1 and a rehearsal.")
-    ] = False,
+    from_scratch: Annotated[bool, typer.Option(help="Train the surrogate too, by stage 1 and a rehearsal.")] = False,
     settings: Set = None,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
     as_json: AsJson = False,

@@ -10,19 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 
 from lasro.config import RunSettings
-from lasro.errors import ConfigError
+from lasro.errors import BudgetError, ConfigError
 from lasro.wire import AdaptReply
 from lasro_client.collector import Collector
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
 from lasro_client.prompts import Prompt
-from lasro_client.rounds import STAGES, adapt_entries, collect, reward_means
+from lasro_client.rounds import STAGES, Collected, adapt_entries, collect, reward_means
 from lasro_client.run_folder import RunFolder
 from lasro_client.sampling import (
     Group,
@@ -54,6 +55,7 @@ class FineTuning:
         self.trainer, self.collector, self.source = trainer, collector, source
         self.health = Health(self.config.health)
         self.progress, self.best = folder.start(trainer, self.health)
+        self._ahead: Collected | None = None
         self._started = time.monotonic() - self.progress.elapsed_s
 
     @property
@@ -76,9 +78,9 @@ class FineTuning:
     def round(self) -> dict[str, Any]:
         """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
         config, round, trainer = self.config, self.progress.round, self.trainer
-        draws = generator_for(config.seed, "train prompts", round)
-        chosen = draw_prompts(self.prompts, config.train.prompts_per_round, draws)
-        collected = collect(self.collector, config, chosen, partial(self._groups, round), round, trainer.version)
+        draws, chosen = self._drawn(round)
+        collected = self._ahead or self._collect(round, chosen)
+        self._ahead = None
         drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
         adapt = partial(
             self.collector.adapt,
@@ -113,7 +115,8 @@ class FineTuning:
     ) -> tuple[AdaptReply, list[StepStatistics]]:
         """Adapt the surrogate and update the generator: one after the other, or, with `train.overlap`, side by side.
 
-        Side by side the generator ascends what the surrogate was before this round, whichever of them is faster.
+        Side by side the generator ascends what the surrogate was before this round, and draws the next round's groups,
+        whichever of them is faster.
         """
         if not self.config.train.overlap:
             reply = adapt()
@@ -123,7 +126,18 @@ class FineTuning:
         with ThreadPoolExecutor(1) as beside:
             adapting = beside.submit(adapt)
             steps = self._ascend(round, draws)
+            if round + 1 < self.config.train.rounds:
+                with suppress(BudgetError):  # raised again when it is that round's turn
+                    self._ahead = self._collect(round + 1, self._drawn(round + 1)[1])
             return adapting.result(), steps
+
+    def _collect(self, round: int, prompts: list[Prompt]) -> Collected:
+        return collect(self.collector, self.config, prompts, partial(self._groups, round), round, self.trainer.version)
+
+    def _drawn(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
+        """The prompts of a round's groups, and what draws those of its updates."""
+        draws = generator_for(self.config.seed, "train prompts", round)
+        return draws, draw_prompts(self.prompts, self.config.train.prompts_per_round, draws)
 
     def _ascend(self, round: int, draws: torch.Generator) -> list[StepStatistics]:
         """The generator's updates of a round; none while it warms up."""
@@ -151,6 +165,7 @@ class FineTuning:
         if trouble is None or not trouble.go_back or settings.on_trouble == "ignore":
             return {"trouble": None if trouble is None else trouble.reason, "action": None}
         self.trainer.return_to(self.best)
+        self._ahead = None  # drawn by the generator that is given up
         if settings.on_trouble == "stop" or self.health.roll_backs == settings.max_roll_backs:
             self.progress = self.progress._replace(ended=trouble.reason)
             return {"trouble": trouble.reason, "action": "stop"}

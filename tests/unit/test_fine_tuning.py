@@ -13,7 +13,7 @@ import torch
 from lasro import wire
 from lasro.backbone import load_model
 from lasro.config import RunSettings
-from lasro.errors import ConfigError
+from lasro.errors import BudgetError, ConfigError
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.processes import Processes
@@ -184,7 +184,12 @@ class SideBySide(Written):
     def __init__(self) -> None:
         super().__init__()
         self.asked = threading.Event()
-        self.version, self.ascended = -1, list[int]()
+        self.version, self.ascended, self.drawn = -1, list[int](), list[int]()
+
+    def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
+        self.drawn += [post.round for post in posts]
+        assert all(post.policy_version == post.round for post in posts), "drawn before the update that comes first"
+        return super().post(posts)
 
     def adapt(self, *given: Any, **more: Any) -> wire.AdaptReply:
         assert self.asked.wait(10), "the generator waits for the surrogate"
@@ -206,6 +211,7 @@ def test_updates_beside_the_surrogates_own_ascend_the_round_before(tiny_model_pa
     whole = make(tiny_model_path, tmp_path / "whole", {}, beside, overlap=True)
     whole.run(until=3)
     assert beside.ascended == [0, 0, 1, 1, 2, 2], "both stages, by what the round before left"
+    assert beside.drawn == [0, 1, 2, 3], "each round once, the next one before this one ends"
     stopped = make(tiny_model_path, tmp_path / "part", {}, SideBySide(), overlap=True)
     stopped.run(until=2)
     stopped.tuning.checkpoint()
@@ -213,7 +219,24 @@ def test_updates_beside_the_surrogates_own_ascend_the_round_before(tiny_model_pa
     resumed = make(tiny_model_path, tmp_path / "part", {}, again, overlap=True)
     resumed.run(until=3)
     assert again.ascended == [2, 2]
+    assert again.drawn == [2, 3]
     assert same(average(resumed.tuning), average(whole.tuning))
+
+
+def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: the round that was paid for is lost, because the next one, drawn meanwhile, was refused."""
+
+    class Spent(SideBySide):
+        def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
+            if posts[0].round == 2:
+                raise BudgetError("spent")
+            return super().post(posts)
+
+    made = make(tiny_model_path, tmp_path, {}, Spent(), overlap=True)
+    assert len(made.run(until=2)) == 2
+    with pytest.raises(BudgetError):
+        made.tuning.round()
+    assert made.tuning.progress.round == 2
 
 
 def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
