@@ -34,6 +34,8 @@ class Services(NamedTuple):
 
     rewards: RewardClient
     surrogates: SurrogateClient
+    local: bool = False
+    """Whether they were started here, for this run."""
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def services(config: RunSettings, folder: Path, peers: Processes | None = None) 
             known = peers.by_first(lambda: _started_here(exits, config, folder))
         rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
         surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
-        yield _checked(Services(rewards, surrogates), config, local)
+        yield _checked(Services(rewards, surrogates, local), config)
 
 
 def _started_here(exits: ExitStack, config: RunSettings, folder: Path) -> Urls:
@@ -59,7 +61,9 @@ def _started_here(exits: ExitStack, config: RunSettings, folder: Path) -> Urls:
             "services: got no URLs, but processes on several machines; start the services where all reach them and "
             f"set {' and '.join(URL_VARIABLES)}"
         )
-    stack = exits.enter_context(LocalStack(folder / "services", config.rewards))
+    stack = exits.enter_context(
+        LocalStack(folder / "services", config.rewards, trainer_cores=0.5 if config.train.overlap else 1.0)
+    )
     return Urls(stack.reward_api, stack.surrogate_trainer)
 
 
@@ -81,12 +85,14 @@ def urls(settings: ServiceSettings) -> Urls | None:
     return None
 
 
-def _checked(connected: Services, config: RunSettings, local: bool) -> Services:
+def _checked(connected: Services, config: RunSettings) -> Services:
     for name in (*config.weights, *config.evaluation.rewards):
         try:
             connected.rewards.reward(name)
         except NotFoundError as error:
-            remedy = 'add `serve = "module:function"` to it' if local else "register it with `lasro rewards add`"
+            remedy = (
+                'add `serve = "module:function"` to it' if connected.local else "register it with `lasro rewards add`"
+            )
             raise ConfigError(f"reward {name}: not registered at the reward API; {remedy}") from error
     return connected
 

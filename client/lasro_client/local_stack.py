@@ -47,8 +47,8 @@ class LocalStack:
     """Context manager; `reward_api`, `surrogate_trainer` and `redis` are URLs once it is entered.
 
     `folder` keeps logs (`*.log`), Redis data and the trainer's runs; entered again, it goes on from there.
-    Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out; `workers`
-    processes score queued groups beside the reward API.
+    Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out, which otherwise
+    has threads for this share of all cores (`trainer_cores`); `workers` processes score queued groups beside the API.
     LASRO_REDIS_URL replaces the embedded Redis, LASRO_API_KEY protects both services.
     """
 
@@ -57,6 +57,7 @@ class LocalStack:
         folder: Path,
         rewards: Sequence[RewardSettings] = (),
         trainer: bool = True,
+        trainer_cores: float = 1.0,
         workers: int = 0,
         start_timeout_s: float = 180.0,
     ) -> None:
@@ -64,6 +65,7 @@ class LocalStack:
         self.start_timeout_s = start_timeout_s
         self.reward_api = self.surrogate_trainer = self.redis = ""
         self._with_trainer, self._worker_count = trainer, workers
+        self._trainer_threads = max(1, int(trainer_cores * _cores()))
         self._served = {reward.name: reward.serve for reward in rewards if reward.serve is not None}
         self._api_key = os.environ.get("LASRO_API_KEY")
         self._embedded: EmbeddedRedis | None = None
@@ -122,7 +124,7 @@ class LocalStack:
         self._register(urls)
 
     def _trainer(self) -> tuple[Child, str]:
-        threads = os.environ.get("LASRO_TORCH_THREADS", str(_cores()))
+        threads = os.environ.get("LASRO_TORCH_THREADS", str(self._trainer_threads))
         data_dir = str(self.folder / "surrogate_trainer")
         environment = {"LASRO_TORCH_THREADS": threads, "LASRO_DATA_DIR": data_dir}
         return self._service("surrogate_trainer", ["lasro_surrogate_trainer"], environment)

@@ -7,10 +7,12 @@ learns from it, `generator` ascends the surrogate's gradient; `fine_tuning` is t
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from lasro.adapters import parameters_set
@@ -65,7 +67,8 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
         resumed_s = tuning.progress.elapsed_s
         tuning.begin(peers.by_first(lambda: _opened(tuning, connected, console)))
         before = peers.by_first(lambda: _evaluated(folder, "before", model, held_out, connected, console))
-        _run_rounds(tuning, held_out, console)
+        with _cores_shared(config.train.overlap and connected.local and model.device.type == "cpu"):
+            _run_rounds(tuning, held_out, console)
         peers.by_first(lambda: _keep_surrogate(tuning, connected))
         with parameters_set(trainer.parameters, trainer.average):
             after = peers.by_first(lambda: _evaluated(folder, "after", model, held_out, connected, console))
@@ -87,6 +90,18 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
         folder.finish(summary)
         write_report(folder.path)
     return summary
+
+
+@contextmanager
+def _cores_shared(shared: bool) -> Iterator[None]:
+    """With a trainer that computes at the same time: threads of both on all cores would wait for one another."""
+    threads = torch.get_num_threads()
+    if shared:
+        torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:

@@ -62,9 +62,9 @@ train.train(load_config(Path(config), settings), Path(out), Console(quiet=True))
 """
 
 
-def run_with(fault: str, at: int, config_path: Path, folder: Path) -> int:
+def run_with(fault: str, at: int, config_path: Path, folder: Path, *more: str) -> int:
     """One life of a run, which something happens to in round `at`; its exit status."""
-    command = [sys.executable, "-c", DRIVER, str(config_path), str(folder), fault, str(at), *SETTINGS]
+    command = [sys.executable, "-c", DRIVER, str(config_path), str(folder), fault, str(at), *SETTINGS, *more]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
@@ -129,6 +129,21 @@ def test_a_run_interrupted_and_killed_at_three_points_ends_with_the_same_bytes(
     assert len(log_lines(folder)) == 5
     assert run_with("trainer", 5, config_path, folder) == 0
     check_same(folder, undisturbed)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+def test_an_overlapping_run_killed_at_three_points_ends_with_the_same_bytes(config_path: Path, tmp_path: Path) -> None:
+    """Bug: groups drawn ahead that are lost or paid for twice, or an update by whichever version was there in time.
+
+    Killed while it draws a round ahead, right after a checkpoint, and while the trainer adapts; then the trainer is.
+    """
+    overlap, fewer, folder = "train.overlap=true", "train.beside_seeds=1", tmp_path / "run"
+    assert run_with("none", 0, config_path, tmp_path / "whole", overlap, fewer) == 0
+    for fault, at in (("sampling", 2), ("checkpointed", 3), ("adapting", 4)):
+        assert run_with(fault, at, config_path, folder, overlap, fewer) == -signal.SIGKILL
+    assert run_with("trainer", 5, config_path, folder, overlap, fewer) == 0
+    check_same(folder, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
