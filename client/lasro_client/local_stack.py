@@ -21,7 +21,7 @@ import httpx
 
 from lasro.config import RewardSettings
 from lasro.errors import NotFoundError, StorageError, TimeoutExceededError
-from lasro.process import PARENT_VARIABLE
+from lasro.process import PARENT_VARIABLE, cores
 from lasro.redis_store.embedded import EmbeddedRedis
 from lasro.wire import Protocol, RewardInfo, RewardSpec
 from lasro_client import http
@@ -65,7 +65,7 @@ class LocalStack:
         self.start_timeout_s = start_timeout_s
         self.reward_api = self.surrogate_trainer = self.redis = ""
         self._with_trainer, self._worker_count = trainer, workers
-        self._trainer_threads = max(1, int(trainer_cores * _cores()))
+        self._trainer_threads = max(1, int(trainer_cores * cores()))
         self._served = {reward.name: reward.serve for reward in rewards if reward.serve is not None}
         self._api_key = os.environ.get("LASRO_API_KEY")
         self._embedded: EmbeddedRedis | None = None
@@ -204,8 +204,3 @@ class LocalStack:
                     continue
                 if info.url != spec.url or info.protocol != spec.protocol:
                     http.send(api, "PUT", f"/v1/rewards/{name}", json=spec.model_dump(mode="json"))
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
