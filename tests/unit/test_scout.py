@@ -9,6 +9,8 @@ import torch
 
 from lasro.backbone import load_model
 from lasro.config import RunSettings
+from lasro_client import sampling
+from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
 from lasro_client.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
 from lasro_client.scout import Scout
@@ -88,6 +90,14 @@ def test_fewer_seeds_beside_are_the_first_of_each_prompt(scout: Scout) -> None:
         # An untrained scout draws what the base draws.
         assert torch.allclose(pair.latents_BCHW[4:], alone.latents_BCHW[[0, 2]], atol=1e-5)
         assert all(moved == pytest.approx(0, abs=1e-5) for stage in (1, 2) for moved in distances(pair, stage)[0])
+
+
+def test_groups_decoded_side_by_side_keep_their_order(scout: Scout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a group with the pictures of another, which were done first."""
+    model = scout.trainer.model
+    monkeypatch.setattr(sampling, "cores", lambda: 3 * torch.get_num_threads())
+    for group in sample_groups(model, [*PROMPTS, *PROMPTS], scout.settings, "seed"):
+        assert group.images == [png_bytes(image) for image in model.decode(group.latents_BCHW, mixed=True)]
 
 
 def test_no_scout_rounds_is_no_scout(scout: Scout) -> None:
