@@ -27,7 +27,13 @@ CONTEXT = ("docker-compose.yml", ".dockerignore", "deploy", "lasro", "client", "
 CONTEXT += ("README.md", "constraints.txt", "pyproject.toml")
 SERVICES = ("redis", "reward-api", "reward-worker", "surrogate-trainer", "reward-attribute-binding", "reward-jpeg")
 PROMPT = "a red circle and a blue star on a white background"
-TRAIN = ("train.rounds=2", "evaluation.prompts=4", "evaluation.drift_prompts=2", "name=compose-test")
+TRAIN = (
+    "train.rounds=2",
+    "train.carried_groups=8",
+    "evaluation.prompts=4",
+    "evaluation.drift_prompts=2",
+    "name=compose-test",
+)
 REWARD = """from lasro.reward_sdk import reward
 
 @reward

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.reward_objective import RewardObjective
+from lasro_client.labels import read_labels
 from lasro_client.prompts import read_prompts
 from lasro_client.run_folder import RunFolder
 from lasro_surrogate_trainer.store import RunStore
@@ -31,7 +32,18 @@ def minimal(tmp_path: Path) -> Path:
 
 def test_there_are_shipped_configurations() -> None:
     """Guards against the test below passing over an empty folder."""
-    assert {"demo.toml", "demo-stage1.toml", "guarded-shapes.toml"} <= {path.name for path in CONFIGS}
+    shipped = {path.name for path in CONFIGS}
+    assert {"demo.toml", "demo-stage1.toml", "demo-rehearsal.toml", "guarded-shapes.toml"} <= shipped
+
+
+def test_the_demos_labels_are_of_its_reward_and_its_training_prompts() -> None:
+    """Guards against labels of other rewards, and of prompts that the demo is judged on."""
+    config = load_config(ROOT / "configs" / "demo.toml")
+    labels = config.train.initial_labels
+    assert labels is not None
+    groups = read_labels(labels, config.train.carried_groups, set(config.weights), config.train.carried_seeds)
+    assert len(groups) == config.train.carried_groups
+    assert {group.labels.prompt for group in groups} <= {p.text for p in read_prompts(config.prompts.train)}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -68,10 +68,18 @@ class _Entry:
 
 
 class Batcher:
-    """One reward's queue. `slots` bounds the calls under way and may be shared."""
+    """One reward's queue. `slots` bounds the calls under way; those that are `shared` go round among their queues."""
 
-    def __init__(self, send: Send, prepare: Prepare, slots: asyncio.Semaphore, max_batch: int, wait_s: float) -> None:
-        self._send, self._prepare = send, prepare
+    def __init__(
+        self,
+        send: Send,
+        prepare: Prepare,
+        slots: asyncio.Semaphore,
+        max_batch: int,
+        wait_s: float,
+        shared: bool = False,
+    ) -> None:
+        self._send, self._prepare, self._shared = send, prepare, shared
         self._slots, self._max_batch, self._wait_s = slots, max_batch, wait_s
         self._queue: deque[_Entry] = deque()
         self._is_full = asyncio.Event()
@@ -116,11 +124,11 @@ class Batcher:
             await self._until_full()
             # More may arrive while all slots are taken: what goes is decided once one is free.
             await self._slots.acquire()
-            entries = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
+            entries = self._popped()
             if not entries:
                 self._slots.release()
                 continue
-            call = asyncio.create_task(self._call(entries))
+            call = asyncio.create_task(self._occupy(entries))
             self._calls.add(call)
             call.add_done_callback(partial(self._called, entries))
 
@@ -148,6 +156,19 @@ class Batcher:
         self._slots.release()
         error = None if call.cancelled() else call.exception()
         _settle(entries, error or UnreachableError("the call was given up; try again"))
+
+    def _popped(self) -> list[_Entry]:
+        return [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
+
+    async def _occupy(self, entries: list[_Entry]) -> None:
+        """Calls one after the other in a slot, as long as whole ones wait: the next goes out before anything else.
+
+        `entries` are at any time those of the call under way.
+        """
+        await self._call(entries)
+        while not self._shared and len(self._queue) >= self._max_batch:
+            entries[:] = self._popped()
+            await self._call(entries)
 
     async def _call(self, entries: list[_Entry]) -> None:
         callers = list(dict.fromkeys(entry.caller for entry in entries))

@@ -52,7 +52,14 @@ class Endpoint:
         metrics.opened(self.spec.name, self.breaker)
         # One queue per repeat: an image that is to be scored three times is so in three calls.
         self._batchers = [
-            Batcher(self._send, self._prepared, self._slots, images_per_call(self.spec), settings.batch_wait_s)
+            Batcher(
+                self._send,
+                self._prepared,
+                self._slots,
+                images_per_call(self.spec),
+                settings.batch_wait_s,
+                shared=self.spec.repeats > 1,
+            )
             for _ in range(self.spec.repeats)
         ]
         self._in_hand = 0
