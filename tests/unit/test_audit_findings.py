@@ -108,9 +108,9 @@ def test_findings_say_numbers_and_what_to_do() -> None:
 
 
 def test_the_cost_of_the_demo_is_what_it_was() -> None:
-    """The demo's 170 rounds made 5,432 calls (benchmarks/results/demo-2-cpu-cores.md)."""
+    """The demo's 160 rounds made 5,112 calls (benchmarks/results/demo-2-cpu-cores.md)."""
     config = load_config(DEMO)
-    assert train_cost(config.train, Speed(32, 2, 1)).calls == 5432
+    assert train_cost(config.train, Speed(32, 2, 1)).calls == 5112
     assert evaluation_cost(config.evaluation.prompts, 32, Speed(32, 2, 1)).calls == 512
 
 
