@@ -140,7 +140,7 @@ def test_an_overlapping_run_killed_at_three_points_ends_with_the_same_bytes(conf
     """
     overlap, fewer, folder = "train.overlap=true", "train.beside_seeds=1", tmp_path / "run"
     assert run_with("none", 0, config_path, tmp_path / "whole", overlap, fewer) == 0
-    for fault, at in (("sampling", 2), ("checkpointed", 3), ("adapting", 4)):
+    for fault, at in (("sampling", 3), ("checkpointed", 4), ("adapting", 5)):
         assert run_with(fault, at, config_path, folder, overlap, fewer) == -signal.SIGKILL
     assert run_with("trainer", 5, config_path, folder, overlap, fewer) == 0
     check_same(folder, tmp_path / "whole")
