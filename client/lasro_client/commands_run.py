@@ -34,11 +34,12 @@ def demo(
 
     config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
+        from lasro_client.labels import LABELS_FILE
         from lasro_client.pretrain import pretrain as run_pretrain
         from lasro_client.train import train as run_train
 
         surrogate = run_pretrain(load_config(shipped_config("demo-stage1")), out / "stage1", stderr())
-        labels = surrogate.with_name("labels.jsonl")
+        labels = surrogate.with_name(LABELS_FILE)
         rehearsal = _begun_with(load_config(shipped_config("demo-rehearsal")), surrogate, labels)
         rehearsed = run_train(rehearsal, out / "rehearsal", stderr())
         config = _begun_with(config, out / "rehearsal" / rehearsed["surrogate"], labels)

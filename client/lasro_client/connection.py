@@ -39,31 +39,31 @@ class Services(NamedTuple):
 
 
 @contextmanager
-def services(config: RunSettings, folder: Path, peers: Processes | None = None) -> Iterator[Services]:
+def services(
+    config: RunSettings, folder: Path, peers: Processes | None = None, trainer_cores: float = 1.0
+) -> Iterator[Services]:
     """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered.
 
-    Of several processes the first starts them.
+    Of several processes the first starts them. A trainer started here has threads for `trainer_cores` of all cores.
     """
     api_key, timeout_s, peers = os.environ.get("LASRO_API_KEY"), config.services.timeout_s, peers or Processes()
     with ExitStack() as exits:
         known = urls(config.services)
         local = known is None
         if known is None:
-            known = peers.by_first(lambda: _started_here(exits, config, folder))
+            known = peers.by_first(lambda: _started_here(exits, config, folder, trainer_cores))
         rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
         surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
         yield _checked(Services(rewards, surrogates, local), config)
 
 
-def _started_here(exits: ExitStack, config: RunSettings, folder: Path) -> Urls:
+def _started_here(exits: ExitStack, config: RunSettings, folder: Path, trainer_cores: float) -> Urls:
     if not on_one_machine():
         raise ConfigError(
             "services: got no URLs, but processes on several machines; start the services where all reach them and "
             f"set {' and '.join(URL_VARIABLES)}"
         )
-    stack = exits.enter_context(
-        LocalStack(folder / "services", config.rewards, trainer_cores=0.5 if config.train.overlap else 1.0)
-    )
+    stack = exits.enter_context(LocalStack(folder / "services", config.rewards, trainer_cores=trainer_cores))
     return Urls(stack.reward_api, stack.surrogate_trainer)
 
 

@@ -63,6 +63,13 @@ class FineTuning:
         """Whether there is no further round."""
         return self.progress.ended is not None or self.progress.round >= self.config.train.rounds
 
+    @property
+    def surrogate_version(self) -> int:
+        """That the last round left, or the run began with."""
+        version = self.progress.surrogate_version
+        assert version is not None, "begin() comes first"
+        return version
+
     def begin(self, version: int) -> None:
         """Write the first checkpoint of a new run: repeated rounds start from this version of the surrogate."""
         if self.progress.surrogate_version is None:
@@ -72,15 +79,12 @@ class FineTuning:
     def checkpoint(self) -> None:
         """Write all that a resume needs, and have the trainer keep what repeated rounds will ask it for."""
         self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
-        if self.progress.surrogate_version is not None:
-            self.collector.lease(self.progress.surrogate_version)
+        self.collector.lease(self.surrogate_version)
 
     def round(self) -> dict[str, Any]:
         """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
         config, round, trainer = self.config, self.progress.round, self.trainer
-        draws, chosen = self._drawn(round)
-        collected = self._ahead or self._collect(round, chosen)
-        self._ahead = None
+        collected, self._ahead = self._ahead or self._collect(round), None
         drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
         adapt = partial(
             self.collector.adapt,
@@ -89,7 +93,7 @@ class FineTuning:
             config.train.surrogate_steps,
             drift=by_weight(drift, config),
         )
-        reply, steps = self._improve(round, draws, adapt)
+        reply, steps = self._improve(round, adapt)
         self.progress = self.progress._replace(
             round=round + 1,
             elapsed_s=time.monotonic() - self._started,
@@ -110,9 +114,7 @@ class FineTuning:
         }
         return line | self._judge(round, line)
 
-    def _improve(
-        self, round: int, draws: torch.Generator, adapt: Callable[[], AdaptReply]
-    ) -> tuple[AdaptReply, list[StepStatistics]]:
+    def _improve(self, round: int, adapt: Callable[[], AdaptReply]) -> tuple[AdaptReply, list[StepStatistics]]:
         """Adapt the surrogate and update the generator: one after the other, or, with `train.overlap`, side by side.
 
         Side by side the generator ascends what the surrogate was before this round, and draws the next round's groups,
@@ -121,17 +123,18 @@ class FineTuning:
         if not self.config.train.overlap:
             reply = adapt()
             self.source.refresh(reply.version)
-            return reply, self._ascend(round, draws)
-        self.source.refresh(self.progress.surrogate_version or 0)
+            return reply, self._ascend(round)
+        self.source.refresh(self.surrogate_version)
         with ThreadPoolExecutor(1) as beside:
             adapting = beside.submit(adapt)
-            steps = self._ascend(round, draws)
+            steps = self._ascend(round)
             if round + 1 < self.config.train.rounds:
                 with suppress(BudgetError):  # raised again when it is that round's turn
-                    self._ahead = self._collect(round + 1, self._drawn(round + 1)[1])
+                    self._ahead = self._collect(round + 1)
             return adapting.result(), steps
 
-    def _collect(self, round: int, prompts: list[Prompt]) -> Collected:
+    def _collect(self, round: int) -> Collected:
+        _, prompts = self._drawn(round)
         return collect(self.collector, self.config, prompts, partial(self._groups, round), round, self.trainer.version)
 
     def _drawn(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
@@ -139,9 +142,10 @@ class FineTuning:
         draws = generator_for(self.config.seed, "train prompts", round)
         return draws, draw_prompts(self.prompts, self.config.train.prompts_per_round, draws)
 
-    def _ascend(self, round: int, draws: torch.Generator) -> list[StepStatistics]:
+    def _ascend(self, round: int) -> list[StepStatistics]:
         """The generator's updates of a round; none while it warms up."""
         settings = self.config.train
+        draws, _ = self._drawn(round)
         steps = []
         for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)

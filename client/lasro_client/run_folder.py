@@ -21,12 +21,10 @@ from lasro_client.generator import GeneratorTrainer
 from lasro_client.health import Health
 from lasro_client.labels import LABELS_FILE, RoundLabels
 
+SURROGATE_FILE = "surrogate.safetensors"
 BEST = "best."
 KEPT_OUT = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
-
-
-SURROGATE_FILE = "surrogate.safetensors"
 
 
 class Progress(NamedTuple):

@@ -102,9 +102,9 @@ def sample_groups(
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     own = two_step_latents(model, noises, conditioning, base)
-    first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
     others = []
     if beside is not None:
+        first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
         others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
     shares = [(z, K) for z in own] + [(z, settings.seeds_beside) for z in others]
     stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]

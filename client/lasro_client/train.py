@@ -59,7 +59,8 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
     held_out = held_out[: config.evaluation.prompts]
     model = load_model(config.model)
     trainer = GeneratorTrainer(model, config, peers)
-    with services(config, folder.path, peers) as connected:
+    overlap = config.train.overlap
+    with services(config, folder.path, peers, trainer_cores=0.5 if overlap else 1.0) as connected:
         source = score_source(config, config.name, model, connected.surrogates)
         tuning = FineTuning(
             folder, trainer, Collector(connected, config.name, config.services.timeout_s, peers), source, prompts
@@ -67,7 +68,7 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
         resumed_s = tuning.progress.elapsed_s
         tuning.begin(peers.by_first(lambda: _opened(tuning, connected, console)))
         before = peers.by_first(lambda: _evaluated(folder, "before", model, held_out, connected, console))
-        with _cores_shared(config.train.overlap and connected.local and model.device.type == "cpu"):
+        with _cores_shared(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(tuning, held_out, console)
         peers.by_first(lambda: _keep_surrogate(tuning, connected))
         with parameters_set(trainer.parameters, trainer.average):
@@ -156,9 +157,8 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
 
 def _keep_surrogate(tuning: FineTuning, connected: Services) -> None:
     """For a later run to begin with."""
-    version = tuning.progress.surrogate_version
-    if version is not None:
-        tuning.folder.keep_surrogate(connected.surrogates.weights_of(tuning.config.name, version))
+    weights = connected.surrogates.weights_of(tuning.config.name, tuning.surrogate_version)
+    tuning.folder.keep_surrogate(weights)
 
 
 def _evaluated(

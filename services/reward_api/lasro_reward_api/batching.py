@@ -165,10 +165,11 @@ class Batcher:
 
         `entries` are at any time those of the call under way.
         """
-        await self._call(entries)
-        while not self._shared and len(self._queue) >= self._max_batch:
-            entries[:] = self._popped()
+        while True:
             await self._call(entries)
+            if self._shared or len(self._queue) < self._max_batch:
+                return
+            entries[:] = self._popped()
 
     async def _call(self, entries: list[_Entry]) -> None:
         callers = list(dict.fromkeys(entry.caller for entry in entries))
