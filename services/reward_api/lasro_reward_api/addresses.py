@@ -18,6 +18,7 @@ import httpcore
 import httpx
 
 from lasro.errors import BlockedError, ConfigError
+from lasro_reward_api.sockets import SocketBackend
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -124,7 +125,11 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, guard: AddressGuard, plain_http: bool) -> None:
         self._guard, self._plain_http = guard, plain_http
-        self._backend: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue]
+        self._backend: httpcore.AsyncNetworkBackend
+        if plain_http:
+            self._backend = SocketBackend()
+        else:
+            self._backend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue]
 
     async def connect_tcp(
         self,
