@@ -23,7 +23,7 @@ from lasro_client.collector import Collector
 from lasro_client.generator import GeneratorTrainer, StepStatistics
 from lasro_client.health import Figures, Health
 from lasro_client.prompts import Prompt
-from lasro_client.rounds import STAGES, Collected, adapt_entries, collect, reward_means
+from lasro_client.rounds import STAGES, Collected, adapt_entries, collect, refuse_late, reward_means
 from lasro_client.run_folder import RunFolder
 from lasro_client.sampling import (
     Group,
@@ -84,6 +84,7 @@ class FineTuning:
     def round(self) -> dict[str, Any]:
         """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
         config, round, trainer = self.config, self.progress.round, self.trainer
+        refuse_late(config, self._started, self.collector.peers)
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
         adapt = partial(

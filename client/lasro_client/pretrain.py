@@ -24,7 +24,7 @@ from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
-from lasro_client.rounds import adapt_entries, collect, reward_means
+from lasro_client.rounds import adapt_entries, collect, refuse_late, reward_means
 from lasro_client.run_folder import SURROGATE_FILE, Progress, RunFolder
 from lasro_client.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro_client.score_sources import score_source
@@ -53,7 +53,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
     started = time.monotonic() - progress.elapsed_s
     with (
         services(config, folder.path, peers) as connected,
-        RoundDisplay(console, "stage 1", settings.rounds, progress.round) as display,
+        RoundDisplay(console, "stage 1", settings.rounds, progress.round, config.budget.max_minutes) as display,
         StopRequest() as stop,
     ):
         resumed = progress.surrogate_version
@@ -67,6 +67,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
             try:
+                refuse_late(config, started, peers)
                 collected = collect(collector, config, chosen, partial(_groups, model, config, scout, round), round, 0)
             except BudgetError as error:
                 console.print(f"{error}; stage 1 ends after {round} rounds")

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 PLAIN_INTERVAL_S = 15.0
 
 
 class RoundDisplay:
-    """A live bar on a terminal; elsewhere a plain line now and then. Context manager."""
+    """A live bar on a terminal; elsewhere a plain line now and then. Context manager.
 
-    def __init__(self, console: Console, title: str, rounds: int, done: int) -> None:
+    `max_minutes` is what the run may take, by its log's `elapsed_s`.
+    """
+
+    def __init__(self, console: Console, title: str, rounds: int, done: int, max_minutes: float | None = None) -> None:
         self.console, self.title, self.rounds, self.done = console, title, rounds, done
+        self._most_s = math.inf if max_minutes is None else 60 * max_minutes
         self._started, self._first, self._printed = time.monotonic(), done, 0.0
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]} left"),
             TextColumn("{task.fields[figures]}"),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(title, total=rounds, completed=done, figures="")
+        self._task = self._bar.add_task(title, total=rounds, completed=done, figures="", left="-:--")
 
     def __enter__(self) -> RoundDisplay:
         self._bar.start()
@@ -39,15 +43,15 @@ class RoundDisplay:
     def update(self, line: dict[str, Any]) -> None:
         """Show a round's log line."""
         self.done = line["round"] + 1
-        figures = describe(line)
-        self._bar.update(self._task, completed=self.done, figures=figures)
-        now = time.monotonic()
+        figures, now = describe(line), time.monotonic()
+        rounds_s = (now - self._started) / (self.done - self._first) * (self.rounds - self.done)
+        left = clock(max(0.0, min(rounds_s, self._most_s - line["elapsed_s"])))
+        self._bar.update(self._task, completed=self.done, figures=figures, left=left)
         last = self.done == self.rounds
         if not self.console.is_terminal and (last or now - self._printed >= PLAIN_INTERVAL_S):
             self._printed = now
-            left_s = (now - self._started) / (self.done - self._first) * (self.rounds - self.done)
             self.console.print(
-                f"{self.title} {self.done}/{self.rounds}  {figures}  about {clock(left_s)} left",
+                f"{self.title} {self.done}/{self.rounds}  {figures}  about {left} left",
                 highlight=False,
                 soft_wrap=True,
             )

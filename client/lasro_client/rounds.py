@@ -5,6 +5,7 @@ Shape legend: N samples of a group.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lasro.config import RunSettings
+from lasro.errors import BudgetError
 from lasro.reward_objective import Scale, totals
 from lasro.wire import AdaptReply, GroupStatus
 from lasro_client.collector import Collector
+from lasro_client.processes import Processes
 from lasro_client.prompts import Prompt
 from lasro_client.sampling import Group, Outline, outline, submissions
 
@@ -55,6 +58,19 @@ def collect(
     parts = collector.peers.all_of(drawn_here)
     groups = [group for part in parts for group in part.groups]
     return Collected(groups, [status for part in parts for status in part.scored])
+
+
+def refuse_late(config: RunSettings, started_s: float, peers: Processes) -> None:
+    """Raises BudgetError in all processes once the run's minutes since `started_s`, of the monotonic clock, are over."""
+    most = config.budget.max_minutes
+    if most is None:
+        return
+
+    def refuse() -> None:
+        if time.monotonic() - started_s >= 60 * most:
+            raise BudgetError(f"budget.max_minutes: the {most:g} minutes are over")
+
+    peers.by_first(refuse)
 
 
 def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str, Scale]) -> dict[str, Any]:

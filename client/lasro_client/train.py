@@ -123,10 +123,11 @@ def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:
 def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
     config, folder, peers, told = tuning.config.train, tuning.folder, tuning.collector.peers, None
+    minutes = tuning.config.budget.max_minutes
     with (
         StopRequest() as stop,
         round_metrics(tuning.config.name) if peers.first else nullcontext(lambda line: None) as observe,
-        RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round) as display,
+        RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round, minutes) as display,
     ):
         while not tuning.over:
             try:

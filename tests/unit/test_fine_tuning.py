@@ -83,7 +83,12 @@ def average(tuning: FineTuning) -> list[torch.Tensor]:
 
 
 def make(
-    model_path: Path, folder: Path, health: dict[str, Any], written: Written | None = None, overlap: bool = False
+    model_path: Path,
+    folder: Path,
+    health: dict[str, Any],
+    written: Written | None = None,
+    overlap: bool = False,
+    max_minutes: float | None = None,
 ) -> Made:
     config = RunSettings.model_validate(
         {
@@ -100,6 +105,7 @@ def make(
                 "overlap": overlap,
             },
             "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
+            "budget": {"max_minutes": max_minutes},
         }
     )
     trainer = GeneratorTrainer(load_model(config.model), config)
@@ -237,6 +243,22 @@ def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model
     with pytest.raises(BudgetError):
         made.tuning.round()
     assert made.tuning.progress.round == 2
+
+
+def test_a_run_has_no_more_minutes_than_it_was_given(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: on a slow machine a run takes twice as long as was planned, or each resume begins to count anew."""
+    made = make(tiny_model_path, tmp_path, {}, max_minutes=60)
+    made.run(until=2)
+    made.tuning.progress = made.tuning.progress._replace(elapsed_s=59.9 * 60)
+    made.tuning.checkpoint()
+    resumed = make(tiny_model_path, tmp_path, {}, max_minutes=60)
+    resumed.run(until=3)
+    resumed.tuning.progress = resumed.tuning.progress._replace(elapsed_s=60 * 60)
+    resumed.tuning.checkpoint()
+    over = make(tiny_model_path, tmp_path, {}, max_minutes=60)
+    with pytest.raises(BudgetError, match=r"budget\.max_minutes: the 60 minutes are over"):
+        over.tuning.round()
+    assert over.tuning.progress.round == 3
 
 
 def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
