@@ -61,7 +61,7 @@ def collect(
 
 
 def refuse_late(config: RunSettings, started_s: float, peers: Processes) -> None:
-    """Raises BudgetError in all processes once the run's minutes since `started_s`, of the monotonic clock, are over."""
+    """Raises BudgetError in all processes once the run's minutes since `started_s` (monotonic) are over."""
     most = config.budget.max_minutes
     if most is None:
         return
