@@ -35,6 +35,9 @@ from lasro_client.sampling import (
 )
 from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate
 
+PACE_ROUNDS = 5
+"""After the first one, which has its groups still to draw: how long these took says how many fit into the minutes."""
+
 
 class FineTuning:
     """A run between its two evaluations: where it is (`progress`), and its generator when it was best (`best`)."""
@@ -57,11 +60,18 @@ class FineTuning:
         self.progress, self.best = folder.start(trainer, self.health)
         self._ahead: Collected | None = None
         self._started = time.monotonic() - self.progress.elapsed_s
+        self._round_ends_s: list[float] = []
+        self._decay_to(self.rounds)
+
+    @property
+    def rounds(self) -> int:
+        """How many there are: as many as were asked for, or fit into the run's minutes."""
+        return self.progress.planned or self.config.train.rounds
 
     @property
     def over(self) -> bool:
         """Whether there is no further round."""
-        return self.progress.ended is not None or self.progress.round >= self.config.train.rounds
+        return self.progress.ended is not None or self.progress.round >= self.rounds
 
     @property
     def surrogate_version(self) -> int:
@@ -101,10 +111,11 @@ class FineTuning:
             reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
         )
+        self._plan()
         line = {
             "stage": "train",
             "round": round,
-            "rounds": config.train.rounds,
+            "rounds": self.rounds,
             "elapsed_s": self.progress.elapsed_s,
             **reward_means(collected, config, reply.statistics.scales),
             "drift": drift,
@@ -129,10 +140,27 @@ class FineTuning:
         with ThreadPoolExecutor(1) as beside:
             adapting = beside.submit(adapt)
             steps = self._ascend(round)
-            if round + 1 < self.config.train.rounds:
+            if round + 1 < self.rounds:
                 with suppress(BudgetError):  # raised again when it is that round's turn
                     self._ahead = self._collect(round + 1)
             return adapting.result(), steps
+
+    def _plan(self) -> None:
+        """Once the pace is known, say how many rounds the minutes are for: the learning rate falls over these."""
+        done, minutes = self.progress.round, self.config.budget.max_minutes
+        self._round_ends_s.append(self.progress.elapsed_s)
+        if minutes is None or self.progress.planned is not None or len(self._round_ends_s) <= PACE_ROUNDS:
+            return
+        pace_s = (self._round_ends_s[-1] - self._round_ends_s[-1 - PACE_ROUNDS]) / PACE_ROUNDS
+        fitting = done + int(max(0.0, 60 * minutes - self.progress.elapsed_s) / pace_s)
+        planned = self.collector.peers.by_first(lambda: min(fitting, self.config.train.rounds))
+        self.progress = self.progress._replace(planned=planned)
+        self._decay_to(planned)
+
+    def _decay_to(self, rounds: int) -> None:
+        steps = self.config.train.decay_steps
+        if steps is not None:
+            self.trainer.decay_steps = max(1, round(steps * rounds / self.config.train.rounds))
 
     def _collect(self, round: int) -> Collected:
         _, prompts = self._drawn(round)

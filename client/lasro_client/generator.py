@@ -56,6 +56,7 @@ class GeneratorTrainer:
         )
         self.moments: list[Moments | None] = [None, None]
         self.version = 0
+        self.decay_steps = config.train.decay_steps
         lcm = config.objective.regulariser == "lcm"
         self.lcm = LcmRegulariser(model, config.objective) if lcm else None
 
@@ -118,7 +119,7 @@ class GeneratorTrainer:
                 "lower train.learning_rate or raise objective.regulariser_weight"
             )
         settings = self.config.train
-        rate = learning_rate(settings.learning_rate, self.version + 1, settings.warmup_steps, settings.decay_steps)
+        rate = learning_rate(settings.learning_rate, self.version + 1, settings.warmup_steps, self.decay_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()

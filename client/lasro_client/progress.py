@@ -42,11 +42,11 @@ class RoundDisplay:
 
     def update(self, line: dict[str, Any]) -> None:
         """Show a round's log line."""
-        self.done = line["round"] + 1
+        self.done, self.rounds = line["round"] + 1, line["rounds"]
         figures, now = describe(line), time.monotonic()
         rounds_s = (now - self._started) / (self.done - self._first) * (self.rounds - self.done)
         left = clock(max(0.0, min(rounds_s, self._most_s - line["elapsed_s"])))
-        self._bar.update(self._task, completed=self.done, figures=figures, left=left)
+        self._bar.update(self._task, completed=self.done, total=self.rounds, figures=figures, left=left)
         last = self.done == self.rounds
         if not self.console.is_terminal and (last or now - self._printed >= PLAIN_INTERVAL_S):
             self._printed = now

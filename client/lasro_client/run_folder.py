@@ -28,13 +28,17 @@ KEPT_OUT = {"services"}
 
 
 class Progress(NamedTuple):
-    """How far a run has come, with what version of the surrogate (null: none yet). `ended`: why it goes no further."""
+    """How far a run has come, with what version of the surrogate (null: none yet). `ended`: why it goes no further.
+
+    `planned`: how many rounds its minutes are for; null until that was seen, and where it may take any time.
+    """
 
     round: int = 0
     elapsed_s: float = 0.0
     reward_calls: int = 0
     surrogate_version: int | None = None
     ended: str | None = None
+    planned: int | None = None
 
 
 class Checkpoint(NamedTuple):

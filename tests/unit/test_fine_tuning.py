@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lasro import wire
 from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError
+from lasro_client import fine_tuning, rounds
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.processes import Processes
@@ -99,6 +101,7 @@ def make(
             "lora": {"rank": 2},
             "train": {
                 "rounds": len(GAINS),
+                "decay_steps": None if max_minutes is None else len(GAINS) // 2,
                 "prompts_per_round": 1,
                 "seeds_per_prompt": SEEDS,
                 "batch_size": 2,
@@ -259,6 +262,42 @@ def test_a_run_has_no_more_minutes_than_it_was_given(tiny_model_path: Path, tmp_
     with pytest.raises(BudgetError, match=r"budget\.max_minutes: the 60 minutes are over"):
         over.tuning.round()
     assert over.tuning.progress.round == 3
+
+
+def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: on slow cores a run is cut off at half its learning rate, where the weights still jump about.
+
+    At ten seconds a round eighty are for eight of ten rounds; the plan outlives a resume at another pace.
+    """
+    now_s = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr(fine_tuning, "time", clock)
+    monkeypatch.setattr(rounds, "time", clock)
+
+    class Slow(Written):
+        def adapt(self, *arguments: Any, **more: Any) -> wire.AdaptReply:
+            now_s[0] += 10
+            return super().adapt(*arguments, **more)
+
+    def begun() -> FineTuning:
+        return make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, Slow(), max_minutes=81 / 60).tuning
+
+    tuning = begun()
+    for _ in range(6):
+        tuning.round()
+    assert tuning.rounds == 8
+    assert tuning.trainer.decay_steps == 4  # of five
+    tuning.checkpoint()
+    now_s[0] += 1000
+    again = begun()
+    assert again.trainer.decay_steps == 4
+    now_s[0] -= 5
+    lines = [again.round() for _ in range(2)]
+    assert again.over
+    assert [line["round"] for line in lines] == [6, 7]
+    assert {line["rounds"] for line in lines} == {8}
 
 
 def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
