@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -18,6 +19,9 @@ from lasro.redis_store.connection import connect
 from lasro.redis_store.embedded import EmbeddedRedis
 
 Serve = Callable[[ASGIApp], str]
+
+# Several workers, each with processes of its own, on as many cores: threads of all would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # On a busy machine an example may take long without anything being wrong.
 settings.register_profile("lasro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
