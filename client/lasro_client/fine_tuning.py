@@ -147,12 +147,15 @@ class FineTuning:
 
     def _plan(self) -> None:
         """Once the pace is known, say how many rounds the minutes are for: the learning rate falls over these."""
-        done, minutes = self.progress.round, self.config.budget.max_minutes
-        self._round_ends_s.append(self.progress.elapsed_s)
-        if minutes is None or self.progress.planned is not None or len(self._round_ends_s) <= PACE_ROUNDS:
+        minutes = self.config.budget.max_minutes
+        if minutes is None or self.progress.planned is not None:
             return
-        pace_s = (self._round_ends_s[-1] - self._round_ends_s[-1 - PACE_ROUNDS]) / PACE_ROUNDS
-        fitting = done + int(max(0.0, 60 * minutes - self.progress.elapsed_s) / pace_s)
+        self._round_ends_s.append(self.progress.elapsed_s)
+        if len(self._round_ends_s) <= PACE_ROUNDS:
+            return
+        pace_s = (self._round_ends_s[-1] - self._round_ends_s[0]) / PACE_ROUNDS
+        left_s = max(0.0, 60 * minutes - self.progress.elapsed_s)
+        fitting = self.progress.round + int(left_s / pace_s)
         planned = self.collector.peers.by_first(lambda: min(fitting, self.config.train.rounds))
         self.progress = self.progress._replace(planned=planned)
         self._decay_to(planned)

@@ -13,7 +13,7 @@ import httpcore
 import pytest
 import uvloop
 
-from lasro_reward_api.sockets import SocketBackend
+from lasro_reward_api.sockets import connect
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -48,7 +48,7 @@ class Server(threading.Thread):
 
 async def answer_to(port: int, body: bytes, address: str = "127.0.0.1") -> bytes:
     origin = httpcore.Origin(b"http", b"scorer", port)
-    stream = await SocketBackend().connect_tcp(address, port, timeout=5)
+    stream = await connect(address, port, timeout=5)
     async with httpcore.AsyncHTTP11Connection(origin, stream) as connection:
         url = httpcore.URL(scheme=b"http", host=b"scorer", port=port, target=b"/")
         reply = await connection.request("POST", url, headers={"Host": "scorer"}, content=body)
@@ -118,7 +118,7 @@ def test_what_a_server_says_unasked_shows_before_the_next_request(run: Run) -> N
     """Bug: a second answer, or a hang-up, is taken for the answer to the next call."""
 
     async def look(port: int) -> tuple[bool, bool]:
-        stream = await SocketBackend().connect_tcp("127.0.0.1", port, timeout=5)
+        stream = await connect("127.0.0.1", port, timeout=5)
         before = stream.get_extra_info("is_readable")
         await stream.write(b"now")
         with pytest.raises(httpcore.ReadTimeout):
@@ -145,7 +145,7 @@ def test_what_cannot_be_reached_is_a_connection_error(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(httpcore.ConnectError):
-        run(SocketBackend().connect_tcp("127.0.0.1", port, timeout=5))
+        run(connect("127.0.0.1", port, timeout=5))
 
 
 def test_a_connection_that_is_reset_is_a_read_error(run: Run) -> None:

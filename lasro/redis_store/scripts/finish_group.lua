@@ -12,17 +12,16 @@ end
 redis.call('HSET', KEYS[1], 'state', 'scored', 'items', ARGV[3])
 redis.call('HDEL', KEYS[1], 'payload', 'reserved')
 redis.call('HINCRBY', KEYS[3], 'reserved', 0 - tonumber(kept[2]))
-local entry = {KEYS[4], '*', 'sample', ARGV[4]}
+local field, value = 'sample', ARGV[4]
 if ARGV[5] ~= '' then
   redis.call('SET', KEYS[5], ARGV[4])
   redis.call('SADD', KEYS[6], ARGV[5])
-  entry = {KEYS[4], '*', 'blob', ARGV[5]}
+  field, value = 'blob', ARGV[5]
 end
 if redis.REDIS_VERSION_NUM >= 0x080600 then
   -- Redis 8.6 knows the group by itself: once on the stream, even if its hash should come back older than the stream.
-  table.insert(entry, 2, 'IDMP')
-  table.insert(entry, 3, 'lasro')
-  table.insert(entry, 4, ARGV[6])
+  redis.call('XADD', KEYS[4], 'IDMP', 'lasro', ARGV[6], '*', field, value)
+else
+  redis.call('XADD', KEYS[4], '*', field, value)
 end
-redis.call('XADD', unpack(entry))
 return 1

@@ -11,17 +11,18 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import httpcore
 import httpx
 
 from lasro.errors import BlockedError, ConfigError
-from lasro_reward_api.sockets import SocketBackend
+from lasro_reward_api.sockets import connect
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Connect = Callable[[str, int, float | None], Awaitable[httpcore.AsyncNetworkStream]]
 
 # IANA special-purpose registries, multicast, class E, and the prefixes that tunnel to IPv4 addresses.
 NOT_PUBLIC: tuple[Network, ...] = tuple(
@@ -125,11 +126,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, guard: AddressGuard, plain_http: bool) -> None:
         self._guard, self._plain_http = guard, plain_http
-        self._backend: httpcore.AsyncNetworkBackend
-        if plain_http:
-            self._backend = SocketBackend()
-        else:
-            self._backend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue]
+        tls: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        self._connect: Connect = connect if plain_http else tls.connect_tcp
 
     async def connect_tcp(
         self,
@@ -145,10 +143,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectError(f"the name {host[:100]} cannot be resolved") from error
         for address in addresses[:-1]:
             try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await self._connect(address, port, timeout)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._backend.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return await self._connect(addresses[-1], port, timeout)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
@@ -156,4 +154,4 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         raise BlockedError(f"unix socket {path}: rewards are reached by TCP only")
 
     async def sleep(self, seconds: float) -> None:
-        await self._backend.sleep(seconds)
+        await asyncio.sleep(seconds)

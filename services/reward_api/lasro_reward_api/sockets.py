@@ -11,7 +11,6 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -56,31 +55,20 @@ class SocketStream(httpcore.AsyncNetworkStream):
         return self._socket.getpeername() if info == "server_addr" else None
 
 
-class SocketBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses, not names."""
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        assert local_address is None, "nothing here asks for one"
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with ExitStack() as stack:
-            opened = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            opened.setblocking(False)
-            for option in [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *(socket_options or ())]:
-                opened.setsockopt(*option)
-            try:
-                async with asyncio.timeout(timeout):
-                    await asyncio.get_running_loop().sock_connect(opened, (host, port))
-            except TimeoutError as error:
-                raise httpcore.ConnectTimeout(f"no connection within {timeout} s") from error
-            except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else str(error)
-                raise httpcore.ConnectError(f"{host} port {port}: {reason}") from error
-            stack.pop_all()
-        return SocketStream(opened)
+async def connect(address: str, port: int, timeout: float | None = None) -> httpcore.AsyncNetworkStream:
+    """A stream to an address, which is no name. Raises httpcore.ConnectError and httpcore.ConnectTimeout."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with ExitStack() as stack:
+        opened = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        opened.setblocking(False)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.get_running_loop().sock_connect(opened, (address, port))
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"no connection within {timeout} s") from error
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise httpcore.ConnectError(f"{address} port {port}: {reason}") from error
+        stack.pop_all()
+    return SocketStream(opened)
