@@ -200,6 +200,23 @@ def test_json_and_msgpack_say_the_same(url: str, api: RewardClient, spec: Reward
     assert by_msgpack.items[0].total == by_json["items"][0]["total"]
 
 
+def test_replies_are_whole_messages(url: str, api: RewardClient, spec: RewardSpec) -> None:
+    """Bug: a reply put together by hand, unchecked, lacks a field of the schema or says what the schema forbids."""
+    api.register(spec)
+    unreachable = RewardSpec(name=f"r-{uuid.uuid4().hex}", url="http://127.0.0.1:9/", protocol=Protocol.NATIVE)
+    api.register(unreachable)
+    request = ScoreRequest(prompts=["p", "q"], images=[png(1), png(2)], rewards=[spec.name, unreachable.name])
+    api.score(ScoreRequest(prompts=["p"], images=[png(1)], rewards=[spec.name]))
+    text = httpx.post(
+        f"{url}/v1/score", content=request.model_dump_json(), headers={"Content-Type": "application/json"}
+    )
+    assert text.status_code == 200, text.text
+    kept, new = wire.from_json(wire.ScoreReply, text.content).items
+    assert [kept.scores[spec.name].attempts, new.scores[spec.name].attempts] == [0, 1], "one known, one not"
+    assert kept.scores[unreachable.name].status is Status.UNREACHABLE
+    assert text.json() == wire.ScoreReply(items=[kept, new]).model_dump(mode="json")
+
+
 def test_a_known_image_costs_nothing_until_something_changes(
     api: RewardClient, spec: RewardSpec, scorer: tuple[RedScorer, str]
 ) -> None:

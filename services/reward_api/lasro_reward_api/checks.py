@@ -8,10 +8,9 @@ from typing import Any
 
 from lasro import wire
 from lasro.errors import WireError
-from lasro.images import check_image
+from lasro.images import PNG_MAGIC, check_image
 
 BRIEF_BYTES = 256 << 10
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def is_brief(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence[Any] | None) -> bool:

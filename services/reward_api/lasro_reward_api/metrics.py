@@ -7,10 +7,11 @@ series by asking for rewards that do not exist.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from lasro.wire import RewardScore, Status
+from lasro.wire import ScoreFields, Status
 from lasro_reward_api.breaker import Breaker
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -32,6 +33,8 @@ class RewardMetrics:
             "lasro_reward_circuit_state", "0 closed, 1 half-open, 2 open: left alone", by, registry=registry
         )
         self._names: set[str] = set()
+        # Finding a series takes the client longer than counting.
+        self._requests_of, self._hits_of = lru_cache(1024)(self._requests.labels), lru_cache(1024)(self._hits.labels)
 
     @property
     def names(self) -> set[str]:
@@ -57,12 +60,12 @@ class RewardMetrics:
         self._names.add(name)
         self._queue.labels(name).set(images)
 
-    def scored(self, name: str, scores: Sequence[RewardScore], cache_hits: int) -> None:
+    def scored(self, name: str, scores: Sequence[ScoreFields], cache_hits: int) -> None:
         """One request's images: those just scored by a reward, and how many more were known before."""
         self._names.add(name)
-        self._requests.labels(name).inc(len(scores) + cache_hits)
-        self._hits.labels(name).inc(cache_hits)
-        causes = [score.status for score in scores]
+        self._requests_of(name).inc(len(scores) + cache_hits)
+        self._hits_of(name).inc(cache_hits)
+        causes = [score["status"] for score in scores]
         for cause in set(causes) - {Status.OK}:
             self._failures.labels(name, cause.value).inc(causes.count(cause))
 
@@ -71,6 +74,8 @@ class RewardMetrics:
         if name not in self._names:
             return
         self._names.remove(name)
+        self._requests_of.cache_clear()
+        self._hits_of.cache_clear()
         for metric in (self._requests, self._hits, self._seconds, self._queue, self._circuit):
             metric.labels(name)  # older clients cannot remove what is not there
             metric.remove(name)

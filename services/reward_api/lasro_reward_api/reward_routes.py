@@ -44,8 +44,7 @@ def reward_routes(registry: RewardRegistry, scorer: Scorer, endpoints: Endpoints
             registration = await registry.get(name)
             caller = Caller(Deadline.after(registration.spec.timeout_s), request_id())
             score = await scorer.probe(registration, Item(PROBE_PROMPT, probe_image(), None), caller)
-        result = wire.ProbeReply(status=score.status, score=score.score, latency_s=score.latency_s, error=score.error)
-        return reply(request, result)
+        return reply(request, wire.ProbeReply(**{key: score[key] for key in wire.ProbeReply.model_fields}))
 
     return router
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from lasro import wire
 from lasro.errors import BlockedError, ConfigError, StorageError, UnreachableError
 from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.reward_objective import totals
-from lasro.wire import RewardScore, Status
+from lasro.wire import ScoreFields, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.batching import Item, Outcome, Part
 from lasro_reward_api.cache import Known, ScoreCache, content_digests
@@ -29,10 +28,6 @@ from lasro_reward_api.protocols.speaker import Rejected
 
 Spend = Callable[[int], Awaitable[None]]
 """Told how many images are about to be scored by a reward; raises BudgetError to forbid it."""
-
-
-Entry = RewardScore | dict[str, Any]
-"""A score, or the fields of one: pydantic makes those of a whole reply sooner than one after the other."""
 
 
 class _Column:
@@ -47,14 +42,10 @@ class _Column:
     def calls(self) -> int:
         return len(self.missing) * self.registration.spec.repeats
 
-    def filled(self, fresh: list[RewardScore]) -> tuple[list[Entry], list[float | None]]:
-        """The column with `fresh` scores, as many as are missing, in the gaps; and the numbers alone."""
-        known = {"status": Status.OK, "attempts": 0, "version": self.registration.version}
-        entries: list[Entry] = [{"score": score, **known} for score in self.cached]
-        numbers = list(self.cached)
-        for index, score in zip(self.missing, fresh, strict=True):
-            entries[index], numbers[index] = score, score.score
-        return entries, numbers
+    def filled(self, fresh: list[ScoreFields]) -> list[ScoreFields]:
+        """The column with `fresh` scores, as many as are missing, in the gaps."""
+        left, version = iter(fresh), self.registration.version
+        return [next(left) if known is None else _ok(known, 0, 0.0, version) for known in self.cached]
 
 
 class Scorer:
@@ -71,8 +62,8 @@ class Scorer:
         self.registry, self.admission = registry, admission
         self._endpoints, self._cache, self._max_pixels = endpoints, cache, max_pixels
 
-    async def score(self, request: wire.ScoreRequest, caller: Caller, spend: Spend | None = None) -> wire.ScoreReply:
-        """Score a request; with `spend` it is a group, which is never refused for what else there is to do.
+    async def score(self, request: wire.ScoreRequest, caller: Caller, spend: Spend | None = None) -> wire.Fields:
+        """A wire.ScoreReply for a request; with `spend` it is a group, never refused for what else there is to do.
 
         Raises NotFoundError for an unknown reward, WireError for images or metadata that no endpoint should get and for
         rewards that the objective cannot combine, QueueFullError and BusyError, what `spend` raises, and
@@ -83,15 +74,15 @@ class Scorer:
         columns = [_Column(known, digests) for known in await self._known(names, digests, request.fresh)]
         incomplete = [column for column in columns if column.missing]
         fresh = await self._fresh(incomplete, request, caller, spend) if incomplete else {}
-        entries, numbers = dict[str, list[Entry]](), dict[str, list[float | None]]()
+        entries = dict[str, list[ScoreFields]]()
         for column in columns:
             name = column.registration.spec.name
             scores = fresh.get(name, [])
-            entries[name], numbers[name] = column.filled(scores)
+            entries[name] = column.filled(scores)
             self._endpoints.metrics.scored(name, scores, cache_hits=len(request.images) - len(scores))
-        return _assembled(request, entries, numbers)
+        return _assembled(request, entries)
 
-    async def probe(self, registration: Registration, item: Item, caller: Caller) -> RewardScore:
+    async def probe(self, registration: Registration, item: Item, caller: Caller) -> ScoreFields:
         """One call, once, past the cache, the queue and an open circuit. Raises ConfigError, BlockedError."""
         outcome = await self._endpoints.get(registration).probe(item, caller)
         await self._endpoints.tidy()
@@ -104,7 +95,7 @@ class Scorer:
 
     async def _fresh(
         self, columns: list[_Column], request: wire.ScoreRequest, caller: Caller, spend: Spend | None
-    ) -> dict[str, list[RewardScore]]:
+    ) -> dict[str, list[ScoreFields]]:
         """By reward, the scores of what each column misses; those that are numbers are kept."""
         wanted = sorted({index for column in columns for index in column.missing})
         await self._check([(index, request.images[index]) for index in wanted])
@@ -123,7 +114,7 @@ class Scorer:
         else:
             await asyncio.to_thread(check_images, images, self._max_pixels)
 
-    async def _called(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[RewardScore]:
+    async def _called(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[ScoreFields]:
         metadata = request.metadata or [None] * len(request.images)
         items = [Item(request.prompts[i], request.images[i], metadata[i]) for i in column.missing]
         try:
@@ -136,9 +127,9 @@ class Scorer:
         if request.fresh:
             return scores
         numbers = {
-            column.digests[index]: score.score
+            column.digests[index]: number
             for index, score in zip(column.missing, scores, strict=True)
-            if score.score is not None
+            if (number := score["score"]) is not None
         }
         with suppress(UnreachableError, StorageError):  # a full cache costs calls later, not these scores
             await self._cache.keep(column.registration, numbers)
@@ -151,7 +142,7 @@ async def _digests(request: wire.ScoreRequest) -> list[bytes]:
     return await asyncio.to_thread(content_digests, request)
 
 
-def averaged(parts: list[Part], registration: Registration) -> RewardScore:
+def averaged(parts: list[Part], registration: Registration) -> ScoreFields:
     """The mean over repeated calls for one item; the first failure where any of them failed."""
     spec, version = registration
     answers: list[float] = []
@@ -165,31 +156,39 @@ def averaged(parts: list[Part], registration: Registration) -> RewardScore:
             error = f"got {answer}, {wire.OUT_OF_RANGE} {list(spec.range)}"
             return _failed(replace(outcome, status=Status.BAD_REPLY, error=error), registration)
         answers.append(answer)
-    return RewardScore(
-        score=math.fsum(answer / len(answers) for answer in answers),
-        status=Status.OK,
-        attempts=sum(part.outcome.attempts for part in parts),
-        latency_s=max(part.outcome.latency_s for part in parts),
-        version=version,
+    return _ok(
+        math.fsum(answer / len(answers) for answer in answers),
+        sum(part.outcome.attempts for part in parts),
+        max(part.outcome.latency_s for part in parts),
+        version,
     )
 
 
-def _failed(outcome: Outcome, registration: Registration) -> RewardScore:
-    return RewardScore(
-        score=None,
-        status=outcome.status,
-        error=outcome.error,
-        attempts=outcome.attempts,
-        latency_s=outcome.latency_s,
-        version=registration.version,
-    )
+def _ok(score: float, attempts: int, latency_s: float, version: int) -> ScoreFields:
+    return {
+        "score": score,
+        "status": Status.OK,
+        "error": None,
+        "attempts": attempts,
+        "latency_s": latency_s,
+        "version": version,
+    }
 
 
-def _assembled(
-    request: wire.ScoreRequest, entries: dict[str, list[Entry]], numbers: dict[str, list[float | None]]
-) -> wire.ScoreReply:
-    """Raises WireError for rewards that the request's objective cannot combine."""
-    rewards = {name: np.array(scores, dtype=float) for name, scores in numbers.items()}
+def _failed(outcome: Outcome, registration: Registration) -> ScoreFields:
+    return {
+        "score": None,
+        "status": outcome.status,
+        "error": outcome.error,
+        "attempts": outcome.attempts,
+        "latency_s": outcome.latency_s,
+        "version": registration.version,
+    }
+
+
+def _assembled(request: wire.ScoreRequest, entries: dict[str, list[ScoreFields]]) -> wire.Fields:
+    """A wire.ScoreReply. Raises WireError for rewards that the request's objective cannot combine."""
+    rewards = {name: np.array([entry["score"] for entry in column], float) for name, column in entries.items()}
     found = totals(rewards, request.reward_objective)
     items = [
         {
@@ -199,4 +198,4 @@ def _assembled(
         }
         for index, (total, vetoed) in enumerate(zip(found.passed_N.tolist(), found.vetoed_N.tolist(), strict=True))
     ]
-    return wire.ScoreReply.model_validate({"items": items})
+    return {"items": items}

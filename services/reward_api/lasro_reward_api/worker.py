@@ -129,7 +129,8 @@ async def _items(queue: GroupQueue, scorer: Scorer, claim: Claim, timeout_s: flo
         metadata=None if submission.metadata is None else [submission.metadata] * len(submission.images),
     )
     caller = Caller(Deadline.after(timeout_s), submission.group_id)
-    return (await scorer.score(request, caller, lambda calls: queue.spend(claim, calls))).items
+    scored = await scorer.score(request, caller, lambda calls: queue.spend(claim, calls))
+    return wire.ScoreReply.model_validate(scored).items
 
 
 def _known(scores: dict[str, list[float | None]], count: int) -> list[ScoredItem]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
+
+import pybase64
 
 from lasro_reward_api.protocols.speaker import Parts
 
@@ -11,7 +12,7 @@ IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"))
 
 
 def base64_text(image: bytes) -> str:
-    return base64.b64encode(image).decode("ascii")
+    return pybase64.b64encode_as_string(image)
 
 
 def image_type(image: bytes) -> str:

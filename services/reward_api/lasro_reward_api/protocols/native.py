@@ -7,11 +7,11 @@ With `mapping = {"encoding": "msgpack"}` the same maps travel as msgpack, images
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
 import msgpack
+import pybase64
 
 from lasro import wire
 from lasro.errors import ConfigError, WireError
@@ -40,7 +40,7 @@ def encode(batch: Batch, settings: Settings) -> Parts:
 def _json(batch: Batch) -> bytes:
     """wire.NativeRequest as JSON, put together here: base64 needs no look at each letter for what to escape."""
     prompts, metadata = (json.dumps(values).encode() for values in (batch.prompts, batch.metadata))
-    images = b'","'.join(map(base64.b64encode, batch.images))
+    images = b'","'.join(map(pybase64.b64encode, batch.images))
     return b'{"prompts": %b, "images": ["%b"], "metadata": %b}' % (prompts, images, metadata)
 
 
