@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
@@ -12,13 +12,13 @@ from PIL.PngImagePlugin import PngImageFile
 from lasro.errors import WireError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+T = TypeVar("T")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def decode_image(body: bytes, max_pixels: int) -> Image.Image:
     """A PNG, JPEG or WebP as RGB; the size is checked before any pixel is decoded. Raises WireError."""
-    with _opened(body, max_pixels) as opened:
-        return opened.convert("RGB")
+    return _used(body, max_pixels, lambda opened: opened.convert("RGB"))
 
 
 def check_image(body: bytes, max_pixels: int) -> None:
@@ -26,21 +26,16 @@ def check_image(body: bytes, max_pixels: int) -> None:
 
     A PNG's checksums tell whether it is whole, without decoding it; the others are decoded.
     """
-    with _opened(body, max_pixels) as opened:
-        if opened.format == "PNG":
-            opened.verify()
-        else:
-            opened.load()
+    _used(body, max_pixels, lambda opened: opened.verify() if opened.format == "PNG" else opened.load())
 
 
-@contextmanager
-def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
+def _used(body: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
     try:
         with _read_head(io.BytesIO(body)) as opened:
             width, height = opened.size
             if width * height > max_pixels:
                 raise WireError(f"image: got {width} x {height} pixels, expected at most {max_pixels} in all")
-            yield opened
+            return use(opened)
     except WireError:
         raise
     except UnidentifiedImageError as error:

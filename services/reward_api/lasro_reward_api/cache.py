@@ -71,6 +71,7 @@ class ScoreCache:
         self._look_up = client.register_script(script("look_up_scores"))
         self._keep = client.register_script(script("keep_scores"))
         self._stored: SharedTrips[_Asked, list[Any]] = SharedTrips(self._read, _Asked.weight, LARGEST)
+        self._new: SharedTrips[dict[bytes, bytes], None] = SharedTrips(self._write, len, LARGEST)
 
     async def look_up(self, names: Sequence[str], digests: Sequence[bytes]) -> list[Known]:
         """Each reward with its scores by digest; raises NotFoundError for one that is not registered."""
@@ -89,9 +90,7 @@ class ScoreCache:
         if not scores or not registration.spec.cache:
             return
         name, version = registration.spec.name, registration.version
-        names = [keys.score(name, version, digest) for digest in scores]
-        with redis_errors():
-            await self._keep(keys=names, args=[self._ttl_s, *map(_FLOAT.pack, scores.values())])
+        await self._new.get({keys.score(name, version, digest): _FLOAT.pack(score) for digest, score in scores.items()})
 
     async def _read(self, all_asked: list[_Asked]) -> list[list[Any]]:
         arguments = [argument for asked in all_asked for argument in asked.arguments]
@@ -102,3 +101,9 @@ class ScoreCache:
             replies.append(reply[place : place + 2 * len(asked.names)])
             place += 2 * len(asked.names)
         return replies
+
+    async def _write(self, all_scores: list[dict[bytes, bytes]]) -> list[None]:
+        together = {key: value for scores in all_scores for key, value in scores.items()}
+        with redis_errors():
+            await self._keep(keys=list(together), args=[self._ttl_s, *together.values()])
+        return [None] * len(all_scores)
