@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lives import run_with
 
 from lasro_client.stopping import StopRequest
 
@@ -19,61 +20,12 @@ ROUNDS = 6
 SETTINGS = [f"train.rounds={ROUNDS}", "train.prompts_per_round=2"]
 SAME = ["total", "beside", "gain", "drift", "score", "loss", "bt_loss", "fresh_pair_accuracy", "held_out_pair_accuracy"]
 SAME += ["reward_gap", "surrogate_version", "policy_version"]
-DRIVER = """
-import os, signal, sys, threading
-from pathlib import Path
-import psutil
-from rich.console import Console
-from lasro.config import load_config
-from lasro_client import collector, fine_tuning, train
-
-config, out, fault, at, *settings = sys.argv[1:]
-sample, adapt, checkpoint = fine_tuning.sample_groups, collector.Collector.adapt, fine_tuning.FineTuning.checkpoint
-
-def kill(pid, after_s=0.0):
-    threading.Timer(after_s, os.kill, (pid, signal.SIGKILL)).start()
-
-def trainer_pid():
-    children = psutil.Process().children(recursive=True)
-    return next(child.pid for child in children if "lasro_surrogate_trainer" in child.cmdline())
-
-def sampled(model, prompts, settings, seed, stage, round, **options):
-    groups = sample(model, prompts, settings, seed, stage, round, **options)
-    if fault == "sampling" and round == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return groups
-
-def adapted(self, scored, round, steps, **more):
-    if round == int(at) and fault in ("adapting", "trainer"):
-        kill(os.getpid() if fault == "adapting" else trainer_pid(), 0.02)
-    reply = adapt(self, scored, round, steps, **more)
-    if round == int(at) and fault == "adapting":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return reply
-
-def checkpointed(self):
-    checkpoint(self)
-    if fault == "checkpointed" and self.progress.round == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-fine_tuning.sample_groups, collector.Collector.adapt = sampled, adapted
-fine_tuning.FineTuning.checkpoint = checkpointed
-train.train(load_config(Path(config), settings), Path(out), Console(quiet=True))
-"""
-
-
-def run_with(fault: str, at: int, config_path: Path, folder: Path, *more: str) -> int:
-    """One life of a run, which something happens to in round `at`; its exit status."""
-    command = [sys.executable, "-c", DRIVER, str(config_path), str(folder), fault, str(at), *SETTINGS, *more]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
 
 
 @pytest.fixture(scope="module")
 def undisturbed(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert run_with("none", 0, config_path, folder) == 0
+    assert run_with("none", 0, config_path, folder, SETTINGS) == 0
     return folder
 
 
@@ -116,18 +68,17 @@ def test_a_run_interrupted_and_killed_at_three_points_ends_with_the_same_bytes(
 ) -> None:
     """Guards against a resume that starts over, forgets optimiser, replay or counters, or redoes rounds as other ones.
 
-    Ctrl-C; then the client is killed while it samples, with a round to repeat, right after a checkpoint, and while the
-    trainer adapts, again with a round to repeat; then the trainer is killed while it adapts.
+    Ctrl-C; then the client is killed while it samples, with a round to repeat, and while the trainer adapts; then the
+    trainer is killed while it adapts. Right after a checkpoint too: below, where runs take longer.
     """
     folder = tmp_path / "run"
     interrupt(config_path, folder)
     assert len(log_lines(folder)) <= 2
-    assert run_with("sampling", 3, config_path, folder) == -signal.SIGKILL
+    assert run_with("sampling", 3, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert len(log_lines(folder)) == 3
-    assert run_with("checkpointed", 4, config_path, folder) == -signal.SIGKILL
-    assert run_with("adapting", 5, config_path, folder) == -signal.SIGKILL
+    assert run_with("adapting", 5, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert len(log_lines(folder)) == 5
-    assert run_with("trainer", 5, config_path, folder) == 0
+    assert run_with("trainer", 5, config_path, folder, SETTINGS) == 0
     check_same(folder, undisturbed)
 
 
@@ -138,11 +89,11 @@ def test_an_overlapping_run_killed_at_three_points_ends_with_the_same_bytes(conf
 
     Killed while it draws a round ahead, right after a checkpoint, and while the trainer adapts; then the trainer is.
     """
-    overlap, fewer, folder = "train.overlap=true", "train.beside_seeds=1", tmp_path / "run"
-    assert run_with("none", 0, config_path, tmp_path / "whole", overlap, fewer) == 0
+    settings, folder = [*SETTINGS, "train.overlap=true", "train.beside_seeds=1"], tmp_path / "run"
+    assert run_with("none", 0, config_path, tmp_path / "whole", settings) == 0
     for fault, at in (("sampling", 3), ("checkpointed", 4), ("adapting", 5)):
-        assert run_with(fault, at, config_path, folder, overlap, fewer) == -signal.SIGKILL
-    assert run_with("trainer", 5, config_path, folder, overlap, fewer) == 0
+        assert run_with(fault, at, config_path, folder, settings) == -signal.SIGKILL
+    assert run_with("trainer", 5, config_path, folder, settings) == 0
     check_same(folder, tmp_path / "whole")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from lasro.config import RunSettings, load_config
+from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.wire import unpack_tensors
 from lasro_client.audit_cost import Speed, pretrain_cost, train_cost
+from lasro_client.local_stack import LocalStack
 from lasro_client.pretrain import pretrain
 from lasro_client.train import train
 
@@ -22,10 +24,26 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def finished(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, Path, dict[str, Any]]:
-    """Stage 1, then stage 2 from its surrogate."""
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Settings of runs that find their services started; each takes a name of its own."""
+    rewards = [
+        RewardSettings(name="jpeg-incompressibility", serve="lasro_rewards.jpeg:incompressibility"),
+        RewardSettings(name="small", serve="lasro_rewards.jpeg:compressibility"),
+    ]
+    with LocalStack(tmp_path_factory.mktemp("stack"), rewards) as stack:
+        yield [
+            f"services.reward_api={stack.reward_api}",
+            f"services.surrogate_trainer={stack.surrogate_trainer}",
+        ]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    config_path: Path, services: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunSettings, Path, dict[str, Any]]:
+    """Stage 1, by services that are there; then stage 2 from its surrogate, by services of its own."""
     folder = tmp_path_factory.mktemp("runs")
-    surrogate = pretrain(load_config(config_path), folder / "stage1", QUIET)
+    surrogate = pretrain(load_config(config_path, services), folder / "stage1", QUIET)
     labels = surrogate.with_name("labels.jsonl")
     config = load_config(config_path, [f"train.initial_surrogate={surrogate}", f"train.initial_labels={labels}"])
     return config, folder / "stage2", train(config, folder / "stage2", QUIET)
@@ -100,27 +118,30 @@ def test_a_changed_configuration_is_refused(finished: tuple[RunSettings, Path, d
         train(changed, folder, QUIET)
 
 
-def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, tmp_path: Path) -> None:
+def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, services: list[str], tmp_path: Path) -> None:
     """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base beside the generator, 12."""
-    summary = train(load_config(config_path, ["budget.max_reward_calls=24"]), tmp_path / "run", QUIET)
+    config = load_config(config_path, [*services, "name=spent", "budget.max_reward_calls=24"])
+    summary = train(config, tmp_path / "run", QUIET)
     assert summary["rounds"] == 3
     assert summary["reward_calls"] == 24
     assert (tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
 
 
-def test_missing_rewards_and_weights_are_named(config_path: Path, tmp_path: Path) -> None:
+def test_missing_rewards_and_weights_are_named(config_path: Path, services: list[str], tmp_path: Path) -> None:
     """Guards against an hour of sampling before the first error."""
-    unserved = load_config(config_path, ['rewards=[{name="nobody-registered-this"}]'])
+    unserved = load_config(config_path, [*services, 'rewards=[{name="nobody-registered-this"}]'])
     with pytest.raises(ConfigError, match="reward nobody-registered-this: not registered"):
         train(unserved, tmp_path / "unserved", QUIET)
-    absent = load_config(config_path, ["train.initial_surrogate=./absent.safetensors"])
+    absent = load_config(config_path, [*services, "train.initial_surrogate=./absent.safetensors"])
     with pytest.raises(ConfigError, match=r"absent\.safetensors"):
         train(absent, tmp_path / "absent", QUIET)
 
 
-def test_a_guarded_run_logs_every_reward(config_path: Path, tmp_path: Path) -> None:
+def test_a_guarded_run_logs_every_reward(config_path: Path, services: list[str], tmp_path: Path) -> None:
     """Guards against a log in which guards, vetoes or scales are missing, or a total of what was vetoed."""
     settings = [
+        *services,
+        "name=guarded",
         'rewards=[{name="jpeg-incompressibility",serve="lasro_rewards.jpeg:incompressibility",normalise=true},'
         '{name="small",serve="lasro_rewards.jpeg:compressibility",weight=0,floor=-0.868}]',
         "train.rounds=2",
