@@ -77,17 +77,19 @@ tiny-model-report: $(INSTALLED)
 	$(TINY_RECIPE) report bundled $(wildcard runs/tiny-sdxl-lcm/model)
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
-# be reached, whatever pip finds. The rest then leaves it as it is.
+# be reached, whatever pip finds. The rest then leaves it as it is. Modules are compiled at the end, on all cores: pip
+# compiles one after the other, which took half of the installation.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@if nvidia-smi -L >/dev/null 2>&1; then \
-		$(BIN)/pip install -c constraints.txt torch; \
+		$(BIN)/pip install --no-compile -c constraints.txt torch; \
 	else \
-		$(BIN)/pip install --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
-		|| $(BIN)/pip install -c constraints.txt torch; \
+		$(BIN)/pip install --no-compile --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
+		|| $(BIN)/pip install --no-compile -c constraints.txt torch; \
 	fi
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --no-compile -c constraints.txt -e '.[dev]'
+	-$(BIN)/python -m compileall -qq -j 0 .venv/lib
 	@touch $@
 
 clean:
