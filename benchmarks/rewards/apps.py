@@ -63,7 +63,13 @@ def main() -> None:
     apps: dict[str, ASGIApp] = {"bare": bare, "fastapi": reading_fastapi(), "scorer": scorer}
     listener = socket.socket(fileno=int(os.environ["LASRO_LISTEN_FD"]))
     config = uvicorn.Config(
-        apps[sys.argv[1]], lifespan="off", log_level="warning", access_log=False, server_header=False
+        apps[sys.argv[1]],
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Connections rest while others have their turns: one that is closed as its turn comes fails a bare client.
+        timeout_keep_alive=60,
     )
     uvicorn.Server(config).run(sockets=[listener])
 
