@@ -78,7 +78,7 @@ tiny-model-report: $(INSTALLED)
 
 # Torch first: without a GPU its CPU build, a tenth of the size, from PyTorch's own index; where that index cannot
 # be reached, whatever pip finds. The rest then leaves it as it is. Modules are compiled at the end, on all cores: pip
-# compiles one after the other, which took half of the installation.
+# compiles one after the other, which took half of the installation. Some packages have templates that are no modules.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -89,7 +89,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| $(BIN)/pip install --no-compile -c constraints.txt torch; \
 	fi
 	$(BIN)/pip install --no-compile -c constraints.txt -e '.[dev]'
-	-$(BIN)/python -m compileall -qq -j 0 .venv/lib
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 clean:
