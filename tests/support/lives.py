@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,7 +46,7 @@ def _live(fault: str, at: int, config_path: Path, folder: Path, settings: Sequen
         train(load_config(config_path, settings), folder, Console(quiet=True))
 
 
-def _happening(fault: str, at: int) -> Any:
+def _happening(fault: str, at: int) -> AbstractContextManager[object]:
     from lasro_client import fine_tuning
     from lasro_client.collector import Collector
     from lasro_client.fine_tuning import FineTuning
@@ -72,13 +73,14 @@ def _happening(fault: str, at: int) -> Any:
         if self.progress.round == at:
             _kill(os.getpid())
 
-    return {
-        "none": patch.dict({}),
+    faults: dict[str, AbstractContextManager[object]] = {
+        "none": nullcontext(),
         "sampling": patch.object(fine_tuning, "sample_groups", sampled),
         "adapting": patch.object(Collector, "adapt", adapted),
         "trainer": patch.object(Collector, "adapt", adapted),
         "checkpointed": patch.object(FineTuning, "checkpoint", checkpointed),
-    }[fault]
+    }
+    return faults[fault]
 
 
 def _kill(pid: int) -> None:
