@@ -44,6 +44,7 @@ def _used(body: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
         OSError,
         SyntaxError,
         ValueError,
+        IndexError,  # of a PNG that holds no pixels
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:

@@ -153,6 +153,15 @@ def damaged(draw: st.DrawFn, bodies: list[bytes]) -> bytes:
     return bytes(body)
 
 
+def test_a_png_without_pixels_is_refused() -> None:
+    """Bug: what Pillow says of it, an IndexError, ends the request in a 500. Found by the test below."""
+    whole = whole_bodies()["image"][0]
+    start = whole.index(b"IDAT") - 4
+    length = int.from_bytes(whole[start : start + 4])
+    with pytest.raises(WireError, match="broken PNG"):
+        DECODERS["image"](whole[:start] + whole[start + length + 12 :])
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_damaged_bodies_are_refused_in_lasros_own_words(name: str) -> None:
     """Bug: a foreign exception from a decoder ends the worker, the feed or the request it was meant to refuse."""
