@@ -40,9 +40,6 @@ log = logging.getLogger("lasro")
 OPEN_PATHS = ("/health/live", "/health/ready", "/metrics", "/openapi.json")
 RETRY_AFTER_S = 1
 """Told to whoever comes while there is too much to do."""
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
-"""FastAPI's own, in versions that have it: to ask at each request whether it is set up takes a twentieth of the
-time of a cached answer. What there is to measure is under /metrics."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 M = TypeVar("M", bound=wire.Message)
@@ -99,6 +96,8 @@ def create_service(
         version="1",
         lifespan=lifespan,
         redoc_url=None,
+        # FastAPI's own, in versions that have it: to ask at each request whether it is set up takes a twentieth of the
+        # time of a cached answer. What there is to measure is under /metrics.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _add_error_handlers(app)

@@ -122,7 +122,7 @@ def check_scored(processes: Processes, request: bytes | None = None) -> None:
 
 
 def _figures(loads: dict[str, list[Load]]) -> list[Figure]:
-    enough: dict[str, float] = {UNKNOWN_PNGS: 300.0}
+    enough: dict[str, float] = {UNKNOWN_PNGS: 300.0, UNKNOWN_WEBPS: 300.0}
     rates = [Figure(name, "requests/s", [load.rate for load in each], enough.get(name)) for name, each in loads.items()]
     times = [Figure(f"{name}: CPU", "ms/request", [load.cpu_ms for load in each]) for name, each in loads.items()]
     pairs = zip(loads[CACHED], loads[FASTAPI], strict=True)

@@ -68,14 +68,15 @@ def test_a_run_interrupted_and_killed_at_three_points_ends_with_the_same_bytes(
 ) -> None:
     """Guards against a resume that starts over, forgets optimiser, replay or counters, or redoes rounds as other ones.
 
-    Ctrl-C; then the client is killed while it samples, with a round to repeat, and while the trainer adapts; then the
-    trainer is killed while it adapts. Right after a checkpoint too: below, where runs take longer.
+    Ctrl-C; then the client is killed while it samples, with a round to repeat, right after a checkpoint, and while the
+    trainer adapts, again with a round to repeat; then the trainer is killed while it adapts.
     """
     folder = tmp_path / "run"
     interrupt(config_path, folder)
     assert len(log_lines(folder)) <= 2
     assert run_with("sampling", 3, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert len(log_lines(folder)) == 3
+    assert run_with("checkpointed", 4, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert run_with("adapting", 5, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert len(log_lines(folder)) == 5
     assert run_with("trainer", 5, config_path, folder, SETTINGS) == 0
