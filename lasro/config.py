@@ -131,6 +131,8 @@ class SamplingSettings(Settings):
     """K: noises per prompt; each gives a one-step and a two-step sample."""
     beside_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
     """Noises per prompt that the base draws from too once there is another (stage 1: a scout); absent: all K."""
+    keep_samples: bool = False
+    """Keep latents and rewards of all samples in the run's folder, for `pretrain.initial_samples` of a later run."""
 
     @property
     def seeds_beside(self) -> int:
@@ -141,8 +143,12 @@ class SamplingSettings(Settings):
 class PretrainSettings(SamplingSettings):
     """Stage 1: the surrogate learns to rank samples of the base model."""
 
-    rounds: Annotated[int, Field(ge=1)] = 100
-    """Rounds of collecting and training."""
+    rounds: Annotated[int, Field(ge=0)] = 100
+    """Rounds of collecting and training; 0: learn from `initial_samples` alone."""
+    initial_surrogate: str | None = None
+    """`bundled` or a safetensors file written by an earlier run; absent: an untrained one."""
+    initial_samples: tuple[Path, ...] = ()
+    """Folders of runs that had `keep_samples`, stage 1 or 2: all that they paid for starts the replay."""
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 8
     """Groups made per round."""
     steps_per_round: Annotated[int, Field(ge=0)] = 4
@@ -422,11 +428,23 @@ def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     model = config.model.path
     if model.startswith((".", "~")):
         updates["model"] = config.model.model_copy(update={"path": str((folder / Path(model).expanduser()).resolve())})
-    train: dict[str, Any] = {"initial_labels": absolute(config.train.initial_labels)}
-    initial = config.train.initial_surrogate
-    if initial is not None and initial != "bundled":
-        train["initial_surrogate"] = str((folder / Path(initial).expanduser()).resolve())
-    updates["train"] = config.train.model_copy(update=train)
+
+    def weights(initial: str | None) -> str | None:
+        return initial if initial in (None, "bundled") else str((folder / Path(initial).expanduser()).resolve())
+
+    pretrain, train = config.pretrain, config.train
+    updates["pretrain"] = pretrain.model_copy(
+        update={
+            "initial_surrogate": weights(pretrain.initial_surrogate),
+            "initial_samples": tuple((folder / run).resolve() for run in pretrain.initial_samples),
+        }
+    )
+    updates["train"] = train.model_copy(
+        update={
+            "initial_surrogate": weights(train.initial_surrogate),
+            "initial_labels": absolute(train.initial_labels),
+        }
+    )
     return config.model_copy(update=updates)
 
 

@@ -24,7 +24,7 @@ Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs
 
 
 def demo(
-    from_scratch: Annotated[bool, typer.Option(help="Train the surrogate too, by stage 1 and a rehearsal.")] = False,
+    from_scratch: Annotated[bool, typer.Option(help="Train the surrogate too, for hours.")] = False,
     settings: Set = None,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
     as_json: AsJson = False,
@@ -34,15 +34,10 @@ def demo(
 
     config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
-        from lasro_client.labels import LABELS_FILE
-        from lasro_client.pretrain import pretrain as run_pretrain
-        from lasro_client.train import train as run_train
+        from lasro_client.from_scratch import begun_with, surrogate_from_scratch
 
-        surrogate = run_pretrain(load_config(shipped_config("demo-stage1")), out / "stage1", stderr())
-        labels = surrogate.with_name(LABELS_FILE)
-        rehearsal = _begun_with(load_config(shipped_config("demo-rehearsal")), surrogate, labels)
-        rehearsed = run_train(rehearsal, out / "rehearsal", stderr())
-        config = _begun_with(config, out / "rehearsal" / rehearsed["surrogate"], labels)
+        parts = (load_config(shipped_config(name)) for name in ("demo-stage1", "demo-rehearsal", "demo-surrogate"))
+        config = begun_with(config, *surrogate_from_scratch(*parts, out, stderr()))
     _train(config, out, as_json)
 
 
@@ -118,11 +113,6 @@ def worker(
     }
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "lasro_reward_api", "worker"])
-
-
-def _begun_with(config: RunSettings, surrogate: Path, labels: Path) -> RunSettings:
-    made = {"initial_surrogate": str(surrogate), "initial_labels": labels}
-    return config.model_copy(update={"train": config.train.model_copy(update=made)})
 
 
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:

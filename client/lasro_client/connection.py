@@ -119,7 +119,7 @@ def open_surrogate(connected: Services, run: str, config: RunSettings, initial: 
             weights = path.read_bytes()
         except OSError as error:
             raise ConfigError(
-                f"train.initial_surrogate: {path} ({error.strerror}); make one with `lasro pretrain`"
+                f"initial_surrogate: {path} ({error.strerror}); make one with `lasro pretrain`"
             ) from error
         connected.surrogates.upload_weights(run, weights)
     version = connected.surrogates.status(run).version

@@ -167,7 +167,9 @@ class FineTuning:
 
     def _collect(self, round: int) -> Collected:
         _, prompts = self._drawn(round)
-        return collect(self.collector, self.config, prompts, partial(self._groups, round), round, self.trainer.version)
+        keep = self.folder.path if self.config.train.keep_samples else None
+        draw = partial(self._groups, round)
+        return collect(self.collector, self.config, prompts, draw, round, self.trainer.version, keep)
 
     def _drawn(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
         """The prompts of a round's groups, and what draws those of its updates."""

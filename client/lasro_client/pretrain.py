@@ -2,7 +2,8 @@
 
 Samples and scores go through the same services as in stage 2; the trained weights end up in
 `surrogate.safetensors` and the rewards in `labels.jsonl`, which `train.initial_surrogate` and
-`train.initial_labels` of a stage-2 run name.
+`train.initial_labels` of a stage-2 run name. Samples that earlier runs kept (`pretrain.initial_samples`) can start the
+replay, or be all there is.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro_client.collector import Collector
 from lasro_client.connection import open_surrogate, services
+from lasro_client.kept_samples import carry_samples
 from lasro_client.labels import LABELS_FILE, labels_of
 from lasro_client.processes import Processes, processes
-from lasro_client.progress import RoundDisplay
+from lasro_client.progress import RoundDisplay, clock
 from lasro_client.prompts import Prompt, read_prompts
 from lasro_client.report import write_report
 from lasro_client.rounds import adapt_entries, collect, refuse_late, reward_means
@@ -49,6 +51,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
     scout = Scout(model, config, peers)
+    keep, timeout_s = folder.path if settings.keep_samples else None, config.services.timeout_s
     progress, _ = folder.start(scout.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
@@ -57,10 +60,14 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
         StopRequest() as stop,
     ):
         resumed = progress.surrogate_version
-        version = peers.by_first(lambda: open_surrogate(connected, run, config, None, resumed))
+        version = peers.by_first(lambda: open_surrogate(connected, run, config, settings.initial_surrogate, resumed))
         source = score_source(config, run, model, connected.surrogates)
-        collector = Collector(connected, run, config.services.timeout_s, peers)
+        collector = Collector(connected, run, timeout_s, peers)
         if progress.surrogate_version is None:
+            if settings.initial_samples:
+                display.note(f"samples of {len(settings.initial_samples)} earlier runs go into the replay")
+                carried = peers.by_first(lambda: carry_samples(config, Collector(connected, run, timeout_s)))
+                display.note(f"{carried} groups of earlier runs are in the replay")
             progress = Progress(surrogate_version=version)
             folder.checkpoint(progress, scout.trainer)
         for round in range(progress.round, settings.rounds):
@@ -68,7 +75,8 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
             try:
                 refuse_late(config, started, peers)
-                collected = collect(collector, config, chosen, partial(_groups, model, config, scout, round), round, 0)
+                draw = partial(_groups, model, config, scout, round)
+                collected = collect(collector, config, chosen, draw, round, 0, keep)
             except BudgetError as error:
                 console.print(f"{error}; stage 1 ends after {round} rounds")
                 break
@@ -99,12 +107,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
                 write_report(folder.path)
             stop.obey()
         folder.checkpoint(progress, scout.trainer)
-        for part in range(0, settings.final_steps, FINAL_STEPS_PER_CALL):
-            steps = min(FINAL_STEPS_PER_CALL, settings.final_steps - part)
-            reply = collector.adapt([], settings.rounds, steps, part)
-            display.note(f"final steps {part + steps}/{settings.final_steps}, loss {reply.statistics.loss}")
-            stop.agree(peers)
-            stop.obey()
+        _final_steps(config, collector, display, stop)
         status = connected.surrogates.status(run)
         body = connected.surrogates.weights_of(run, status.version)
         peers.all_of(lambda: None)  # the first ends the services
@@ -128,6 +131,19 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
     folder.finish(summary)
     write_report(folder.path)
     return weights_path
+
+
+def _final_steps(config: RunSettings, collector: Collector, display: RoundDisplay, stop: StopRequest) -> None:
+    """Those after all rounds, in parts: a run that is stopped goes on from the last one."""
+    wanted, started = config.pretrain.final_steps, time.monotonic()
+    for done in range(0, wanted, FINAL_STEPS_PER_CALL):
+        steps = min(FINAL_STEPS_PER_CALL, wanted - done)
+        reply = collector.adapt([], config.pretrain.rounds, steps, done)
+        left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
+        figures = f"loss {reply.statistics.loss:.3f}  " if reply.statistics.loss is not None else ""
+        display.note(f"final steps {done + steps}/{wanted}  {figures}about {clock(left_s)} left")
+        stop.agree(collector.peers)
+        stop.obey()
 
 
 def _groups(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from lasro.errors import BudgetError
 from lasro.reward_objective import Scale, totals
 from lasro.wire import AdaptReply, GroupStatus
 from lasro_client.collector import Collector
+from lasro_client.kept_samples import keep_samples
 from lasro_client.processes import Processes
 from lasro_client.prompts import Prompt
 from lasro_client.sampling import Group, Outline, outline, submissions
@@ -43,16 +45,21 @@ def collect(
     draw: Callable[[list[Prompt], int], list[Group]],
     round: int,
     policy_version: int,
+    keep: Path | None = None,
 ) -> Collected:
     """Have a group of each prompt scored. Of several processes each draws and posts its share; all know the whole.
 
-    `draw` makes the groups of some prompts, of which the first has the index given. Raises BudgetError.
+    `draw` makes the groups of some prompts, of which the first has the index given. In the run's folder `keep`, where
+    there is one, they are kept with their rewards. Raises BudgetError.
     """
 
     def drawn_here() -> Collected:
         share = collector.peers.share(len(prompts))
         groups = draw(prompts[share], share.start)
-        scored = collector.post(submissions(groups, config, round, policy_version, share.start))
+        posts = submissions(groups, config, round, policy_version, share.start)
+        scored = collector.post(posts)
+        if keep is not None:
+            keep_samples(keep, posts, scored)
         return Collected([outline(group) for group in groups], scored)
 
     parts = collector.peers.all_of(drawn_here)

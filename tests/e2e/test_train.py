@@ -16,6 +16,7 @@ from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.wire import unpack_tensors
 from lasro_client.audit_cost import Speed, pretrain_cost, train_cost
+from lasro_client.kept_samples import read_samples
 from lasro_client.local_stack import LocalStack
 from lasro_client.pretrain import pretrain
 from lasro_client.train import train
@@ -43,9 +44,11 @@ def finished(
 ) -> tuple[RunSettings, Path, dict[str, Any]]:
     """Stage 1, by services that are there; then stage 2 from its surrogate, by services of its own."""
     folder = tmp_path_factory.mktemp("runs")
-    surrogate = pretrain(load_config(config_path, services), folder / "stage1", QUIET)
+    stage1 = load_config(config_path, [*services, "pretrain.keep_samples=true"])
+    surrogate = pretrain(stage1, folder / "stage1", QUIET)
     labels = surrogate.with_name("labels.jsonl")
-    config = load_config(config_path, [f"train.initial_surrogate={surrogate}", f"train.initial_labels={labels}"])
+    begun_with = [f"train.initial_surrogate={surrogate}", f"train.initial_labels={labels}"]
+    config = load_config(config_path, [*begun_with, "train.keep_samples=true"])
     return config, folder / "stage2", train(config, folder / "stage2", QUIET)
 
 
@@ -100,6 +103,36 @@ def test_stage_two_leaves_all_it_promises(finished: tuple[RunSettings, Path, dic
     assert summary["reward_calls"] == told, "an audit foretells another number"
     assert (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file()
     assert "data:image/" in (folder / "report.html").read_text()
+
+
+def test_a_later_stage_one_learns_from_all_samples_that_were_kept(
+    finished: tuple[RunSettings, Path, dict[str, Any]], config_path: Path, services: list[str], tmp_path: Path
+) -> None:
+    """Guards against paying again for rewards that earlier runs paid for, and against kept samples that miss some."""
+    runs = [finished[1].parent / "stage1", finished[1]]
+    kept = [group for run in runs for group in read_samples(run)]
+    scores = [score for group in kept for score in (group.scores or {})["jpeg-incompressibility"]]
+    paid = [json.loads((run / "summary.json").read_text())["reward_calls"] for run in runs]
+    assert len(scores) == sum(paid)
+    assert len(set(scores)) > len(kept), "every sample has a score of its own"
+    from_kept = [f"pretrain.initial_surrogate={runs[1] / 'surrogate.safetensors'}"]
+    from_kept += [f"pretrain.initial_samples=[{', '.join(repr(str(run)) for run in runs)}]", "pretrain.rounds=0"]
+    config = load_config(config_path, [*services, "name=later", "surrogate.held_out_share=0.0", *from_kept])
+    surrogate = pretrain(config, tmp_path / "later", QUIET)
+    summary = json.loads((tmp_path / "later" / "summary.json").read_text())
+    assert summary["surrogate_steps"] == 3
+    assert summary["reward_calls"] == 0
+    before, after = (unpack_tensors(path.read_bytes())[0] for path in (runs[1] / "surrogate.safetensors", surrogate))
+    moved = [float(abs(after[name] - before[name]).max()) for name in before]
+    assert 0 < max(moved) < 0.1, "it goes on from the surrogate it was given"
+
+
+def test_a_run_without_kept_samples_is_named(config_path: Path, services: list[str], tmp_path: Path) -> None:
+    """Guards against a stage 1 that silently learns from nothing."""
+    (tmp_path / "old").mkdir()
+    config = load_config(config_path, [*services, "name=from-old", f"pretrain.initial_samples=['{tmp_path / 'old'}']"])
+    with pytest.raises(ConfigError, match="has no samples; run it with keep_samples = true"):
+        pretrain(config, tmp_path / "from-old", QUIET)
 
 
 def test_a_finished_run_is_told_again_without_services(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:

@@ -1,0 +1,35 @@
+"""The demo's surrogate from nothing, with a tiny random model in place of the bundled one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lasro.config import load_config
+from lasro_client.from_scratch import REHEARSALS, begun_with, surrogate_from_scratch
+
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.proof
+def test_the_demos_surrogate_comes_from_stage_one_rehearsals_and_a_last_look(config_path: Path, tmp_path: Path) -> None:
+    """Guards against `lasro demo --from-scratch` failing after hours, and against a part that leaves another's out."""
+    stage1 = load_config(config_path, ["pretrain.keep_samples=true"])
+    rehearsal = load_config(config_path, ["train.keep_samples=true", "train.rounds=2"])
+    final = load_config(config_path, ["pretrain.rounds=0", "surrogate.held_out_share=0.0"])
+    surrogate, labels = surrogate_from_scratch(stage1, rehearsal, final, tmp_path, QUIET)
+    demo = begun_with(load_config(config_path), surrogate, labels)
+    assert demo.train.initial_surrogate == str(tmp_path / "surrogate" / "surrogate.safetensors")
+    assert demo.train.initial_labels == tmp_path / "stage1" / "labels.jsonl"
+    summaries = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/summary.json"))]
+    assert len(summaries) == REHEARSALS + 2
+    assert len({(summary["run"], summary["seed"]) for summary in summaries if summary["rounds"] == 2}) == REHEARSALS
+    last = json.loads((tmp_path / "surrogate" / "summary.json").read_text())
+    assert last["reward_calls"] == 0
+    assert last["surrogate_steps"] == 3
+    config = json.loads((tmp_path / "surrogate" / "config.json").read_text())
+    assert len(config["pretrain"]["initial_samples"]) == REHEARSALS + 1
+    assert surrogate_from_scratch(stage1, rehearsal, final, tmp_path, QUIET) == (surrogate, labels), "done again"
