@@ -160,6 +160,12 @@ class PretrainSettings(SamplingSettings):
     final_steps: Annotated[int, Field(ge=0)] = 0
     """Surrogate steps once all rounds are in."""
 
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> PretrainSettings:
+        if self.rounds == 0 and not self.initial_samples:
+            raise ValueError("rounds: got 0 without initial_samples, expected at least 1 or runs that kept samples")
+        return self
+
 
 class LoraSettings(Settings):
     """What of the generator's UNet is trained."""

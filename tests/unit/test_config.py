@@ -57,6 +57,14 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     }
 
 
+def test_a_stage_one_with_nothing_to_learn_from_is_refused(minimal: Path) -> None:
+    """Guards against a surrogate file that no sample was shown to."""
+    with pytest.raises(ConfigError, match="rounds: got 0 without initial_samples"):
+        load_config(minimal, ["pretrain.rounds=0"])
+    runs = load_config(minimal, ["pretrain.rounds=0", "pretrain.initial_samples=['runs/one']"]).pretrain.initial_samples
+    assert runs == (minimal.parent / "runs" / "one",), "paths are taken from the file's folder"
+
+
 def test_every_setting_is_documented() -> None:
     """Guards against a setting whose meaning and unit stand nowhere."""
     pending, seen = [RunSettings, SurrogateRun], set()
