@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError, WireError
@@ -122,6 +122,7 @@ def test_any_msgpack_is_three_finite_numbers_or_refused(reply: Any) -> None:
 
 
 @settings(max_examples=50)
+@example(Protocol.FLOW_FACTORY, {f"{i}" * 8: None for i in range(100)})
 @given(st.sampled_from(sorted(Protocol)), st.dictionaries(st.text(max_size=8), values) | st.dictionaries(
     st.sampled_from(["model", "reward", "answers", "scale", "inputs", "request", "scores", "parameters"]), values
 ))  # fmt: skip

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from lasro.errors import ConfigError, WireError
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
-from lasro_reward_api.protocols.replies import finite_number, json_object, number_list
+from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list
 from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
 
 def check(settings: Settings) -> None:
     if settings:
-        raise ConfigError(f"mapping: got {sorted(settings)}, flow-factory takes no settings")
+        raise ConfigError(f"mapping: got {keys_shown(settings)}, flow-factory takes no settings")
 
 
 def encode(batch: Batch, settings: Settings) -> Parts:

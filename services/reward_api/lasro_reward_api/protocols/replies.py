@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lasro.errors import WireError
@@ -27,8 +28,8 @@ def json_object(content_type: str, body: bytes) -> dict[str, Any]:
     return value
 
 
-def keys_shown(reply: dict[Any, Any]) -> list[str]:
-    """A few keys for a message; a reply's own words are cut before they are repeated."""
+def keys_shown(reply: Mapping[Any, Any]) -> list[str]:
+    """A few keys for a message; words of others are cut before they are repeated."""
     return sorted(str(key)[:40] for key in reply)[:5]
 
 
