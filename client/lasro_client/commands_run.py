@@ -36,8 +36,10 @@ def demo(
     if from_scratch:
         from lasro_client.from_scratch import begun_with, surrogate_from_scratch
 
-        parts = (load_config(shipped_config(name)) for name in ("demo-stage1", "demo-rehearsal", "demo-surrogate"))
-        config = begun_with(config, *surrogate_from_scratch(*parts, out, stderr()))
+        stage1, rehearsal, final = (
+            load_config(shipped_config(name)) for name in ("demo-stage1", "demo-rehearsal", "demo-surrogate")
+        )
+        config = begun_with(config, *surrogate_from_scratch(stage1, rehearsal, final, out, stderr()))
     _train(config, out, as_json)
 
 
