@@ -36,9 +36,8 @@ def surrogate_from_scratch(
         start = first if i == 0 else folders[0] / SURROGATE_FILE
         seeded = rehearsal.model_copy(update={"seed": rehearsal.seed + i, "name": f"{rehearsal.name}-{i}"})
         train(begun_with(seeded, start, labels), folder, console)
-    runs = (out / "stage1", *folders)
-    start = str(folders[0] / SURROGATE_FILE)
-    last = _changed(final, "pretrain", initial_surrogate=start, initial_samples=runs)
+    rehearsed, runs = str(folders[0] / SURROGATE_FILE), (out / "stage1", *folders)
+    last = _changed(final, "pretrain", initial_surrogate=rehearsed, initial_samples=runs)
     return pretrain(last, out / "surrogate", console), labels
 
 

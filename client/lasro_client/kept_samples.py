@@ -15,10 +15,10 @@ from lasro.errors import ConfigError, WireError
 from lasro.wire import GroupStatus, GroupSubmission, Message, from_msgpack, to_msgpack
 from lasro_client.collector import Collector
 from lasro_client.files import write_atomically
+from lasro_client.labels import BEFORE_THE_FIRST_ROUND
 
 SAMPLES_FOLDER = "samples"
 GROUPS_PER_POST = 32
-BEFORE_THE_FIRST_ROUND = -1
 
 
 class _Groups(Message):

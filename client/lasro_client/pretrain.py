@@ -51,7 +51,8 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
     scout = Scout(model, config, peers)
-    keep, timeout_s = folder.path if settings.keep_samples else None, config.services.timeout_s
+    keep = folder.path if settings.keep_samples else None
+    timeout_s = config.services.timeout_s
     progress, _ = folder.start(scout.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
