@@ -9,7 +9,7 @@ Shape legend: B items, G groups, K seeds of a prompt, N = K x stages samples of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
@@ -233,6 +233,16 @@ class ScoredItem(Message):
     scores: dict[str, RewardScore]
     total: Finite | None = Field(description="of the rewards; null when one that counts is missing, or vetoed")
     vetoed: bool = Field(default=False, description="whether a reward is below its floor, and none that counts missing")
+
+
+def scores_of(items: Sequence[ScoredItem], reward: str) -> list[float | None]:
+    """What one reward gave to each item; null where it failed."""
+    return [item.scores[reward].score for item in items]
+
+
+def version_of(items: Sequence[ScoredItem], reward: str) -> int:
+    """The newest registration of a reward that scored any of the items."""
+    return max(item.scores[reward].version for item in items)
 
 
 class ScoreReply(Message):

@@ -18,7 +18,7 @@ import torch
 
 from lasro.backbone import TwoStepModel
 from lasro.errors import NonFiniteError, WireError
-from lasro.wire import ScoredItem, ScoreRequest, Status
+from lasro.wire import ScoredItem, ScoreRequest, Status, scores_of
 from lasro_client.evaluation import STAGE_FOLDERS, STAGES, Evaluation, StageScores
 from lasro_client.files import png_bytes, write_atomically
 from lasro_client.noise import diffusers_noises
@@ -125,7 +125,7 @@ def score_images(
 def _gather(prompts: list[str], seed: int, rewards: Sequence[str], items: dict[str, list[ScoredItem]]) -> Evaluation:
     scores, failures = {}, {}
     for name in rewards:
-        scores[name] = StageScores(**{stage: [item.scores[name].score for item in items[stage]] for stage in STAGES})
+        scores[name] = StageScores(**{stage: scores_of(items[stage], name) for stage in STAGES})
         statuses = Counter(
             str(item.scores[name].status)
             for stage in STAGES

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, WireError
-from lasro.wire import GroupStatus, GroupSubmission, Message, from_msgpack, to_msgpack
+from lasro.wire import GroupStatus, GroupSubmission, Message, from_msgpack, scores_of, to_msgpack
 from lasro_client.collector import Collector
 from lasro_client.files import write_atomically
 from lasro_client.labels import BEFORE_THE_FIRST_ROUND
@@ -38,8 +38,7 @@ def keep_samples(run: Path, posts: Sequence[GroupSubmission], scored: Sequence[G
 
 
 def _known(post: GroupSubmission, status: GroupStatus) -> GroupSubmission:
-    items = status.items or []
-    scores = {name: [item.scores[name].score for item in items] for name in post.rewards}
+    scores = {name: scores_of(status.items or [], name) for name in post.rewards}
     return GroupSubmission.model_validate(dict(post) | {"images": [], "scores": scores, "max_reward_calls": None})
 
 

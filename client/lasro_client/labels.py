@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
-from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, explain, pack_tensors
+from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, explain, pack_tensors, scores_of
 from lasro_client.collector import Collector
 from lasro_client.sampling import Outline, draw_noises, generator_for, two_step_latents
 
@@ -56,7 +56,7 @@ def labels_of(seed: int, round: int, groups: list[Outline], scored: list[GroupSt
     """Of the model's own samples, which in stage 1 are the base's."""
 
     def column(group: Outline, status: GroupStatus, name: str) -> list[float | None]:
-        scores = [item.scores[name].score for item in status.items or []]
+        scores = scores_of(status.items or [], name)
         own = [score for score, is_beside in zip(scores, group.beside, strict=True) if not is_beside]
         return [None if score is None else round_to(score) for score in own]
 

@@ -16,7 +16,7 @@ import numpy as np
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.reward_objective import Scale, totals
-from lasro.wire import AdaptReply, GroupStatus
+from lasro.wire import AdaptReply, GroupStatus, scores_of, version_of
 from lasro_client.collector import Collector
 from lasro_client.kept_samples import keep_samples
 from lasro_client.processes import Processes
@@ -92,10 +92,7 @@ def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str,
     all_stages_N = np.concatenate([group.stages for group in groups])
     stages_N = np.where(beside_N, 0, all_stages_N)
     items = [item for status in scored for item in status.items or []]
-    components = {
-        name: np.array([np.nan if (s := item.scores[name].score) is None else s for item in items], dtype=float)
-        for name in config.weights
-    }
+    components = {name: np.array(scores_of(items, name), dtype=float) for name in config.weights}
     found = totals(components, config.reward_objective, scales)
     vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
     gain_N = np.full(len(beside_N), np.nan)
@@ -106,7 +103,7 @@ def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str,
         "vetoed": _by_stage(vetoed_N, stages_N),
         "beside": _by_stage(found.passed_N, np.where(beside_N, all_stages_N, 0)),
         "gain": _by_stage(gain_N, all_stages_N),
-        "reward_versions": {name: max(item.scores[name].version for item in items) for name in config.weights},
+        "reward_versions": {name: version_of(items, name) for name in config.weights},
     }
 
 

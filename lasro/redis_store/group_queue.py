@@ -230,12 +230,6 @@ def _digest(submission: wire.GroupSubmission, payload: bytes) -> str:
 
 
 def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.Sample:
-    def column(name: str) -> list[float | None]:
-        return [item.scores[name].score for item in items]
-
-    def version(name: str) -> int:
-        return max(item.scores[name].version for item in items)
-
     return wire.Sample(
         group_id=submission.group_id,
         round=submission.round,
@@ -243,7 +237,7 @@ def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> w
         prompt=submission.prompt,
         policy_version=submission.policy_version,
         stages=submission.stages,
-        scores={name: column(name) for name in submission.rewards},
-        versions={name: version(name) for name in submission.rewards},
+        scores={name: wire.scores_of(items, name) for name in submission.rewards},
+        versions={name: wire.version_of(items, name) for name in submission.rewards},
         latents=submission.latents,
     )

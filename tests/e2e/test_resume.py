@@ -63,23 +63,34 @@ def interrupt(config_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_interrupted_and_killed_at_three_points_ends_with_the_same_bytes(
+def test_a_run_interrupted_and_killed_ends_with_the_same_bytes(
     config_path: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Guards against a resume that starts over, forgets optimiser, replay or counters, or redoes rounds as other ones.
 
-    Ctrl-C; then the client is killed while it samples, with a round to repeat, right after a checkpoint, and while the
-    trainer adapts, again with a round to repeat; then the trainer is killed while it adapts.
+    Ctrl-C; then the client is killed while the trainer adapts, with a round to repeat; then the trainer is killed while
+    it adapts.
     """
     folder = tmp_path / "run"
     interrupt(config_path, folder)
     assert len(log_lines(folder)) <= 2
-    assert run_with("sampling", 3, config_path, folder, SETTINGS) == -signal.SIGKILL
-    assert len(log_lines(folder)) == 3
-    assert run_with("checkpointed", 4, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert run_with("adapting", 5, config_path, folder, SETTINGS) == -signal.SIGKILL
     assert len(log_lines(folder)) == 5
     assert run_with("trainer", 5, config_path, folder, SETTINGS) == 0
+    check_same(folder, undisturbed)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+def test_a_run_killed_while_it_samples_and_after_a_checkpoint_ends_with_the_same_bytes(
+    config_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Bug: groups drawn and not yet posted that are lost or paid for twice, or a checkpoint one round behind."""
+    folder = tmp_path / "run"
+    assert run_with("sampling", 3, config_path, folder, SETTINGS) == -signal.SIGKILL
+    assert len(log_lines(folder)) == 3
+    assert run_with("checkpointed", 4, config_path, folder, SETTINGS) == -signal.SIGKILL
+    assert run_with("none", 0, config_path, folder, SETTINGS) == 0
     check_same(folder, undisturbed)
 
 

@@ -42,13 +42,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 def finished(
     config_path: Path, services: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunSettings, Path, dict[str, Any]]:
-    """Stage 1, by services that are there; then stage 2 from its surrogate, by services of its own."""
+    """Stage 1, then stage 2 from its surrogate, by services that are there."""
     folder = tmp_path_factory.mktemp("runs")
     stage1 = load_config(config_path, [*services, "pretrain.keep_samples=true"])
     surrogate = pretrain(stage1, folder / "stage1", QUIET)
     labels = surrogate.with_name("labels.jsonl")
     begun_with = [f"train.initial_surrogate={surrogate}", f"train.initial_labels={labels}"]
-    config = load_config(config_path, [*begun_with, "train.keep_samples=true"])
+    config = load_config(config_path, [*services, *begun_with, "train.keep_samples=true"])
     return config, folder / "stage2", train(config, folder / "stage2", QUIET)
 
 
@@ -138,8 +138,10 @@ def test_a_run_without_kept_samples_is_named(config_path: Path, services: list[s
 def test_a_finished_run_is_told_again_without_services(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
     """Guards against training a finished run on, which costs reward calls nobody asked for."""
     config, folder, summary = finished
+    gone = {"reward_api": "http://127.0.0.1:1", "surrogate_trainer": "http://127.0.0.1:1"}
     started = time.monotonic()
-    assert train(config, folder, QUIET) == summary
+    without = config.model_copy(update={"services": config.services.model_copy(update=gone)})
+    assert train(without, folder, QUIET) == summary
     assert time.monotonic() - started < 5
 
 
