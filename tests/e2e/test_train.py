@@ -154,8 +154,11 @@ def test_a_changed_configuration_is_refused(finished: tuple[RunSettings, Path, d
 
 
 def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, services: list[str], tmp_path: Path) -> None:
-    """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base beside the generator, 12."""
-    config = load_config(config_path, [*services, "name=spent", "budget.max_reward_calls=24"])
+    """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base beside the generator, 12.
+
+    The seed is its own: images that another run has had scored cost nothing.
+    """
+    config = load_config(config_path, [*services, "name=spent", "seed=1", "budget.max_reward_calls=24"])
     summary = train(config, tmp_path / "run", QUIET)
     assert summary["rounds"] == 3
     assert summary["reward_calls"] == 24
@@ -167,7 +170,7 @@ def test_missing_rewards_and_weights_are_named(config_path: Path, services: list
     unserved = load_config(config_path, [*services, 'rewards=[{name="nobody-registered-this"}]'])
     with pytest.raises(ConfigError, match="reward nobody-registered-this: not registered"):
         train(unserved, tmp_path / "unserved", QUIET)
-    absent = load_config(config_path, [*services, "train.initial_surrogate=./absent.safetensors"])
+    absent = load_config(config_path, [*services, "name=absent", "train.initial_surrogate=./absent.safetensors"])
     with pytest.raises(ConfigError, match=r"absent\.safetensors"):
         train(absent, tmp_path / "absent", QUIET)
 
