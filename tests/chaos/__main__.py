@@ -25,14 +25,14 @@ from tests.chaos.disk import enter_namespace
 from tests.chaos.faults import Injector, faults
 from tests.chaos.ledger import Ledger
 from tests.chaos.power import Power
-from tests.chaos.workload import RUNS, Workload
+from tests.chaos.workload import ENOUGH, RUNS, Workload
 from tests.chaos.world import World
 
 COLLECT_EVERY_S, PLAIN_EVERY_S = 0.5, 15.0
 IDLE_FAULT_S = 4.0
 """Where nothing moves for so long, the next fault comes all the same."""
 AHEAD = 1.05
-"""Faults run ahead of the samples by so much, so that the last of them meet work."""
+"""Faults run ahead of the samples by so much. The last round waits for them, so that all of them meet work."""
 DRAIN_S = 30.0
 MODEL = "import sys, pathlib; from tests.support import tiny_model as t; t.write_tiny_model(pathlib.Path(sys.argv[1]))"
 
@@ -82,6 +82,8 @@ class Run:
                 ledger.collect()
                 collected = now
                 progress.update(task, completed=ledger.groups, faults=injector.count)
+                if injector.count >= self.given.faults:
+                    (self.folder / ENOUGH).touch()
             due = AHEAD * self.given.faults * ledger.groups / total
             is_idle = now - struck > IDLE_FAULT_S and injector.count < AHEAD * self.given.faults
             if injector.count < due or is_idle:

@@ -26,7 +26,7 @@ from lasro_client.connection import Services
 from lasro_client.files import write_atomically, write_json
 from lasro_client.reward_client import RewardClient
 from lasro_client.surrogate_client import SurrogateClient
-from tests.chaos.workload import REWARD, Group, Workload, submission
+from tests.chaos.workload import ENOUGH, REWARD, Group, Workload, submission
 
 MAY_PASS = (UnreachableError, StorageError, BusyError, NotFoundError)
 TIMEOUT_S, CALL_TIMEOUT_S, PAUSE_S = 60.0, 10.0, 0.3
@@ -83,6 +83,8 @@ class Producer:
         self.surrogates.create(self.run, settings(self.folder / "model"))
 
     def round(self, round: int) -> None:
+        while round == self.workload.rounds - 1 and not (self.folder / ENOUGH).exists():
+            time.sleep(PAUSE_S)
         groups = [self.workload.group(self.run, round, index) for index in range(self.workload.per_round)]
         scored = self.collector.post([submission(group) for group in groups])
         reply = self.collector.adapt(scored, round, 1)

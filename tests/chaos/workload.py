@@ -19,6 +19,8 @@ from lasro import wire
 REWARD = "truth"
 RUNS = ("left", "right")
 """Both have groups of the same ids and of other content."""
+ENOUGH = "enough"
+"""The file that is there once as many faults struck as were asked for; no run begins its last round before."""
 PROMPTS = ("a red star", "a blue square", "a green ring", "a pink heart", "two stars", "rings")
 LATENT_SHAPE = (4, 8, 8)
 IMAGE_SIDE, IMAGE_BYTES = 4, 4 * 4 * 3
