@@ -26,6 +26,7 @@ from lasro.config import RunSettings, load_config
 from lasro.reward_sdk import Reward, load_reward
 from lasro.surrogate import build_surrogate
 from lasro.wire import unpack_tensors
+from lasro_client.connection import surrogate_weights
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.paired import estimate
 from lasro_client.prompts import read_prompts
@@ -36,9 +37,9 @@ STAGES = ("one_step", "two_step")
 Rewards = list[float | None]
 
 
-def local_surrogate(model: TwoStepModel, config: RunSettings, weights: Path) -> LocalSurrogate:
+def local_surrogate(model: TwoStepModel, config: RunSettings, initial: str) -> LocalSurrogate:
     surrogate = build_surrogate(model, config.surrogate)
-    tensors, _ = unpack_tensors(weights.read_bytes())
+    tensors, _ = unpack_tensors(surrogate_weights(initial))
     surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
     return LocalSurrogate(surrogate)
 
@@ -61,11 +62,11 @@ def change(after: Rewards, before: Rewards) -> dict[str, Any]:
     return estimate([None if a is None or b is None else a - b for a, b in pairs]).as_dict()
 
 
-def measure(config: RunSettings, weights: Path, count: int, updates: int, every: int, seed: int) -> dict[str, Any]:
+def measure(config: RunSettings, initial: str, count: int, updates: int, every: int, seed: int) -> dict[str, Any]:
     """Mean change of the true reward after every few updates, per stage, with its standard error."""
     serve = next(reward.serve for reward in config.rewards if reward.serve is not None)
     model, reward = load_model(config.model), load_reward(serve)
-    source, trainer = local_surrogate(model, config, weights), GeneratorTrainer(model, config)
+    source, trainer = local_surrogate(model, config, initial), GeneratorTrainer(model, config)
     train = read_prompts(config.prompts.train)
     held_out = [prompt.text for prompt in read_prompts(config.prompts.held_out)][-count:]
     before = rewards_of(model, reward, held_out, seed)
@@ -84,7 +85,7 @@ def measure(config: RunSettings, weights: Path, count: int, updates: int, every:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("surrogate", type=Path)
+    parser.add_argument("surrogate", help="`bundled` or a safetensors file")
     parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"))
     parser.add_argument("--prompts", type=int, default=64, help="how many held-out prompts, the last of the file")
     parser.add_argument("--updates", type=int, default=40, help="generator updates")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,9 +17,7 @@ from lasro_client.processes import Processes, on_one_machine
 from lasro_client.reward_client import RewardClient
 from lasro_client.surrogate_client import SurrogateClient
 
-BUNDLED_SURROGATE = "assets/surrogate-attribute-binding.safetensors"
-
-
+BUNDLED_SURROGATE = "assets/surrogate-attribute-binding.safetensors.xz"
 URL_VARIABLES = ("LASRO_REWARD_API_URL", "LASRO_SURROGATE_TRAINER_URL")
 
 
@@ -114,14 +113,7 @@ def open_surrogate(connected: Services, run: str, config: RunSettings, initial: 
     )
     status = connected.surrogates.create(run, body)
     if initial is not None and status.steps == 0:
-        path = Path(str(files("lasro").joinpath(BUNDLED_SURROGATE))) if initial == "bundled" else Path(initial)
-        try:
-            weights = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"initial_surrogate: {path} ({error.strerror}); make one with `lasro pretrain`"
-            ) from error
-        connected.surrogates.upload_weights(run, weights)
+        connected.surrogates.upload_weights(run, surrogate_weights(initial))
     version = connected.surrogates.status(run).version
     if resumed is not None and version < resumed:
         raise ConflictError(
@@ -130,3 +122,13 @@ def open_surrogate(connected: Services, run: str, config: RunSettings, initial: 
         )
     connected.surrogates.lease(run, version if resumed is None else resumed)
     return version
+
+
+def surrogate_weights(initial: str) -> bytes:
+    """The safetensors that an `initial_surrogate` names: `bundled`, or a file. Raises ConfigError for one not there."""
+    if initial == "bundled":
+        return lzma.decompress(files("lasro").joinpath(BUNDLED_SURROGATE).read_bytes())
+    try:
+        return Path(initial).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"initial_surrogate: {initial} ({error.strerror}); make one with `lasro pretrain`") from error

@@ -1,0 +1,38 @@
+"""The surrogate that ships: made for the model that ships, and of use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lasro.backbone import load_model
+from lasro.config import load_config
+from lasro.shapes import caption, draw, random_scene
+from lasro.surrogate import build_surrogate, draw_augmentation
+from lasro.wire import unpack_tensors
+from lasro_client.connection import surrogate_weights
+
+PAIRS = 24
+
+
+@torch.no_grad()
+def test_prefers_the_prompts_colours() -> None:
+    """Bug: a bundled model that is made anew beside a surrogate of the old one, or a damaged file."""
+    config = load_config(Path("configs/demo.toml"))
+    model = load_model(config.model)
+    surrogate = build_surrogate(model, config.surrogate)
+    tensors, _ = unpack_tensors(surrogate_weights("bundled"))
+    surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng) for _ in range(PAIRS)]
+    exchanged = [scene.with_colors([spec.color for spec in reversed(scene.objects)]) for scene in scenes]
+    right, wrong = (model.encode(np.stack([draw(scene) for scene in drawn])) for drawn in (scenes, exchanged))
+    augmentation = draw_augmentation(
+        (PAIRS, *model.latent_shape), config.surrogate.max_timestep, torch.Generator().manual_seed(0)
+    )
+    conditioning = model.embed([caption(scene) for scene in scenes])
+    scores_right, scores_wrong = (surrogate(latents, *augmentation, conditioning) for latents in (right, wrong))
+    share = (scores_right > scores_wrong).float().mean().item()
+    assert share > 0.8
