@@ -19,7 +19,8 @@ def test_the_demos_surrogate_comes_from_stage_one_rehearsals_and_a_last_look(con
     """Guards against `lasro demo --from-scratch` failing after hours, and against a part that leaves another's out."""
     stage1 = load_config(config_path, ["pretrain.keep_samples=true"])
     rehearsal = load_config(config_path, ["train.keep_samples=true", "train.rounds=2"])
-    final = load_config(config_path, ["pretrain.rounds=0", "surrogate.held_out_share=0.0"])
+    kept = ["pretrain.rounds=0", "pretrain.initial_samples=['runs-of-another-day']"]
+    final = load_config(config_path, [*kept, "surrogate.held_out_share=0.0"])
     surrogate, labels = surrogate_from_scratch(stage1, rehearsal, final, tmp_path, QUIET)
     demo = begun_with(load_config(config_path), surrogate, labels)
     assert demo.train.initial_surrogate == str(tmp_path / "surrogate" / "surrogate.safetensors")
