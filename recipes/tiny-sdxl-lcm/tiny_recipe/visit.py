@@ -25,6 +25,8 @@ def carried(place: Workplace, stage: str) -> Sizes:
     state = [path for name in STAGES[stage] for path in sorted(place.state.glob(f"{name}-*.safetensors"))]
     state += [path for path in (place.state / "progress.json", place.tokenizer) if path.exists()]
     emoji = [place.emoji] if place.recipe.data.emoji_share else []
+    if emoji and not place.emoji.exists():
+        raise ConfigError(f"{place.emoji}: no emoji to carry; make the file first by `python -m tiny_recipe emoji`")
     sizes = [(path, path.stat().st_size) for path in (*code, *emoji, *state)]
     too_large = [path.name for path in state if path.stat().st_size > STATE_FILE_BYTES]
     if too_large or len(state) > STATE_FILES:
