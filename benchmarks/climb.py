@@ -25,7 +25,6 @@ from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings, load_config
 from lasro.reward_sdk import Reward, load_reward
 from lasro.surrogate import build_surrogate
-from lasro.wire import unpack_tensors
 from lasro_client.connection import surrogate_weights
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.paired import estimate
@@ -39,8 +38,7 @@ Rewards = list[float | None]
 
 def local_surrogate(model: TwoStepModel, config: RunSettings, initial: str) -> LocalSurrogate:
     surrogate = build_surrogate(model, config.surrogate)
-    tensors, _ = unpack_tensors(surrogate_weights(initial))
-    surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+    surrogate.load_safetensors(surrogate_weights(initial))
     return LocalSurrogate(surrogate)
 
 

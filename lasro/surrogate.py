@@ -18,6 +18,7 @@ from lasro.config import SurrogateSettings
 from lasro.errors import WireError
 from lasro.trunk import UNetTrunk
 from lasro.two_step import add_noise
+from lasro.wire import unpack_tensors
 
 HEAD_GROUPS = 16
 HEAD_GRID = 4
@@ -98,6 +99,11 @@ class SurrogateReward(nn.Module):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])
+
+    def load_safetensors(self, body: bytes) -> None:
+        """Take over a `trained_state` that was written as safetensors; raises WireError for one that does not fit."""
+        tensors, _ = unpack_tensors(body)
+        self.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
 
 
 def build_surrogate(model: TwoStepModel, settings: SurrogateSettings) -> SurrogateReward:

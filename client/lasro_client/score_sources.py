@@ -15,7 +15,6 @@ from torch import Tensor
 from lasro.backbone import TwoStepModel
 from lasro.config import RunSettings
 from lasro.surrogate import SurrogateReward, build_surrogate, score_and_gradient
-from lasro.wire import unpack_tensors
 from lasro_client.surrogate_client import SurrogateClient
 
 
@@ -74,8 +73,7 @@ class FetchedSurrogate(LocalSurrogate):
         """Fetch this published version unless it is here already."""
         if version == self.version:
             return
-        tensors, _ = unpack_tensors(self.client.weights_of(self.run, version))
-        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+        self.surrogate.load_safetensors(self.client.weights_of(self.run, version))
         self.version = version
 
 

@@ -189,8 +189,7 @@ def test_gradient_over_http_equals_autograd_with_the_fetched_weights(trainer, co
     assert fetched[0] == version == 1
     model = load_model(config.model.model_copy(update={"device": "cpu"}))
     surrogate = build_surrogate(model, settings)
-    state = wire.unpack_tensors(fetched[1])[0]
-    surrogate.load_trained({name: torch.from_numpy(array) for name, array in state.items()})
+    surrogate.load_safetensors(fetched[1])
     latents, timesteps, noise = (torch.from_numpy(given[name]) for name in ("latents", "timesteps", "noise"))
     scores, gradient = score_and_gradient(surrogate, latents, timesteps, noise, model.embed(prompts))
     assert np.linalg.norm(scores_B - scores.numpy()) <= 1e-4 * np.linalg.norm(scores.numpy())

@@ -11,20 +11,19 @@ from lasro.backbone import load_model
 from lasro.config import load_config
 from lasro.shapes import caption, draw, random_scene
 from lasro.surrogate import build_surrogate, draw_augmentation
-from lasro.wire import unpack_tensors
 from lasro_client.connection import surrogate_weights
 
+DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
 PAIRS = 24
 
 
 @torch.no_grad()
 def test_prefers_the_prompts_colours() -> None:
     """Bug: a bundled model that is made anew beside a surrogate of the old one, or a damaged file."""
-    config = load_config(Path("configs/demo.toml"))
+    config = load_config(DEMO)
     model = load_model(config.model)
     surrogate = build_surrogate(model, config.surrogate)
-    tensors, _ = unpack_tensors(surrogate_weights("bundled"))
-    surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+    surrogate.load_safetensors(surrogate_weights("bundled"))
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng) for _ in range(PAIRS)]
     exchanged = [scene.with_colors([spec.color for spec in reversed(scene.objects)]) for scene in scenes]

@@ -68,10 +68,15 @@ def write_emoji(path: Path, emoji: Iterable[tuple[str, str, Picture]]) -> int:
     return len(names)
 
 
-def read_emoji(path: Path) -> Emoji:
-    """Raises ConfigError where there is no such file, or another one."""
+def check_there(path: Path) -> None:
+    """Raises ConfigError where the file of emoji was not made yet."""
     if not path.exists():
         raise ConfigError(f"{path}: no emoji there; make the file by `python -m tiny_recipe emoji`, or carry it here")
+
+
+def read_emoji(path: Path) -> Emoji:
+    """Raises ConfigError where there is no such file, or another one."""
+    check_there(path)
     try:
         with safe_open(path, "np") as file:
             header = file.metadata()

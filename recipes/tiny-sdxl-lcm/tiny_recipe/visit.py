@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lasro.errors import ConfigError
+from tiny_recipe.emoji import check_there
 from tiny_recipe.workplace import STATE_FILE_BYTES, STATE_FILES, Workplace
 
 LARGEST_VISIT_BYTES = 60 << 20
@@ -25,8 +26,8 @@ def carried(place: Workplace, stage: str) -> Sizes:
     state = [path for name in STAGES[stage] for path in sorted(place.state.glob(f"{name}-*.safetensors"))]
     state += [path for path in (place.state / "progress.json", place.tokenizer) if path.exists()]
     emoji = [place.emoji] if place.recipe.data.emoji_share else []
-    if emoji and not place.emoji.exists():
-        raise ConfigError(f"{place.emoji}: no emoji to carry; make the file first by `python -m tiny_recipe emoji`")
+    for path in emoji:
+        check_there(path)
     sizes = [(path, path.stat().st_size) for path in (*code, *emoji, *state)]
     too_large = [path.name for path in state if path.stat().st_size > STATE_FILE_BYTES]
     if too_large or len(state) > STATE_FILES:

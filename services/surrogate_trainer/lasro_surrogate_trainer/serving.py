@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lasro import wire
 from lasro.config import SurrogateSettings
 from lasro.errors import NonFiniteError
 from lasro.surrogate import build_surrogate, draw_augmentation, score_and_gradient
@@ -31,8 +30,7 @@ class ServedSurrogate:
 
     def _use(self, version: int) -> None:
         if version != self._version:
-            tensors, _ = wire.unpack_tensors(self.store.read(version))
-            self._surrogate.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+            self._surrogate.load_safetensors(self.store.read(version))
             self._version = version
 
     @torch.no_grad()
