@@ -78,11 +78,26 @@ def test_without_errors_a_caption_is_true() -> None:
 def test_the_same_recipe_draws_the_same(miniature: Recipe, tmp_path: Path) -> None:
     """Bug: a stage that goes on elsewhere is fed other data than the one it goes on from."""
     generator = [torch.Generator().manual_seed(5) for _ in range(2)]
-    first, second = (TrainingData(miniature, tmp_path / "none", CPU).captioned_batch(6, g) for g in generator)
+    data = [TrainingData(miniature, tmp_path / "none", CPU) for _ in range(2)]
+    first, second = (each.captioned_batch(6, g) for each, g in zip(data, generator, strict=True))
     assert torch.equal(first[0].images, second[0].images)
-    assert first[1] == second[1]
-    other = miniature.model_copy(update={"seed": 1})
-    assert TrainingData(other, tmp_path / "none", CPU).captioned_batch(6, generator[0])[1] != first[1]
+    assert torch.equal(first[1], second[1])
+    assert data[0].captions == data[1].captions
+    other = TrainingData(miniature.model_copy(update={"seed": 1}), tmp_path / "none", CPU)
+    assert other.captions != data[0].captions
+
+
+def test_a_caption_belongs_to_its_picture(miniature: Recipe, tmp_path: Path) -> None:
+    """Bug: captions counted from the wrong bank, so that emoji are told as shapes and shapes as emoji."""
+    write_emoji(tmp_path / "e", [("red patch", "noto", np.full((EMOJI_PX, EMOJI_PX, 4), (220, 40, 40, 255), np.uint8))])
+    mixed = miniature.model_copy(update={"data": miniature.data.model_copy(update={"emoji_share": 0.5})})
+    data = TrainingData(mixed, tmp_path / "e", CPU)
+    drawn, place_B = data.captioned_batch(8, torch.Generator().manual_seed(0))
+    told_of = [data.captions[place] for place in place_B.tolist()]
+    assert [text.startswith("red patch") for text in told_of] == [False] * 4 + [True] * 4
+    navy = torch.tensor([text.endswith("on a navy background") for text in told_of])
+    dark = drawn.images[:, :, 0, 0].mean(1) < 0
+    assert torch.equal(navy, dark)
 
 
 def test_emoji_captions_name_style_and_background() -> None:

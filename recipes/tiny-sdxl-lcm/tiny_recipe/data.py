@@ -72,19 +72,23 @@ class TrainingData:
         """`count` images, drawn with the generator, which lives on the device."""
         return self._draw(count, generator)[0]
 
-    def captioned_batch(self, count: int, generator: torch.Generator) -> tuple[Drawn, list[str]]:
-        """Images with their captions."""
-        drawn, places = self._draw(count, generator)
-        return drawn, [bank.captions[i] for bank, index_B in places for i in index_B.tolist()]
+    @property
+    def captions(self) -> list[str]:
+        """Of all scenes and then of all emoji."""
+        return self._shapes.captions + (self._emoji.captions if self._emoji is not None else [])
 
-    def _draw(self, count: int, generator: torch.Generator) -> tuple[Drawn, list[tuple[Shapes | EmojiBank, Tensor]]]:
+    def captioned_batch(self, count: int, generator: torch.Generator) -> tuple[Drawn, Tensor]:
+        """Images, and where each one's caption stands in `captions`, int64 [B]."""
+        drawn, places = self._draw(count, generator)
+        return drawn, torch.cat([index_B + bank * self._count for bank, index_B in enumerate(places)])
+
+    def _draw(self, count: int, generator: torch.Generator) -> tuple[Drawn, list[Tensor]]:
         emoji = round(count * self._share)
         wanted: list[tuple[Shapes | EmojiBank, int]] = [(self._shapes, count - emoji)]
         if self._emoji is not None:
             wanted.append((self._emoji, emoji))
         places = [
-            (bank, torch.randint(self._count, (number,), generator=generator, device=self.device))
-            for bank, number in wanted
+            torch.randint(self._count, (number,), generator=generator, device=self.device) for _, number in wanted
         ]
-        parts = [bank.draw(index_B, generator) for bank, index_B in places]
+        parts = [bank.draw(index_B, generator) for (bank, _), index_B in zip(wanted, places, strict=True)]
         return Drawn(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))), places

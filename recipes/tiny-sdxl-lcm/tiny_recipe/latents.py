@@ -51,15 +51,16 @@ def encode_pool(
 ) -> Pool:
     """Draw, encode and tokenize `recipe.data.pool` images; the same for the same recipe and weights."""
     generator = torch.Generator(device).manual_seed(seed_of(recipe.seed, "pool", 0))
+    tokens_NL = tokenize(tokenizer, data.captions).to(torch.int16).to(device)
     latents, tokens = [], []
     for start in range(0, recipe.data.pool, ENCODED_AT_ONCE):
-        drawn, captions = data.captioned_batch(min(ENCODED_AT_ONCE, recipe.data.pool - start), generator)
+        drawn, place_B = data.captioned_batch(min(ENCODED_AT_ONCE, recipe.data.pool - start), generator)
         images = drawn.images.contiguous(memory_format=torch.channels_last)
         with autocast(device, "auto"):
             mean = encode(vae.network, images)
         latents.append((mean.float() * vae.scaling_factor).to(torch.bfloat16))
-        tokens.append(tokenize(tokenizer, captions).to(torch.int16))
-    return Pool(torch.cat(latents), torch.cat(tokens).to(device))
+        tokens.append(tokens_NL[place_B])
+    return Pool(torch.cat(latents), torch.cat(tokens))
 
 
 def evaluation_tokens(tokenizer: CLIPTokenizer, device: torch.device) -> Tensor:

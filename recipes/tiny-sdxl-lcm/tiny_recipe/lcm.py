@@ -55,14 +55,16 @@ def student_of(teacher: UNet2DConditionModel, recipe: Recipe, device: torch.devi
     return on(student, device)
 
 
-def clean_predictor(unet: UNet2DConditionModel, recipe: Recipe, abar_T: Tensor, device: torch.device) -> Predictor:
-    """f_theta(x_t, t, states, pooled, w), float32 [B, C, H, W]."""
+def clean_predictor(
+    unet: UNet2DConditionModel, recipe: Recipe, abar_T: Tensor, compile_on: torch.device | None = None
+) -> Predictor:
+    """f_theta(x_t, t, states, pooled, w), float32 [B, C, H, W]; compiled where it is called often enough."""
 
     def outputs(x_t: Tensor, t_B: Tensor, states: Tensor, pooled: Tensor, guided: Tensor) -> Tensor:
         conditions = added_conditions(pooled, recipe.data.image_px)
         return unet(x_t, t_B, states, timestep_cond=guided, added_cond_kwargs=conditions).sample
 
-    forward = compiled(outputs, device)
+    forward = outputs if compile_on is None else compiled(outputs, compile_on)
 
     def predict(x_t: Tensor, t_B: Tensor, states: Tensor, pooled: Tensor, w_B: Tensor) -> Tensor:
         output = forward(x_t, t_B, states, pooled, guidance_embedding(w_B, recipe.unet.guidance_width)).float()
@@ -140,7 +142,7 @@ def lcm_grids(workplace: Workplace, vae: FrozenVae, tokenizer: CLIPTokenizer, de
     encoders, student = finished_encoders(workplace, tokenizer, device), finished_student(workplace, device)
     abar_T, tokens_BL = alphas_cumprod(recipe, device), evaluation_tokens(tokenizer, device)
     count = len(tokens_BL)
-    predict = clean_predictor(student, recipe, abar_T, device)
+    predict = clean_predictor(student, recipe, abar_T)
     w_B = torch.full((count,), GRID_GUIDANCE, device=device)
     shape = (count, 4, recipe.latent_px, recipe.latent_px)
     with autocast(device, "auto"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from rich.console import Console
@@ -15,7 +16,7 @@ from lasro_client.progress import clock
 from tiny_recipe.data import TrainingData
 from tiny_recipe.emoji import Picture, render, write_emoji
 from tiny_recipe.emoji_sources import SOURCES, drawings, fetch
-from tiny_recipe.latents import encode_pool
+from tiny_recipe.latents import Pool, encode_pool
 from tiny_recipe.lcm import lcm_grids, lcm_stage
 from tiny_recipe.networks import new_tokenizer, saved_tokenizer
 from tiny_recipe.reporting import Stop
@@ -51,11 +52,12 @@ def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) 
         console.print(f"{', '.join(names)}: finished already", highlight=False)
         return True
     data = TrainingData(place.recipe, place.emoji, device)
+    pool = functools.cache(lambda: _pool(place, data, device))
     for name in wanted:
         if stop.wanted():
             return False
         torch.manual_seed(place.recipe.seed)
-        stage = _stage(name, place, data, device)
+        stage = _stage(name, place, data, pool, device)
         run = StageRun(stage, place, device, console)
         progress = run.run(stop)
         if not progress.finished:
@@ -69,16 +71,24 @@ def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) 
     return True
 
 
-def _stage(name: str, place: Workplace, data: TrainingData, device: torch.device) -> Stage:
+def _stage(
+    name: str, place: Workplace, data: TrainingData, pool: Callable[[], Pool], device: torch.device
+) -> Stage:
     if name == "vae":
         return vae_stage(place.recipe, data, device)
+    if name == "lcm":
+        place.finished("teacher")
+    drawn_from = pool()
     tokenizer = _tokenizer(place, data)
-    vae = finished_vae(place, device)
     torch.manual_seed(place.recipe.seed)
     if name == "teacher":
-        return teacher_stage(place.recipe, encode_pool(place.recipe, data, vae, tokenizer, device), tokenizer, device)
-    place.finished("teacher")
-    return lcm_stage(place, encode_pool(place.recipe, data, vae, tokenizer, device), tokenizer, device)
+        return teacher_stage(place.recipe, drawn_from, tokenizer, device)
+    return lcm_stage(place, drawn_from, tokenizer, device)
+
+
+def _pool(place: Workplace, data: TrainingData, device: torch.device) -> Pool:
+    """What teacher and distillation draw from: both the same, so one process makes it once."""
+    return encode_pool(place.recipe, data, finished_vae(place, device), _tokenizer(place, data), device)
 
 
 def _tokenizer(place: Workplace, data: TrainingData) -> CLIPTokenizer:

@@ -39,12 +39,11 @@ class FrozenVae(NamedTuple):
 
 def vae_stage(recipe: Recipe, data: TrainingData, device: torch.device) -> Stage:
     settings, vae = recipe.vae, on(new_vae(recipe), device)
-    laplacian = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]], device=device)
-    laplacian = laplacian.expand(3, 1, 3, 3).contiguous()
 
-    def passed(images: Tensor, noise: Tensor, size_B111: Tensor) -> tuple[Tensor, Tensor]:
-        mean = encode(vae, images)
-        return mean, decode(vae, mean + noise * size_B111 * mean.detach().std())
+    def passed(drawn: Drawn, noise: Tensor, size_B111: Tensor) -> dict[str, Tensor]:
+        mean = encode(vae, drawn.images.contiguous(memory_format=torch.channels_last))
+        made = decode(vae, mean + noise * size_B111 * mean.detach().std())
+        return vae_losses(drawn, mean.float(), made.float(), settings)
 
     forward = compiled(passed, device)
 
@@ -54,15 +53,18 @@ def vae_stage(recipe: Recipe, data: TrainingData, device: torch.device) -> Stage
         shape = (count, LATENT_CHANNELS, recipe.latent_px, recipe.latent_px)
         noise = torch.randn(shape, generator=generator, device=device)
         size_B111 = torch.rand(count, 1, 1, 1, generator=generator, device=device) * settings.latent_noise
-        mean, made = forward(drawn.images.contiguous(memory_format=torch.channels_last), noise, size_B111)
-        return vae_losses(drawn, mean.float(), made.float(), laplacian, settings)
+        return forward(drawn, noise, size_B111)
 
     return Stage("vae", settings, nn.ModuleDict({"vae": vae}), losses)
 
 
-def vae_losses(
-    drawn: Drawn, mean_BCHW: Tensor, made_B3HW: Tensor, laplacian: Tensor, settings: VaeSettings
-) -> dict[str, Tensor]:
+def laplacian(images_BCHW: Tensor) -> Tensor:
+    """Four neighbours less four times the pixel, [B, C, H-2, W-2]."""
+    upright = images_BCHW[..., :-2, 1:-1] + images_BCHW[..., 2:, 1:-1]
+    return upright + images_BCHW[..., 1:-1, :-2] + images_BCHW[..., 1:-1, 2:] - 4 * images_BCHW[..., 1:-1, 1:-1]
+
+
+def vae_losses(drawn: Drawn, mean_BCHW: Tensor, made_B3HW: Tensor, settings: VaeSettings) -> dict[str, Tensor]:
     """`loss`, the absolute error on object and on background pixels, and the latents' deviation."""
     error = made_B3HW - drawn.images
     objects = F.max_pool2d(drawn.coverage, OUTLINE_PX, 1, OUTLINE_PX // 2)
@@ -72,7 +74,7 @@ def vae_losses(
     loss = (
         (weight * error.abs()).mean()
         + settings.squared * (weight * error.square()).mean()
-        + settings.edges * F.conv2d(error, laplacian, groups=3).abs().mean()
+        + settings.edges * laplacian(error).abs().mean()
         + settings.low_frequencies * low.mean()
         + settings.latent_size * 0.5 * mean_BCHW.square().mean()
     )
