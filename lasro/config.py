@@ -291,7 +291,7 @@ class BudgetSettings(Settings):
     """Images scored by a reward, cache hits not counted; absent: no limit."""
     max_minutes: Positive | None = None
     """Of all that comes before the evaluation at the end, in all resumes together; absent: no limit. How many rounds
-    fit is told from the first ones, and `train.decay_steps` shrinks with them."""
+    fit is told from the first five, again after ten more, and so on; `train.decay_steps` shrinks with them."""
 
 
 class ServiceSettings(Settings):

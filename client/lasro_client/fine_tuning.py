@@ -61,6 +61,7 @@ class FineTuning:
         self._ahead: Collected | None = None
         self._started = time.monotonic() - self.progress.elapsed_s
         self._round_ends_s: list[float] = []
+        self._pace_rounds = PACE_ROUNDS
         self._decay_to(self.rounds)
 
     @property
@@ -146,14 +147,19 @@ class FineTuning:
             return adapting.result(), steps
 
     def _plan(self) -> None:
-        """Once the pace is known, say how many rounds the minutes are for: the learning rate falls over these."""
+        """Once the pace is known, say how many rounds the minutes are for: the learning rate falls over these.
+
+        Said again after twice as many rounds, and so on: what else ran beside the first ones may be over.
+        """
         minutes = self.config.budget.max_minutes
-        if minutes is None or self.progress.planned is not None:
+        if minutes is None:
             return
         self._round_ends_s.append(self.progress.elapsed_s)
-        if len(self._round_ends_s) <= PACE_ROUNDS:
+        seen = len(self._round_ends_s) - 1
+        if seen < self._pace_rounds:
             return
-        pace_s = (self._round_ends_s[-1] - self._round_ends_s[0]) / PACE_ROUNDS
+        pace_s = (self._round_ends_s[-1] - self._round_ends_s[0]) / seen
+        self._round_ends_s, self._pace_rounds = self._round_ends_s[-1:], 2 * seen
         left_s = max(0.0, 60 * minutes - self.progress.elapsed_s)
         fitting = self.progress.round + int(left_s / pace_s)
         planned = self.collector.peers.by_first(lambda: min(fitting, self.config.train.rounds))

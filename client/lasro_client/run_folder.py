@@ -30,7 +30,7 @@ KEPT_OUT = {"services"}
 class Progress(NamedTuple):
     """How far a run has come, with what version of the surrogate (null: none yet). `ended`: why it goes no further.
 
-    `planned`: how many rounds its minutes are for; null until that was seen, and where it may take any time.
+    `planned`: how many rounds its minutes are for; null until that is seen, and where it may take any time.
     """
 
     round: int = 0

@@ -300,6 +300,35 @@ def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
     assert {line["rounds"] for line in lines} == {8}
 
 
+def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: other work beside the first rounds of a demo, over before the sixth, cost it a fifth of all its rounds.
+
+    After three at twenty seconds five more fit into the rest; after four at five seconds all that are left do.
+    """
+    now_s, rounds_done = [100.0], [0]
+    monkeypatch.setattr(fine_tuning, "PACE_ROUNDS", 2)
+    clock = SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr(fine_tuning, "time", clock)
+    monkeypatch.setattr(rounds, "time", clock)
+
+    class Hurried(Written):
+        def adapt(self, *arguments: Any, **more: Any) -> wire.AdaptReply:
+            rounds_done[0] += 1
+            now_s[0] += 20 if rounds_done[0] <= 3 else 5
+            return super().adapt(*arguments, **more)
+
+    settings = {"on_trouble": "ignore"}
+    tuning = make(tiny_model_path, tmp_path, settings, Hurried(), max_minutes=161 / 60).tuning
+    planned = []
+    while not tuning.over:
+        tuning.round()
+        planned.append(tuning.rounds)
+    assert planned == [10] * 2 + [8] * 4 + [10] * 4
+    assert tuning.trainer.decay_steps == 5
+
+
 def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
     """Guards against two threads of a process that make collective calls in an order of their own."""
     several = Written()
