@@ -71,9 +71,7 @@ def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) 
     return True
 
 
-def _stage(
-    name: str, place: Workplace, data: TrainingData, pool: Callable[[], Pool], device: torch.device
-) -> Stage:
+def _stage(name: str, place: Workplace, data: TrainingData, pool: Callable[[], Pool], device: torch.device) -> Stage:
     if name == "vae":
         return vae_stage(place.recipe, data, device)
     if name == "lcm":
