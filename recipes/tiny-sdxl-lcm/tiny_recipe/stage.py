@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lasro.backbone import autocast
 from lasro.errors import NonFiniteError
@@ -172,7 +173,7 @@ class StageRun:
 def follow(average: nn.Module, trained: nn.Module, decay: float) -> None:
     """average = decay average + (1 - decay) trained."""
     # All at once: a launch per tensor cost a GPU more time than the arithmetic.
-    torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(trained.parameters()), 0)
 
 
 def seed_of(seed: int, stage: str, step: int) -> int:
