@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lasro.two_step import add_noise, clean_from_output, ddim_step, noise_from_output
 
@@ -103,6 +104,6 @@ def lcm_distillation(
 
 
 def ema_update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
-    """average <- decay * average + (1 - decay) * current, in place."""
-    for a, p in zip(average, current, strict=True):
-        a.lerp_(p.detach().to(a.dtype), 1 - decay)
+    """average <- decay * average + (1 - decay) * current, in place and all in one launch."""
+    current = [p.detach().to(a.dtype) for a, p in zip(average, current, strict=True)]
+    get_ema_multi_avg_fn(decay)(average, current, 0)

@@ -264,17 +264,23 @@ def test_a_run_has_no_more_minutes_than_it_was_given(tiny_model_path: Path, tmp_
     assert over.tuning.progress.round == 3
 
 
+@pytest.fixture
+def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The one number is the time that runs see; tests move it on."""
+    now_s = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr(fine_tuning, "time", clock)
+    monkeypatch.setattr(rounds, "time", clock)
+    return now_s
+
+
 def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
-    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_path: Path, tmp_path: Path, now_s: list[float]
 ) -> None:
     """Bug: on slow cores a run is cut off at half its learning rate, where the weights still jump about.
 
     At ten seconds a round eighty are for eight of ten rounds; the plan outlives a resume at another pace.
     """
-    now_s = [100.0]
-    clock = SimpleNamespace(monotonic=lambda: now_s[0])
-    monkeypatch.setattr(fine_tuning, "time", clock)
-    monkeypatch.setattr(rounds, "time", clock)
 
     class Slow(Written):
         def adapt(self, *arguments: Any, **more: Any) -> wire.AdaptReply:
@@ -301,17 +307,14 @@ def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
 
 
 def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
-    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: list[float]
 ) -> None:
     """Bug: other work beside the first rounds of a demo, over before the sixth, cost it a fifth of all its rounds.
 
     After three at twenty seconds five more fit into the rest; after four at five seconds all that are left do.
     """
-    now_s, rounds_done = [100.0], [0]
+    rounds_done = [0]
     monkeypatch.setattr(fine_tuning, "PACE_ROUNDS", 2)
-    clock = SimpleNamespace(monotonic=lambda: now_s[0])
-    monkeypatch.setattr(fine_tuning, "time", clock)
-    monkeypatch.setattr(rounds, "time", clock)
 
     class Hurried(Written):
         def adapt(self, *arguments: Any, **more: Any) -> wire.AdaptReply:

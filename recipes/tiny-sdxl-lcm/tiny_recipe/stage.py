@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lasro.backbone import autocast
 from lasro.errors import NonFiniteError
+from lasro.objective import ema_update
 from tiny_recipe.config import Recipe, StageSettings
 from tiny_recipe.networks import load_plain, plain_names
 from tiny_recipe.reporting import ProgressLines, Stop, device_name
@@ -104,9 +104,11 @@ class StageRun:
         figures["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.stage.trained.parameters(), LARGEST_NORM)
         self.optimiser.step()
-        follow(self.average, self.stage.trained, min(settings.average, (steps + 1) / (steps + AVERAGE_RAMP)))
+        trained = list(self.stage.trained.parameters())
+        decay = min(settings.average, (steps + 1) / (steps + AVERAGE_RAMP))
+        ema_update(list(self.average.parameters()), trained, decay)
         if self.stage.target is not None:
-            follow(self.stage.target, self.stage.trained, self.stage.target_decay)
+            ema_update(list(self.stage.target.parameters()), trained, self.stage.target_decay)
         return figures
 
     def _finite(self, figures: dict[str, Tensor]) -> dict[str, float]:
@@ -167,13 +169,6 @@ class StageRun:
                 moments.setdefault(int(index), {})[key] = tensor
         whole = self.optimiser.state_dict()
         self.optimiser.load_state_dict(whole | {"state": moments})
-
-
-@torch.no_grad()
-def follow(average: nn.Module, trained: nn.Module, decay: float) -> None:
-    """average = decay average + (1 - decay) trained."""
-    # All at once: a launch per tensor cost a GPU more time than the arithmetic.
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(trained.parameters()), 0)
 
 
 def seed_of(seed: int, stage: str, step: int) -> int:
