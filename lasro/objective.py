@@ -10,7 +10,7 @@ Shape legend: B batch, CHW one latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,7 +103,7 @@ def lcm_distillation(
     return pseudo_huber(consistency(x_t, t), target)
 
 
-def ema_update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
+def ema_update(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:
     """average <- decay * average + (1 - decay) * current, in place and all in one launch."""
-    current = [p.detach().to(a.dtype) for a, p in zip(average, current, strict=True)]
-    get_ema_multi_avg_fn(decay)(average, current, 0)
+    following = [p.detach().to(a.dtype) for a, p in zip(average, current, strict=True)]
+    get_ema_multi_avg_fn(decay)(list(average), following, 0)
