@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lasro.adapters import parameters_set
 from lasro.backbone import TwoStepModel, load_model
@@ -42,17 +43,24 @@ def local_surrogate(model: TwoStepModel, config: RunSettings, initial: str) -> L
     return LocalSurrogate(surrogate)
 
 
+def served_reward(config: RunSettings) -> Reward:
+    """The run's first reward with `serve`, to be called in process."""
+    return load_reward(next(reward.serve for reward in config.rewards if reward.serve is not None))
+
+
+def true_rewards(model: TwoStepModel, reward: Reward, latents_BCHW: Tensor, prompts: list[str]) -> Rewards:
+    """The reward of each latent's image, null where it failed."""
+    images = [Image.fromarray(image) for image in model.decode(latents_BCHW, mixed=True)]
+    scores = reward(images, prompts, [None] * len(prompts))
+    return [float(score) if isinstance(score, int | float) else None for score in scores]
+
+
 @torch.no_grad()
 def rewards_of(model: TwoStepModel, reward: Reward, prompts: list[str], seed: int) -> dict[str, Rewards]:
     """The true reward of each prompt's one- and two-step image, on the same noise at every call."""
     noises = draw_noises(model, len(prompts), torch.Generator().manual_seed(seed))
     latents = two_step_latents(model, noises, model.embed(prompts))
-    rewards = {}
-    for stage, z_BCHW in zip(STAGES, latents, strict=True):
-        images = [Image.fromarray(image) for image in model.decode(z_BCHW, mixed=True)]
-        scores = reward(images, prompts, [None] * len(prompts))
-        rewards[stage] = [float(score) if isinstance(score, int | float) else None for score in scores]
-    return rewards
+    return {stage: true_rewards(model, reward, z, prompts) for stage, z in zip(STAGES, latents, strict=True)}
 
 
 def change(after: Rewards, before: Rewards) -> dict[str, Any]:
@@ -62,8 +70,7 @@ def change(after: Rewards, before: Rewards) -> dict[str, Any]:
 
 def measure(config: RunSettings, initial: str, count: int, updates: int, every: int, seed: int) -> dict[str, Any]:
     """Mean change of the true reward after every few updates, per stage, with its standard error."""
-    serve = next(reward.serve for reward in config.rewards if reward.serve is not None)
-    model, reward = load_model(config.model), load_reward(serve)
+    model, reward = load_model(config.model), served_reward(config)
     source, trainer = local_surrogate(model, config, initial), GeneratorTrainer(model, config)
     train = read_prompts(config.prompts.train)
     held_out = [prompt.text for prompt in read_prompts(config.prompts.held_out)][-count:]

@@ -55,12 +55,12 @@ def score_ascent(
     return loss.detach(), slope_B[:, None, None, None] * gradient_BCHW
 
 
-def stay_near_base(z1: Tensor, z2: Tensor, z1_base: Tensor, z2_base: Tensor) -> Tensor:
-    """L_reg = mean (z1 - z1_base)^2 + mean (z2 - z2_base)^2, the frozen base's predictions for the same inputs.
+def stay_near_base(z: Tensor, z_base: Tensor) -> Tensor:
+    """mean (z - z_base)^2 against the frozen base's prediction for the same input; L_reg is its sum over both steps.
 
-    z2_base starts from the generator's own x_tau1, so a better first step is not pulled back by the second.
+    The second step's z_base starts from the generator's own x_tau1, so a better first step is not pulled back by it.
     """
-    return (z1 - z1_base).square().mean() + (z2 - z2_base).square().mean()
+    return (z - z_base).square().mean()
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:

@@ -24,7 +24,7 @@ from lasro.surrogate import draw_augmentation
 from lasro.two_step import add_noise
 from lasro_client.lcm_regulariser import LcmRegulariser
 from lasro_client.processes import Processes, check_enough
-from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
+from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for
 from lasro_client.score_sources import ScoreSource
 
 
@@ -38,6 +38,23 @@ class StepStatistics(NamedTuple):
     grad_norm: float
 
 
+class StepSamples(NamedTuple):
+    """What this process has of one consistency step: `rows` of the `count` that all processes take to that step."""
+
+    timestep: int
+    x_t_BCHW: Tensor
+    z_BCHW: Tensor
+    prompts: list[str]
+    conditioning: Conditioning
+    rows: slice
+    count: int
+
+    @property
+    def share(self) -> float:
+        """Of the mean over all processes' samples, what this process's mean counts."""
+        return len(self.prompts) / self.count
+
+
 class GeneratorTrainer:
     """The generator's adapter, its optimiser, its average, and the moments of the scores: all that a resume needs.
 
@@ -47,7 +64,8 @@ class GeneratorTrainer:
     def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
         self.model, self.config, self.seed = model, config, config.seed
         self.peers = peers or Processes()
-        check_enough("train.batch_size", config.train.batch_size, self.peers)
+        self.second = config.train.two_step_every
+        check_enough("train.batch_size / train.two_step_every", config.train.batch_size // self.second, self.peers)
         self.parameters = add_generator_lora(model, config.lora, config.seed)
         self.average = [p.detach().clone() for p in self.parameters]
         self._untrained = [p.detach().clone() for p in self.parameters]
@@ -63,50 +81,69 @@ class GeneratorTrainer:
     def step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
         """One AdamW step on L = c L_reg - c1 S[R(z1)] - c2 S[R(z2)], means over the prompts.
 
-        Of several processes, all called with the same prompts, each takes a share of them; S has the moments of all.
+        z2 is drawn for every `train.two_step_every`-th prompt. Of several processes, all called with the same prompts,
+        each takes a share of them; S has the moments of all.
         Raises NonFiniteError before anything that is not finite could enter the optimiser.
         """
-        model, settings, shape = self.model, self.config.objective, (len(prompts), *self.model.latent_shape)
+        settings = self.config.objective
         generator = generator_for(self.seed, "generator", self.version)
-        here = self.peers.share(len(prompts))
-        noises = [noise[here] for noise in draw_noises(model, len(prompts), generator)]
-        texts = prompts[here]
-        conditioning = model.embed(texts)
-        latents = two_step_latents(model, noises, conditioning)
-        regulariser = self._regulariser(latents, noises, conditioning, generator)
+        steps = self._sample(prompts, generator)
+        regulariser = self._regulariser(steps, generator)
         objective = settings.regulariser_weight * regulariser
         loss, means = objective.item(), []
         for stage, weight in enumerate((settings.one_step_weight, settings.two_step_weight)):
-            z = latents[stage].detach()
-            t, noise = (
-                drawn[here] for drawn in draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
-            )
-            scores, slope = source.score_and_gradient(z, t.to(model.device), noise.to(model.device), texts)
-            of_all = torch.cat(self.peers.all_of(scores.cpu))
-            moments = update_moments(self.moments[stage], of_all, settings.score_momentum)
+            samples = steps[stage]
+            scores, slope = self._scores(samples, source, generator)
+            moments = self._moments(stage, scores)
             term, gradient = score_ascent(scores, slope, moments, settings.score_clip, weight)
-            objective = objective + (latents[stage] * gradient).sum()
-            loss += term.item()
-            means.append(normalise_and_clip(scores, moments, settings.score_clip).mean().item())
-            self.moments[stage] = moments
-        share = len(texts) / len(prompts)
-        told = torch.tensor([loss, regulariser.item(), *means], dtype=torch.float64) * share
+            objective = objective + samples.share * (samples.z_BCHW * gradient).sum()
+            loss += samples.share * term.item()
+            means.append(samples.share * normalise_and_clip(scores, moments, settings.score_clip).mean().item())
+        told = torch.tensor([loss, regulariser.item(), *means], dtype=torch.float64)
         self.peers.sum_([told])
-        return StepStatistics(*told.tolist(), grad_norm=self._descend(objective * share))
+        return StepStatistics(*told.tolist(), grad_norm=self._descend(objective))
 
-    def _regulariser(
-        self, latents: list[Tensor], noises: list[Tensor], conditioning: Conditioning, generator: torch.Generator
-    ) -> Tensor:
+    def _sample(self, prompts: list[str], generator: torch.Generator) -> list[StepSamples]:
+        """This process's share of both steps. z1 enters the second one as a constant, as in `two_step.sample`."""
+        model, every = self.model, self.second
+        x_1, noise_2 = draw_noises(model, len(prompts), generator)
+        here = self.peers.share(len(prompts))
+        conditioning = model.embed(prompts[here])
+        z_1 = model.predict_clean(x_1[here], TWO_STEPS[0], conditioning)
+        first = StepSamples(TWO_STEPS[0], x_1[here], z_1, prompts[here], conditioning, here, len(prompts))
+        rows = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
+        chosen = torch.arange(rows.start * every, here.stop, every, device=model.device)
+        within = chosen - here.start
+        x_2 = add_noise(z_1.detach()[within], noise_2[chosen], model.alphas_cumprod_T[TWO_STEPS[1]])
+        conditioning = conditioning.rows(within)
+        z_2 = model.predict_clean(x_2, TWO_STEPS[1], conditioning)
+        texts, count = [prompts[row] for row in chosen.tolist()], math.ceil(len(prompts) / every)
+        return [first, StepSamples(TWO_STEPS[1], x_2, z_2, texts, conditioning, rows, count)]
+
+    def _scores(self, samples: StepSamples, source: ScoreSource, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """R(z) and dR/dz of samples, augmented by draws that are the same for any number of processes."""
+        shape, device = (samples.count, *self.model.latent_shape), self.model.device
+        drawn = draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
+        t, noise = (values[samples.rows].to(device) for values in drawn)
+        return source.score_and_gradient(samples.z_BCHW.detach(), t, noise, samples.prompts)
+
+    def _moments(self, stage: int, scores_B: Tensor) -> Moments:
+        """The moving moments of a stage after all processes' scores."""
+        of_all = torch.cat(self.peers.all_of(scores_B.cpu))
+        moments = update_moments(self.moments[stage], of_all, self.config.objective.score_momentum)
+        self.moments[stage] = moments
+        return moments
+
+    def _regulariser(self, steps: list[StepSamples], generator: torch.Generator) -> Tensor:
+        """This process's part of L_reg."""
         if self.lcm is not None:
-            return self.lcm.loss(generator)
-        abar = self.model.alphas_cumprod_T[TWO_STEPS[1]]
-        inputs = [noises[0], add_noise(latents[0].detach(), noises[1], abar)]
-        with torch.no_grad():
-            base = [
-                self.model.predict_clean(x_t, t, conditioning, base=True)
-                for x_t, t in zip(inputs, TWO_STEPS, strict=True)
-            ]
-        return stay_near_base(*latents, *base)
+            return self.lcm.loss(generator) * steps[0].share
+        total = torch.zeros((), device=self.model.device)
+        for step in steps:
+            with torch.no_grad():
+                z_base = self.model.predict_clean(step.x_t_BCHW, step.timestep, step.conditioning, base=True)
+            total = total + step.share * stay_near_base(step.z_BCHW, z_base)
+        return total
 
     def _descend(self, objective: Tensor) -> float:
         self.optimiser.zero_grad(set_to_none=True)

@@ -96,7 +96,7 @@ def test_a_detector_is_trainable(audit: Audit) -> None:
     assert found["spread"]["as_ranked"]["signal_share"] == 1
     assert found["ties"]["constant_groups"] == 0
     assert found["latency_s"]["median"] > 0
-    assert found["cost"]["train"]["calls"] == 2232, "without a configuration the run is the demo"
+    assert found["cost"]["train"]["calls"] == 1912, "without a configuration the run is the demo"
     assert found["cost"]["train"]["scoring_s"] > 0
     assert found["mean"]["two_step"]["mean"] > found["mean"]["one_step"]["mean"]
     assert len(found["measured"]) == 3

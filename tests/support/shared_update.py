@@ -1,4 +1,4 @@
-"""A few updates of a generator, by one process or by its peers: `python shared_update.py MODEL` is one of them.
+"""A few updates of a generator, by one process or by its peers, each `python shared_update.py MODEL TWO_STEP_EVERY`.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -30,7 +30,7 @@ class CurvedScore:
         return -shifted.square().sum((1, 2, 3)), -2 * shifted
 
 
-def updates(model_path: str, peers: Processes) -> list[list[float]]:
+def updates(model_path: str, two_step_every: int, peers: Processes) -> list[list[float]]:
     """Of four updates loss, regulariser, both scores and gradient norm; then the sizes of the adapter's parts."""
     config = RunSettings.model_validate(
         {
@@ -39,7 +39,7 @@ def updates(model_path: str, peers: Processes) -> list[list[float]]:
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
-            "train": {"batch_size": len(PROMPTS)},
+            "train": {"batch_size": len(PROMPTS), "two_step_every": two_step_every},
         }
     )
     trainer = GeneratorTrainer(load_model(config.model), config, peers)
@@ -50,5 +50,5 @@ def updates(model_path: str, peers: Processes) -> list[list[float]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes() as peers:
-        found = updates(sys.argv[1], peers)
+        found = updates(sys.argv[1], int(sys.argv[2]), peers)
     print(json.dumps(found))

@@ -9,7 +9,7 @@ import torch
 
 from lasro.backbone import load_model
 from lasro.config import RunSettings
-from lasro.errors import NonFiniteError
+from lasro.errors import ConfigError, NonFiniteError
 from lasro_client.generator import GeneratorTrainer
 
 PROMPTS = ["a red star", "a blue square"]
@@ -27,8 +27,22 @@ class Slope:
         return torch.zeros(len(prompts)), torch.full_like(latents_BCHW, self.slope)
 
 
-@pytest.fixture
-def trainer(tiny_model_path: Path) -> GeneratorTrainer:
+class Asked(Slope):
+    """The same, and for which prompts it was asked."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__(slope)
+        self.prompts: list[list[str]] = []
+
+    def score_and_gradient(
+        self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert len(latents_BCHW) == len(timesteps_B) == len(noise_BCHW) == len(prompts)
+        self.prompts.append(prompts)
+        return super().score_and_gradient(latents_BCHW, timesteps_B, noise_BCHW, prompts)
+
+
+def trainer_of(tiny_model_path: Path, objective: dict[str, float] | None = None, **train: int) -> GeneratorTrainer:
     config = RunSettings.model_validate(
         {
             "name": "generator",
@@ -36,9 +50,16 @@ def trainer(tiny_model_path: Path) -> GeneratorTrainer:
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
+            "objective": objective or {},
+            "train": train,
         }
     )
     return GeneratorTrainer(load_model(config.model), config)
+
+
+@pytest.fixture
+def trainer(tiny_model_path: Path) -> GeneratorTrainer:
+    return trainer_of(tiny_model_path)
 
 
 def values(trainer: GeneratorTrainer) -> list[torch.Tensor]:
@@ -71,3 +92,19 @@ def test_state_brings_back_the_very_next_update(trainer: GeneratorTrainer) -> No
     trainer.step(PROMPTS, Slope(1.0))
     assert all(torch.equal(a, b) for a, b in zip(expected, values(trainer), strict=True))
     assert any(tensor.abs().max() > 0 for tensor in trainer.average)
+
+
+def test_a_part_of_the_prompts_takes_the_second_step(tiny_model_path: Path) -> None:
+    """Guards against prompts that get another prompt's latents, and against the second step weighing as its part."""
+    five = [*PROMPTS, "a green ring", "a pink heart", "a gray cross"]
+    asked = Asked(1.0)
+    alone = {"one_step_weight": 0.0}
+    norms = [trainer_of(tiny_model_path, alone, two_step_every=n).step(five, asked).grad_norm for n in (1, 2)]
+    assert asked.prompts == [five, five, five, five[::2]]
+    assert norms[1] == pytest.approx(norms[0], rel=0.2)
+
+
+def test_no_prompt_for_the_second_step_is_refused(tiny_model_path: Path) -> None:
+    """Guards against the mean of no sample, which is NaN."""
+    with pytest.raises(ConfigError, match=r"two_step_every: got 0, expected at least 1"):
+        trainer_of(tiny_model_path, batch_size=4, two_step_every=5)
