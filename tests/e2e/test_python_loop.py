@@ -20,7 +20,8 @@ def test_the_documented_loop_runs(
         assert (ROOT / "configs" / name).exists()
     changes = {
         'Path("configs/demo.toml"))': f'Path("{ROOT}/configs/demo.toml"), ['
-        f'"model.path={tiny_model_path}", "train.seeds_per_prompt=3", "train.batch_size=2", "train.two_step_every=1", "surrogate.tie_margin=0"])',
+        f'"model.path={tiny_model_path}", "train.seeds_per_prompt=3", "surrogate.tie_margin=0", '
+        '"train.batch_size=2", "train.two_step_every=1"])',
         "range(40)": "range(3)",
         "round >= 10": "round >= 1",
     }
