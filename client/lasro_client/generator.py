@@ -39,7 +39,7 @@ class StepStatistics(NamedTuple):
 
 
 class StepSamples(NamedTuple):
-    """What this process has of one consistency step: `rows` of the `count` that all processes take to that step."""
+    """What this process has of one consistency step: `rows` of the `total` that all processes take to that step."""
 
     timestep: int
     x_t_BCHW: Tensor
@@ -47,12 +47,12 @@ class StepSamples(NamedTuple):
     prompts: list[str]
     conditioning: Conditioning
     rows: slice
-    count: int
+    total: int
 
     @property
     def share(self) -> float:
         """Of the mean over all processes' samples, what this process's mean counts."""
-        return len(self.prompts) / self.count
+        return len(self.prompts) / self.total
 
 
 class GeneratorTrainer:
@@ -117,12 +117,12 @@ class GeneratorTrainer:
         x_2 = add_noise(z_1.detach()[within], noise_2[chosen], model.alphas_cumprod_T[TWO_STEPS[1]])
         conditioning = conditioning.rows(within)
         z_2 = model.predict_clean(x_2, TWO_STEPS[1], conditioning)
-        texts, count = [prompts[row] for row in chosen.tolist()], math.ceil(len(prompts) / every)
-        return [first, StepSamples(TWO_STEPS[1], x_2, z_2, texts, conditioning, rows, count)]
+        texts, total = [prompts[row] for row in chosen.tolist()], math.ceil(len(prompts) / every)
+        return [first, StepSamples(TWO_STEPS[1], x_2, z_2, texts, conditioning, rows, total)]
 
     def _scores(self, samples: StepSamples, source: ScoreSource, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """R(z) and dR/dz of samples, augmented by draws that are the same for any number of processes."""
-        shape, device = (samples.count, *self.model.latent_shape), self.model.device
+        shape, device = (samples.total, *self.model.latent_shape), self.model.device
         drawn = draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
         t, noise = (values[samples.rows].to(device) for values in drawn)
         return source.score_and_gradient(samples.z_BCHW.detach(), t, noise, samples.prompts)
