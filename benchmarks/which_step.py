@@ -32,7 +32,7 @@ BY_ADAPTER = {"both": (True, True), "first": (True, False), "second": (False, Tr
 
 
 @torch.no_grad()
-def two_step_images(
+def latents_by(
     model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, by_adapter: tuple[bool, bool]
 ) -> Tensor:
     """Two-step latents [B, C, H, W], each step drawn by the adapted UNet or by the base."""
@@ -53,7 +53,7 @@ def measure(config: RunSettings, adapter: Path, count: int, seed: int) -> dict[s
     conditioning = model.embed(prompts)
 
     def rewards(by_adapter: tuple[bool, bool]) -> Rewards:
-        return true_rewards(model, reward, two_step_images(model, noises, conditioning, by_adapter), prompts)
+        return true_rewards(model, reward, latents_by(model, noises, conditioning, by_adapter), prompts)
 
     before = rewards((False, False))
     result: dict[str, Any] = {"n": len(prompts), "seed": seed, "device": f"{model.device} {platform.machine()}"}

@@ -64,8 +64,8 @@ class GeneratorTrainer:
     def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
         self.model, self.config, self.seed = model, config, config.seed
         self.peers = peers or Processes()
-        self.second = config.train.two_step_every
-        check_enough("train.batch_size / train.two_step_every", config.train.batch_size // self.second, self.peers)
+        train = config.train
+        check_enough("train.batch_size / train.two_step_every", train.batch_size // train.two_step_every, self.peers)
         self.parameters = add_generator_lora(model, config.lora, config.seed)
         self.average = [p.detach().clone() for p in self.parameters]
         self._untrained = [p.detach().clone() for p in self.parameters]
@@ -105,7 +105,7 @@ class GeneratorTrainer:
 
     def _sample(self, prompts: list[str], generator: torch.Generator) -> list[StepSamples]:
         """This process's share of both steps. z1 enters the second one as a constant, as in `two_step.sample`."""
-        model, every = self.model, self.second
+        model, every = self.model, self.config.train.two_step_every
         x_1, noise_2 = draw_noises(model, len(prompts), generator)
         here = self.peers.share(len(prompts))
         conditioning = model.embed(prompts[here])

@@ -10,7 +10,9 @@ import torch
 from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, NonFiniteError
+from lasro.two_step import add_noise
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
 
 PROMPTS = ["a red star", "a blue square"]
 
@@ -69,6 +71,20 @@ def values(trainer: GeneratorTrainer) -> list[torch.Tensor]:
 def test_a_fresh_adapter_is_the_base(trainer: GeneratorTrainer) -> None:
     """Guards against a regulariser that pulls an untouched generator somewhere: it must start at exactly zero."""
     assert trainer.step(PROMPTS, Slope(0.0)).regulariser == 0.0
+
+
+def test_the_regulariser_adds_both_steps(trainer: GeneratorTrainer) -> None:
+    """Guards against averaging the steps, and against a base for the second one that starts from its own first one."""
+    trainer.step(PROMPTS, Slope(1.0))
+    model, conditioning = trainer.model, trainer.model.embed(PROMPTS)
+    noises = draw_noises(model, len(PROMPTS), generator_for(trainer.seed, "generator", trainer.version))
+    with torch.no_grad():
+        z_1, z_2 = two_step_latents(model, noises, conditioning)
+        inputs = [noises[0], add_noise(z_1, noises[1], model.alphas_cumprod_T[TWO_STEPS[1]])]
+        bases = [model.predict_clean(x_t, t, conditioning, base=True) for x_t, t in zip(inputs, TWO_STEPS, strict=True)]
+    expected = [(z - base).square().mean().item() for z, base in zip((z_1, z_2), bases, strict=True)]
+    assert min(expected) > 0
+    assert trainer.step(PROMPTS, Slope(1.0)).regulariser == pytest.approx(sum(expected), rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied(trainer: GeneratorTrainer) -> None:
