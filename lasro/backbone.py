@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -28,13 +27,13 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
 
 from lasro.config import ModelSettings
+from lasro.device import autocast, pick_device
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.two_step import boundary_scalings, clean_from_output, consistency, guidance_embedding
 
 BUNDLED = "assets/tiny-sdxl-lcm"
 EMBEDDING_CACHE = 2048
 DECODE_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -48,38 +47,9 @@ class Conditioning(NamedTuple):
         """Each row `count` times in a row."""
         return Conditioning(*(rows.repeat_interleave(count, 0) for rows in self))
 
-    def rows(self, chosen_B: Tensor) -> Conditioning:
-        """Those that a mask or indices name."""
+    def rows(self, chosen_B: Tensor | slice) -> Conditioning:
+        """Those that a mask, indices or a slice name."""
         return Conditioning(*(rows[chosen_B] for rows in self))
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device of that name, for "auto" the best there is; raises ModelError for a GPU that torch does not see."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-        raise ModelError(f"device: got cuda, but torch {torch.__version__} ({build}) sees no GPU; check its driver")
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@lru_cache
-def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is the hardware's own. Emulated, it is ten times slower than float32, not faster."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Mixed precision of that name; "none" leaves arithmetic as it is, "auto" is bfloat16 where that is native."""
-    enabled = computes_in_bfloat16(device) if dtype == "auto" else dtype != "none"
-    return torch.autocast(device.type, dtype=AUTOCAST.get(dtype, torch.bfloat16), enabled=enabled)
 
 
 def shared_view(module: M) -> M:

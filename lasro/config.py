@@ -224,6 +224,8 @@ class TrainSettings(SamplingSettings):
     """Generator updates per round."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     """Prompts per generator update."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """How many of them go through the networks together; absent: all. The same update in less memory, a pass more."""
     two_step_every: Annotated[int, Field(ge=1)] = 1
     """Prompts for each that takes the second step too, whose gradient is several times smaller; 1: all do."""
     learning_rate: Rate = 5e-4

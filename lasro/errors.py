@@ -15,6 +15,7 @@
     ├── BusyError                 a process has as much as it takes on; try again later
     │   └── QueueFullError        one reward's queue is full; try again later
     ├── StorageError              a disk or Redis that does not take writes
+    ├── DeviceMemoryError         a GPU that is too small for what is done on it at once
     ├── UnreachableError          a service or Redis that does not answer at all
     │   ├── TimeoutExceededError  one that did not answer in time
     │   └── LockedOutError        a Redis that refuses the name or password
@@ -104,6 +105,11 @@ class QueueFullError(BusyError):
 class StorageError(LasroError, OSError):
     http_status = 507
     title = "storage failed"
+
+
+class DeviceMemoryError(LasroError, MemoryError):
+    http_status = 507
+    title = "out of GPU memory"
 
 
 class UnreachableError(LasroError, ConnectionError):

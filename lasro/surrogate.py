@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lasro.backbone import Conditioning, TwoStepModel, autocast
+from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import SurrogateSettings
+from lasro.device import autocast
 from lasro.errors import WireError
 from lasro.trunk import UNetTrunk
 from lasro.two_step import add_noise

@@ -61,7 +61,7 @@ def _package(name: str) -> Check:
 def _device() -> str:
     import torch
 
-    from lasro.backbone import pick_device
+    from lasro.device import pick_device
 
     device = pick_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"

@@ -8,15 +8,18 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lasro.adapters import add_generator_lora, parameters_set, save_adapter
 from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
+from lasro.device import device_memory
 from lasro.errors import NonFiniteError
 from lasro.objective import Moments, ema_update, normalise_and_clip, score_ascent, stay_near_base, update_moments
 from lasro.schedule import learning_rate
@@ -26,6 +29,8 @@ from lasro_client.lcm_regulariser import LcmRegulariser
 from lasro_client.processes import Processes, check_enough
 from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for
 from lasro_client.score_sources import ScoreSource
+
+MEMORY_ADVICE = "lower train.micro_batch_size, or set model.gradient_checkpointing = true"
 
 
 class StepStatistics(NamedTuple):
@@ -83,8 +88,12 @@ class GeneratorTrainer:
 
         z2 is drawn for every `train.two_step_every`-th prompt. Of several processes, all called with the same prompts,
         each takes a share of them; S has the moments of all.
-        Raises NonFiniteError before anything that is not finite could enter the optimiser.
+        Raises NonFiniteError before anything that is not finite could enter the optimiser, and DeviceMemoryError.
         """
+        with device_memory(f"generator update {self.version} of {len(prompts)} prompts", MEMORY_ADVICE):
+            return self._step(prompts, source)
+
+    def _step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
         settings = self.config.objective
         generator = generator_for(self.seed, "generator", self.version)
         steps = self._sample(prompts, generator)
@@ -109,23 +118,43 @@ class GeneratorTrainer:
         x_1, noise_2 = draw_noises(model, len(prompts), generator)
         here = self.peers.share(len(prompts))
         conditioning = model.embed(prompts[here])
-        z_1 = model.predict_clean(x_1[here], TWO_STEPS[0], conditioning)
+        z_1 = self._predict(x_1[here], TWO_STEPS[0], conditioning)
         first = StepSamples(TWO_STEPS[0], x_1[here], z_1, prompts[here], conditioning, here, len(prompts))
         rows = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
         chosen = torch.arange(rows.start * every, here.stop, every, device=model.device)
         within = chosen - here.start
         x_2 = add_noise(z_1.detach()[within], noise_2[chosen], model.alphas_cumprod_T[TWO_STEPS[1]])
         conditioning = conditioning.rows(within)
-        z_2 = model.predict_clean(x_2, TWO_STEPS[1], conditioning)
+        z_2 = self._predict(x_2, TWO_STEPS[1], conditioning)
         texts, total = [prompts[row] for row in chosen.tolist()], math.ceil(len(prompts) / every)
         return [first, StepSamples(TWO_STEPS[1], x_2, z_2, texts, conditioning, rows, total)]
+
+    def _predict(self, x_t_BCHW: Tensor, timestep: int, conditioning: Conditioning, base: bool = False) -> Tensor:
+        """f_theta(x_t, t, c), a micro-batch's activations held at a time: backward computes them once more."""
+        predict = partial(self.model.predict_clean, base=base)
+        parts = self._micro_batches(len(x_t_BCHW))
+        if len(parts) == 1:
+            return predict(x_t_BCHW, timestep, conditioning)
+        inputs = [(x_t_BCHW[part], timestep, conditioning.rows(part)) for part in parts]
+        return torch.cat([checkpoint(predict, *each, use_reentrant=False) for each in inputs])
+
+    def _micro_batches(self, count: int) -> list[slice]:
+        """Rows that go through a network together."""
+        size = self.config.train.micro_batch_size or count
+        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
     def _scores(self, samples: StepSamples, source: ScoreSource, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """R(z) and dR/dz of samples, augmented by draws that are the same for any number of processes."""
         shape, device = (samples.total, *self.model.latent_shape), self.model.device
         drawn = draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
         t, noise = (values[samples.rows].to(device) for values in drawn)
-        return source.score_and_gradient(samples.z_BCHW.detach(), t, noise, samples.prompts)
+        z = samples.z_BCHW.detach()
+        of_parts = [
+            source.score_and_gradient(z[part], t[part], noise[part], samples.prompts[part])
+            for part in self._micro_batches(len(z))
+        ]
+        scores_B, gradient_BCHW = (torch.cat(values) for values in zip(*of_parts, strict=True))
+        return scores_B, gradient_BCHW
 
     def _moments(self, stage: int, scores_B: Tensor) -> Moments:
         """The moving moments of a stage after all processes' scores."""
@@ -141,7 +170,7 @@ class GeneratorTrainer:
         total = torch.zeros((), device=self.model.device)
         for step in steps:
             with torch.no_grad():
-                z_base = self.model.predict_clean(step.x_t_BCHW, step.timestep, step.conditioning, base=True)
+                z_base = self._predict(step.x_t_BCHW, step.timestep, step.conditioning, base=True)
             total = total + step.share * stay_near_base(step.z_BCHW, z_base)
         return total
 

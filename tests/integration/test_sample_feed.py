@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -40,6 +41,17 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def feeding(stream: SampleStream, run: str, intake: Intake) -> Iterator[SampleFeed]:
+    """A feed at work, stopped whatever the test finds: else it reads on, from a Redis that is gone, in later tests."""
+    feed = SampleFeed(stream, run, intake, lambda: None)
+    feed.start()
+    try:
+        yield feed
+    finally:
+        feed.stop()
+
+
 @pytest.fixture
 def intake() -> Intake:
     return Intake(CONFIG, SHAPE)
@@ -50,39 +62,35 @@ def test_a_group_delivered_again_after_a_power_cut_is_kept_until_it_is_on_disk(r
     done while the group was in memory only; a trainer killed next had neither, and nobody posted it again."""
     with connect(redis_url) as client:
         run, key = "power-cut", keys.samples("power-cut")
-        feed = SampleFeed(SampleStream(client, run), run, intake, lambda: None)
-        feed.start()
-        first = client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
-        until(lambda: intake.replay.waiting_groups == 1)
-        client.xack(key, "trainer", first)
-        client.xdel(key, first)
-        client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
-        client.xadd(key, {"sample": wire.to_msgpack(sample("b"))})
-        until(lambda: intake.replay.waiting_groups == 2)
-        feed.stop()
+        with feeding(SampleStream(client, run), run, intake):
+            first = client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
+            until(lambda: intake.replay.waiting_groups == 1)
+            client.xack(key, "trainer", first)
+            client.xdel(key, first)
+            client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
+            client.xadd(key, {"sample": wire.to_msgpack(sample("b"))})
+            until(lambda: intake.replay.waiting_groups == 2)
 
         after = Intake(CONFIG, SHAPE)
-        feed = SampleFeed(SampleStream(client, run), run, after, lambda: None)
-        feed.start()
-        until(lambda: after.replay.waiting_groups == 2)
-        after.saved(after.replay.admit(["a", "b"]))
-        feed.release()
-        until(lambda: client.xlen(key) == 0)
-        feed.stop()
+        with feeding(SampleStream(client, run), run, after) as feed:
+            until(lambda: after.replay.waiting_groups == 2)
+            after.saved(after.replay.admit(["a", "b"]))
+            feed.release()
+            until(lambda: client.xlen(key) == 0)
 
 
 def test_a_group_on_disk_is_acknowledged_when_it_comes_again(redis_url, intake):
     """Guards against a stream that keeps what was delivered twice for as long as the trainer lives."""
     with connect(redis_url) as client:
         run, key = "twice", keys.samples("twice")
-        feed = SampleFeed(SampleStream(client, run), run, intake, lambda: None)
-        feed.start()
-        client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
-        client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
-        until(lambda: client.xpending(key, "trainer")["pending"] == 2 and intake.replay.waiting_groups == 1)
-        intake.saved(intake.replay.admit(["a"]))
-        feed.release()
-        until(lambda: client.xlen(key) == 0)
-        client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
-        until(lambda: client.xlen(key) == 0)
-        feed.stop()
+        with feeding(SampleStream(client, run), run, intake) as feed:
+            client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
+            client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
+            # The feed makes the consumer group when it first reads: before that Redis knows of none to ask for.
+            until(lambda: intake.replay.waiting_groups == 1)
+            until(lambda: client.xpending(key, "trainer")["pending"] == 2)
+            intake.saved(intake.replay.admit(["a"]))
+            feed.release()
+            until(lambda: client.xlen(key) == 0)
+            client.xadd(key, {"sample": wire.to_msgpack(sample("a"))})
+            until(lambda: client.xlen(key) == 0)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lasro.adapters import add_generator_lora, load_adapter, parameters_set, save_adapter
-from lasro.backbone import TwoStepModel, autocast, computes_in_bfloat16, load_model, load_teacher, shared_view
+from lasro.backbone import TwoStepModel, load_model, load_teacher, shared_view
 from lasro.config import LoraSettings, ModelSettings
+from lasro.device import autocast, computes_in_bfloat16
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.two_step import lcm_timesteps, sample
 

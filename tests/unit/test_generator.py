@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared_update import CurvedScore
 
 from lasro.backbone import load_model
 from lasro.config import RunSettings
-from lasro.errors import ConfigError, NonFiniteError
+from lasro.errors import ConfigError, DeviceMemoryError, NonFiniteError
 from lasro.two_step import add_noise
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
@@ -27,6 +28,15 @@ class Slope:
         self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(prompts)), torch.full_like(latents_BCHW, self.slope)
+
+
+class TooLarge(Slope):
+    """A GPU that is full, as torch says it."""
+
+    def score_and_gradient(
+        self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 79 GiB in all.")
 
 
 class Asked(Slope):
@@ -97,6 +107,15 @@ def test_a_gradient_that_is_not_finite_is_not_applied(trainer: GeneratorTrainer)
     assert not trainer.optimiser.state
 
 
+def test_a_full_gpu_is_told_with_what_to_lower(trainer: GeneratorTrainer) -> None:
+    """Guards against a traceback of torch's for the commonest trouble of a first run."""
+    with pytest.raises(
+        DeviceMemoryError, match=r"update 0 of 2 prompts: CUDA out of memory; lower train\.micro_batch_size"
+    ):
+        trainer.step(PROMPTS, TooLarge(1.0))
+    assert trainer.version == 0
+
+
 def test_state_brings_back_the_very_next_update(trainer: GeneratorTrainer) -> None:
     """Guards against a checkpoint without the optimiser or the moments: the update after it must be the same."""
     trainer.step(PROMPTS, Slope(1.0))
@@ -124,3 +143,21 @@ def test_no_prompt_for_the_second_step_is_refused(tiny_model_path: Path) -> None
     """Guards against the mean of no sample, which is NaN."""
     with pytest.raises(ConfigError, match=r"two_step_every: got 0, expected at least 1"):
         trainer_of(tiny_model_path, batch_size=4, two_step_every=5)
+
+
+def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: Path) -> None:
+    """Guards against rows that get another row's prompt, noise or weight, against moments of a part of the batch, and
+    against a network that holds the whole batch all the same."""
+    five = [*PROMPTS, "a green ring", "a pink heart", "a gray cross"]
+    whole, parts = trainer_of(tiny_model_path), trainer_of(tiny_model_path, micro_batch_size=2)
+    rows: list[int] = []
+    parts.model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    whole.step(PROMPTS, CurvedScore())
+    parts.load_state(whole.state(), whole.version, list(whole.moments))
+    told = [trainer.step(five, CurvedScore()) for trainer in (whole, parts)]
+    assert max(rows) == 2
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+    gradients = [
+        torch.cat([p.grad.flatten() for p in each.parameters if p.grad is not None]) for each in (whole, parts)
+    ]
+    assert (gradients[1] - gradients[0]).norm() <= 1e-4 * gradients[0].norm()

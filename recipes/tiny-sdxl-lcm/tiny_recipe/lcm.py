@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lasro.backbone import autocast
+from lasro.device import autocast
 from lasro.two_step import (
     add_noise,
     boundary_scalings,

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lasro.backbone import autocast
+from lasro.device import autocast
 from lasro.errors import NonFiniteError
 from lasro.objective import ema_update
 from tiny_recipe.config import Recipe, StageSettings

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from lasro.backbone import pick_device
+from lasro.device import pick_device
 from lasro_client.files import write_atomically
 from lasro_client.progress import clock
 from tiny_recipe.data import TrainingData

@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lasro.backbone import autocast
+from lasro.device import autocast
 from lasro.two_step import add_noise
 from tiny_recipe.config import Recipe
 from tiny_recipe.latents import SEEDS_PER_PROMPT, Pool, decoded, evaluation_tokens

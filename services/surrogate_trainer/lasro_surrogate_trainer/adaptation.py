@@ -22,6 +22,7 @@ from lasro import wire
 from lasro.backbone import Conditioning
 from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
 from lasro.config import SurrogateSettings
+from lasro.device import device_memory
 from lasro.errors import BusyError, NonFiniteError
 from lasro.reward_objective import RewardObjective
 from lasro.schedule import learning_rate
@@ -35,6 +36,7 @@ BETAS = (0.9, 0.99)
 HELD_OUT_EVERY_STEPS = 32
 """Scoring the held-out groups costs about as much as a step, so they are scored once in this many."""
 MEASURING_SEED = 20_411
+MEMORY_ADVICE = "lower surrogate.groups_per_step or seeds_per_prompt, or set model.gradient_checkpointing = true"
 
 
 class StepResult(NamedTuple):
@@ -116,9 +118,12 @@ class Trainee:
         winners_P, losers_P = self._batch_pairs(groups, self.ranker(replay))
         if len(winners_P) == 0:
             return None
-        scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
-        loss = bradley_terry_loss(scores_S, winners_P, losers_P)
-        self._apply(loss)
+        with device_memory(
+            f"surrogate step {self.steps} of {sum(len(group.stages_N) for group in groups)} samples", MEMORY_ADVICE
+        ):
+            scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
+            loss = bradley_terry_loss(scores_S, winners_P, losers_P)
+            self._apply(loss)
         accuracy = pair_accuracy(scores_S.detach(), winners_P, losers_P)
         return StepResult(loss.item(), accuracy or 0.0, len(winners_P))
 

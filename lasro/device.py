@@ -1,0 +1,52 @@
+"""Where it is computed, in which precision, and what to do where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+
+from lasro.errors import DeviceMemoryError, ModelError
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of that name, for "auto" the best there is; raises ModelError for a GPU that torch does not see."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise ModelError(f"device: got cuda, but torch {torch.__version__} ({build}) sees no GPU; check its driver")
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@lru_cache
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is the hardware's own. Emulated, it is ten times slower than float32, not faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """Mixed precision of that name; "none" leaves arithmetic as it is, "auto" is bfloat16 where that is native."""
+    enabled = computes_in_bfloat16(device) if dtype == "auto" else dtype != "none"
+    return torch.autocast(device.type, dtype=AUTOCAST.get(dtype, torch.bfloat16), enabled=enabled)
+
+
+@contextmanager
+def device_memory(task: str, advice: str) -> Iterator[None]:
+    """A GPU that is too small for what is done inside: raises DeviceMemoryError, with what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise DeviceMemoryError(f"{task}: {reason}; {advice}") from error
