@@ -1,4 +1,4 @@
-"""A few updates of a generator, by one process or by its peers, each `python shared_update.py MODEL TWO_STEP_EVERY`.
+"""A few updates of a generator, by one process or by its peers, each `python shared_update.py MODEL`.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -16,6 +16,8 @@ from lasro.config import RunSettings
 from lasro_client.generator import GeneratorTrainer
 from lasro_client.processes import Processes, processes
 
+EVERY = (1, 2)
+"""What `train.two_step_every` is tried with."""
 PROMPTS = ["a red star", "a blue square", "a green ring", "a pink heart", "a gray cross"]
 
 
@@ -28,6 +30,11 @@ class CurvedScore:
         assert len(latents_BCHW) == len(timesteps_B) == len(noise_BCHW) == len(prompts)
         shifted = latents_BCHW - noise_BCHW
         return -shifted.square().sum((1, 2, 3)), -2 * shifted
+
+
+def all_updates(model_path: str, peers: Processes) -> list[list[list[float]]]:
+    """`updates` for each of EVERY."""
+    return [updates(model_path, every, peers) for every in EVERY]
 
 
 def updates(model_path: str, two_step_every: int, peers: Processes) -> list[list[float]]:
@@ -50,5 +57,5 @@ def updates(model_path: str, two_step_every: int, peers: Processes) -> list[list
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes() as peers:
-        found = updates(sys.argv[1], int(sys.argv[2]), peers)
+        found = all_updates(sys.argv[1], peers)
     print(json.dumps(found))
