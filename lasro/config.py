@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lasro.errors import ConfigError
 from lasro.reward_objective import Combine, RewardObjective
-from lasro.wire import Finite, Name, explain
+from lasro.validation import explain
+from lasro.wire import Finite, Name
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Autocast = Literal["none", "auto", "bfloat16", "float16"]
@@ -422,7 +423,7 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunSettings:
     try:
         config = RunSettings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from error
+        raise ConfigError(f"{path}: {explain(error, RunSettings)}") from error
     return _with_absolute_paths(config, path.resolve().parent)
 
 

@@ -35,6 +35,7 @@ from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, rew
 from lasro.service_kit import ServiceEnvironment, create_service, read_message, reply
 from lasro.service_kit import run_service as serve
 from lasro.signing import Verifier, reply_id, signed_headers, signing_key
+from lasro.validation import explain
 
 __all__ = ["RejectedItem", "Reward", "RewardEnvironment", "create_reward_app", "load_reward", "reward"]
 
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = RewardEnvironment()  # pyright: ignore[reportCallIssue]
         serve(create_reward_app(load_reward(arguments[0]), settings), settings)
     except ValidationError as error:
-        print(f"LASRO_* variables: {wire.explain(error)}", file=sys.stderr)
+        print(f"LASRO_* variables: {explain(error)}", file=sys.stderr)
         return 1
     except ConfigError as error:
         print(error, file=sys.stderr)

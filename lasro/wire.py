@@ -33,13 +33,13 @@ from pydantic import (
 
 from lasro.errors import WireError
 from lasro.reward_objective import Combine, RewardObjective, Scale
+from lasro.validation import explain, one_line
 
 SCHEMA_VERSION = 1
 MSGPACK_TYPE = "application/msgpack"
 SAFETENSORS_TYPE = "application/vnd.safetensors"
 TIMEOUT_HEADER = "X-Request-Timeout-S"
 """Seconds that the sender will still wait; what comes to its turn later is not scored."""
-LONGEST_PROBLEM = 300
 MAX_TENSORS = 4096
 MAX_HEADER_BYTES = 1 << 20
 OUT_OF_RANGE = "expected a score in"
@@ -510,19 +510,6 @@ def from_json(kind: type[M], body: bytes | str) -> M:
         raise WireError(explain(error)) from error
 
 
-def explain(error: ValidationError) -> str:
-    """The first few problems of a pydantic error on one line, without the offending payload."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [f"{'.'.join(str(part) for part in p['loc']) or 'body'}: {p['msg']}" for p in problems[:3]]
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-    return "; ".join(_one_line(line) for line in lines) + more
-
-
-def _one_line(text: str) -> str:
-    """For messages: names of keys and tensors are the sender's words, and may be long or hold line breaks."""
-    return " ".join(text.split())[:LONGEST_PROBLEM]
-
-
 def pack_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialise C-contiguous arrays as safetensors; `metadata` values must be strings."""
     return safetensors.numpy.save(
@@ -564,13 +551,13 @@ def unpack_tensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         tensors = safetensors.numpy.load(body)
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WireError(_one_line(f"safetensors: {error}")) from error
+        raise WireError(one_line(f"safetensors: {error}")) from error
     for name, array in tensors.items():
         if array.dtype not in (np.float16, np.float32, np.int64, np.int32, np.uint8):
-            got = f"{_one_line(name)}: got dtype {array.dtype}"
+            got = f"{one_line(name)}: got dtype {array.dtype}"
             raise WireError(f"{got}, expected float16, float32, int32, int64 or uint8")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise WireError(f"{_one_line(name)}: got NaN or infinity, expected finite numbers")
+            raise WireError(f"{one_line(name)}: got NaN or infinity, expected finite numbers")
     return tensors, metadata
 
 

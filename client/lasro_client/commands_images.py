@@ -100,9 +100,9 @@ def _model_settings(model: str, guidance: float, device: str) -> ModelSettings:
 
     from lasro.config import ModelSettings
     from lasro.errors import ConfigError
-    from lasro.wire import explain
+    from lasro.validation import explain
 
     try:
         return ModelSettings.model_validate({"path": model, "guidance": guidance, "device": device})
     except ValidationError as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain(error, ModelSettings)) from error

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from lasro.errors import NotFoundError, StorageError, WireError
-from lasro.wire import Finite, Message, Name, explain
+from lasro.validation import explain
+from lasro.wire import Finite, Message, Name
 from lasro_client.files import write_atomically
 from lasro_client.paired import Comparison, Estimate, compare, estimate
 

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
-from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, explain, pack_tensors, scores_of
+from lasro.validation import explain
+from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
 from lasro_client.collector import Collector
 from lasro_client.sampling import Outline, draw_noises, generator_for, two_step_latents
 

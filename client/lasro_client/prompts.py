@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lasro.errors import ConfigError
-from lasro.wire import explain
+from lasro.validation import explain
 
 
 class Prompt(NamedTuple):

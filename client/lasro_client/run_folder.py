@@ -22,6 +22,7 @@ from lasro_client.health import Health
 from lasro_client.labels import LABELS_FILE, RoundLabels
 
 SURROGATE_FILE = "surrogate.safetensors"
+CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
 KEPT_OUT = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
@@ -49,19 +50,24 @@ class Checkpoint(NamedTuple):
 
 
 class RunFolder:
-    """`runs/<name>`; made when new, checked against `config` when it exists."""
+    """`runs/<name>`; made when new, checked against `config` when there is something in it to go on from."""
 
     def __init__(self, path: Path, config: RunSettings, stage: str) -> None:
         self.path, self.config = path, config
         settings = {"stage": stage} | config.model_dump(mode="json", exclude=KEPT_OUT)
         known = self._read("config.json")
-        if known is None:
+        keys = [] if known is None else differing_keys(_completed(known), settings)
+        if known is None or (keys and not self._begun()):
             write_json(path / "config.json", settings)
-        elif keys := differing_keys(_completed(known), settings):
+        elif keys:
             raise ConflictError(
                 f"{path}: made with another configuration, differing in {', '.join(keys)}; "
                 "change these back to resume it, or choose another folder with --out"
             )
+
+    def _begun(self) -> bool:
+        """Whether there is anything of a run: one that found no model, say, is begun again with that setting mended."""
+        return any((self.path / name).exists() for name in (CHECKPOINT_FILE, "log.jsonl", "summary.json"))
 
     def _read(self, name: str) -> Any:
         try:
@@ -119,7 +125,7 @@ class RunFolder:
         return checkpoint
 
     def _read_checkpoint(self, trainer: GeneratorTrainer, health: Health | None) -> Checkpoint:
-        path = self.path / "checkpoint" / "state.safetensors"
+        path = self.path / CHECKPOINT_FILE
         if not path.exists():
             self._drop_rounds_after(0)
             return Checkpoint(Progress(), None)
@@ -156,7 +162,7 @@ class RunFolder:
         saved |= {"moments": trainer.moments, "health": None if health is None else health.state()}
         tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
-        write_atomically(self.path / "checkpoint" / "state.safetensors", body)
+        write_atomically(self.path / CHECKPOINT_FILE, body)
 
     def export(self, trainer: GeneratorTrainer) -> None:
         """Write the averaged adapter for stock diffusers; the folder is replaced as a whole, by the first process."""

@@ -14,7 +14,7 @@ from lasro.adapters import load_adapter
 from lasro.backbone import load_model
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
-from lasro.wire import explain
+from lasro.validation import explain
 from lasro_client.evaluate import Progress, evaluate
 from lasro_client.evaluation import STAGES, Evaluation, save_evaluation, summary_table
 from lasro_client.local_stack import BUILT_IN_REWARDS, LocalStack
@@ -108,7 +108,7 @@ def _served(reward: str, servable: Mapping[str, RewardSettings]) -> RewardSettin
         try:
             return RewardSettings.model_validate({"name": name, "serve": target})
         except ValidationError as error:
-            raise ConfigError(f"reward {reward}: {explain(error)}") from error
+            raise ConfigError(f"reward {reward}: {explain(error, RewardSettings)}") from error
     if name not in servable:
         raise ConfigError(
             f"reward {name}: got no --reward-api, and nothing to serve under that name; expected one of "

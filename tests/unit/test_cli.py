@@ -99,7 +99,7 @@ def test_unknown_settings_name_the_key(tmp_path: Path) -> None:
     config.write_text('name = "x"\nrewards = [{name = "r"}]\nprompts = {train = "a", held_out = "b"}\nrouns = 3\n')
     result = run("train", str(config))
     assert result.returncode == 1
-    assert "rouns: Extra inputs are not permitted" in result.stderr
+    assert "rouns: no such setting; expected one of budget, evaluation, health" in result.stderr
 
 
 def test_runs_are_listed_and_removed(tmp_path: Path) -> None:

@@ -81,14 +81,21 @@ def test_every_setting_is_documented() -> None:
 
 def test_an_unknown_key_is_refused(minimal: Path) -> None:
     """Guards against a typo that silently leaves the default in force."""
-    with pytest.raises(ConfigError, match=r"train\.ruonds: Extra inputs are not permitted"):
+    with pytest.raises(ConfigError, match=r"train\.ruonds: no such setting; did you mean train\.rounds\?$"):
         load_config(minimal, ["train.ruonds=3"])
+    with pytest.raises(ConfigError, match=r"rewards\.0\.wheight: no such setting; did you mean rewards\.0\.weight\?"):
+        load_config(minimal, ['rewards=[{name="r",wheight=2.0}]'])
+    with pytest.raises(
+        ConfigError, match=r"budget\.xyz: no such setting; expected one of max_minutes, max_reward_calls$"
+    ):
+        load_config(minimal, ["budget.xyz=3"])
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.rounds=0", "train.rounds"),
+        ("train.rounds=0", r"train\.rounds: got 0\. Input should be greater than or equal to 1$"),
+        ("train.mode=weight", r"train\.mode: got 'weight'\. Input should be 'gradient' or 'weights'$"),
         ("train.learning_rate=nan", "train.learning_rate"),
         ("surrogate.trunk=half", "surrogate.trunk"),
         ('objective.regulariser="lcm"', "needs both teacher and teacher_latents"),
@@ -156,11 +163,22 @@ def test_a_run_of_before_there_were_guards_is_taken_up(tmp_path: Path) -> None:
         SurrogateRun(weights={"r": 1.0}, floors={"other": 0.5})
 
 
+def test_a_run_that_never_began_takes_the_mended_configuration(minimal: Path, tmp_path: Path) -> None:
+    """Bug: a run that found no model left its configuration, and with the path put right it was refused for that."""
+    RunFolder(tmp_path / "run", load_config(minimal, ["model.path=/no/such/model"]), "train")
+    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    (tmp_path / "run" / "log.jsonl").touch()
+    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    with pytest.raises(ConflictError, match=r"differing in model\.path"):
+        RunFolder(tmp_path / "run", load_config(minimal, ["model.path=/no/such/model"]), "train")
+
+
 def test_services_may_move_but_nothing_else(minimal: Path, tmp_path: Path) -> None:
     """Guards against a run that cannot be resumed because its services have new addresses."""
     RunFolder(tmp_path / "run", load_config(minimal), "train")
     moved = load_config(minimal, ['services.reward_api="http://a"', 'services.surrogate_trainer="http://b"'])
     RunFolder(tmp_path / "run", moved, "train")
+    (tmp_path / "run" / "log.jsonl").touch()
     with pytest.raises(ConflictError, match=r"differing in lora\.rank"):
         RunFolder(tmp_path / "run", load_config(minimal, ["lora.rank=3"]), "train")
     made = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError
 
 from lasro.config import Positive, Rate, Settings, Share
 from lasro.errors import ConfigError
-from lasro.wire import Name, explain
+from lasro.validation import explain
+from lasro.wire import Name
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -178,4 +179,4 @@ def load_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from error
+        raise ConfigError(f"{path}: {explain(error, Recipe)}") from error

@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lasro import wire
 from lasro.errors import ConfigError
+from lasro.validation import explain
 
 
 class RewardModelSettings(BaseSettings):
@@ -48,4 +48,4 @@ def settings() -> RewardModelSettings:
     try:
         return RewardModelSettings()  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        raise ConfigError(f"LASRO_* variables: {wire.explain(error)}") from error
+        raise ConfigError(f"LASRO_* variables: {explain(error)}") from error

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import ConfigError, NotFoundError, StorageError
+from lasro.validation import explain
 
 DOOMED = ".deleted-"
 
@@ -92,7 +93,7 @@ class RunStore:
         try:
             return SurrogateRun.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise ConfigError(f"{path}: {wire.explain(error)}; remove the folder to start over") from error
+            raise ConfigError(f"{path}: {explain(error)}; remove the folder to start over") from error
 
     # --- weights ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,61 @@
+"""What pydantic found wrong, on one line: what was got, what was expected, and for a typo what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+LONGEST_PROBLEM = 300
+LONGEST_VALUE = 60
+
+
+def explain(error: ValidationError, settings: type[BaseModel] | None = None) -> str:
+    """The first few problems. Of a message from outside without its payload; of `settings`, which the user wrote, with
+    the value that was got, and for a setting that does not exist with those that do.
+    """
+    problems = error.errors(include_url=False, include_context=False)
+    lines = [
+        _told(problem["loc"], problem["type"], problem["msg"], problem["input"], settings) for problem in problems[:3]
+    ]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(one_line(line) for line in lines) + more
+
+
+def one_line(text: str) -> str:
+    """For messages: names of keys and tensors are the sender's words, and may be long or hold line breaks."""
+    return " ".join(text.split())[:LONGEST_PROBLEM]
+
+
+def _told(where: Sequence[int | str], kind: str, message: str, value: Any, settings: type[BaseModel] | None) -> str:
+    name = ".".join(map(str, where)) or "body"
+    if settings is not None and kind == "extra_forbidden":
+        return f"{name}: no such setting; {_instead(where, settings)}"
+    if settings is not None and isinstance(value, str | int | float):
+        return f"{name}: got {repr(value)[:LONGEST_VALUE]}. {message}"
+    return f"{name}: {message}"
+
+
+def _instead(where: Sequence[int | str], settings: type[BaseModel]) -> str:
+    """What a setting that does not exist is most like, or all that its table has."""
+    *table, key = where
+    fields = sorted(_model_at(table, settings).model_fields)
+    meant = difflib.get_close_matches(str(key), fields, n=1)
+    return f"did you mean {'.'.join(map(str, [*table, *meant]))}?" if meant else f"expected one of {', '.join(fields)}"
+
+
+def _model_at(table: Sequence[int | str], settings: type[BaseModel]) -> type[BaseModel]:
+    """The model of a table: [] is the whole file, ["rewards", 0] the first of its rewards."""
+    for key in table:
+        if isinstance(key, str) and key in settings.model_fields:
+            settings = next(_models_in(settings.model_fields[key].annotation), settings)
+    return settings
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
