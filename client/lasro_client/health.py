@@ -17,6 +17,15 @@ PROOF_ERRORS = 3.0
 KEPT_SHARE = 0.5
 """Of the best gain: a decline that leaves more than this is no trouble, however sure it is."""
 
+GENTLER = "raise objective.regulariser_weight or lower train.learning_rate to go on for longer"
+CLOSER = "raise train.surrogate_steps or lower train.learning_rate, so that the surrogate keeps up"
+CONSEQUENCES: dict[str | None, str] = {
+    None: "The run went on.",
+    "stop": "The run was ended there; the adapter is that of its best rounds.",
+    "roll_back": "The run went on from its best rounds.",
+}
+"""By the `action` of a round's line."""
+
 
 class Figures(NamedTuple):
     """Of one round. `gain`: reward minus the base's on the same noise; `gap`, `drift` as in the log; null: unknown."""
@@ -81,17 +90,17 @@ class Health:
         gain, gap, drift = self._mean("gain"), self._mean("gap"), self._mean("drift")
         settings, rounds = self._settings, f"over {self._settings.window_rounds} rounds"
         if drift is not None and drift > settings.max_drift:
-            limit = f"expected at most {settings.max_drift:g}"
+            limit = f"expected at most {settings.max_drift:g} (health.max_drift); {GENTLER}"
             return Trouble(f"the model drifted {drift:.2f} of a change of seed {rounds}, {limit}", True)
         if gain is not None and self.best.proved and self._declined(gain):
             best = f"{self.best.gain:+.3g} up to round {self.best.round + 1}"
-            return Trouble(f"the reward is {gain:+.3g} against the base {rounds}, and was {best}", True)
+            return Trouble(f"the reward is {gain:+.3g} against the base {rounds}, and was {best}; {CLOSER}", True)
         if gap is not None and self._gap_was_low and gap > settings.max_reward_gap:
             return Trouble(
-                f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}", self.best.proved
+                f"the surrogate ranks no longer as the reward does: gap {gap:.2f} {rounds}; {CLOSER}", self.best.proved
             )
         if gain is not None and gain < -settings.decline_errors * self._error():
-            return Trouble(f"the reward is {gain:+.3g} against the base {rounds}", False)
+            return Trouble(f"the reward is {gain:+.3g} against the base {rounds}; {CLOSER}", False)
         return None
 
     def _error(self) -> float:

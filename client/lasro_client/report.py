@@ -14,16 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lasro_client.evaluation import Evaluation, base_table
 from lasro_client.files import write_atomically
+from lasro_client.health import CONSEQUENCES
 from lasro_client.report_charts import Chart, Series, chart
 from lasro_client.report_data import RunData, points, read_run, seconds_left
 from lasro_client.report_images import drift_pairs, pair_groups, progress_strips
 
 STAGE_TITLES = {"two_step": "Two steps", "one_step": "One step"}
-CONSEQUENCES: dict[str | None, str] = {
-    None: "The run went on.",
-    "stop": "The run was ended there; the adapter is that of its best rounds.",
-    "roll_back": "The run went on from its best rounds.",
-}
 TONES = {"one_step": 1, "two_step": 2}
 
 

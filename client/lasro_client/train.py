@@ -27,6 +27,7 @@ from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation
 from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
+from lasro_client.health import CONSEQUENCES
 from lasro_client.labels import carry_over
 from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
@@ -142,7 +143,8 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
             display.update(line)
             done = tuning.progress.round
             if line["action"] is not None or (line["trouble"] is not None and told is None):
-                console.print(f"round {done}: {line['trouble']}", highlight=False, soft_wrap=True)
+                became = CONSEQUENCES[line["action"]]
+                console.print(f"round {done}: {line['trouble']}. {became}", highlight=False, soft_wrap=True)
             told = line["trouble"]
             if stop.asked or done % config.checkpoint_rounds == 0:
                 tuning.checkpoint()
