@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lasro.backbone import Conditioning, TwoStepModel
 from lasro.config import RunSettings, SamplingSettings
+from lasro.device import device_memory
 from lasro.errors import NonFiniteError
 from lasro.process import cores
 from lasro.two_step import lcm_timesteps, sample
@@ -93,7 +94,7 @@ def sample_groups(
 
     With `beside`, a group also has that policy's samples of the same noise, or of its first `beside_seeds` ones: what
     all samples of one policy have in common, such as a tint, shows in no pair among them.
-    Raises NonFiniteError, with the prompt named.
+    Raises NonFiniteError, with the prompt named, and DeviceMemoryError.
     """
     if not prompts:
         return []
@@ -101,11 +102,12 @@ def sample_groups(
     draws = [draw_noises(model, K, generator_for(*seed, first + i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
-    own = two_step_latents(model, noises, conditioning, base)
     others = []
-    if beside is not None:
-        first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
-        others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
+    with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
+        own = two_step_latents(model, noises, conditioning, base)
+        if beside is not None:
+            first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
+            others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
     shares = [(z, K) for z in own] + [(z, settings.seeds_beside) for z in others]
     stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
     is_beside = [False] * 2 * K + [True] * (len(stages) - 2 * K)

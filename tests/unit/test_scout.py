@@ -9,6 +9,7 @@ import torch
 
 from lasro.backbone import load_model
 from lasro.config import RunSettings
+from lasro.errors import DeviceMemoryError
 from lasro_client import sampling
 from lasro_client.files import png_bytes
 from lasro_client.prompts import Prompt
@@ -90,6 +91,19 @@ def test_fewer_seeds_beside_are_the_first_of_each_prompt(scout: Scout) -> None:
         # An untrained scout draws what the base draws.
         assert torch.allclose(pair.latents_BCHW[4:], alone.latents_BCHW[[0, 2]], atol=1e-5)
         assert all(moved == pytest.approx(0, abs=1e-5) for stage in (1, 2) for moved in distances(pair, stage)[0])
+
+
+def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
+    scout: Scout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a traceback of torch's, which names no setting."""
+
+    def too_large(*_: object) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(sampling, "two_step_latents", too_large)
+    with pytest.raises(DeviceMemoryError, match=r"^drawing 2 prompts x 2 seeds: CUDA out of memory; lower prompts_per"):
+        sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed")
 
 
 def test_groups_decoded_side_by_side_keep_their_order(scout: Scout, monkeypatch: pytest.MonkeyPatch) -> None:
