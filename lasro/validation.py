@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 LONGEST_PROBLEM = 300
 LONGEST_VALUE = 60
@@ -16,10 +17,8 @@ def explain(error: ValidationError, settings: type[BaseModel] | None = None) -> 
     """The first few problems. Of a message from outside without its payload; of `settings`, which the user wrote, with
     the value that was got, and for a setting that does not exist with those that do.
     """
-    problems = error.errors(include_url=False, include_context=False)
-    lines = [
-        _told(problem["loc"], problem["type"], problem["msg"], problem["input"], settings) for problem in problems[:3]
-    ]
+    problems = error.errors(include_url=False, include_context=False, include_input=settings is not None)
+    lines = [_message(problem) if settings is None else _of_setting(problem, settings) for problem in problems[:3]]
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return "; ".join(one_line(line) for line in lines) + more
 
@@ -29,13 +28,21 @@ def one_line(text: str) -> str:
     return " ".join(text.split())[:LONGEST_PROBLEM]
 
 
-def _told(where: Sequence[int | str], kind: str, message: str, value: Any, settings: type[BaseModel] | None) -> str:
-    name = ".".join(map(str, where)) or "body"
-    if settings is not None and kind == "extra_forbidden":
-        return f"{name}: no such setting; {_instead(where, settings)}"
-    if settings is not None and isinstance(value, str | int | float):
-        return f"{name}: got {repr(value)[:LONGEST_VALUE]}. {message}"
-    return f"{name}: {message}"
+def _message(problem: ErrorDetails) -> str:
+    return f"{_name(problem['loc'])}: {problem['msg']}"
+
+
+def _of_setting(problem: ErrorDetails, settings: type[BaseModel]) -> str:
+    where, value = problem["loc"], problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"{_name(where)}: no such setting; {_instead(where, settings)}"
+    if isinstance(value, str | int | float):
+        return f"{_name(where)}: got {repr(value)[:LONGEST_VALUE]}. {problem['msg']}"
+    return _message(problem)
+
+
+def _name(where: Sequence[int | str]) -> str:
+    return ".".join(map(str, where)) or "body"
 
 
 def _instead(where: Sequence[int | str], settings: type[BaseModel]) -> str:
@@ -43,7 +50,7 @@ def _instead(where: Sequence[int | str], settings: type[BaseModel]) -> str:
     *table, key = where
     fields = sorted(_model_at(table, settings).model_fields)
     meant = difflib.get_close_matches(str(key), fields, n=1)
-    return f"did you mean {'.'.join(map(str, [*table, *meant]))}?" if meant else f"expected one of {', '.join(fields)}"
+    return f"did you mean {_name([*table, *meant])}?" if meant else f"expected one of {', '.join(fields)}"
 
 
 def _model_at(table: Sequence[int | str], settings: type[BaseModel]) -> type[BaseModel]:

@@ -8,6 +8,7 @@ for a low gain unless a better one was there before.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lasro.config import HealthSettings
@@ -25,6 +26,11 @@ CONSEQUENCES: dict[str | None, str] = {
     "roll_back": "The run went on from its best rounds.",
 }
 """By the `action` of a round's line."""
+
+
+def told(line: Mapping[str, Any]) -> str:
+    """The trouble that a round's line of the log is in, and what became of the run."""
+    return f"{line['trouble']}. {CONSEQUENCES[line.get('action')]}"
 
 
 class Figures(NamedTuple):

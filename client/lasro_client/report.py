@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lasro_client.evaluation import Evaluation, base_table
 from lasro_client.files import write_atomically
-from lasro_client.health import CONSEQUENCES
+from lasro_client.health import told
 from lasro_client.report_charts import Chart, Series, chart
 from lasro_client.report_data import RunData, points, read_run, seconds_left
 from lasro_client.report_images import drift_pairs, pair_groups, progress_strips
@@ -131,7 +131,7 @@ def _notices(run: RunData) -> list[str]:
     troubled = [line for line in run.rounds if line.get("trouble")]
     if troubled:
         last = troubled[-1]
-        found.append(f"Round {int(last['round']) + 1}: {last['trouble']}. {CONSEQUENCES[last.get('action')]}")
+        found.append(f"Round {int(last['round']) + 1}: {told(last)}")
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
         found += _veto_notice(run, when, evaluation) if evaluation else []
         for name, statuses in (evaluation.failures if evaluation else {}).items():

@@ -27,7 +27,7 @@ from lasro_client.evaluation import Evaluation, load_evaluation, save_evaluation
 from lasro_client.files import png_bytes, write_atomically, write_json
 from lasro_client.fine_tuning import FineTuning
 from lasro_client.generator import GeneratorTrainer
-from lasro_client.health import CONSEQUENCES
+from lasro_client.health import told
 from lasro_client.labels import carry_over
 from lasro_client.processes import Processes, processes
 from lasro_client.progress import RoundDisplay
@@ -123,7 +123,7 @@ def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:
 
 def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
-    config, folder, peers, told = tuning.config.train, tuning.folder, tuning.collector.peers, None
+    config, folder, peers, known = tuning.config.train, tuning.folder, tuning.collector.peers, None
     minutes = tuning.config.budget.max_minutes
     with (
         StopRequest() as stop,
@@ -142,10 +142,9 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
             observe(line)
             display.update(line)
             done = tuning.progress.round
-            if line["action"] is not None or (line["trouble"] is not None and told is None):
-                became = CONSEQUENCES[line["action"]]
-                console.print(f"round {done}: {line['trouble']}. {became}", highlight=False, soft_wrap=True)
-            told = line["trouble"]
+            if line["action"] is not None or (line["trouble"] is not None and known is None):
+                console.print(f"round {done}: {told(line)}", highlight=False, soft_wrap=True)
+            known = line["trouble"]
             if stop.asked or done % config.checkpoint_rounds == 0:
                 tuning.checkpoint()
                 folder.export(tuning.trainer)

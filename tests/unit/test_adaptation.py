@@ -10,7 +10,7 @@ import torch
 
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateSettings
-from lasro.errors import BusyError, NonFiniteError, WireError
+from lasro.errors import BusyError, DeviceMemoryError, NonFiniteError, WireError
 from lasro.reward_objective import RewardObjective
 from lasro_surrogate_trainer.adaptation import Trainee, adapt
 from lasro_surrogate_trainer.models import FrozenModel, ModelCache
@@ -111,6 +111,20 @@ def test_a_step_that_is_not_finite_is_not_applied(frozen):
     with pytest.raises(NonFiniteError, match="surrogate step 1: got loss"):
         adapt(trainee, replay_of(4), request(3), lambda: False)
     assert all(np.array_equal(array, state[name]) for name, array in trainee.state().items())
+
+
+def test_a_full_gpu_is_told_with_what_to_lower(frozen, monkeypatch):
+    """Bug: a traceback of torch's in the service's log, and 500 for the client."""
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
+    monkeypatch.setattr(trainee, "_augmented_scores", full)
+    with pytest.raises(
+        DeviceMemoryError, match=r"step 1 of 32 samples: CUDA out of memory; lower surrogate\.groups_per"
+    ):
+        adapt(trainee, replay_of(4), request(3), lambda: False)
 
 
 def test_an_adaptation_can_be_ended(frozen):

@@ -57,6 +57,16 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     }
 
 
+def test_the_guarded_demo_is_the_demo_but_for_its_guard() -> None:
+    """Bug: it was called the demo with a guard, and had the rounds, rates and batches of one long before."""
+    demo, guarded = (
+        load_config(ROOT / f"configs/{name}.toml").model_dump(mode="json") for name in ("demo", "guarded-shapes")
+    )
+    own = ["carried_groups", "carried_seeds", "initial_labels", "warmup_rounds"]  # stage 1 never saw the guard
+    expected = ["budget.max_minutes", "name", "rewards", *(f"train.{name}" for name in own)]
+    assert differing_keys(demo, guarded) == expected
+
+
 def test_a_stage_one_with_nothing_to_learn_from_is_refused(minimal: Path) -> None:
     """Guards against a surrogate file that no sample was shown to."""
     with pytest.raises(ConfigError, match="rounds: got 0 without initial_samples"):

@@ -87,8 +87,11 @@ def started(count: int, *command: str) -> list[str]:
 def test_peers_agree_on_values_sums_and_errors_and_are_told_of_one_that_died() -> None:
     """Guards against one that ends its run on an error that the others know nothing of, and so wait for it; and against
     waiting for hours for a process that is gone."""
-    *left, _ = started(3, "-c", PEER)
-    assert all("another one ended or cannot be reached" in text for text in left)
+    *left, died = started(3, "-c", PEER)
+    assert died == "", "all went well until it ended"
+    for text in left:
+        assert "another one ended or cannot be reached" in text
+        assert text.count("\n") == 1, "and nothing before"
 
 
 def test_two_processes_make_the_updates_that_one_makes(tiny_model_path: Path) -> None:

@@ -118,9 +118,8 @@ class Trainee:
         winners_P, losers_P = self._batch_pairs(groups, self.ranker(replay))
         if len(winners_P) == 0:
             return None
-        with device_memory(
-            f"surrogate step {self.steps} of {sum(len(group.stages_N) for group in groups)} samples", MEMORY_ADVICE
-        ):
+        samples = sum(len(group.stages_N) for group in groups)
+        with device_memory(f"surrogate step {self.steps} of {samples} samples", MEMORY_ADVICE):
             scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
             loss = bradley_terry_loss(scores_S, winners_P, losers_P)
             self._apply(loss)
