@@ -21,17 +21,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lasro.adapters import parameters_set
-from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings, load_config
+from lasro.models.lora import parameters_set
+from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.surrogate import build_surrogate
 from lasro.reward_sdk import Reward, load_reward
-from lasro.surrogate import build_surrogate
-from lasro_client.connection import surrogate_weights
-from lasro_client.generator import GeneratorTrainer
-from lasro_client.paired import estimate
-from lasro_client.prompts import read_prompts
-from lasro_client.sampling import draw_noises, draw_prompts, generator_for, two_step_latents
-from lasro_client.score_sources import LocalSurrogate
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import read_prompts
+from lasro.training.sampling import draw_noises, draw_prompts, generator_for, two_step_latents
+from lasro.training.score_source import LocalSurrogate
+from lasro_client.evaluation.paired_statistics import estimate
+from lasro_client.services.connect import surrogate_weights
 
 STAGES = ("one_step", "two_step")
 Rewards = list[float | None]

@@ -20,20 +20,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lasro.backbone import TwoStepModel, load_model
 from lasro.config import RunSettings, load_config
-from lasro.reward_objective import RewardObjective
-from lasro.surrogate import build_surrogate
+from lasro.files import png_bytes
+from lasro.functional.reward_totals import RewardObjective
+from lasro.models.frozen import FrozenModel
+from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.surrogate import build_surrogate
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import Prompt, read_prompts
+from lasro.training.replay_buffer import Group as ReplayGroup
+from lasro.training.replay_buffer import Replay
+from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, submission, two_step_latents
+from lasro.training.score_source import LocalSurrogate
+from lasro.training.surrogate_trainer import Trainee
 from lasro.wire import pack_tensors
-from lasro_client.files import png_bytes
-from lasro_client.generator import GeneratorTrainer
-from lasro_client.prompts import Prompt, read_prompts
-from lasro_client.sampling import Group, draw_noises, generator_for, sample_groups, submission, two_step_latents
-from lasro_client.score_sources import LocalSurrogate
-from lasro_surrogate_trainer.adaptation import Trainee
-from lasro_surrogate_trainer.models import FrozenModel
-from lasro_surrogate_trainer.replay import Group as ReplayGroup
-from lasro_surrogate_trainer.replay import Replay
 
 
 class Cost(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lasro.config import HealthSettings
-from lasro_client.health import Figures, Health
+from lasro_client.run.divergence import Figures, Health
 
 NOISE = 0.053
 """Standard deviation of a round's gain in the demo (9 samples of each stage a round, both stages averaged)."""

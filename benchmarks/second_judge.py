@@ -24,9 +24,19 @@ from PIL import Image
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from lasro.shapes import COLORS, SHAPES, ObjectSpec, ShapePrompt, caption, coverage, draw, parse_prompt, random_scene
-from lasro_client.evaluate import STAGE_FOLDERS
-from lasro_client.paired import estimate
+from lasro.demo.shapes import (
+    COLORS,
+    SHAPES,
+    ObjectSpec,
+    ShapePrompt,
+    caption,
+    coverage,
+    draw,
+    parse_prompt,
+    random_scene,
+)
+from lasro_client.evaluation.paired_statistics import estimate
+from lasro_client.evaluation.score_prompts import STAGE_FOLDERS
 
 OBJECT_RGB_DISTANCE = 42.0
 MIN_OBJECT_PX = 90

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.climb import Rewards, change, served_reward, true_rewards
-from lasro.adapters import load_adapter
-from lasro.backbone import Conditioning, TwoStepModel, load_model
 from lasro.config import RunSettings, load_config
-from lasro.two_step import sample
-from lasro_client.prompts import read_prompts
-from lasro_client.sampling import TWO_STEPS, draw_noises
+from lasro.functional.consistency import sample
+from lasro.models.lora import load_adapter
+from lasro.models.sdxl import Conditioning, TwoStepModel, load_model
+from lasro.training.prompts import read_prompts
+from lasro.training.sampling import TWO_STEPS, draw_noises
 
 BY_ADAPTER = {"both": (True, True), "first": (True, False), "second": (False, True)}
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lasro.errors import ConfigError
-from lasro.reward_objective import Combine, RewardObjective
+from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.validation import explain
 from lasro.wire import Finite, Name
 

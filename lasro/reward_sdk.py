@@ -30,11 +30,11 @@ from pydantic import Field, SecretStr, ValidationError
 from lasro import wire
 from lasro.errors import BusyError, ConfigError, TimeoutExceededError, WireError
 from lasro.images import decode_image
-from lasro.openapi import message_body, problems
 from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, reward
-from lasro.service_kit import ServiceEnvironment, create_service, read_message, reply
-from lasro.service_kit import run_service as serve
-from lasro.signing import Verifier, reply_id, signed_headers, signing_key
+from lasro.service.app import ServiceEnvironment, create_service, read_message, reply
+from lasro.service.app import run_service as serve
+from lasro.service.openapi import message_body, problems
+from lasro.service.signing import Verifier, reply_id, signed_headers, signing_key
 from lasro.validation import explain
 
 __all__ = ["RejectedItem", "Reward", "RewardEnvironment", "create_reward_app", "load_reward", "reward"]

@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from lasro.errors import WireError
-from lasro.reward_objective import Combine, RewardObjective, Scale
+from lasro.functional.reward_totals import Combine, RewardObjective, Scale
 from lasro.validation import explain, one_line
 
 SCHEMA_VERSION = 1

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lasro.process import die_with_parent
+from lasro.service.child_process import die_with_parent
 
 
 async def _read(receive: Receive) -> int:

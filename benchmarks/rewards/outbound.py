@@ -19,10 +19,10 @@ from benchmarks.rewards.figures import Figure
 from benchmarks.rewards.load import Load
 from lasro import wire
 from lasro.redis_store.registry import Registration
-from lasro.service_kit import leave_start_up_to_itself
-from lasro_reward_api.batching import Item
+from lasro.service.app import leave_start_up_to_itself
 from lasro_reward_api.deadline import Caller, Deadline
-from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.endpoints.batching import Item
+from lasro_reward_api.endpoints.pool import Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.settings import RewardApiSettings
 

@@ -14,8 +14,8 @@ from types import TracebackType
 
 import httpx
 
-from lasro.process import PARENT_VARIABLE, last_log_line
 from lasro.redis_store.embedded import EmbeddedRedis
+from lasro.service.child_process import PARENT_VARIABLE, last_log_line
 
 START_S = 60.0
 APPS = ("bare", "fastapi", "scorer")

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import redis
 
 from lasro.errors import ConfigError, ConflictError, UnreachableError
-from lasro.process import PARENT_VARIABLE, last_log_line
+from lasro.service.child_process import PARENT_VARIABLE, last_log_line
 
 MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 REWRITE_SIZE = "256mb"
@@ -107,7 +107,7 @@ class EmbeddedRedis:
         server = find_server()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self._take_lock()
-        command = [sys.executable, "-m", "lasro.process", *self._command(server)]
+        command = [sys.executable, "-m", "lasro.service.child_process", *self._command(server)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -21,7 +21,7 @@ from lasro import wire
 from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, WireError
 from lasro.redis_store import keys, sample_stream
 from lasro.redis_store.connection import redis_errors, script
-from lasro.redis_store.shared_trips import SharedTrips
+from lasro.redis_store.pipelined_batcher import SharedTrips
 from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, Entry, Fields, WorkStream
 
 log = logging.getLogger("lasro.redis_store")

@@ -69,7 +69,7 @@ def trim_by_length(module: str) -> None:
 def take_all(module: str) -> None:
     """The replay takes a group again that it has seen."""
     if module == TRAINER:
-        from lasro_surrogate_trainer.replay import Group, Replay
+        from lasro.training.replay_buffer import Group, Replay
 
         def add(self: Replay, group: Group) -> bool:
             with self._lock:

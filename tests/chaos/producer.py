@@ -18,14 +18,14 @@ from typing import Any
 
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import BusyError, LasroError, NotFoundError, StorageError, UnreachableError
-from lasro.process import die_with_parent
+from lasro.files import write_atomically, write_json
+from lasro.service.child_process import die_with_parent
 from lasro.wire import GroupAccepted, GroupStatus, GroupSubmission
-from lasro_client import collector
-from lasro_client.collector import Collector
-from lasro_client.connection import Services
-from lasro_client.files import write_atomically, write_json
-from lasro_client.reward_client import RewardClient
-from lasro_client.surrogate_client import SurrogateClient
+from lasro_client.services import feedback as collector
+from lasro_client.services.connect import Services
+from lasro_client.services.feedback import Collector
+from lasro_client.services.reward_client import RewardClient
+from lasro_client.services.surrogate_client import SurrogateClient
 from tests.chaos.workload import ENOUGH, REWARD, Group, Workload, submission
 
 MAY_PASS = (UnreachableError, StorageError, BusyError, NotFoundError)

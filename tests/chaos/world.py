@@ -14,11 +14,11 @@ from pathlib import Path
 
 import httpx
 
-from lasro.process import PARENT_VARIABLE
 from lasro.redis_store.embedded import EmbeddedRedis
+from lasro.service.child_process import PARENT_VARIABLE
 from lasro.wire import Protocol, RewardSpec
-from lasro_client.reward_client import RewardClient
-from lasro_client.supervisor import Child, Supervisor
+from lasro_client.services.reward_client import RewardClient
+from lasro_client.services.supervisor import Child, Supervisor
 from tests.chaos.child import set_clock
 from tests.chaos.disk import Disk
 from tests.chaos.proxy import Link, Proxies
@@ -121,7 +121,15 @@ class World:
 
         def spawn() -> subprocess.Popen[bytes]:
             with log_path.open("ab") as log:
-                command = [sys.executable, "-m", "lasro.process", sys.executable, "-m", "tests.chaos.child", *module]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "lasro.service.child_process",
+                    sys.executable,
+                    "-m",
+                    "tests.chaos.child",
+                    *module,
+                ]
                 return subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lasro.config import load_config
-from lasro_client.from_scratch import REHEARSALS, begun_with, surrogate_from_scratch
+from lasro_client.run.from_scratch import REHEARSALS, begun_with, surrogate_from_scratch
 
 QUIET = Console(quiet=True)
 

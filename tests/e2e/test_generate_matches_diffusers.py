@@ -14,12 +14,12 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from PIL import Image
 
-from lasro.adapters import add_generator_lora, save_adapter
-from lasro.backbone import load_model
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ConflictError, PromptTooLongError
-from lasro_client.generate import Steps, generate
-from lasro_client.prompts import Prompt
+from lasro.models.lora import add_generator_lora, save_adapter
+from lasro.models.sdxl import load_model
+from lasro.training.prompts import Prompt
+from lasro_client.evaluation.generate import Steps, generate
 
 BUNDLED = files("lasro").joinpath("assets/tiny-sdxl-lcm")
 SEED = 41

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lasro.backbone import load_model
 from lasro.config import RunSettings, SurrogateRun
-from lasro.surrogate import build_surrogate
-from lasro_client.generator import GeneratorTrainer
-from lasro_client.score_sources import FetchedSurrogate, RemoteSurrogate, ScoreSource
-from lasro_client.surrogate_client import SurrogateClient
+from lasro.models.sdxl import load_model
+from lasro.models.surrogate import build_surrogate
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.score_source import FetchedSurrogate, RemoteSurrogate, ScoreSource
+from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 

@@ -25,7 +25,7 @@ CURVES += ["total", "beside", "gain", "drift"]
 def start(command: list[str], stage: str, config_path: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
     options = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     return subprocess.Popen(
-        [*command, "lasro_client.cli", stage, str(config_path), "--out", str(folder), *options],
+        [*command, "lasro_client.cli.main", stage, str(config_path), "--out", str(folder), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from lives import run_with
 
-from lasro_client.stopping import StopRequest
+from lasro_client.run.stop_signal import StopRequest
 
 ROUNDS = 6
 SETTINGS = [f"train.rounds={ROUNDS}", "train.prompts_per_round=2"]
@@ -49,7 +49,16 @@ def check_same(folder: Path, undisturbed: Path) -> None:
 def interrupt(config_path: Path, folder: Path) -> None:
     """Start a run by the command line and press Ctrl-C when it has done a round."""
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    command = [sys.executable, "-m", "lasro_client.cli", "train", str(config_path), "--out", str(folder), *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "lasro_client.cli.main",
+        "train",
+        str(config_path),
+        "--out",
+        str(folder),
+        *settings,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (folder / "log.jsonl").exists():

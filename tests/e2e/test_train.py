@@ -15,11 +15,11 @@ from rich.console import Console
 from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.wire import unpack_tensors
-from lasro_client.audit_cost import Speed, pretrain_cost, train_cost
-from lasro_client.kept_samples import read_samples
-from lasro_client.local_stack import LocalStack
-from lasro_client.pretrain import pretrain
-from lasro_client.train import train
+from lasro_client.audit.cost import Speed, pretrain_cost, train_cost
+from lasro_client.run.saved_samples import read_samples
+from lasro_client.run.stage1 import pretrain
+from lasro_client.run.stage2 import train
+from lasro_client.services.local_stack import LocalStack
 
 QUIET = Console(quiet=True)
 

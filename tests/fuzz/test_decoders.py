@@ -24,7 +24,7 @@ from lasro.images import check_image, decode_image
 from lasro.wire import Protocol
 from lasro_reward_api.checks import check_group
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_surrogate_trainer.bodies import read_gradient, read_images, read_latents
+from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
 
 SHAPE = (4, 2, 2)
 MAX_PIXELS = 1 << 16

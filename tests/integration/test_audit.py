@@ -17,9 +17,9 @@ from PIL import Image
 from lasro.config import RewardSettings
 from lasro.errors import ConfigError, NotFoundError, RewardError
 from lasro.wire import Protocol, RewardSpec
-from lasro_client.cli import app
-from lasro_client.local_stack import BUILT_IN_REWARDS, LocalStack
-from lasro_client.reward_client import RewardClient
+from lasro_client.cli.main import app
+from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
+from lasro_client.services.reward_client import RewardClient
 
 SCORERS = """
 import random
@@ -175,7 +175,7 @@ def test_without_an_api_the_reward_is_served_for_the_audit(
     )
     for variable in ("LASRO_REDIS_URL", "LASRO_API_KEY", "LASRO_REWARD_API_URL"):
         monkeypatch.delenv(variable, raising=False)
-    command = [sys.executable, "-m", "lasro_client.cli", "rewards", "audit", "mine", "--config", "run.toml"]
+    command = [sys.executable, "-m", "lasro_client.cli.main", "rewards", "audit", "mine", "--config", "run.toml"]
     result = subprocess.run([*command, "--count", "2", "--seeds", "2"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "mine, version 1: trainable: no" in result.stdout

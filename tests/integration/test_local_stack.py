@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lasro.config import RewardSettings
 from lasro.errors import UnreachableError
-from lasro_client.local_stack import LocalStack
+from lasro_client.services.local_stack import LocalStack
 
 JPEG = RewardSettings(name="jpeg-compressibility", serve="lasro_rewards.jpeg:compressibility")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -152,7 +152,7 @@ def test_up_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, status
         [
             sys.executable,
             "-m",
-            "lasro_client.cli",
+            "lasro_client.cli.main",
             "up",
             "--json",
             "--folder",

@@ -15,7 +15,7 @@ from lasro import wire
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect_async
 from lasro.redis_store.group_queue import GroupQueue
-from lasro_client.cli import app
+from lasro_client.cli.main import app
 
 RUN = "queue-commands"
 

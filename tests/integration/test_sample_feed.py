@@ -14,7 +14,7 @@ from lasro.config import ModelSettings, SurrogateRun
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
-from lasro_surrogate_trainer.feed import Intake, SampleFeed
+from lasro_surrogate_trainer.sample_feed import Intake, SampleFeed
 
 SHAPE = (4, 8, 8)
 CONFIG = SurrogateRun(model=ModelSettings(path="unused"), weights={"mean": 1.0})

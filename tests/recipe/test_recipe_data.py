@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from lasro.demo.shapes import BACKGROUNDS, COLORS, SHAPES, ObjectSpec, Scene, draw, parse_prompt, random_scene
 from lasro.errors import ConfigError
-from lasro.shapes import BACKGROUNDS, COLORS, SHAPES, ObjectSpec, Scene, draw, parse_prompt, random_scene
 from tiny_recipe.captions import draw_scene, emoji_caption, misheard, told
 from tiny_recipe.config import DataSettings, Recipe
 from tiny_recipe.data import TrainingData

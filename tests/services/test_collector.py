@@ -11,11 +11,11 @@ from starlette.types import ASGIApp
 
 from lasro.redis_store.connection import connect
 from lasro.redis_store.runs import delete_run
-from lasro_client import collector
-from lasro_client.collector import Collector
-from lasro_client.connection import Services
-from lasro_client.reward_client import RewardClient
-from lasro_client.surrogate_client import SurrogateClient
+from lasro_client.services import feedback as collector
+from lasro_client.services.connect import Services
+from lasro_client.services.feedback import Collector
+from lasro_client.services.reward_client import RewardClient
+from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 

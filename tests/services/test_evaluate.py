@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lasro.adapters import add_generator_lora
-from lasro.backbone import load_model
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import NonFiniteError, NotFoundError
+from lasro.models.lora import add_generator_lora
+from lasro.models.sdxl import load_model
 from lasro.reward_sdk import RejectedItem, create_reward_app, reward
+from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
-from lasro_client import evaluate as evaluation_module
-from lasro_client.drift import measure_drift
-from lasro_client.evaluate import draw_both_stages, evaluate
-from lasro_client.prompts import Prompt
-from lasro_client.reward_client import RewardClient
+from lasro_client.evaluation import score_prompts as evaluation_module
+from lasro_client.evaluation.drift import measure_drift
+from lasro_client.evaluation.score_prompts import draw_both_stages, evaluate
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from lasro import wire
-from lasro.backbone import load_model
 from lasro.config import ModelSettings, SamplingSettings
 from lasro.errors import ConfigError, WireError
+from lasro.models.sdxl import load_model
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import outline, sample_groups
 from lasro.wire import GroupState, GroupStatus, GroupSubmission, RewardScore, ScoredItem, Status
-from lasro_client.labels import drawn_again, labels_of, read_labels
-from lasro_client.prompts import Prompt
-from lasro_client.reward_client import RewardClient
-from lasro_client.sampling import outline, sample_groups
+from lasro_client.run.base_sample_rewards import drawn_again, labels_of, read_labels
+from lasro_client.services.reward_client import RewardClient
 
 RUN = "known-scores"
 

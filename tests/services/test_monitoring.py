@@ -25,9 +25,9 @@ from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ModelError
 from lasro.reward_sdk import create_reward_app, load_reward
-from lasro.service_kit import bind
-from lasro_client.run_metrics import round_metrics
-from lasro_client.surrogate_client import SurrogateClient
+from lasro.service.app import bind
+from lasro_client.services.surrogate_client import SurrogateClient
+from lasro_client.watch.prometheus import round_metrics
 from lasro_reward_api.app import create_app as create_reward_api
 from lasro_reward_api.settings import RewardApiSettings
 from lasro_surrogate_trainer.app import create_app as create_trainer
@@ -151,7 +151,7 @@ def test_without_a_run_a_surrogate_is_passed_through(trainer_url: str, monkeypat
             surrogates.delete("monitored")
     assert httpx.get(f"{trainer_url}/health/ready", timeout=60).status_code == 200
     nothing = torch.full((1,), torch.nan)
-    monkeypatch.setattr("lasro.surrogate.SurrogateReward.forward", lambda *_: nothing)
+    monkeypatch.setattr("lasro.models.surrogate.SurrogateReward.forward", lambda *_: nothing)
     answer = httpx.get(f"{trainer_url}/health/ready", timeout=60)
     assert answer.status_code == 503
     assert "LASRO_PROBE_MODEL: got NaN or infinity" in wire.Problem.model_validate_json(answer.content).detail

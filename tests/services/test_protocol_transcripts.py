@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typer.testing import CliRunner
 
 from lasro.wire import Protocol
-from lasro_client.commands_services import rewards_app
+from lasro_client.cli.rewards import rewards_app
 from lasro_reward_api.protocols import SPEAKERS
 
 LINE = 110

@@ -25,7 +25,7 @@ from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec, ScoreRequest, Status
-from lasro_client.reward_client import RewardClient
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -101,7 +101,7 @@ def group(reward: str, group_id: str = "g", limit: int | None = None, shade: int
 
 def test_importing_the_service_imports_no_torch() -> None:
     """Bug: the reward API takes seconds and a gigabyte to start for a library it never uses."""
-    code = "import sys, lasro_reward_api.app, lasro_client.reward_client; sys.exit('torch' in sys.modules)"
+    code = "import sys, lasro_reward_api.app, lasro_client.services.reward_client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import BlockedError, ConfigError
-from lasro_reward_api.addresses import AddressGuard, GuardedBackend, check_url, is_public, parse_networks
+from lasro_reward_api.endpoints.address_guard import AddressGuard, GuardedBackend, check_url, is_public, parse_networks
 
 BLOCKED = [
     *("0.0.0.0", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.255", "169.254.169.254"),

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from lasro.wire import Protocol, RewardSpec, Status
-from lasro_reward_api.addresses import AddressGuard, parse_networks
-from lasro_reward_api.exchange import USER_AGENT, Connections, Failed
+from lasro_reward_api.endpoints.address_guard import AddressGuard, parse_networks
+from lasro_reward_api.endpoints.connections import USER_AGENT, Connections, Failed
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.speaker import Answer, Parts
+from lasro_reward_api.protocols.base import Answer, Parts
 
 Result = list[Answer] | Failed
 Attempt = Callable[..., Awaitable[Result]]

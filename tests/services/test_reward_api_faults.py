@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from lasro.errors import WireError
 from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
 from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
-from lasro_client.reward_client import RewardClient
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 

@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from lasro.wire import ScoreRequest
-from lasro_client.reward_client import RewardClient
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 

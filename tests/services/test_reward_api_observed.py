@@ -29,7 +29,7 @@ from lasro.redis_store.connection import connect_async
 from lasro.redis_store.registry import RewardRegistry
 from lasro.wire import ScoreRequest
 from lasro_reward_api.app import create_app
-from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.endpoints.pool import Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.scoring_process import forget_deleted
 from lasro_reward_api.settings import RewardApiSettings

@@ -23,14 +23,14 @@ from starlette.types import ASGIApp
 from lasro.redis_store import keys
 from lasro.redis_store.registry import Registration
 from lasro.wire import Protocol, RewardSpec, Status
-from lasro_client.reward_client import RewardClient
-from lasro_reward_api.addresses import AddressGuard, parse_networks
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
-from lasro_reward_api.endpoints import MAX_OPEN, Endpoints
-from lasro_reward_api.exchange import Connections, Failed
+from lasro_reward_api.endpoints.address_guard import AddressGuard, parse_networks
+from lasro_reward_api.endpoints.connections import Connections, Failed
+from lasro_reward_api.endpoints.pool import MAX_OPEN, Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.speaker import Answer, Parts
+from lasro_reward_api.protocols.base import Answer, Parts
 from lasro_reward_api.settings import RewardApiSettings
 
 Serve = Callable[[ASGIApp], str]

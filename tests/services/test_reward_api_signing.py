@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from lasro import wire
 from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
-from lasro.signing import reply_id, signed_headers, signing_key
+from lasro.service.signing import reply_id, signed_headers, signing_key
 from lasro.wire import ProbeReply, Protocol, RewardSpec, Status
-from lasro_client.reward_client import RewardClient
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
-from lasro_reward_api.reward_routes import probe_image
+from lasro_reward_api.routes.rewards import probe_image
 from lasro_reward_api.settings import RewardApiSettings
 
 Serve = Callable[[ASGIApp], str]

@@ -29,11 +29,11 @@ from lasro.redis_store.group_queue import Claim, GroupQueue
 from lasro.redis_store.registry import RewardRegistry
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec, ScoredItem
-from lasro_client.reward_client import RewardClient
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.app import create_app
 from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.endpoints.pool import Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings

@@ -18,8 +18,8 @@ from lasro.errors import ConfigError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
-from lasro_client.commands_services import rewards_app
-from lasro_client.reward_client import RewardClient
+from lasro_client.cli.rewards import rewards_app
+from lasro_client.services.reward_client import RewardClient
 
 TENSORS = [{"name": "IMAGE", "holds": "images"}, {"name": "PROMPT", "holds": "prompts"}]
 EACH = {"caption": "{{prompt}}", "picture": "data:{{image_type}};base64,{{image}}", "level": "{{metadata.level}}"}

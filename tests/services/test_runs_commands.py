@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.redis_store import keys
-from lasro_client.cli import app
-from lasro_client.surrogate_client import SurrogateClient
+from lasro_client.cli.main import app
+from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 

@@ -32,7 +32,7 @@ from lasro.redis_store.overview import work_figures
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.redis_store.work_stream import GROUP, RETURNED
 from lasro.wire import GroupState, GroupSubmission, Protocol, RewardSpec
-from lasro_client.reward_client import RewardClient
+from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -106,7 +106,7 @@ def worker(redis_url: str, tmp_path: Path) -> Iterator[Start]:
             environment = {"LASRO_REDIS_URL": redis_url, "LASRO_ALLOWED_NETWORKS": NETWORKS, **settings}
             log = stack.enter_context((tmp_path / "worker.log").open("a"))
             process = subprocess.Popen(
-                [sys.executable, "-m", "lasro_client.cli", "worker"],
+                [sys.executable, "-m", "lasro_client.cli.main", "worker"],
                 env={**os.environ, **environment}, stdout=log, stderr=log, text=True,
             )  # fmt: skip
             stack.callback(lambda: (process.kill(), process.wait()))

@@ -19,17 +19,17 @@ import uvicorn
 from PIL import Image
 
 from lasro import wire
-from lasro.backbone import load_model
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
+from lasro.models.sdxl import load_model
+from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
-from lasro.service_kit import bind
-from lasro.surrogate import build_surrogate, score_and_gradient
-from lasro_client.surrogate_client import SurrogateClient
+from lasro.service.app import bind
+from lasro.training.replay_buffer import is_held_out
+from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.folder_lock import held
-from lasro_surrogate_trainer.replay import is_held_out
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import check_folder
 

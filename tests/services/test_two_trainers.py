@@ -9,10 +9,10 @@ from pathlib import Path
 from known_groups import SPEC, known_group, run_of
 from starlette.types import ASGIApp
 
-from lasro_client.collector import Collector
-from lasro_client.connection import Services
-from lasro_client.reward_client import RewardClient
-from lasro_client.surrogate_client import SurrogateClient
+from lasro_client.services.connect import Services
+from lasro_client.services.feedback import Collector
+from lasro_client.services.reward_client import RewardClient
+from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 

@@ -22,7 +22,7 @@ from lasro.config import load_config
 
 LONGEST_S = 280.0
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["lasro_client.train"])
+_forks.set_forkserver_preload(["lasro_client.run.stage2"])
 
 
 def run_with(fault: str, at: int, config_path: Path, folder: Path, settings: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def run_with(fault: str, at: int, config_path: Path, folder: Path, settings: Seq
 
 
 def _live(fault: str, at: int, config_path: Path, folder: Path, settings: Sequence[str], errors: Path) -> None:
-    from lasro_client.train import train
+    from lasro_client.run.stage2 import train
 
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
@@ -47,9 +47,9 @@ def _live(fault: str, at: int, config_path: Path, folder: Path, settings: Sequen
 
 
 def _happening(fault: str, at: int) -> AbstractContextManager[object]:
-    from lasro_client import fine_tuning
-    from lasro_client.collector import Collector
-    from lasro_client.fine_tuning import FineTuning
+    from lasro_client.run import alternation as fine_tuning
+    from lasro_client.run.alternation import FineTuning
+    from lasro_client.services.feedback import Collector
 
     sample, adapt, checkpoint = fine_tuning.sample_groups, Collector.adapt, FineTuning.checkpoint
 

@@ -13,7 +13,7 @@ import msgpack
 from faulty_scorer import pixel_bomb, png
 
 from lasro import wire
-from lasro.signing import signed_headers, signing_key
+from lasro.service.signing import signed_headers, signing_key
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 IMAGE = png(7)

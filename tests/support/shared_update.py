@@ -11,10 +11,10 @@ import sys
 import torch
 from torch import Tensor
 
-from lasro.backbone import load_model
 from lasro.config import RunSettings
-from lasro_client.generator import GeneratorTrainer
-from lasro_client.processes import Processes, processes
+from lasro.models.sdxl import load_model
+from lasro.training.distributed import Processes, processes
+from lasro.training.generator_trainer import GeneratorTrainer
 
 EVERY = (1, 2)
 """What `train.two_step_every` is tried with."""

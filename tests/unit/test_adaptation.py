@@ -11,11 +11,11 @@ import torch
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateSettings
 from lasro.errors import BusyError, DeviceMemoryError, NonFiniteError, WireError
-from lasro.reward_objective import RewardObjective
-from lasro_surrogate_trainer.adaptation import Trainee, adapt
-from lasro_surrogate_trainer.models import FrozenModel, ModelCache
-from lasro_surrogate_trainer.ranking import Ranker
-from lasro_surrogate_trainer.replay import Group, Replay
+from lasro.functional.reward_totals import RewardObjective
+from lasro.models.frozen import FrozenModel, ModelCache
+from lasro.training.ranking import Ranker
+from lasro.training.replay_buffer import Group, Replay
+from lasro.training.surrogate_trainer import Trainee, adapt
 
 SHAPE = (4, 8, 8)
 SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from lasro.reward_sdk import RejectedItem
-from lasro.shapes import (
+from lasro.demo.shapes import (
     BACKGROUNDS,
     COLORS,
     SHAPES,
@@ -23,6 +22,7 @@ from lasro.shapes import (
     parse_prompt,
     random_scene,
 )
+from lasro.reward_sdk import RejectedItem
 from lasro_rewards.attribute_binding import attribute_binding, binding_score
 from lasro_rewards.segmentation import rgb_to_lab, segment
 from lasro_rewards.shape_matching import shape_overlaps

@@ -9,10 +9,10 @@ import pytest
 
 from lasro.config import PretrainSettings, TrainSettings, load_config
 from lasro.wire import Protocol, RewardInfo
-from lasro_client.audit import request_size
-from lasro_client.audit_cost import Cost, Speed, affordable_rounds, evaluation_cost, pretrain_cost, train_cost
-from lasro_client.audit_findings import Facts, judge, verdict
-from lasro_client.audit_statistics import Components, Ties
+from lasro_client.audit.cost import Cost, Speed, affordable_rounds, evaluation_cost, pretrain_cost, train_cost
+from lasro_client.audit.findings import Facts, judge, verdict
+from lasro_client.audit.run import request_size
+from lasro_client.audit.statistics import Components, Ties
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
 REWARD = RewardInfo(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lasro_client.audit_picture import EDGE_PX, GAP_PX, LINE_PX, MARGIN_PX, draw_picture, extremes
-from lasro_client.files import png_bytes
-from lasro_client.prompts import Prompt
-from lasro_client.sampling import Group
+from lasro.files import png_bytes
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import Group
+from lasro_client.audit.picture import EDGE_PX, GAP_PX, LINE_PX, MARGIN_PX, draw_picture, extremes
 
 NAN = float("nan")
 SUMMARY = {

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lasro.bradley_terry import ranked_pairs
-from lasro_client.audit_statistics import (
+from lasro.functional.bradley_terry import ranked_pairs
+from lasro_client.audit.statistics import (
     Components,
     best_pair_accuracy,
     count_ties,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from lasro.adapters import add_generator_lora, load_adapter, parameters_set, save_adapter
-from lasro.backbone import TwoStepModel, load_model, load_teacher, shared_view
 from lasro.config import LoraSettings, ModelSettings
-from lasro.device import autocast, computes_in_bfloat16
 from lasro.errors import ModelError, PromptTooLongError, WireError
-from lasro.two_step import lcm_timesteps, sample
+from lasro.functional.consistency import lcm_timesteps, sample
+from lasro.models.device import autocast, computes_in_bfloat16
+from lasro.models.lora import add_generator_lora, load_adapter, parameters_set, save_adapter
+from lasro.models.sdxl import TwoStepModel, load_model, load_teacher, shared_view
 
 PROMPTS = ["a red circle left of a blue square", "dog face, noto style"]
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lasro.wire import Status
-from lasro_reward_api.batching import Batcher, Item, Outcome, Part
 from lasro_reward_api.deadline import Caller, Deadline
-from lasro_reward_api.protocols.speaker import Batch, Parts
+from lasro_reward_api.endpoints.batching import Batcher, Item, Outcome, Part
+from lasro_reward_api.protocols.base import Batch, Parts
 
 MAX_BATCH, SLOTS = 4, 2
 

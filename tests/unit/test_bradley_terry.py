@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
+from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
 
 F64 = torch.float64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro_reward_api.breaker import Breaker, State, Verdict
+from lasro_reward_api.endpoints.circuit_breaker import Breaker, State, Verdict
 
 
 class Clock:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lasro.backbone import load_model
 from lasro.config import load_config
-from lasro.shapes import caption, draw, random_scene
-from lasro.surrogate import build_surrogate, draw_augmentation
-from lasro_client.connection import surrogate_weights
+from lasro.demo.shapes import caption, draw, random_scene
+from lasro.models.sdxl import load_model
+from lasro.models.surrogate import build_surrogate, draw_augmentation
+from lasro_client.services.connect import surrogate_weights
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
 PAIRS = 24

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-LASRO = [sys.executable, "-m", "lasro_client.cli"]
+LASRO = [sys.executable, "-m", "lasro_client.cli.main"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     """`lasro --help` loaded torch and took seconds."""
     code = (
         "import sys\n"
-        "from lasro_client.cli import app\n"
+        "from lasro_client.cli.main import app\n"
         "try: app(['--help'])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'fastapi', 'redis', 'httpx'} & sys.modules.keys()\n"

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, load_config
 from lasro.errors import ConfigError, ConflictError
-from lasro.reward_objective import RewardObjective
-from lasro_client.labels import read_labels
-from lasro_client.prompts import read_prompts
-from lasro_client.run_folder import RunFolder
+from lasro.functional.reward_totals import RewardObjective
+from lasro.training.prompts import read_prompts
+from lasro_client.run.base_sample_rewards import read_labels
+from lasro_client.run.folder import RunFolder
 from lasro_surrogate_trainer.store import RunStore
 
 ROOT = Path(__file__).parents[2]

@@ -119,7 +119,7 @@ def test_images_do_not_run_as_root_and_prove_their_health() -> None:
     assert re.findall(r"^USER (.+)$", DOCKERFILE, re.M) == ["10001:10001"]
     for target in ("reward-api", "rewards", "surrogate-trainer"):
         stage = runtime[runtime.index(f" AS {target}\n") :].partition("\nFROM ")[0]
-        assert '"-m", "lasro.health"' in stage, target
+        assert '"-m", "lasro.service.readiness_probe"' in stage, target
         assert re.search(r'^ENTRYPOINT \["', stage, re.M), "in exec form, or signals reach a shell"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lasro.errors import WireError
-from lasro_client.drift import drift_figure, mean_absolute_difference
+from lasro_client.evaluation.drift import drift_figure, mean_absolute_difference
 
 
 def flat(value):

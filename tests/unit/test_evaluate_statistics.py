@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import StorageError, WireError
-from lasro_client.evaluate import batch_size
-from lasro_client.evaluation import (
+from lasro_client.evaluation.paired_statistics import compare, estimate, paired_difference, ratio_of_means
+from lasro_client.evaluation.result import (
     Evaluation,
     StageScores,
     load_evaluation,
     save_evaluation,
     summary_table,
 )
-from lasro_client.paired import compare, estimate, paired_difference, ratio_of_means
+from lasro_client.evaluation.score_prompts import batch_size
 
 scores = st.lists(st.none() | st.floats(-10, 10), min_size=1, max_size=30)
 

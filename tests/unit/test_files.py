@@ -11,7 +11,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from lasro.errors import StorageError
-from lasro_client.files import write_atomically
+from lasro.files import write_atomically
 try:
     write_atomically(Path(sys.argv[1]), b"x" * 100_000)
 except StorageError as error:

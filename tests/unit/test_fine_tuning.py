@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from lasro import wire
-from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError
-from lasro_client import fine_tuning, rounds
-from lasro_client.fine_tuning import FineTuning
-from lasro_client.generator import GeneratorTrainer
-from lasro_client.processes import Processes
-from lasro_client.prompts import Prompt
-from lasro_client.run_folder import RunFolder
+from lasro.models.sdxl import load_model
+from lasro.training.distributed import Processes
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import Prompt
+from lasro_client.run import alternation as fine_tuning
+from lasro_client.run import collect as rounds
+from lasro_client.run.alternation import FineTuning
+from lasro_client.run.folder import RunFolder
 
 SEEDS = 2
 GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from shared_update import CurvedScore
 
-from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, NonFiniteError
-from lasro.two_step import add_noise
-from lasro_client.generator import GeneratorTrainer
-from lasro_client.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
+from lasro.functional.consistency import add_noise
+from lasro.models.sdxl import load_model
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
 
 PROMPTS = ["a red star", "a blue square"]
 

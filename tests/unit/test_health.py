@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lasro.config import HealthSettings
-from lasro_client.health import Figures, Health
+from lasro_client.run.divergence import Figures, Health
 
 NOISE = 0.053
 """Standard deviation of one round's gain in the demo: 9 samples a stage, both stages averaged."""

@@ -1,4 +1,4 @@
-"""`python -m lasro.health`, by which a container engine knows whether a service works."""
+"""`python -m lasro.service.readiness_probe`, by which a container engine knows whether a service works."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from lasro.errors import BusyError
-from lasro.health import main, problem
-from lasro.service_kit import ServiceEnvironment, create_service
+from lasro.service.app import ServiceEnvironment, create_service
+from lasro.service.readiness_probe import main, problem
 
 
 def ready_app(error: str | None) -> FastAPI:
@@ -76,6 +76,7 @@ def test_nobody_there_is_no_health() -> None:
 
 def test_the_check_loads_next_to_nothing() -> None:
     """Bug: asked every few seconds, in each container, it would cost more than the idle service."""
-    code = "import sys, lasro.health; print(*sorted(set(sys.modules) & {'fastapi', 'httpx', 'numpy', 'pydantic'}))"
+    heavy = "{'fastapi', 'httpx', 'numpy', 'pydantic'}"
+    code = f"import sys, lasro.service.readiness_probe; print(*sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

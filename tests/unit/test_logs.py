@@ -7,8 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from lasro.logs import JsonFormatter, set_request_id
-from lasro.process import last_log_line
+from lasro.service.child_process import last_log_line
+from lasro.service.logs import JsonFormatter, set_request_id
 
 
 def test_a_record_is_one_json_object_on_one_line() -> None:

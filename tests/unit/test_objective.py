@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lasro.objective import (
+from lasro.functional.generator_loss import (
     Moments,
     ema_update,
     guided,

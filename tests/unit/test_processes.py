@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError
-from lasro_client.processes import Processes, check_enough
+from lasro.training.distributed import Processes, check_enough
 
 PEER = """
 import sys
 import torch
 from lasro.errors import BudgetError, LasroError
-from lasro_client.processes import processes
+from lasro.training.distributed import processes
 
 with processes() as peers:
     def work():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError
-from lasro_client.prompts import Prompt, read_prompts
+from lasro.training.prompts import Prompt, read_prompts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 

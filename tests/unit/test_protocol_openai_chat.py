@@ -11,7 +11,7 @@ import pytest
 from lasro.errors import ConfigError, WireError
 from lasro.wire import Protocol
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected
 
 SPEAKER = SPEAKERS[Protocol.OPENAI_CHAT]
 FIRST = Batch(["a cat"], [b"\x89PNG"], [{"a": [1, None]}])

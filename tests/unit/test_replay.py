@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
-from lasro.reward_objective import RewardObjective, scale_of
-from lasro_surrogate_trainer.replay import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
+from lasro.functional.reward_totals import RewardObjective, scale_of
+from lasro.training.replay_buffer import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
 
 SHAPE = (4, 2, 2)
 

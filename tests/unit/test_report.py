@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from lasro.errors import NotFoundError
-from lasro_client.evaluation import Evaluation, StageScores, save_evaluation, summary_table
-from lasro_client.files import png_bytes, write_atomically, write_json
-from lasro_client.report import duration, number, signed, write_report
-from lasro_client.report_charts import moving_average, nice_ticks, tick_label
-from lasro_client.report_data import points, read_run, seconds_left
-from lasro_client.report_images import EDGE, data_uri, pick, random_pick, spread
+from lasro.files import png_bytes, write_atomically, write_json
+from lasro_client.evaluation.result import Evaluation, StageScores, save_evaluation, summary_table
+from lasro_client.report.charts import moving_average, nice_ticks, tick_label
+from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread
+from lasro_client.report.page import duration, number, signed, write_report
+from lasro_client.report.run_data import points, read_run, seconds_left
 
 NASTY = 'a <b>red</b> "circle" & <script>alert(1)</script>'
 VOID = {"meta", "img", "br", "link"}

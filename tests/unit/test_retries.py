@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro_reward_api.retries import LONGEST_BACKOFF_S, is_retried, pause_s, retry_after_s
+from lasro_reward_api.endpoints.retries import LONGEST_BACKOFF_S, is_retried, pause_s, retry_after_s
 
 NOW = datetime(2015, 10, 21, 7, 27, 30, tzinfo=UTC)
 

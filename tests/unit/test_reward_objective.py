@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError, WireError
-from lasro.reward_objective import Combine, RewardObjective, Scale, Values, ranking_values, scale_of, totals
+from lasro.functional.reward_totals import Combine, RewardObjective, Scale, Values, ranking_values, scale_of, totals
 
 NAN = math.nan
 NAMES: tuple[str, ...] = ("a", "b", "guard")

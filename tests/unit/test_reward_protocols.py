@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lasro.errors import ConfigError, WireError
 from lasro.wire import MSGPACK_TYPE, NativeRequest, Protocol, from_json
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected
 
 MODEL = {"model": "judge"}
 YES_NO = MODEL | {"answers": {"yes": 1, "no": 0}}

@@ -6,9 +6,9 @@ import pytest
 
 from lasro import wire
 from lasro.config import RunSettings
-from lasro_client.prompts import Prompt
-from lasro_client.rounds import Collected, reward_means
-from lasro_client.sampling import Outline
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import Outline
+from lasro_client.run.collect import Collected, reward_means
 
 
 def scored(scores: list[float]) -> wire.GroupStatus:

@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lasro.config import ServiceSettings
 from lasro.errors import ConfigError
-from lasro_client.connection import Urls, urls
-from lasro_client.run_metrics import round_metrics
+from lasro_client.services.connect import Urls, urls
+from lasro_client.watch.prometheus import round_metrics
 
 LINE = {
     "round": 4,

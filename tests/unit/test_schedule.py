@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lasro.schedule import learning_rate
+from lasro.functional.lr_schedule import learning_rate
 
 
 def test_learning_rate_by_hand() -> None:

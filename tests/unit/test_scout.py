@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lasro.backbone import load_model
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
-from lasro_client import sampling
-from lasro_client.files import png_bytes
-from lasro_client.prompts import Prompt
-from lasro_client.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
-from lasro_client.scout import Scout
+from lasro.files import png_bytes
+from lasro.models.sdxl import load_model
+from lasro.training import sampling
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
+from lasro_client.run.probe_generator import Scout
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
 

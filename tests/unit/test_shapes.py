@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro.shape_prompts import LIGHT_BACKGROUNDS, prompt_sets
-from lasro.shapes import (
+from lasro.demo.prompts import LIGHT_BACKGROUNDS, prompt_sets
+from lasro.demo.shapes import (
     BACKGROUNDS,
     COLORS,
     RELATIONS,
@@ -121,7 +121,7 @@ def test_scenes_match_their_relation() -> None:
 
 
 def test_prompt_files_are_what_their_seed_gives() -> None:
-    """Guards against edited prompt files; `python -m lasro.shape_prompts configs/prompts` writes them again."""
+    """Guards against edited prompt files; `python -m lasro.demo.prompts configs/prompts` writes them again."""
     for name, prompts in prompt_sets().items():
         assert (PROMPT_FOLDER / name).read_text(encoding="utf-8").splitlines() == prompts, name
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import StorageError, UnreachableError
-from lasro.redis_store.shared_trips import SharedTrips
+from lasro.redis_store.pipelined_batcher import SharedTrips
 
 LARGEST = 100
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import AuthError, ConfigError
-from lasro.signing import TOLERANCE_S, Verifier, reply_id, signature, signed_headers, signing_key, verify
+from lasro.service.signing import TOLERANCE_S, Verifier, reply_id, signature, signed_headers, signing_key, verify
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY = signing_key(SECRET)

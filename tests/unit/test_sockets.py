@@ -13,7 +13,7 @@ import httpcore
 import pytest
 import uvloop
 
-from lasro_reward_api.sockets import connect
+from lasro_reward_api.endpoints.sockets import connect
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

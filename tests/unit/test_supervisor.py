@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lasro.errors import UnreachableError
-from lasro_client import supervisor as module
-from lasro_client.supervisor import QUICK_DEATHS, Child, Supervisor
+from lasro_client.services import supervisor as module
+from lasro_client.services.supervisor import QUICK_DEATHS, Child, Supervisor
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from lasro.adapters import add_generator_lora
-from lasro.backbone import TwoStepModel, load_model
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
 from lasro.errors import WireError
-from lasro.surrogate import SurrogateReward, build_surrogate, cnn_head, draw_augmentation, score_and_gradient
-from lasro.trunk import UNetTrunk
+from lasro.models.lora import add_generator_lora
+from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.surrogate import SurrogateReward, build_surrogate, cnn_head, draw_augmentation, score_and_gradient
+from lasro.models.unet_encoder import UNetTrunk
 
 PROMPTS = ["a red star", "a blue square"]
 TRUNKS = ["full", "adapter"]

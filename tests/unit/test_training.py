@@ -11,11 +11,11 @@ import pytest
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NonFiniteError, StorageError
+from lasro.models.frozen import FrozenModel, ModelCache
 from lasro_surrogate_trainer import store
-from lasro_surrogate_trainer.feed import Intake
-from lasro_surrogate_trainer.models import FrozenModel, ModelCache
+from lasro_surrogate_trainer.journaled_training import Training
+from lasro_surrogate_trainer.sample_feed import Intake
 from lasro_surrogate_trainer.store import RunStore
-from lasro_surrogate_trainer.training import Training
 
 SHAPE = (4, 8, 8)
 PROMPTS = ["a red star", "a blue square and a green ring", "a heart", "two stars", "a pink cross", "a sun", "rings"]
@@ -185,7 +185,7 @@ def test_a_step_that_fails_leaves_no_trace(frozen, config, tmp_path, undisturbed
     trainer = Trainer(frozen, config, tmp_path)
     trainer.round(0)
     with monkeypatch.context() as patch:
-        patch.setattr("lasro_surrogate_trainer.adaptation.Trainee._apply", _explode)
+        patch.setattr("lasro.training.surrogate_trainer.Trainee._apply", _explode)
         with pytest.raises(NonFiniteError):
             trainer.round(1)
     assert [without_time(trainer.round(number)) for number in range(6)] == undisturbed[0]
@@ -228,7 +228,7 @@ def test_uploaded_weights_survive_and_are_taken_once(frozen, config, tmp_path):
 
 def test_replies_of_leased_versions_are_kept(frozen, config, tmp_path, monkeypatch):
     """Guards against a repeated round being trained on a second time because its answer was forgotten."""
-    monkeypatch.setattr("lasro_surrogate_trainer.training.KEPT_COMMITS", 2)
+    monkeypatch.setattr("lasro_surrogate_trainer.journaled_training.KEPT_COMMITS", 2)
     trainer = Trainer(frozen, config, tmp_path, ALWAYS_S)
     first = [without_time(trainer.round(number)) for number in range(2)]
     trainer.store.lease(1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
-from lasro import two_step
-from lasro.two_step import lcm_timesteps, sample
+from lasro.functional import consistency as two_step
+from lasro.functional.consistency import lcm_timesteps, sample
 
 
 def test_timesteps_are_those_of_diffusers() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lasro.shapes import BACKGROUNDS, RELATIONS, Scene, caption, random_scene
+from lasro.demo.shapes import BACKGROUNDS, RELATIONS, Scene, caption, random_scene
 from tiny_recipe.config import DataSettings
 
 TINTS = tuple(name for name in BACKGROUNDS if name != "white")

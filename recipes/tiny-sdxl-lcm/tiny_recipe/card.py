@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from lasro.shapes import BACKGROUNDS, COLORS, RELATIONS, SHAPES
-from lasro_client.files import write_atomically
-from lasro_client.progress import clock
+from lasro.demo.shapes import BACKGROUNDS, COLORS, RELATIONS, SHAPES
+from lasro.files import write_atomically
+from lasro_client.watch.terminal import clock
 from tiny_recipe.emoji_sources import SOURCES
 from tiny_recipe.figures import figures_table
 from tiny_recipe.workplace import Workplace

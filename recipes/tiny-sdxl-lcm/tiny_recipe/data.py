@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lasro.shapes import BACKGROUNDS
+from lasro.demo.shapes import BACKGROUNDS
 from tiny_recipe.captions import draw_scene, emoji_caption, emoji_prompt, told
 from tiny_recipe.config import Recipe
 from tiny_recipe.drawing import Drawn, background_colors, distance_fields, draw_emoji, draw_scenes, scene_rows

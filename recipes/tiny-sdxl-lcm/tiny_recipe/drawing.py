@@ -1,7 +1,7 @@
 """Batches of shape scenes and emoji, drawn on the device.
 
-The shapes are those of `lasro.shapes`: its signed distances are sampled once on a fine grid, and drawing looks them up.
-So prompts, detector and training data cannot drift apart.
+The shapes are those of `lasro.demo.shapes`: its signed distances are sampled once on a fine grid, and drawing looks
+them up. So prompts, detector and training data cannot drift apart.
 
 Shape legend: B images, N scenes or emoji, O objects of a scene, S shapes, H, W pixels.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lasro.shapes import BACKGROUNDS, COLORS, EDGE_SHARPNESS, SHAPES, SIGNED_DISTANCES, Scene
+from lasro.demo.shapes import BACKGROUNDS, COLORS, EDGE_SHARPNESS, SHAPES, SIGNED_DISTANCES, Scene
 
 FIELD_PX, FIELD_EXTENT = 768, 1.75  # the fields span [-1.75, 1.75], in sizes of an object; beyond is outside
 EMOJI_SHRINK = (1.05, 1.45)  # an emoji fills the image's side divided by this
@@ -77,7 +77,7 @@ def distance_fields(device: torch.device) -> Tensor:
 
 
 def draw_scenes(rows: SceneRows, fields: Tensor, size_px: int) -> Drawn:
-    """The scenes, later objects over earlier ones, as `lasro.shapes.draw` draws them."""
+    """The scenes, later objects over earlier ones, as `lasro.demo.shapes.draw` draws them."""
     device = rows.objects_NO8.device
     images = rows.backgrounds_N3[:, :, None, None].expand(-1, -1, size_px, size_px)
     uncovered = torch.ones(len(images), 1, size_px, size_px, device=device)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lasro.errors import ConfigError
-from lasro_client.files import write_atomically
+from lasro.files import write_atomically
 from tiny_recipe.drawing import EmojiRows
 
 EMOJI_PX = 112  # drawings fill at most 122 pixels of a training image, and mostly fewer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from lasro.device import autocast
+from lasro.models.device import autocast
 from tiny_recipe.config import Recipe
 from tiny_recipe.data import TrainingData
 from tiny_recipe.networks import decode, encode, tokenize

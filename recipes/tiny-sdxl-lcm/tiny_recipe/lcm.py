@@ -16,8 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lasro.device import autocast
-from lasro.two_step import (
+from lasro.functional.consistency import (
     add_noise,
     boundary_scalings,
     clean_from_output,
@@ -27,6 +26,7 @@ from lasro.two_step import (
     lcm_timesteps,
     sample,
 )
+from lasro.models.device import autocast
 from tiny_recipe.config import Recipe
 from tiny_recipe.latents import SEEDS_PER_PROMPT, Pool, decoded, evaluation_tokens
 from tiny_recipe.networks import added_conditions, alphas_cumprod, embed, frozen, new_unet, on, tokenize

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lasro.quiet  # noqa: F401  (before diffusers)
+import lasro.models.quiet  # noqa: F401  (before diffusers)
 
 # isort: split
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from lasro.backbone import TwoStepModel, load_model
 from lasro.config import ModelSettings
-from lasro.shapes import Scene, caption, draw, random_scene
-from lasro_client.files import write_json
-from lasro_client.generate import draw as generate
-from lasro_client.paired import estimate, paired_difference
+from lasro.demo.shapes import Scene, caption, draw, random_scene
+from lasro.files import write_json
+from lasro.models.sdxl import TwoStepModel, load_model
+from lasro_client.evaluation.generate import draw as generate
+from lasro_client.evaluation.paired_statistics import estimate, paired_difference
 from lasro_rewards.attribute_binding import attribute_binding
 from tiny_recipe.captions import emoji_prompt
 from tiny_recipe.emoji_sources import STYLES

@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from lasro_client.files import write_atomically
-from lasro_client.progress import clock
-from lasro_client.stopping import StopRequest
+from lasro.files import write_atomically
+from lasro_client.run.stop_signal import StopRequest
+from lasro_client.watch.terminal import clock
 from tiny_recipe.config import StageSettings
 from tiny_recipe.workplace import StageProgress
 

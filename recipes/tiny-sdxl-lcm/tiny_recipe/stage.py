@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lasro.device import autocast
 from lasro.errors import NonFiniteError
-from lasro.objective import ema_update
+from lasro.functional.generator_loss import ema_update
+from lasro.models.device import autocast
 from tiny_recipe.config import Recipe, StageSettings
 from tiny_recipe.networks import load_plain, plain_names
 from tiny_recipe.reporting import ProgressLines, Stop, device_name

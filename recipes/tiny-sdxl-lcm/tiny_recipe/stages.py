@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from lasro.device import pick_device
-from lasro_client.files import write_atomically
-from lasro_client.progress import clock
+from lasro.files import write_atomically
+from lasro.models.device import pick_device
+from lasro_client.watch.terminal import clock
 from tiny_recipe.data import TrainingData
 from tiny_recipe.emoji import Picture, render, write_emoji
 from tiny_recipe.emoji_sources import SOURCES, drawings, fetch

@@ -14,8 +14,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lasro.device import autocast
-from lasro.two_step import add_noise
+from lasro.functional.consistency import add_noise
+from lasro.models.device import autocast
 from tiny_recipe.config import Recipe
 from tiny_recipe.latents import SEEDS_PER_PROMPT, Pool, decoded, evaluation_tokens
 from tiny_recipe.networks import (

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lasro.config import Settings, differing_keys
 from lasro.errors import ConflictError, ModelError, StorageError
-from lasro_client.files import write_atomically, write_json
+from lasro.files import write_atomically, write_json
 from tiny_recipe.config import Recipe
 
 STATE_FILE_BYTES = 15_000_000  # most of a state file

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from lasro.service_kit import create_service
-from lasro_reward_api.reward_routes import reward_routes
+from lasro.service.app import create_service
+from lasro_reward_api.routes.rewards import reward_routes
+from lasro_reward_api.routes.scoring import add_score_route, group_routes
 from lasro_reward_api.scoring_process import ScoringProcess
-from lasro_reward_api.scoring_routes import add_score_route, group_routes
 from lasro_reward_api.settings import RewardApiSettings
 
 

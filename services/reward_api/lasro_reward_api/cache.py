@@ -12,8 +12,8 @@ import redis.asyncio
 from lasro import wire
 from lasro.redis_store import keys
 from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.pipelined_batcher import SharedTrips
 from lasro.redis_store.registry import Registration, registered
-from lasro.redis_store.shared_trips import SharedTrips
 from lasro_reward_api.checks import canonical_metadata
 
 _FLOAT = struct.Struct("<d")

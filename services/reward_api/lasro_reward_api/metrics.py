@@ -12,7 +12,7 @@ from functools import lru_cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from lasro.wire import ScoreFields, Status
-from lasro_reward_api.breaker import Breaker
+from lasro_reward_api.endpoints.circuit_breaker import Breaker
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 

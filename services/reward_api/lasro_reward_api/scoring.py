@@ -15,16 +15,16 @@ import numpy as np
 
 from lasro import wire
 from lasro.errors import BlockedError, ConfigError, StorageError, UnreachableError
+from lasro.functional.reward_totals import totals
 from lasro.redis_store.registry import Registration, RewardRegistry
-from lasro.reward_objective import totals
 from lasro.wire import ScoreFields, Status
 from lasro_reward_api.admission import Admission
-from lasro_reward_api.batching import Item, Outcome, Part
 from lasro_reward_api.cache import Known, ScoreCache, content_digests
 from lasro_reward_api.checks import are_brief_pngs, check_images, is_brief
 from lasro_reward_api.deadline import Caller
-from lasro_reward_api.endpoints import Endpoints
-from lasro_reward_api.protocols.speaker import Rejected
+from lasro_reward_api.endpoints.batching import Item, Outcome, Part
+from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.protocols.base import Rejected
 
 Spend = Callable[[int], Awaitable[None]]
 """Told how many images are about to be scored by a reward; raises BudgetError to forbid it."""

@@ -18,10 +18,10 @@ from lasro.redis_store.connection import connect, connect_async
 from lasro.redis_store.group_queue import GroupQueue
 from lasro.redis_store.registry import RewardRegistry
 from lasro.redis_store.server import check_server_async
-from lasro.service_kit import create_service
+from lasro.service.app import create_service
 from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.endpoints import Endpoints
+from lasro_reward_api.endpoints.pool import Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.queue_metrics import QueueMetrics
 from lasro_reward_api.scoring import Scorer

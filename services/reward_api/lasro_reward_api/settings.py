@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lasro.service_kit import ServiceEnvironment
+from lasro.service.app import ServiceEnvironment
 
 
 class RewardApiSettings(ServiceEnvironment):

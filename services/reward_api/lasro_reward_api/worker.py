@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from lasro import wire
 from lasro.errors import LasroError, StorageError, UnreachableError
-from lasro.logs import set_request_id
 from lasro.redis_store.group_queue import Claim, GroupQueue
+from lasro.service.logs import set_request_id
 from lasro.wire import RewardScore, ScoredItem, Status
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.scoring import Scorer

@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from lasro.demo.shapes import BACKGROUNDS, COLORS, SHAPES, NounPhrase, ShapePrompt, parse_prompt
 from lasro.reward_sdk import RejectedItem, reward
-from lasro.shapes import BACKGROUNDS, COLORS, SHAPES, NounPhrase, ShapePrompt, parse_prompt
 from lasro_rewards.segmentation import PALETTE_LAB_C3, Segment, Segmentation, rgb_to_lab, segment
 from lasro_rewards.shape_matching import shape_overlaps
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from lasro.shapes import COLORS
+from lasro.demo.shapes import COLORS
 
 FOREGROUND_DELTA_E = 8.0  # a pixel this far from the background may belong to an object
 OBJECT_DELTA_E = 16.0  # an object's core is at least this far from it

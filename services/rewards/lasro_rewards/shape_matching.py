@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from lasro.shapes import SHAPES, ObjectSpec, coverage
+from lasro.demo.shapes import SHAPES, ObjectSpec, coverage
 
 GRID = 48
 EXTENT = 2.5  # half the grid in radii of gyration of the filled mask; a star's tips reach 2.2

@@ -14,14 +14,14 @@ from prometheus_client import CollectorRegistry
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import BusyError, WireError
-from lasro.openapi import message_body, problems
 from lasro.redis_store.connection import connect
-from lasro.service_kit import create_service, read_message, reply
-from lasro_surrogate_trainer.bodies import read_gradient, read_images, read_latents
+from lasro.service.app import create_service, read_message, reply
+from lasro.service.openapi import message_body, problems
 from lasro_surrogate_trainer.folder_lock import held
 from lasro_surrogate_trainer.metrics import RunMetrics
-from lasro_surrogate_trainer.run import Run
-from lasro_surrogate_trainer.runs import Runs
+from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
+from lasro_surrogate_trainer.run_actor import Run
+from lasro_surrogate_trainer.run_registry import Runs
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 READY_TIMEOUT_S = 10.0

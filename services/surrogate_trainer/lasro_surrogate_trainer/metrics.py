@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lasro_surrogate_trainer.run import Run
+from lasro_surrogate_trainer.run_actor import Run
 
 GAUGES = {
     "version": "Published version of the surrogate",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lasro.service_kit import ServiceEnvironment
+from lasro.service.app import ServiceEnvironment
 
 
 class TrainerEnvironment(ServiceEnvironment):

@@ -6,7 +6,7 @@ import json
 
 import pybase64
 
-from lasro_reward_api.protocols.speaker import Parts
+from lasro_reward_api.protocols.base import Parts
 
 IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"))
 

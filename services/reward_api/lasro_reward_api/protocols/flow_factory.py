@@ -8,9 +8,9 @@ non-empty "error" as failed. Metadata has no place in that request and is left o
 from __future__ import annotations
 
 from lasro.errors import ConfigError, WireError
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
 
 def check(settings: Settings) -> None:

@@ -22,11 +22,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, model_validator
 
 from lasro.errors import WireError
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
 from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
 from lasro_reward_api.protocols.replies import json_value, score_or_reason
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
 EACH = "$each"
 PLACEHOLDER = re.compile(r"\{\{(prompt|image|image_type|metadata(?:\.[A-Za-z0-9_-]+)*)\}\}")

@@ -15,8 +15,8 @@ import pybase64
 
 from lasro import wire
 from lasro.errors import ConfigError, WireError
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
 from lasro_reward_api.protocols.replies import json_object, number_list, score_or_reason
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
 ENCODINGS = ("json", "msgpack")
 

@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lasro.errors import WireError
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.options import Options, Text, parsed
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Settings, Speaker
 
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
 NUMBERS = ("FP16", "FP32", "FP64", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)))

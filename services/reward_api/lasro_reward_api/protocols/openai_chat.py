@@ -22,10 +22,10 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from lasro.errors import WireError
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected, Settings, Speaker
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
 from lasro_reward_api.protocols.options import Json, Options, Text, parsed
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected, Settings, Speaker
 
 STATED_RUBRIC = (
     "You judge an image that was made from this prompt:\n\n{prompt}\n\n"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from lasro.errors import ConfigError
-from lasro_reward_api.protocols.speaker import Settings
+from lasro_reward_api.protocols.base import Settings
 
 
 def _finite_json(value: JsonValue) -> JsonValue:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lasro.errors import WireError
-from lasro_reward_api.protocols.speaker import Answer, Rejected
+from lasro_reward_api.protocols.base import Answer, Rejected
 
 
 def json_value(content_type: str, body: bytes) -> Any:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 from lasro.errors import WireError
+from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected, Settings, Speaker
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.options import Options, Text, parsed
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list
-from lasro_reward_api.protocols.speaker import Answer, Batch, Parts, Rejected, Settings, Speaker
 
 
 class UniRLOptions(Options):

@@ -1,0 +1,124 @@
+"""Is a reward worth a run? Some images of the base, each scored several times. `lasro rewards audit NAME`.
+
+Drawn and grouped as a run draws and groups them, scored through the reward API past its cache. `audit_statistics`
+tells signal from noise, `audit_cost` what a run will ask of the reward, `audit_findings` what to make of it,
+`audit_summary` puts it together, and `audit_picture` shows what the reward likes.
+
+Shape legend: N images, P prompts, G stages, K seeds, R repeats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lasro.config import RunSettings, SamplingSettings
+from lasro.errors import RewardError
+from lasro.files import write_atomically, write_json
+from lasro.models.sdxl import load_model
+from lasro.training.prompts import Prompt, read_prompts
+from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
+from lasro.wire import RewardInfo, RewardScore, Status
+from lasro_client.audit.cost import STAGES, Speed, images_per_round, run_costs
+from lasro_client.audit.picture import draw_picture
+from lasro_client.audit.summary import Measured, summarise
+from lasro_client.cli.output import progress_bar
+from lasro_client.evaluation.score_prompts import batch_size, score_images
+from lasro_client.services.reward_client import RewardClient
+
+LARGEST_REQUEST = 64  # some 100 MB of images of 1024 x 1024
+REQUEST_LIMIT_S = 600.0
+"""What the reward API gives one request by default."""
+
+
+def audit(
+    config: RunSettings,
+    name: str,
+    client: RewardClient,
+    prompts: list[Prompt],
+    seeds: int,
+    repeats: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Audit a registered reward for such a run: audit.png and audit.json in `out`; returns what the latter holds.
+
+    Raises RewardError for a reward that cannot be reached, before anything is drawn; what fails later is part of the
+    result.
+    """
+    held_out = read_prompts(config.prompts.held_out)[: config.evaluation.prompts]
+    info = client.reward(name)
+    probe = client.probe(name)  # also so that loading its model is not taken for its speed
+    if probe.status in (Status.UNREACHABLE, Status.BLOCKED):
+        raise RewardError(f"reward {name}: {probe.status} ({probe.error}); see `lasro rewards test {name}`")
+    groups = _draw(config, prompts, seeds)
+    measured = _measure(client, info, groups, repeats, images_per_round(config.train, 2), config.seed)
+    _, channels, height, width = groups[0].latents_BCHW.shape
+    costs = run_costs(config, len(held_out), batch_size((channels, height, width)), measured.speed)
+    summary = summarise(config, info, prompts, measured, costs)
+    write_atomically(out / "audit.png", draw_picture(summary, groups, measured.rewards_PGKR))
+    write_json(out / "audit.json", summary)
+    return summary
+
+
+def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
+    """`count` different prompts, or all there are, drawn without looking at them."""
+    return draw_prompts(prompts, min(count, len(prompts)), generator_for(seed, "audit prompts"))
+
+
+def _draw(config: RunSettings, prompts: list[Prompt], seeds: int) -> list[Group]:
+    model = load_model(config.model)
+    model.embed([prompt.text for prompt in prompts])  # a prompt over the token limit fails before the first image
+    settings = SamplingSettings(prompts_per_round=1, seeds_per_prompt=seeds)
+    groups = []
+    with progress_bar("drawing") as progress:
+        for index, prompt in enumerate(prompts):
+            groups += sample_groups(model, [prompt], settings, config.seed, "audit", index, base=True)
+            progress(index + 1, len(prompts))
+    return groups
+
+
+def _measure(
+    client: RewardClient, info: RewardInfo, groups: list[Group], repeats: int, images_together: int, seed: int
+) -> Measured:
+    """Score every image `repeats` times, all of them in another order each time.
+
+    So a score that depends on its neighbours in a call counts as noise, as it would be in a run.
+    """
+    images = [(group.prompt, png) for group in groups for png in group.images]
+    size, speed = request_size(info, images_together), Speed(info.images_per_call, info.concurrency, info.repeats)
+    rewards_NR = np.full((len(images), repeats), np.nan)
+    scores: list[RewardScore] = []
+    waves, scoring_s = 0, 0.0
+    with progress_bar("scoring") as progress:
+        progress(0, len(images) * repeats)
+        for repeat in range(repeats):
+            order = np.random.default_rng([seed, repeat]).permutation(len(images)).tolist()
+            for start in range(0, len(images), size):
+                chosen = order[start : start + size]
+                started_s = time.perf_counter()
+                answers = _score(client, info.name, [images[index] for index in chosen])
+                scoring_s += time.perf_counter() - started_s
+                waves += speed.waves(len(chosen))
+                rewards_NR[chosen, repeat] = [np.nan if answer.score is None else answer.score for answer in answers]
+                scores += answers
+                progress(len(scores), len(images) * repeats)
+    rewards_PGKR = rewards_NR.reshape(len(groups), STAGES, -1, repeats)
+    speed = replace(speed, wave_s=scoring_s / waves, image_s=scoring_s / len(scores))
+    return Measured(rewards_PGKR, scores, speed)
+
+
+def request_size(info: RewardInfo, images_together: int) -> int:
+    """As many images as a run has scored together, or what is sure to be done in time if each call takes all of its."""
+    waves = max(1, int(REQUEST_LIMIT_S / info.timeout_s))
+    in_time = max(1, info.concurrency * waves // info.repeats) * info.images_per_call
+    return min(images_together, LARGEST_REQUEST, in_time)
+
+
+def _score(client: RewardClient, name: str, images: Sequence[tuple[Prompt, bytes]]) -> list[RewardScore]:
+    items = score_images(client, [prompt for prompt, _ in images], [png for _, png in images], [name], fresh=True)
+    return [item.scores[name] for item in items]

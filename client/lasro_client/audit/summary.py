@@ -1,0 +1,151 @@
+"""audit.json: what an audit measured, what follows from it, and every single measurement.
+
+Shape legend: P prompts, G stages, K seeds, R repeats.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lasro.config import RunSettings
+from lasro.training.prompts import Prompt
+from lasro.wire import OUT_OF_RANGE, RewardInfo, RewardScore, Status
+from lasro_client.audit.cost import Cost, Speed, affordable_rounds, images_per_round
+from lasro_client.audit.findings import Facts, judge, verdict
+from lasro_client.audit.statistics import (
+    Components,
+    best_pair_accuracy,
+    count_ties,
+    prompt_means,
+    ranked_groups,
+    stage_share,
+    variance_components,
+)
+from lasro_client.evaluation.paired_statistics import estimate, paired_difference
+from lasro_client.evaluation.result import STAGES
+
+QUANTILES = {"median": 0.5, "p90": 0.9, "longest": 1.0}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Every measurement: as a number, NaN where it failed, and as the API answered it, in the order asked."""
+
+    rewards_PGKR: np.ndarray
+    scores: Sequence[RewardScore]
+    speed: Speed
+
+
+def summarise(
+    config: RunSettings, info: RewardInfo, prompts: Sequence[Prompt], measured: Measured, costs: Mapping[str, Cost]
+) -> dict[str, Any]:
+    """The contents of audit.json; numbers that could not be found are null."""
+    facts = gather(config, info, measured)
+    findings = judge(facts)
+    within_stages = (measured.rewards_PGKR[:, [stage]] for stage in range(len(STAGES)))
+    by_stage = {
+        name: variance_components(ranked_groups(rewards_PGKR, within_stage=True))
+        for name, rewards_PGKR in zip(STAGES, within_stages, strict=True)
+    }
+    return {
+        "reward": info.name,
+        "version": info.version,
+        "trainable": verdict(findings),
+        "findings": [asdict(finding) for finding in findings],
+        "model": config.model.path,
+        "seed": config.seed,
+        "spread": {"as_ranked": _spread(facts.within)} | {name: _spread(found) for name, found in by_stage.items()},
+        "between_stages": facts.between_stages,
+        "ties": {
+            "margin": facts.margin,
+            "pairs": facts.ties.pairs,
+            "tied_share": facts.ties.tied_share,
+            "equal_share": facts.equal.tied_share,
+            "groups": facts.ties.groups,
+            "constant_groups": facts.ties.constant,
+        },
+        "failures": {
+            "measurements": facts.measurements,
+            "failed": sum(facts.failed.values()),
+            "statuses": dict(facts.failed),
+            "out_of_range": facts.out_of_range,
+            "first_error": facts.error,
+        },
+        "mean": _means(measured.rewards_PGKR),
+        "latency_s": _latency(measured.scores),
+        "cost": {name: asdict(cost) for name, cost in costs.items()}
+        | {"rounds": config.train.rounds, "round_s": facts.round_s, "max_reward_calls": config.budget.max_reward_calls},
+        "measured": _measurements(prompts, measured.rewards_PGKR),
+    }
+
+
+def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
+    """The facts by which the run's pairs, rounds and budget are judged."""
+    groups_AJR = ranked_groups(measured.rewards_PGKR, config.surrogate.rank_within_stage)
+    failed = [score for score in measured.scores if score.status is not Status.OK]
+    latency = _latency(measured.scores)
+    weight = abs(config.weights.get(info.name, 1.0)) or 1.0
+    margin = config.surrogate.tie_margin / weight  # it is in units of the weighted total
+    others = len(set(config.weights) - {info.name}) if info.name in config.weights else 0
+    limit = config.budget.max_reward_calls
+    return Facts(
+        reward=info,
+        measurements=len(measured.scores),
+        failed=dict(Counter(str(score.status) for score in failed).most_common()),
+        error=failed[0].error if failed else None,
+        out_of_range=sum(score.status is Status.BAD_REPLY and OUT_OF_RANGE in (score.error or "") for score in failed),
+        within=variance_components(groups_AJR),
+        ties=count_ties(groups_AJR, margin),
+        equal=count_ties(groups_AJR, 0.0),
+        margin=margin,
+        within_stage=config.surrogate.rank_within_stage,
+        between_stages=stage_share(measured.rewards_PGKR),
+        slowest_s=latency["longest"],
+        round_s=measured.speed.seconds(images_per_round(config.train, 2)),
+        round_timeout_s=config.services.timeout_s,
+        rounds=config.train.rounds,
+        affordable_rounds=None if limit is None else affordable_rounds(config.train, info.repeats + others, limit),
+    )
+
+
+def _spread(found: Components) -> dict[str, float | None]:
+    share = found.signal_share
+    return {
+        "prompt_variance": found.groups,
+        "image_variance": found.images,
+        "repeat_variance": found.repeats,
+        "signal_share": share,
+        "best_pair_accuracy": None if share is None else best_pair_accuracy(share),
+    }
+
+
+def _means(rewards_PGKR: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """Over prompts, so that the standard errors are those of other prompts like these."""
+    one, two = (prompt_means(rewards_PGKR, stage) for stage in range(len(STAGES)))
+    estimates = zip((*STAGES, "difference"), (estimate(one), estimate(two), paired_difference(one, two)), strict=True)
+    return {name: found.as_dict() for name, found in estimates}
+
+
+def _latency(scores: Sequence[RewardScore]) -> dict[str, float | None]:
+    """Of the call that an image was in, over all images that were in one."""
+    latencies_s = [score.latency_s for score in scores if score.attempts]
+    if not latencies_s:
+        return dict.fromkeys(QUANTILES)
+    return {name: float(np.quantile(latencies_s, share)) for name, share in QUANTILES.items()}
+
+
+def _measurements(prompts: Sequence[Prompt], rewards_PGKR: np.ndarray) -> list[dict[str, Any]]:
+    """Per prompt and stage, for every seed its repeats; null where one failed."""
+    return [
+        {"prompt": prompt.text}
+        | {
+            name: [[None if np.isnan(value) else value for value in row] for row in rewards_KR.tolist()]
+            for name, rewards_KR in zip(STAGES, rewards_GKR, strict=True)
+        }
+        for prompt, rewards_GKR in zip(prompts, rewards_PGKR, strict=True)
+    ]

@@ -1,0 +1,128 @@
+"""`lasro rewards audit`: is a reward worth a run?"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table
+from lasro_client.cli.train import Set, shipped_config
+
+# Longer than the reward API gives a request of one audit; it then says what was not scored in time.
+TIMEOUT_S = 660.0
+
+
+def audit_reward(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Registered name; without an API also one that CONFIG serves, or NAME=module:function.",
+            show_default=False,
+        ),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of the run it is for: model, prompts, length.", show_default="the demo's"),
+    ] = None,
+    settings: Set = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="One prompt a line, or JSONL.", show_default="the run's training prompts"),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts drawn from them.")] = 8,
+    seeds: Annotated[int, typer.Option(min=2, max=256, help="Per prompt, each in one step and in two.")] = 6,
+    repeats: Annotated[int, typer.Option(min=2, max=32, help="Times that each image is scored.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for audit.png and audit.json.", show_default="runs/audit-NAME")
+    ] = None,
+    reward_api: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LASRO_REWARD_API_URL", help="URL of the reward API; absent: CONFIG's, or one is started here."
+        ),
+    ] = None,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Before a run: can this reward train anything, and what will it cost?
+
+    Scores images of the base past the cache. Exit status 0 means that the audit was made, whatever it says.
+    """
+    from lasro.config import load_config
+    from lasro.training.prompts import read_prompts
+
+    run = load_config(config or shipped_config("demo"), settings or [])
+    texts = read_prompts(prompts or run.prompts.train)
+    from lasro_client.audit.run import audit, choose_prompts  # torch, once the input is known to be good
+    from lasro_client.evaluation.compare_to_base import reward_service
+
+    chosen = choose_prompts(texts, count, run.seed)
+    url = reward_api or run.services.reward_api
+    with reward_service([name], url, api_key, run.rewards, TIMEOUT_S) as (client, (registered,)):
+        folder = out or Path("runs") / f"audit-{registered}"
+        summary = audit(run, registered, client, chosen, seeds, repeats, folder)
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary)
+        print(f"picture  {folder / 'audit.png'}")
+
+
+def _print(summary: dict[str, Any]) -> None:
+    print(f"{summary['reward']}, version {summary['version']}: trainable: {summary['trainable']}\n")
+    print_table(("figure", "value"), _figures(summary))
+    for finding in summary["findings"]:
+        print(f"\n{finding['name']} ({finding['level']}): {finding['says']}\n  {_capital(finding['do'])}.")
+    sys.stdout.write("\n")
+
+
+def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    spread, ties, failures = summary["spread"]["as_ranked"], summary["ties"], summary["failures"]
+    mean, latency, cost = summary["mean"], summary["latency_s"], summary["cost"]
+    both = ("one_step", "two_step")
+    return [
+        ("mean, one step / two steps", " / ".join(_estimate(mean[stage]) for stage in both)),
+        ("deviation between prompts", _deviation(spread["prompt_variance"])),
+        ("deviation between images of a prompt", _deviation(spread["image_variance"])),
+        ("  within one step / two steps", " / ".join(_deviation(summary["spread"][s]["image_variance"]) for s in both)),
+        ("deviation between repeats of an image", _deviation(spread["repeat_variance"])),
+        ("pairs that can be ranked right, at best", _share(spread["best_pair_accuracy"])),
+        (f"pairs within the tie margin of {ties['margin']:.3g}", _share(ties["tied_share"])),
+        ("groups without a ranked pair", f"{ties['constant_groups']} of {ties['groups']}"),
+        ("failed", f"{failures['failed']} of {failures['measurements']}"),
+        ("call, median / 90 % / longest", " / ".join(_seconds(latency[key]) for key in latency)),
+        (f"lasro train, {cost['rounds']} rounds", _cost(cost["train"])),
+        ("  its two evaluations", _cost(cost["evaluations"])),
+        ("lasro pretrain, with these settings", _cost(cost["pretrain"])),
+    ]
+
+
+def _estimate(estimate: dict[str, float | None]) -> str:
+    mean, sem = estimate["mean"], estimate["sem"]
+    return "-" if mean is None else f"{mean:.3g}" + ("" if sem is None else f" ± {sem:.2g}")
+
+
+def _deviation(variance: float | None) -> str:
+    return "-" if variance is None else f"{math.sqrt(variance):.3g}"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g} s"
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    from lasro_client.report.page import duration
+
+    return f"{cost['calls']:,} calls, about {duration(cost['scoring_s'])} of scoring"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

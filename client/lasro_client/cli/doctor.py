@@ -1,0 +1,121 @@
+"""`lasro doctor`: is everything here that LaSRO needs? Each check does the thing itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from lasro.errors import LasroError
+from lasro_client.cli.output import AsJson, print_json, print_table
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "fastapi", "uvicorn", "redis", "httpx")
+MIN_FREE_BYTES = 2 << 30
+
+
+class Check(NamedTuple):
+    """What one check found; `essential` ones decide the exit status."""
+
+    name: str
+    ok: bool
+    essential: bool
+    detail: str
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check that everything LaSRO needs is here; exit status 1 where something essential fails."""
+    checks = diagnose()
+    if as_json:
+        print_json({"ok": all(c.ok for c in checks if c.essential), "checks": [c._asdict() for c in checks]})
+    else:
+        words = {(True, True): "ok", (True, False): "ok", (False, True): "FAILED", (False, False): "warning"}
+        print_table(("check", "result", "detail"), [(c.name, words[c.ok, c.essential], c.detail) for c in checks])
+    if not all(check.ok for check in checks if check.essential):
+        raise typer.Exit(1)
+
+
+def diagnose() -> list[Check]:
+    """All checks, each of which survives the failure of the others."""
+    return [
+        _python(),
+        *(_package(name) for name in PACKAGES),
+        _checked("device", _device),
+        _checked("redis", _redis),
+        _checked("model", _model),
+        _disk(),
+    ]
+
+
+def _checked(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, True, check())
+    except (LasroError, ImportError, OSError, RuntimeError) as error:
+        return Check(name, False, True, " ".join(str(error).split()))
+
+
+def _python() -> Check:
+    return Check("python", sys.version_info >= (3, 11), True, f"{platform.python_version()} on {platform.platform()}")
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, True, version(name))
+    except PackageNotFoundError:
+        return Check(name, False, True, "not installed; pip install 'lasro[all]'")
+
+
+def _device() -> str:
+    import torch
+
+    from lasro.models.device import pick_device
+
+    device = pick_device("auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    return f"{device.type}, {name}, {torch.get_num_threads()} threads"
+
+
+def _redis() -> str:
+    import redis
+
+    from lasro.redis_store.embedded import EmbeddedRedis, find_server
+    from lasro.redis_store.server import check_server
+
+    url = os.environ.get("LASRO_REDIS_URL")
+    try:
+        if url:
+            with redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
+                version = client.info("server")["redis_version"]
+                return "; ".join([f"LASRO_REDIS_URL answers, version {version}", *check_server(client)])
+        with tempfile.TemporaryDirectory(prefix="lasro-") as folder, EmbeddedRedis(Path(folder)):
+            return f"embedded server starts ({find_server().name})"
+    except (redis.RedisError, ValueError) as error:
+        raise LasroError(f"LASRO_REDIS_URL does not answer: {error}") from error
+
+
+def _model() -> str:
+    from lasro.config import ModelSettings
+    from lasro.models.sdxl import load_model
+    from lasro_client.evaluation.generate import draw
+
+    model = load_model(ModelSettings())
+    started = time.perf_counter()
+    images_BHWC = draw(model, ["a red circle and a blue star on a white background"], [0], 2)
+    elapsed_s = time.perf_counter() - started
+    if images_BHWC.std() < 1:
+        raise LasroError("the bundled model drew an empty image; reinstall lasro and torch")
+    return f"bundled model draws in two steps in {elapsed_s:.2f} s"
+
+
+def _disk() -> Check:
+    free_bytes = shutil.disk_usage(".").free
+    detail = f"{free_bytes / 2**30:.1f} GiB free here"
+    return Check("disk", free_bytes >= MIN_FREE_BYTES, False, detail)

@@ -1,0 +1,108 @@
+"""Commands that draw with a model: generate, evaluate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from lasro_client.cli.output import ApiKey, AsJson, print_json, print_scores, progress_bar
+
+if TYPE_CHECKING:
+    from lasro.config import ModelSettings
+    from lasro_client.evaluation.generate import Steps
+
+Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, or a hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale.")]
+Adapter = Annotated[
+    Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
+]
+Prompts = Annotated[
+    Path, typer.Option(help="One prompt a line, or JSONL with prompt and metadata.", show_default=False)
+]
+
+
+def generate(
+    prompts: Prompts,
+    out: Annotated[Path, typer.Option(help="Folder for 00000.png ... and index.json.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 0,
+    steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 2,
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    guidance: Guidance = 4.0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
+    if steps not in (1, 2, 4):
+        raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
+    from lasro.training.prompts import read_prompts
+
+    texts = read_prompts(prompts)
+    settings = _model_settings(model, guidance, device)
+    from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
+
+    with progress_bar("drawing") as progress:
+        index = run_generate(settings, adapter, texts, seed, cast("Steps", steps), out, progress=progress)
+    print_json({"index": str(index), "images": len(texts)}) if as_json else print(index)
+
+
+def evaluate(
+    prompts: Prompts,
+    reward: Annotated[
+        list[str], typer.Option(help="Registered name, or NAME=module:function to serve here. Repeatable.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 10_000,
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    guidance: Guidance = 4.0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
+    reward_api: Annotated[
+        str | None,
+        typer.Option(envvar="LASRO_REWARD_API_URL", help="URL of the reward API; absent: one is started here."),
+    ] = None,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score one- and two-step images with any rewards, trained on or not; with an adapter, beside the base."""
+    from lasro.training.prompts import read_prompts
+
+    texts = read_prompts(prompts)
+    settings = _model_settings(model, guidance, device)
+    from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
+
+    with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
+        table = evaluate_beside_base(settings, adapter, texts, names, client, seed, out, progress)
+    if as_json:
+        print_json({"prompts": len(texts), "seed": seed, "rewards": table})
+    else:
+        print_scores(table, ("base", "adapted", "difference"))
+
+
+def export(
+    adapter: Annotated[Path, typer.Argument(help="Adapter, such as runs/demo/adapter.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.", show_default=False)],
+    model: Model = "bundled",
+    as_json: AsJson = False,
+) -> None:
+    """Fuse an adapter into its model and write a whole diffusers folder, for tools that load no LoRA."""
+    from lasro_client.evaluation.export import export as run_export
+
+    run_export(_model_settings(model, 1.0, "cpu"), adapter, out)
+    print_json({"model": str(out)}) if as_json else print(out)
+
+
+def _model_settings(model: str, guidance: float, device: str) -> ModelSettings:
+    from pydantic import ValidationError
+
+    from lasro.config import ModelSettings
+    from lasro.errors import ConfigError
+    from lasro.validation import explain
+
+    try:
+        return ModelSettings.model_validate({"path": model, "guidance": guidance, "device": device})
+    except ValidationError as error:
+        raise ConfigError(explain(error, ModelSettings)) from error

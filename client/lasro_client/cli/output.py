@@ -1,0 +1,96 @@
+"""What the command line prints: results to stdout, all else to stderr. Imports rich only when used."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lasro_client.evaluation.score_prompts import Progress
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+RewardApi = Annotated[str, typer.Option("--reward-api", envvar="LASRO_REWARD_API_URL", help="URL of the reward API.")]
+Trainer = Annotated[
+    str,
+    typer.Option("--surrogate-trainer", envvar="LASRO_SURROGATE_TRAINER_URL", help="URL of the surrogate trainer."),
+]
+RedisUrl = Annotated[str, typer.Option("--redis", envvar="LASRO_REDIS_URL", help="URL of the Redis of the services.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="LASRO_API_KEY", help="Key of the services.", show_default=False)
+]
+
+
+def print_json(value: Any) -> None:
+    """One line on stdout, at once: whoever reads it may be waiting for it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def told_here() -> bool:
+    """Whether this process prints: of those that `accelerate launch` or `torchrun` started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def stderr() -> Console:
+    """Console for progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=not told_here())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; None is shown as a dash."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    # In a file or a pipe nothing is as wide as a terminal, and a wrapped cell could not be searched for.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
+    """Reward -> stage -> {column: {"mean", "sem"}, "n", "failed"} as a table of mean ± standard error."""
+    rows = [
+        [name, stage.replace("_", " "), *(_estimate(row.get(column)) for column in columns), _count(row)]
+        for name, stages in table.items()
+        for stage, row in stages.items()
+    ]
+    print_table(("reward", "sampling", *columns, "n"), rows)
+
+
+def _count(row: dict[str, Any]) -> str:
+    return f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
+
+
+def _estimate(estimate: dict[str, float | None] | None) -> str | None:
+    if estimate is None or estimate["mean"] is None:
+        return None
+    return f"{estimate['mean']:.3f}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.3f}")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A progress bar on stderr, driven by calls with (done, total)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr()) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance

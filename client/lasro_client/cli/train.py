@@ -1,0 +1,139 @@
+"""Commands that start services or train: demo, up, worker, train, pretrain."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lasro_client.cli.output import AsJson, RedisUrl, print_json, print_scores, stderr, told_here
+
+if TYPE_CHECKING:
+    from lasro.config import RunSettings
+
+Config = Annotated[Path, typer.Argument(help="TOML file of the run.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.rounds=20. Repeatable."),
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")]
+
+
+def demo(
+    from_scratch: Annotated[bool, typer.Option(help="Train the surrogate too, for hours.")] = False,
+    settings: Set = None,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Teach the bundled two-step model to bind colours to shapes, and show before and after."""
+    from lasro.config import load_config
+
+    config = load_config(shipped_config("demo"), settings or [])
+    if from_scratch:
+        from lasro_client.run.from_scratch import begun_with, surrogate_from_scratch
+
+        stage1, rehearsal, final = (
+            load_config(shipped_config(name)) for name in ("demo-stage1", "demo-rehearsal", "demo-surrogate")
+        )
+        config = begun_with(config, *surrogate_from_scratch(stage1, rehearsal, final, out, stderr()))
+    _train(config, out, as_json)
+
+
+def train(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Fine-tune a model as a TOML file says (stage 2); a run folder that exists is resumed.
+
+    Without service URLs in the file or the environment, the services are started for the run.
+    """
+    from lasro.config import load_config
+
+    run = load_config(config, settings or [])
+    _train(run, out or Path("runs") / run.name, as_json)
+
+
+def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Pre-train the surrogate on samples of the base model (stage 1)."""
+    from lasro.config import load_config
+    from lasro_client.run.stage1 import pretrain as run_pretrain
+
+    run = load_config(config, settings or [])
+    path = run_pretrain(run, out or Path("runs") / run.name, stderr())
+    if told_here():
+        print_json({"surrogate": str(path)}) if as_json else print(path)
+
+
+def up(
+    folder: Annotated[Path, typer.Option(help="Logs, Redis data and the trainer's runs.")] = Path("runs/up"),
+    rewards: Annotated[bool, typer.Option(help="Serve and register the built-in rewards.")] = True,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that score beside the reward API.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Start Redis, the reward API and the surrogate trainer here, and keep them running until SIGTERM or Ctrl-C."""
+    from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
+
+    with LocalStack(folder, BUILT_IN_REWARDS if rewards else (), workers=workers) as stack:
+        urls = {
+            "reward_api": stack.reward_api,
+            "surrogate_trainer": stack.surrogate_trainer,
+            "redis": stack.redis,
+        }
+        if as_json:
+            print_json(urls)
+        else:
+            for name, url in urls.items():
+                print(f"{name.replace('_', ' '):18} {url}", flush=True)
+            stderr().print(f"Logs are in {folder}. Ctrl-C ends everything.", soft_wrap=True)
+        while True:
+            stack.check()
+            time.sleep(0.5)
+
+
+def worker(
+    redis: RedisUrl,
+    groups_at_once: Annotated[
+        int, typer.Option(min=1, max=256, envvar="LASRO_GROUPS_AT_ONCE", help="Groups scored side by side.")
+    ] = 4,
+    host: Annotated[
+        str, typer.Option(envvar="LASRO_HOST", help="Address to bind, for health and metrics.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="LASRO_PORT", help="Port to bind; 0 takes a free one.")
+    ] = 0,
+) -> None:
+    """Score queued groups beside the reward API, until SIGTERM or Ctrl-C; any number of these share the queue.
+
+    Rewards over plain http are reached only inside LASRO_ALLOWED_NETWORKS, as by the API.
+    """
+    os.environ |= {
+        "LASRO_REDIS_URL": redis,
+        "LASRO_GROUPS_AT_ONCE": str(groups_at_once),
+        "LASRO_HOST": host,
+        "LASRO_PORT": str(port),
+    }
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "lasro_reward_api", "worker"])
+
+
+def _train(config: RunSettings, out: Path, as_json: bool) -> None:
+    from lasro_client.run.stage2 import train as run_train
+
+    summary = run_train(config, out, stderr())
+    if not told_here():
+        return
+    if as_json:
+        print_json(summary)
+        return
+    print_scores(summary["rewards"], ("before", "after", "difference"))
+    print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
+
+
+def shipped_config(name: str) -> Path:
+    """`configs/NAME.toml`: inside the installed package, or at the root of a checkout."""
+    import lasro
+
+    package = Path(lasro.__file__).parent
+    inside = package / "configs" / f"{name}.toml"
+    return inside if inside.exists() else package.parent / "configs" / f"{name}.toml"

@@ -1,0 +1,117 @@
+"""Evaluation from the command line: a model beside its base, with rewards registered elsewhere or served here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lasro.config import ModelSettings, RewardSettings
+from lasro.errors import ConfigError, RewardError
+from lasro.models.lora import load_adapter
+from lasro.models.sdxl import load_model
+from lasro.training.prompts import Prompt
+from lasro.validation import explain
+from lasro_client.evaluation.paired_statistics import estimate
+from lasro_client.evaluation.result import STAGES, Evaluation, save_evaluation, summary_table
+from lasro_client.evaluation.score_prompts import Progress, evaluate
+from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
+from lasro_client.services.reward_client import RewardClient
+
+Table = dict[str, dict[str, Any]]
+
+
+def evaluate_beside_base(
+    settings: ModelSettings,
+    adapter: Path | None,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[str],
+    client: RewardClient,
+    seed: int,
+    out: Path | None,
+    progress: Progress,
+) -> Table:
+    """Reward -> stage -> `base` (mean, sem), `n`, `failed`; with an adapter also `adapted` and `difference`.
+
+    The difference is paired: same prompts, same seeds. With `out`, images and scores are kept in its folders `base`
+    and `adapted`. Raises RewardError when a reward scored nothing at all.
+    """
+    model = load_model(settings)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    found = []
+    for name in ("base", "adapted") if adapter is not None else ("base",):
+        folder = None if out is None else out / name
+        found.append(evaluate(model, prompts, rewards, client, seed, folder, progress, base=name == "base"))
+        if folder is not None:
+            save_evaluation(folder / "evaluation.json", found[-1])
+    table = _alone(found[0]) if adapter is None else _paired(*found)
+    for name, stages in table.items():
+        if all(row["n"] == 0 for row in stages.values()):
+            raise RewardError(f"{name}: scored none of {len(prompts)} prompts ({found[0].failures.get(name)})")
+    return table
+
+
+def _alone(found: Evaluation) -> Table:
+    table: Table = {}
+    for name, scores in found.rewards.items():
+        estimates = {stage: estimate(getattr(scores, stage)) for stage in STAGES}
+        table[name] = {
+            stage: {"base": one.as_dict(), "n": one.n, "failed": one.failed} for stage, one in estimates.items()
+        }
+    return table
+
+
+def _paired(base: Evaluation, adapted: Evaluation) -> Table:
+    names = {"before": "base", "after": "adapted"}
+    return {
+        name: {stage: {names.get(key, key): value for key, value in row.items()} for stage, row in stages.items()}
+        for name, stages in summary_table(base, adapted).items()
+    }
+
+
+@contextmanager
+def reward_service(
+    rewards: Sequence[str],
+    url: str | None,
+    api_key: str | None,
+    known: Sequence[RewardSettings] = (),
+    timeout_s: float = 60.0,
+) -> Iterator[tuple[RewardClient, list[str]]]:
+    """A client and the names to ask for.
+
+    Without `url` the rewards are served here: names of `known` ones that say how, built-in names, or NAME=TARGET.
+    """
+    if url is not None:
+        if served := [reward for reward in rewards if "=" in reward]:
+            raise ConfigError(f"reward {served[0]}: expected a name registered at {url}; see `lasro rewards serve`")
+        with RewardClient(url, api_key, timeout_s) as client:
+            yield client, list(rewards)
+        return
+    servable = {reward.name: reward for reward in (*BUILT_IN_REWARDS, *known) if reward.serve is not None}
+    wanted = [_served(reward, servable) for reward in rewards]
+    with (
+        tempfile.TemporaryDirectory(prefix="lasro-") as folder,
+        LocalStack(Path(folder), wanted, trainer=False) as stack,
+        RewardClient(stack.reward_api, api_key, timeout_s) as client,
+    ):
+        yield client, [reward.name for reward in wanted]
+
+
+def _served(reward: str, servable: Mapping[str, RewardSettings]) -> RewardSettings:
+    name, equals, target = reward.partition("=")
+    if equals:
+        try:
+            return RewardSettings.model_validate({"name": name, "serve": target})
+        except ValidationError as error:
+            raise ConfigError(f"reward {reward}: {explain(error, RewardSettings)}") from error
+    if name not in servable:
+        raise ConfigError(
+            f"reward {name}: got no --reward-api, and nothing to serve under that name; expected one of "
+            f"{sorted(servable)} or NAME=module:function"
+        )
+    return servable[name]

@@ -1,0 +1,37 @@
+"""A whole diffusers folder of model and adapter in one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from lasro.config import ModelSettings
+from lasro.errors import ConflictError, StorageError
+from lasro.models.lora import load_adapter
+from lasro.models.sdxl import load_model
+
+
+def export(settings: ModelSettings, adapter: Path, out: Path) -> None:
+    """Fuse `adapter` into the UNet and write the pipeline to `out`, whole or not at all.
+
+    Raises ConflictError where `out` exists, ModelError, StorageError.
+    """
+    if out.exists():
+        raise ConflictError(f"{out}: exists already, expected a new folder; choose another or delete it")
+    model = load_model(settings)
+    load_adapter(model, adapter)
+    model.pipeline.fuse_lora()
+    model.pipeline.unload_lora_weights()
+    temporary: str | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")
+        model.pipeline.save_pretrained(temporary, safe_serialization=True)
+        Path(temporary).chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        Path(temporary).rename(out)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror or error}); free the disk") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

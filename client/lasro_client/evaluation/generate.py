@@ -1,0 +1,111 @@
+"""Images of a prompt file, pixel for pixel as stock diffusers draws them, but in batches.
+
+Shape legend: B images of a batch, HWC pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lasro.config import ModelSettings
+from lasro.errors import ConflictError, StorageError
+from lasro.files import png_bytes, write_atomically, write_json
+from lasro.functional import consistency as two_step
+from lasro.models.lora import load_adapter
+from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.training.prompts import Prompt
+from lasro_client.evaluation.diffusers_noise import diffusers_noises
+from lasro_client.evaluation.score_prompts import Progress, batch_size
+
+INDEX = "index.json"
+Steps = Literal[1, 2, 4]
+
+
+def draw(model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
+    """Images uint8 [B, H, W, 3]; row i is what a stock pipeline draws with a CPU generator seeded `seeds[i]`."""
+    noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps)]
+    with torch.no_grad():
+        conditioning = model.embed(list(prompts))
+        latents = two_step.sample(
+            lambda x_t, timestep: model.predict_clean(x_t, timestep, conditioning),
+            noises,
+            two_step.lcm_timesteps(steps),
+            model.alphas_cumprod_T,
+        )
+        return model.decode(latents[-1])
+
+
+def generate(
+    settings: ModelSettings,
+    adapter: Path | None,
+    prompts: Sequence[Prompt],
+    seed: int,
+    steps: Steps,
+    out: Path,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw prompt i with `seed + i` to `out`/00000.png ... and tell of them in `out`/index.json, written last.
+
+    `batch` images are drawn together (absent: as many as fit); it changes no image by more than rounding. A folder
+    of an earlier call is replaced; one with anything else in it is refused. Raises ConflictError, ModelError,
+    PromptTooLongError before anything is written, StorageError when the disk is full.
+    """
+    clear = _own_files(out)
+    model = load_model(settings)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    step = batch or batch_size(model.latent_shape)
+    starts = range(0, len(prompts), step)
+    for start in starts:  # embeddings are cached; a prompt over the token limit shall fail before the first image
+        model.embed([prompt.text for prompt in prompts[start : start + step]])
+    for path in clear:
+        path.unlink(missing_ok=True)
+    for start in starts:
+        texts = [prompt.text for prompt in prompts[start : start + step]]
+        seeds = range(seed + start, seed + start + len(texts))
+        for index, image in enumerate(draw(model, texts, seeds, steps), start):
+            write_atomically(out / f"{index:05d}.png", png_bytes(image))
+        if progress is not None:
+            progress(start + len(texts), len(prompts))
+    return _write_index(out, settings, adapter, prompts, seed, steps)
+
+
+def _own_files(out: Path) -> list[Path]:
+    """Files that an earlier call left in `out`, the index first."""
+    try:
+        found = sorted(out.iterdir(), key=lambda path: path.name != INDEX) if out.exists() else []
+    except OSError as error:
+        raise StorageError(f"{out}: not a readable folder ({error.strerror}); choose another") from error
+    strange = [path.name for path in found if path.name != INDEX and not _is_image_name(path)]
+    if strange:
+        raise ConflictError(f"{out}: holds {strange[0]!r}, expected a new folder or one of an earlier `lasro generate`")
+    return found
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix == ".png" and len(path.stem) >= 5 and path.stem.isdecimal()
+
+
+def _write_index(
+    out: Path, settings: ModelSettings, adapter: Path | None, prompts: Sequence[Prompt], seed: int, steps: int
+) -> Path:
+    images = [
+        {
+            "file": f"{index:05d}.png",
+            "prompt": prompt.text,
+            "seed": seed + index,
+            "steps": steps,
+            "guidance": settings.guidance,
+            "metadata": prompt.metadata,
+        }
+        for index, prompt in enumerate(prompts)
+    ]
+    adapter_text = None if adapter is None else str(adapter)
+    write_json(out / INDEX, {"model": settings.path, "adapter": adapter_text, "images": images})
+    return out / INDEX

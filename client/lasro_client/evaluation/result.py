@@ -1,0 +1,98 @@
+"""What an evaluation found, its file, and the before/after table. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from lasro.errors import NotFoundError, StorageError, WireError
+from lasro.files import write_atomically
+from lasro.validation import explain
+from lasro.wire import Finite, Message, Name
+from lasro_client.evaluation.paired_statistics import Comparison, Estimate, compare, estimate
+
+STAGES = ("one_step", "two_step")
+STAGE_FOLDERS = {"one_step": "one", "two_step": "two"}
+
+
+class StageScores(Message):
+    """One reward's raw scores in prompt order; None where scoring failed."""
+
+    one_step: list[Finite | None]
+    two_step: list[Finite | None]
+
+
+class Evaluation(Message):
+    """What `evaluate` found; prompt i was drawn with `seed + i`."""
+
+    prompts: list[str] = Field(min_length=1)
+    seed: int
+    rewards: dict[Name, StageScores]
+    failures: dict[Name, dict[str, int]] = Field(
+        default_factory=dict, description="why scores are missing: count per status, for rewards with any"
+    )
+
+    @model_validator(mode="after")
+    def _one_score_per_prompt(self) -> Evaluation:
+        for name, scores in self.rewards.items():
+            for stage in STAGES:
+                if (count := len(getattr(scores, stage))) != len(self.prompts):
+                    raise ValueError(f"rewards.{name}.{stage}: got {count} scores, expected {len(self.prompts)}")
+        return self
+
+
+def save_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write it as JSON, atomically."""
+    write_atomically(path, evaluation.model_dump_json(indent=1).encode())
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Read what `save_evaluation` wrote; raises NotFoundError or StorageError."""
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such evaluation; run `lasro evaluate` first") from error
+    except ValidationError as error:
+        raise StorageError(f"{path}: not an evaluation ({explain(error)}); delete it and evaluate again") from error
+
+
+Table = dict[str, dict[str, dict[str, Any]]]
+"""Reward -> stage -> before, after, difference (mean, sem), n and failed: the `rewards` of summary.json."""
+
+
+def summary_table(before: Evaluation, after: Evaluation) -> Table:
+    """Base against adapted, of the same prompts and seeds (else WireError); a reward is listed where both have it.
+
+    All three figures of a row are over the items scored both times.
+    """
+    if before.prompts != after.prompts or before.seed != after.seed:
+        raise WireError("evaluations of different prompts or seeds, expected the same for a paired difference")
+    return {
+        name: {stage: _row(compare(getattr(scores, stage), getattr(after.rewards[name], stage))) for stage in STAGES}
+        for name, scores in before.rewards.items()
+        if name in after.rewards
+    }
+
+
+def base_table(before: Evaluation) -> Table:
+    """The same rows where nothing is adapted yet: after and difference are null."""
+    nothing = Estimate(None, None, 0, 0)
+    return {
+        name: {
+            stage: _row(Comparison(base, nothing, nothing))
+            for stage, base in ((stage, estimate(getattr(scores, stage))) for stage in STAGES)
+        }
+        for name, scores in before.rewards.items()
+    }
+
+
+def _row(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "before": comparison.before.as_dict(),
+        "after": comparison.after.as_dict(),
+        "difference": comparison.difference.as_dict(),
+        "n": comparison.before.n,
+        "failed": comparison.before.failed,
+    }

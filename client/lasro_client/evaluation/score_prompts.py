@@ -1,0 +1,137 @@
+"""Draw held-out prompts with fixed seeds in one and two steps, and score them through the reward API.
+
+base = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000, base=True)
+adapted = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000)
+table = summary_table(base, adapted)
+
+Shape legend: B images of a batch, HWC pixels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lasro.errors import NonFiniteError, WireError
+from lasro.files import png_bytes, write_atomically
+from lasro.models.sdxl import TwoStepModel
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import two_step_latents
+from lasro.wire import ScoredItem, ScoreRequest, Status, scores_of
+from lasro_client.evaluation.diffusers_noise import diffusers_noises
+from lasro_client.evaluation.result import STAGE_FOLDERS, STAGES, Evaluation, StageScores
+from lasro_client.services.reward_client import RewardClient
+
+LARGEST_BATCH = 32
+# Of a batch, before it is cut: 32 latents of 16x16, or 4 of 128x128, fit where training fits.
+LATENT_CELLS_PER_BATCH = 1 << 16
+
+Progress = Callable[[int, int], None]
+"""Called with prompts done and prompts in all."""
+
+
+def batch_size(latent_shape: tuple[int, int, int]) -> int:
+    """Images drawn together: as many as fit for latents of this [C, H, W], at least one."""
+    _, height, width = latent_shape
+    return min(LARGEST_BATCH, max(1, LATENT_CELLS_PER_BATCH // (height * width)))
+
+
+def draw_both_stages(
+    model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """One-step and two-step images of each prompt, both uint8 [B, H, W, 3], as stock diffusers draws them.
+
+    By the model with its adapter, or by the frozen base where `base` is set.
+
+    Both come from one pass: a single-step sample uses the first noise at timestep 999 and ends there, which is
+    exactly the clean latent that the two-step sampler noises again. Raises NonFiniteError naming the prompt.
+    """
+    noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
+    with torch.no_grad():
+        conditioning = model.embed(list(prompts))
+        one_step, last = two_step_latents(model, noises, conditioning, base)
+        for prompt, *latents in zip(prompts, one_step, last, strict=True):
+            # A decoder turns NaN into a black image, which a reward would score like any other.
+            if not all(part.isfinite().all() for part in latents):
+                raise NonFiniteError(f"latents of {prompt[:60]!r} are not finite; the adapter or model is broken")
+        return model.decode(one_step), model.decode(last)
+
+
+def evaluate(
+    model: TwoStepModel,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[str],
+    client: RewardClient,
+    seed: int,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    base: bool = False,
+) -> Evaluation:
+    """Score one- and two-step images of all prompts with any registered rewards; prompt i is drawn with seed + i.
+
+    By the model with its adapter, or by the frozen base where `base` is set.
+
+    Images go to `folder`/one and /two as 00000.png ... where a folder is given. An item that a reward could not
+    score stays None and is counted in `failures`; whole requests that fail raise what the client raises.
+    """
+    items: dict[str, list[ScoredItem]] = {stage: [] for stage in STAGES}
+    step = batch_size(model.latent_shape)
+    for start in range(0, len(prompts), step):
+        batch = prompts[start : start + step]
+        seeds = range(seed + start, seed + start + len(batch))
+        images = draw_both_stages(model, [prompt.text for prompt in batch], seeds, base)
+        for stage, images_BHWC in zip(STAGES, images, strict=True):
+            pngs = [png_bytes(image) for image in images_BHWC]
+            if folder is not None:
+                _save(folder / STAGE_FOLDERS[stage], start, pngs)
+            items[stage] += score_images(client, batch, pngs, rewards)
+        if progress is not None:
+            progress(start + len(batch), len(prompts))
+    return _gather([prompt.text for prompt in prompts], seed, rewards, items)
+
+
+def _save(folder: Path, start: int, pngs: Sequence[bytes]) -> None:
+    for index, png in enumerate(pngs, start):
+        write_atomically(folder / f"{index:05d}.png", png)
+
+
+def score_images(
+    client: RewardClient, batch: Sequence[Prompt], pngs: Sequence[bytes], rewards: Sequence[str], fresh: bool = False
+) -> list[ScoredItem]:
+    """One item per image, each with a score or failure of every reward; `fresh` passes the cache by.
+
+    Raises WireError for an answer that lacks any of them, and what the client raises.
+    """
+    request = ScoreRequest(
+        prompts=[prompt.text for prompt in batch],
+        images=list(pngs),
+        rewards=list(rewards),
+        metadata=[prompt.metadata for prompt in batch],
+        objective=None,
+        fresh=fresh,
+    )
+    items = client.score(request).items
+    if len(items) != len(batch):
+        raise WireError(f"score: got {len(items)} items for {len(batch)} images, expected one each")
+    if missing := [name for name in rewards if any(name not in item.scores for item in items)]:
+        raise WireError(f"score: got no score of {missing}, expected every reward asked for")
+    return items
+
+
+def _gather(prompts: list[str], seed: int, rewards: Sequence[str], items: dict[str, list[ScoredItem]]) -> Evaluation:
+    scores, failures = {}, {}
+    for name in rewards:
+        scores[name] = StageScores(**{stage: scores_of(items[stage], name) for stage in STAGES})
+        statuses = Counter(
+            str(item.scores[name].status)
+            for stage in STAGES
+            for item in items[stage]
+            if item.scores[name].status is not Status.OK
+        )
+        if statuses:
+            failures[name] = dict(statuses)
+    return Evaluation(prompts=prompts, seed=seed, rewards=scores, failures=failures)

@@ -1,0 +1,134 @@
+"""Runs: a folder with `config.json` is one; services may know more, under the name that the folder gives them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from lasro import wire
+from lasro.errors import ConflictError, NotFoundError, StorageError
+from lasro.redis_store.connection import connect
+from lasro.redis_store.runs import delete_run as delete_keys
+from lasro.redis_store.runs import run_names
+from lasro_client.services import http
+
+CONFIG, LOG, SUMMARY = "config.json", "log.jsonl", "summary.json"
+
+
+class Run(NamedTuple):
+    """`round` of `rounds` are done. `running` while its local stack runs, `finished` with a summary, else `stopped`.
+
+    One that only services know has no folder and is in the state `services`.
+    """
+
+    name: str
+    state: str
+    round: int
+    rounds: int
+    folder: str | None
+
+
+def find_runs(root: Path, known_to_services: Iterable[str] = ()) -> list[Run]:
+    """All runs directly inside `root`, by name, then such as only services know."""
+    folders = [config.parent for config in sorted(root.glob(f"*/{CONFIG}"))]
+    others = sorted(set(known_to_services) - {service_name(folder) for folder in folders})
+    return [_read(folder) for folder in folders] + [Run(name, "services", 0, 0, None) for name in others]
+
+
+def service_name(folder: Path) -> str:
+    """The name under which services know the run of that folder; raises StorageError."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{folder / CONFIG}: cannot be read ({error}); delete the folder by hand") from error
+    name = str(config.get("name", folder.name))
+    return f"{name}-pretrain" if config.get("stage") == "pretrain" else name
+
+
+def names_at_services(redis_url: str | None, trainer_url: str | None, api_key: str | None) -> set[str]:
+    """Of the runs that Redis and the surrogate trainer know, each where its URL is given."""
+    names: set[str] = set()
+    if redis_url:
+        with connect(redis_url) as client:
+            names.update(run_names(client))
+    if trainer_url:
+        with http.connect(trainer_url, api_key) as trainer:
+            found = http.message(http.send(trainer, "GET", "/v1/runs"), wire.RunList)
+            names.update(status.run for status in found.runs)
+    return names
+
+
+def delete_at_services(name: str, redis_url: str | None, trainer_url: str | None, api_key: str | None) -> None:
+    """Remove a run with its weights and keys; harmless where it is not known."""
+    if trainer_url:
+        with http.connect(trainer_url, api_key) as trainer, suppress(NotFoundError):
+            http.send(trainer, "DELETE", f"/v1/runs/{quote(name, safe='')}")
+    if redis_url:  # last: the trainer would make its place on the stream again
+        with connect(redis_url) as client:
+            delete_keys(client, name)
+
+
+def find_run(root: Path, name: str, known_to_services: Iterable[str] = ()) -> Run:
+    """One run; raises NotFoundError. `name` is a folder name, never a path out of `root`, or one at the services."""
+    if Path(name).name == name and (root / name / CONFIG).is_file():
+        return _read(root / name)
+    if name in known_to_services:
+        return Run(name, "services", 0, 0, None)
+    raise NotFoundError(f"{root / name}: no run there, expected a folder with {CONFIG}; see `lasro runs ls`")
+
+
+def check_not_running(run: Run) -> None:
+    """Raises ConflictError while its local stack runs."""
+    if run.state == "running":
+        raise ConflictError(f"{run.folder}: the run is going on; stop it first")
+
+
+def delete_folder(run: Run) -> None:
+    """Delete its folder, where it has one; raises StorageError where files cannot be deleted."""
+    if run.folder is None:
+        return
+    try:
+        shutil.rmtree(run.folder)
+    except OSError as error:
+        raise StorageError(f"{run.folder}: cannot be deleted ({error.strerror})") from error
+
+
+def _read(folder: Path) -> Run:
+    last = _last_round(folder / LOG)
+    state = "finished" if (folder / SUMMARY).exists() else "stopped"
+    if _is_running(folder):
+        state = "running"
+    done = int(last["round"]) + 1 if "round" in last else 0
+    return Run(folder.name, state, done, int(last.get("rounds", 0)), str(folder))
+
+
+def _last_round(log: Path) -> dict[str, Any]:
+    """The last whole line of the log; a killed run may have left half a line behind it."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            return entry
+    return {}
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether the embedded Redis of its local stack holds its lock."""
+    lock = folder / "services" / "lock"
+    if not lock.exists():
+        return False
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,50 @@
+"""Scouts of stage 1: throwaway generators that climb the surrogate as stage 2 will, for it to see where that leads.
+
+A surrogate that only saw samples of the base ranks them well, yet a generator that follows its gradient soon finds
+latents that it loves and the reward does not. A scout goes there first: from the same noise as the base's samples,
+its own are scored by the true reward and ranked beside them. It is thrown away after some rounds and the next one
+starts from the base again. This is ours; LaSRO (arXiv 2411.15247) pre-trains on samples of the base alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from lasro.config import PretrainSettings, RunSettings
+from lasro.models.sdxl import TwoStepModel
+from lasro.training.distributed import Processes
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import draw_prompts, two_step_latents
+from lasro.training.score_source import ScoreSource
+
+
+def scout_age(settings: PretrainSettings, round: int) -> int:
+    """Updates of the scout that is out in this round; 0 where none is."""
+    since = round - settings.scout_after
+    return since % settings.scout_rounds if since >= 0 and settings.scout_rounds else 0
+
+
+class Scout:
+    """One scout after the other, on `model.unet`; `model.base` stays what it was."""
+
+    def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
+        self.settings = config.pretrain
+        self.batch_size, self.seed = config.train.batch_size, config.seed
+        self.trainer = GeneratorTrainer(model, config, peers)
+        self.policy = partial(two_step_latents, model)
+
+    def out(self, round: int) -> bool:
+        """Whether there is one in this round that has left the base."""
+        return scout_age(self.settings, round) > 0
+
+    def climb(self, round: int, prompts: list[Prompt], generator: torch.Generator, source: ScoreSource) -> None:
+        """Its update of a round; a new scout starts where the last one's time is up."""
+        if round < self.settings.scout_after or not self.settings.scout_rounds:
+            return
+        if scout_age(self.settings, round) == 0:
+            self.trainer.restart(self.seed + round)
+        batch = draw_prompts(prompts, self.batch_size, generator)
+        self.trainer.step([prompt.text for prompt in batch], source)

@@ -1,0 +1,154 @@
+"""Stage 1: the surrogate learns to rank samples of the base model. `lasro pretrain CONFIG.toml`.
+
+Samples and scores go through the same services as in stage 2; the trained weights end up in
+`surrogate.safetensors` and the rewards in `labels.jsonl`, which `train.initial_surrogate` and
+`train.initial_labels` of a stage-2 run name. Samples that earlier runs kept (`pretrain.initial_samples`) can start the
+replay, or be all there is.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lasro.config import RunSettings
+from lasro.errors import BudgetError
+from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.training.distributed import Processes, processes
+from lasro.training.prompts import Prompt, read_prompts
+from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
+from lasro.training.score_source import score_source
+from lasro_client.report.page import write_report
+from lasro_client.run.base_sample_rewards import LABELS_FILE, labels_of
+from lasro_client.run.collect import adapt_entries, collect, refuse_late, reward_means
+from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder
+from lasro_client.run.probe_generator import Scout
+from lasro_client.run.saved_samples import carry_samples
+from lasro_client.run.stop_signal import StopRequest
+from lasro_client.services.connect import open_surrogate, services
+from lasro_client.services.feedback import Collector
+from lasro_client.watch.terminal import RoundDisplay, clock
+
+FINAL_STEPS_PER_CALL = 50
+
+
+def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
+    """Run or resume stage 1; returns the file with the trained surrogate. A spent budget ends it early, whole."""
+    with processes() as peers:
+        return _pretrain(config, out, console, peers)
+
+
+def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes) -> Path:
+    folder = peers.by_first(lambda: RunFolder(out, config, "pretrain"))
+    weights_path = folder.path / SURROGATE_FILE
+    if peers.by_first(folder.summary) is not None:
+        return weights_path
+    settings, run = config.pretrain, f"{config.name}-pretrain"
+    prompts = read_prompts(config.prompts.train)
+    model = load_model(config.model)
+    scout = Scout(model, config, peers)
+    keep = folder.path if settings.keep_samples else None
+    timeout_s = config.services.timeout_s
+    progress, _ = folder.start(scout.trainer)
+    started = time.monotonic() - progress.elapsed_s
+    with (
+        services(config, folder.path, peers) as connected,
+        RoundDisplay(console, "stage 1", settings.rounds, progress.round, config.budget.max_minutes) as display,
+        StopRequest() as stop,
+    ):
+        resumed = progress.surrogate_version
+        version = peers.by_first(lambda: open_surrogate(connected, run, config, settings.initial_surrogate, resumed))
+        source = score_source(config, run, model, connected.surrogates)
+        collector = Collector(connected, run, timeout_s, peers)
+        if progress.surrogate_version is None:
+            if settings.initial_samples:
+                display.note(f"samples of {len(settings.initial_samples)} earlier runs go into the replay")
+                carried = peers.by_first(lambda: carry_samples(config, Collector(connected, run, timeout_s)))
+                display.note(f"{carried} groups of earlier runs are in the replay")
+            progress = Progress(surrogate_version=version)
+            folder.checkpoint(progress, scout.trainer)
+        for round in range(progress.round, settings.rounds):
+            generator = generator_for(config.seed, "pretrain prompts", round)
+            chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
+            try:
+                refuse_late(config, started, peers)
+                draw = partial(_groups, model, config, scout, round)
+                collected = collect(collector, config, chosen, draw, round, 0, keep)
+            except BudgetError as error:
+                console.print(f"{error}; stage 1 ends after {round} rounds")
+                break
+            reply = collector.adapt(collected.scored, round, settings.steps_per_round)
+            source.refresh(reply.version)
+            scout.climb(round, prompts, generator, source)
+            elapsed_s, reward_calls = time.monotonic() - started, collected.reward_calls
+            line = {
+                "stage": "pretrain",
+                "round": round,
+                "rounds": settings.rounds,
+                "elapsed_s": elapsed_s,
+                **reward_means(collected, config, reply.statistics.scales),
+                **adapt_entries(reply),
+                "reward_calls": reward_calls,
+                "policy_version": 0,
+            }
+            stop.agree(peers)
+            if peers.first:
+                folder.log(line)
+                folder.label(labels_of(config.seed, round, *collected))
+            display.update(line)
+            progress = Progress(round + 1, elapsed_s, reward_calls, reply.version)
+            if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
+                folder.checkpoint(progress, scout.trainer)
+                collector.lease(reply.version)
+            if (round + 1) % config.train.report_rounds == 0 and peers.first:
+                write_report(folder.path)
+            stop.obey()
+        folder.checkpoint(progress, scout.trainer)
+        _final_steps(config, collector, display, stop)
+        status = connected.surrogates.status(run)
+        body = connected.surrogates.weights_of(run, status.version)
+        peers.all_of(lambda: None)  # the first ends the services
+    if not peers.first:
+        return weights_path
+    folder.keep_surrogate(body)
+    summary: dict[str, Any] = {
+        "run": config.name,
+        "stage": "pretrain",
+        "seed": config.seed,
+        "rounds": progress.round,
+        "surrogate": SURROGATE_FILE,
+        "labels": LABELS_FILE,
+        "surrogate_version": status.version,
+        "surrogate_steps": status.steps,
+        "held_out_pair_accuracy": status.held_out_pair_accuracy,
+        "held_out_groups": status.held_out_groups,
+        "reward_calls": progress.reward_calls,
+        "duration_s": time.monotonic() - started,
+    }
+    folder.finish(summary)
+    write_report(folder.path)
+    return weights_path
+
+
+def _final_steps(config: RunSettings, collector: Collector, display: RoundDisplay, stop: StopRequest) -> None:
+    """Those after all rounds, in parts: a run that is stopped goes on from the last one."""
+    wanted, started = config.pretrain.final_steps, time.monotonic()
+    for done in range(0, wanted, FINAL_STEPS_PER_CALL):
+        steps = min(FINAL_STEPS_PER_CALL, wanted - done)
+        reply = collector.adapt([], config.pretrain.rounds, steps, done)
+        left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
+        figures = f"loss {reply.statistics.loss:.3f}  " if reply.statistics.loss is not None else ""
+        display.note(f"final steps {done + steps}/{wanted}  {figures}about {clock(left_s)} left")
+        stop.agree(collector.peers)
+        stop.obey()
+
+
+def _groups(
+    model: TwoStepModel, config: RunSettings, scout: Scout, round: int, prompts: list[Prompt], first: int
+) -> list[Group]:
+    beside, seed = scout.policy if scout.out(round) else None, (config.seed, "pretrain", round)
+    return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)

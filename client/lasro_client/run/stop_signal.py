@@ -1,0 +1,48 @@
+"""Ending work that takes long when the user asks, at a point from which it can go on. Imports no torch."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from lasro.training.distributed import Processes
+
+
+class StopRequest:
+    """Whether Ctrl-C or SIGTERM came; a second time, KeyboardInterrupt is raised at once. Context manager."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
+    def agree(self, peers: Processes) -> None:
+        """Hear of it in all processes where one was asked; the same round is the last of all."""
+        told = [signal for signal in peers.all_of(lambda: self.signal) if signal is not None]
+        self.signal = told[0] if told else None
+
+    def obey(self) -> None:
+        """End as the signal would have: KeyboardInterrupt, or exit status 143 for SIGTERM; nothing when not asked."""
+        if self.signal == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+        if self.asked:
+            raise KeyboardInterrupt

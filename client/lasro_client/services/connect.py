@@ -1,0 +1,134 @@
+"""The services of a run: those that its configuration or the environment names, or a local stack started for it."""
+
+from __future__ import annotations
+
+import lzma
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from lasro.config import RunSettings, ServiceSettings, SurrogateRun
+from lasro.errors import ConfigError, ConflictError, NotFoundError
+from lasro.training.distributed import Processes, on_one_machine
+from lasro_client.services.local_stack import LocalStack
+from lasro_client.services.reward_client import RewardClient
+from lasro_client.services.surrogate_client import SurrogateClient
+
+BUNDLED_SURROGATE = "assets/surrogate-attribute-binding.safetensors.xz"
+URL_VARIABLES = ("LASRO_REWARD_API_URL", "LASRO_SURROGATE_TRAINER_URL")
+
+
+class Urls(NamedTuple):
+    """Of both services."""
+
+    reward_api: str
+    surrogate_trainer: str
+
+
+class Services(NamedTuple):
+    """Clients of both services."""
+
+    rewards: RewardClient
+    surrogates: SurrogateClient
+    local: bool = False
+    """Whether they were started here, for this run."""
+
+
+@contextmanager
+def services(
+    config: RunSettings, folder: Path, peers: Processes | None = None, trainer_cores: float = 1.0
+) -> Iterator[Services]:
+    """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered.
+
+    Of several processes the first starts them. A trainer started here has threads for `trainer_cores` of all cores.
+    """
+    api_key, timeout_s, peers = os.environ.get("LASRO_API_KEY"), config.services.timeout_s, peers or Processes()
+    with ExitStack() as exits:
+        known = urls(config.services)
+        local = known is None
+        if known is None:
+            known = peers.by_first(lambda: _started_here(exits, config, folder, trainer_cores))
+        rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
+        surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
+        yield _checked(Services(rewards, surrogates, local), config)
+
+
+def _started_here(exits: ExitStack, config: RunSettings, folder: Path, trainer_cores: float) -> Urls:
+    if not on_one_machine():
+        raise ConfigError(
+            "services: got no URLs, but processes on several machines; start the services where all reach them and "
+            f"set {' and '.join(URL_VARIABLES)}"
+        )
+    stack = exits.enter_context(LocalStack(folder / "services", config.rewards, trainer_cores=trainer_cores))
+    return Urls(stack.reward_api, stack.surrogate_trainer)
+
+
+def urls(settings: ServiceSettings) -> Urls | None:
+    """Where the services are: as the settings say, else as the environment does; None where neither says anything.
+
+    Raises ConfigError for an environment that names only one of them.
+    """
+    if settings.reward_api is not None and settings.surrogate_trainer is not None:
+        return Urls(settings.reward_api, settings.surrogate_trainer)
+    given = [os.environ.get(name) or None for name in URL_VARIABLES]
+    reward_api, surrogate_trainer = given
+    if reward_api is not None and surrogate_trainer is not None:
+        return Urls(reward_api, surrogate_trainer)
+    if given != [None, None]:
+        raise ConfigError(
+            f"{' and '.join(URL_VARIABLES)}: got one of them; set both, or neither to start a local stack"
+        )
+    return None
+
+
+def _checked(connected: Services, config: RunSettings) -> Services:
+    for name in (*config.weights, *config.evaluation.rewards):
+        try:
+            connected.rewards.reward(name)
+        except NotFoundError as error:
+            remedy = (
+                'add `serve = "module:function"` to it' if connected.local else "register it with `lasro rewards add`"
+            )
+            raise ConfigError(f"reward {name}: not registered at the reward API; {remedy}") from error
+    return connected
+
+
+def open_surrogate(connected: Services, run: str, config: RunSettings, initial: str | None, resumed: int | None) -> int:
+    """Create the run at the trainer, or join it; a new one starts from `initial`. Returns its version.
+
+    `resumed`: the version of the caller's checkpoint, null without one. From it on versions are kept until the caller
+    leases a newer one. Raises ConflictError where the trainer has less than that.
+    """
+    objective = config.reward_objective
+    body = SurrogateRun(
+        model=config.model,
+        surrogate=config.surrogate,
+        weights=dict(objective.weights),
+        combine=objective.combine,
+        floors=dict(objective.floors),
+        normalised=tuple(objective.normalised),
+    )
+    status = connected.surrogates.create(run, body)
+    if initial is not None and status.steps == 0:
+        connected.surrogates.upload_weights(run, surrogate_weights(initial))
+    version = connected.surrogates.status(run).version
+    if resumed is not None and version < resumed:
+        raise ConflictError(
+            f"run {run}: the trainer has version {version}, expected at least {resumed}, that of the checkpoint; its "
+            "data are lost or it is another trainer: bring it back, or start over in another folder"
+        )
+    connected.surrogates.lease(run, version if resumed is None else resumed)
+    return version
+
+
+def surrogate_weights(initial: str) -> bytes:
+    """The safetensors that an `initial_surrogate` names: `bundled`, or a file. Raises ConfigError for one not there."""
+    if initial == "bundled":
+        return lzma.decompress(files("lasro").joinpath(BUNDLED_SURROGATE).read_bytes())
+    try:
+        return Path(initial).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"initial_surrogate: {initial} ({error.strerror}); make one with `lasro pretrain`") from error

@@ -1,0 +1,109 @@
+"""What the generator descends: pure functions.
+
+    L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
+
+S normalises scores by a moving mean and deviation and clips them (LaSRO, arXiv 2411.15247, stage 2).
+Bradley-Terry scores have no scale of their own, so S keeps one pair of moments per stage.
+
+Shape legend: B batch, CHW one latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from lasro.functional.consistency import add_noise, clean_from_output, ddim_step, noise_from_output
+
+
+class Moments(NamedTuple):
+    """Moving mean and deviation of one stage's scores; constants for the gradient."""
+
+    mean: float
+    deviation: float
+
+
+def update_moments(old: Moments | None, scores_B: Tensor, momentum: float) -> Moments:
+    """Moments after a batch: momentum * old + (1 - momentum) * batch; at first the batch's own."""
+    mean, deviation = scores_B.mean().item(), scores_B.std(unbiased=False).item()
+    if old is None:
+        return Moments(mean, deviation)
+    return Moments(momentum * old.mean + (1 - momentum) * mean, momentum * old.deviation + (1 - momentum) * deviation)
+
+
+def normalise_and_clip(scores_B: Tensor, moments: Moments, clip: float) -> Tensor:
+    """S(R) = clip((R - mean) / deviation, -clip, clip). Beyond the clip there is nothing more to gain."""
+    return ((scores_B - moments.mean) / max(moments.deviation, 1e-6)).clamp(-clip, clip)
+
+
+def score_ascent(
+    scores_B: Tensor, gradient_BCHW: Tensor, moments: Moments, clip: float, weight: float
+) -> tuple[Tensor, Tensor]:
+    """The term -weight * mean S[R(z)] and its gradient by z, from R(z) and dR/dz.
+
+    Backpropagating the returned gradient through the generator gives exactly the gradient of the term, whether
+    dR/dz was computed here or by the surrogate trainer.
+    """
+    leaf_B = scores_B.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = -weight * normalise_and_clip(leaf_B, moments, clip).mean()
+    (slope_B,) = torch.autograd.grad(loss, leaf_B)
+    return loss.detach(), slope_B[:, None, None, None] * gradient_BCHW
+
+
+def stay_near_base(z: Tensor, z_base: Tensor) -> Tensor:
+    """mean (z - z_base)^2 against the frozen base's prediction for the same input; L_reg is its sum over both steps.
+
+    The second step's z_base starts from the generator's own x_tau1, so a better first step is not pulled back by it.
+    """
+    return (z - z_base).square().mean()
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:
+    """mean sqrt((a - b)^2 + c^2) - c, the distance of latent consistency distillation."""
+    return (((prediction - target).square() + c**2).sqrt() - c).mean()
+
+
+def guided(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
+    """Classifier-free guidance u + w (c - u)."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def lcm_distillation(
+    z: Tensor,
+    noise: Tensor,
+    t: int,
+    s: int,
+    guidance: Tensor,
+    consistency: Callable[[Tensor, int], Tensor],
+    teacher: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    alphas_cumprod_T: Tensor,
+    prediction_type: str = "epsilon",
+) -> Tensor:
+    """L_lcm: f(x_t, t) against f(x_s, s), x_s one guided DDIM step of the teacher back from x_t (LCM, section 4.3).
+
+    `z`, `noise` [BCHW]; timesteps t > s; `consistency(x, t)` is f_theta, its own target without a gradient;
+    `teacher(x, t)` gives conditional and unconditional outputs.
+    """
+    abar_t, abar_s = alphas_cumprod_T[t], alphas_cumprod_T[s]
+    x_t = add_noise(z, noise, abar_t)
+    with torch.no_grad():
+        conditional, unconditional = teacher(x_t, t)
+        z_hat, noise_hat = (
+            guided(
+                of(conditional, x_t, abar_t, prediction_type), of(unconditional, x_t, abar_t, prediction_type), guidance
+            )
+            for of in (clean_from_output, noise_from_output)
+        )
+        target = consistency(ddim_step(z_hat, noise_hat, abar_s), s)
+    return pseudo_huber(consistency(x_t, t), target)
+
+
+def ema_update(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:
+    """average <- decay * average + (1 - decay) * current, in place and all in one launch."""
+    following = [p.detach().to(a.dtype) for a, p in zip(average, current, strict=True)]
+    get_ema_multi_avg_fn(decay)(list(average), following, 0)

@@ -1,0 +1,44 @@
+"""Frozen models, loaded once for all runs that use them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from lasro.config import ModelSettings
+from lasro.models.sdxl import Conditioning, TwoStepModel, load_model
+
+
+class FrozenModel:
+    """A model that several threads may use: its weights never change, its prompt cache is behind a lock."""
+
+    def __init__(self, model: TwoStepModel) -> None:
+        self.model = model
+        self._lock = threading.Lock()
+
+    def embed(self, prompts: list[str]) -> Conditioning:
+        """Embeddings of the prompts; raises PromptTooLongError."""
+        with self._lock:
+            return self.model.embed(prompts)
+
+    @property
+    def image_side(self) -> int:
+        """Pixels of an image's side."""
+        return self.model.latent_shape[1] * self.model.pipeline.vae_scale_factor
+
+
+class ModelCache:
+    """Models by their settings, kept only while a run holds them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._models: weakref.WeakValueDictionary[ModelSettings, FrozenModel] = weakref.WeakValueDictionary()
+
+    def get(self, model: ModelSettings, device: str) -> FrozenModel:
+        """A run's model on the surrogate's device, loaded where nobody else has it; raises ModelError."""
+        settings = model.model_copy(update={"device": device})
+        with self._lock:
+            frozen = self._models.get(settings)
+            if frozen is None:
+                frozen = self._models[settings] = FrozenModel(load_model(settings))
+            return frozen

@@ -1,0 +1,128 @@
+"""The surrogate reward R_psi(z, c): a UNet's down and mid blocks with a CNN head, on noise-augmented latents.
+
+Source: LaSRO (Jia et al., arXiv 2411.15247), stage 1. The augmentation is ours: the latent is diffused to a small
+random timestep, in training and in use, which keeps the gradient from finding adversarial latents.
+
+Shape legend: B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lasro.config import SurrogateSettings
+from lasro.errors import WireError
+from lasro.functional.consistency import add_noise
+from lasro.models.device import autocast
+from lasro.models.sdxl import Conditioning, TwoStepModel
+from lasro.models.unet_encoder import UNetTrunk
+from lasro.wire import unpack_tensors
+
+HEAD_GROUPS = 16
+HEAD_GRID = 4
+
+
+def draw_augmentation(
+    shape_BCHW: Sequence[int], max_timestep: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Timesteps [B] int64 below `max_timestep` and noise [B, C, H, W] float32, drawn on the generator's device."""
+    timesteps_B = torch.randint(0, max_timestep, (shape_BCHW[0],), generator=generator, device=generator.device)
+    return timesteps_B, torch.randn(tuple(shape_BCHW), generator=generator, device=generator.device)
+
+
+def cnn_head(in_channels: int, channels: int) -> nn.Sequential:
+    """Feature map to one score; feature maps over 4x4 are averaged down to it first."""
+    return nn.Sequential(
+        nn.GroupNorm(HEAD_GROUPS, in_channels),
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(HEAD_GRID),
+        nn.Flatten(),
+        nn.Linear(channels * HEAD_GRID**2, 1),
+    )
+
+
+class SurrogateReward(nn.Module):
+    """R_psi(z, c). Several may share one frozen UNet; what each trains is its own."""
+
+    def __init__(self, model: TwoStepModel, settings: SurrogateSettings) -> None:
+        super().__init__()
+        self.model, self.settings = model, settings
+        self.trunk = UNetTrunk(model.base)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            if settings.trunk == "full":
+                self.trunk.train_blocks()
+            else:
+                self.trunk.add_adapters(settings.adapter_rank)
+            self.head = cnn_head(self.trunk.out_channels, settings.head_channels)
+        self.to(model.device)
+
+    def forward(
+        self,
+        latents_BCHW: Tensor,
+        timesteps_B: Tensor,
+        noise_BCHW: Tensor,
+        conditioning: Conditioning,
+        dtype: str = "none",
+    ) -> Tensor:
+        """Scores [B] float32 of clean latents, diffused to `timesteps_B` by `noise_BCHW`. `dtype`: autocast."""
+        abar = self.model.alphas_cumprod_T[timesteps_B].reshape(-1, 1, 1, 1)
+        x_t = add_noise(latents_BCHW.float(), noise_BCHW, abar)
+        arguments = self.model.unet_arguments(Conditioning(*(rows.float() for rows in conditioning)))
+        with autocast(self.model.device, dtype):
+            features = self.trunk(x_t, timesteps_B, arguments)
+        return self.head(features.float())[:, 0]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of what is trained, float32 on the CPU: adapters or trunk blocks, and the head."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in trained.items()}
+
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """Take over a `trained_state` (float16 or float32); raises WireError naming what does not fit."""
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise WireError(
+                f"surrogate weights: {len(odd)} names differ, first {odd[0]}; expected those of trunk = "
+                f'"{self.settings.trunk}" for this model'
+            )
+        for name, parameter in own.items():
+            if state[name].shape != parameter.shape:
+                got, expected = tuple(state[name].shape), tuple(parameter.shape)
+                raise WireError(f"surrogate weights: {name} has shape {got}, expected {expected}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def load_safetensors(self, body: bytes) -> None:
+        """Take over a `trained_state` that was written as safetensors; raises WireError for one that does not fit."""
+        tensors, _ = unpack_tensors(body)
+        self.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
+
+
+def build_surrogate(model: TwoStepModel, settings: SurrogateSettings) -> SurrogateReward:
+    """An untrained surrogate over `model`'s frozen UNet."""
+    return SurrogateReward(model, settings)
+
+
+def score_and_gradient(
+    surrogate: SurrogateReward,
+    latents_BCHW: Tensor,
+    timesteps_B: Tensor,
+    noise_BCHW: Tensor,
+    conditioning: Conditioning,
+    dtype: str = "none",
+) -> tuple[Tensor, Tensor]:
+    """Scores [B] and d score_b / d latents_b [B, C, H, W], float32, without touching any .grad."""
+    leaf = latents_BCHW.detach().float().requires_grad_()
+    with torch.enable_grad():
+        scores_B = surrogate(leaf, timesteps_B, noise_BCHW, conditioning, dtype)
+        (gradient_BCHW,) = torch.autograd.grad(scores_B.sum(), leaf)
+    return scores_B.detach(), gradient_BCHW

@@ -1,0 +1,74 @@
+"""The trunk of the surrogate: the down and mid blocks of a diffusion UNet.
+
+Shape legend: B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from lasro.models.sdxl import shared_view
+
+
+class UNetTrunk(nn.Module):
+    """conv_in, down and mid blocks of a UNet with its embeddings: latents to the mid block's feature map.
+
+    What `train_blocks` copies is the trunk's own and trainable; all else is shared with the frozen base.
+    """
+
+    trained_parts = ("conv_in", "down_blocks", "mid_block")
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        view: Any = shared_view(unet)
+        view.up_blocks = nn.ModuleList()
+        view.conv_norm_out, view.conv_out = nn.Identity(), nn.Identity()
+        self.unet = view
+        self.out_channels: int = view.config.block_out_channels[-1]
+
+    def train_blocks(self) -> None:
+        """Replace shared weights of conv_in, down and mid blocks by trainable float32 copies."""
+        for name in self.trained_parts:
+            if getattr(self.unet, name) is None:
+                continue
+            part = copy.deepcopy(getattr(self.unet, name)).float().requires_grad_(True)
+            setattr(self.unet, name, part)
+
+    def add_adapters(self, rank: int) -> None:
+        """LoRA adapters, float32, on every linear and convolution of conv_in, down and mid blocks."""
+        targets = [
+            name
+            for name, module in self.unet.named_modules()
+            if name.split(".")[0] in self.trained_parts and isinstance(module, nn.Linear | nn.Conv2d)
+        ]
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+        inject_adapter_in_model(config, self.unet, adapter_name="surrogate")
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+
+    def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Features [B, out_channels, H', W'] of the mid block, as UNet2DConditionModel.forward computes them."""
+        unet: Any = self.unet
+        embedding = unet.get_time_embed(sample=x_t_BCHW, timestep=timesteps_B)
+        embedding = unet.time_embedding(embedding, arguments.get("timestep_cond"))
+        states = arguments["encoder_hidden_states"]
+        embedding = embedding + unet.get_aug_embed(
+            emb=embedding, encoder_hidden_states=states, added_cond_kwargs=arguments["added_cond_kwargs"]
+        )
+        hidden = unet.conv_in(x_t_BCHW)
+        for block in unet.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, _ = block(hidden_states=hidden, temb=embedding, encoder_hidden_states=states)
+            else:
+                hidden, _ = block(hidden_states=hidden, temb=embedding)
+        if unet.mid_block is None:  # as in UNets distilled without one; the last down block's features then
+            return hidden
+        if getattr(unet.mid_block, "has_cross_attention", False):
+            return unet.mid_block(hidden, embedding, encoder_hidden_states=states)
+        return unet.mid_block(hidden, embedding)

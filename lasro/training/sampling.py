@@ -1,0 +1,187 @@
+"""Groups: one prompt, K seeds, the one- and two-step samples of each, and their images.
+
+All draws depend on (seed, round, index) alone, so an interrupted run continues with the very same noise.
+
+Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lasro.config import RunSettings, SamplingSettings
+from lasro.errors import NonFiniteError
+from lasro.files import png_bytes
+from lasro.functional.consistency import lcm_timesteps, sample
+from lasro.models.device import device_memory
+from lasro.models.sdxl import Conditioning, TwoStepModel
+from lasro.service.child_process import cores
+from lasro.training.prompts import Prompt
+from lasro.wire import GroupSubmission, pack_tensors, to_msgpack
+
+TWO_STEPS = lcm_timesteps(2)
+Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
+"""Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
+
+
+class Group(NamedTuple):
+    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and another policy's of the first.
+
+    `beside` tells those from the model's own samples.
+    """
+
+    prompt: Prompt
+    latents_BCHW: Tensor
+    stages: list[int]
+    beside: list[bool]
+    images: list[bytes]
+
+
+class Outline(NamedTuple):
+    """A group without its latents and images, as a round's log line needs it; `distances` by stage."""
+
+    prompt: Prompt
+    stages: list[int]
+    beside: list[bool]
+    distances: dict[int, tuple[list[float], list[float]]]
+
+
+def generator_for(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by everything named; equal parts give equal draws on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def draw_noises(model: TwoStepModel, count: int, generator: torch.Generator, steps: int = 2) -> list[Tensor]:
+    """One noise [count, C, H, W] per step, on the model's device."""
+    shape = (count, *model.latent_shape)
+    return [torch.randn(shape, generator=generator).to(model.device) for _ in range(steps)]
+
+
+def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) -> list[Prompt]:
+    """`count` prompts, distinct as far as there are enough."""
+    order = torch.randperm(len(prompts), generator=generator).tolist()
+    return [prompts[order[i % len(order)]] for i in range(count)]
+
+
+def two_step_latents(
+    model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, base: bool = False
+) -> list[Tensor]:
+    """One-step and two-step latents [B, C, H, W] of the same noise, of the frozen base where `base` is set."""
+    return sample(
+        lambda x_t, t: model.predict_clean(x_t, t, conditioning, base=base), noises, TWO_STEPS, model.alphas_cumprod_T
+    )
+
+
+@torch.no_grad()
+def sample_groups(
+    model: TwoStepModel,
+    prompts: list[Prompt],
+    settings: SamplingSettings,
+    *seed: object,
+    base: bool = False,
+    beside: Policy | None = None,
+    first: int = 0,
+) -> list[Group]:
+    """One group per prompt; the i-th draws all its noise from (*seed, first + i).
+
+    With `beside`, a group also has that policy's samples of the same noise, or of its first `beside_seeds` ones: what
+    all samples of one policy have in common, such as a tint, shows in no pair among them.
+    Raises NonFiniteError, with the prompt named, and DeviceMemoryError.
+    """
+    if not prompts:
+        return []
+    K = settings.seeds_per_prompt
+    draws = [draw_noises(model, K, generator_for(*seed, first + i)) for i in range(len(prompts))]
+    noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
+    conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
+    others = []
+    with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
+        own = two_step_latents(model, noises, conditioning, base)
+        if beside is not None:
+            first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
+            others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
+    shares = [(z, K) for z in own] + [(z, settings.seeds_beside) for z in others]
+    stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
+    is_beside = [False] * 2 * K + [True] * (len(stages) - 2 * K)
+    latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
+    for prompt, latents_BCHW in zip(prompts, latents, strict=True):
+        if not latents_BCHW.isfinite().all():
+            raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
+    # Side by side where each has one thread: faster than one after the other with several.
+    with ThreadPoolExecutor(max(1, cores() // torch.get_num_threads())) as pool:
+        images = pool.map(partial(_pngs, model), latents)
+        return [
+            Group(prompt, latents_BCHW.cpu(), stages, is_beside, pngs)
+            for prompt, latents_BCHW, pngs in zip(prompts, latents, images, strict=True)
+        ]
+
+
+def _pngs(model: TwoStepModel, latents_BCHW: Tensor) -> list[bytes]:
+    return [png_bytes(image) for image in model.decode(latents_BCHW, mixed=True)]
+
+
+def distances(group: Group, stage: int) -> tuple[list[float], list[float]]:
+    """Mean distances between latents of `stage`: own to the base's beside them, and between seeds of the base."""
+    of_stage = torch.tensor(group.stages) == stage
+    is_beside = torch.tensor(group.beside)
+    latents = group.latents_BCHW.float()
+    own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]
+    moved = (own[: len(base)] - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
+    apart = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
+    return moved, apart
+
+
+def outline(group: Group) -> Outline:
+    """What is left of a group once it is posted."""
+    return Outline(group.prompt, group.stages, group.beside, {stage: distances(group, stage) for stage in (1, 2)})
+
+
+def drift_from_base(outlines: list[Outline], stage: int) -> float | None:
+    """Mean distance between latents of `stage` and the base's beside them, in distances between seeds of the base.
+
+    0: unchanged; 1: as different as another seed. None without the base's samples of two seeds.
+    """
+    moved = [distance for each in outlines for distance in each.distances[stage][0]]
+    apart = [distance for each in outlines for distance in each.distances[stage][1]]
+    return (sum(moved) / len(moved)) / (sum(apart) / len(apart)) if apart else None
+
+
+def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:
+    """The group as it is posted; its id names round, index and content.
+
+    So posting it again is harmless, and a round that is sampled again has the same groups where sampling is exact.
+    """
+    latents = group.latents_BCHW.to(torch.float16).numpy()
+    name = f"r{round:06d}-{index:04d}"
+    made = GroupSubmission.model_validate(
+        {
+            "group_id": name,
+            "round": round,
+            "index": index,
+            "prompt": group.prompt.text,
+            "metadata": group.prompt.metadata,
+            "policy_version": policy_version,
+            "rewards": [reward.name for reward in config.rewards],
+            "stages": group.stages,
+            "images": group.images,
+            "latents": pack_tensors({"latents": latents}),
+        }
+    )
+    digest = hashlib.sha256(to_msgpack(made)).hexdigest()[:16]
+    limit = config.budget.max_reward_calls
+    return made.model_copy(update={"group_id": f"{name}-{digest}", "max_reward_calls": limit})
+
+
+def submissions(
+    groups: list[Group], config: RunSettings, round: int, policy_version: int, first: int = 0
+) -> list[GroupSubmission]:
+    """A round's groups from the `first` on as they are posted, in order."""
+    return [submission(group, config, round, index, policy_version) for index, group in enumerate(groups, first)]

@@ -1,0 +1,238 @@
+"""Training the surrogate: Bradley-Terry steps on replayed groups, and how well it ranks what it has not seen.
+
+What a step draws (groups, timesteps, noise) depends on the run's seed and the number of the step alone, so that the
+same groups give the same weights whatever else happened in between.
+
+Shape legend: G groups, N samples of one group, S samples of all groups of a step, P ranked pairs, CHW one latent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from lasro import wire
+from lasro.config import SurrogateSettings
+from lasro.errors import BusyError, NonFiniteError
+from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
+from lasro.functional.lr_schedule import learning_rate
+from lasro.functional.reward_totals import RewardObjective
+from lasro.models.device import device_memory
+from lasro.models.frozen import FrozenModel
+from lasro.models.sdxl import Conditioning
+from lasro.models.surrogate import build_surrogate, draw_augmentation
+from lasro.training.ranking import Ranker
+from lasro.training.replay_buffer import Group, Replay
+from lasro_surrogate_trainer.journal import Measured
+
+BETAS = (0.9, 0.99)
+HELD_OUT_EVERY_STEPS = 32
+"""Scoring the held-out groups costs about as much as a step, so they are scored once in this many."""
+MEASURING_SEED = 20_411
+MEMORY_ADVICE = "lower surrogate.groups_per_step or seeds_per_prompt, or set model.gradient_checkpointing = true"
+
+
+class StepResult(NamedTuple):
+    """Of one optimiser step: loss and pair accuracy before it, and how many pairs it learned from."""
+
+    loss: float
+    accuracy: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the surrogate ranks some groups. Null where there is no pair or no correlation to measure."""
+
+    accuracy: float | None
+    gap: float | None
+
+
+class Trainee:
+    """The surrogate being trained, with its optimiser and count of steps. One thread uses it."""
+
+    def __init__(self, frozen: FrozenModel, settings: SurrogateSettings, objective: RewardObjective) -> None:
+        self.frozen, self.settings, self.objective = frozen, settings, objective
+        self.surrogate = build_surrogate(frozen.model, settings)
+        self.steps = 0
+        self.measured = Measured()
+        self._optimiser = self._new_optimiser()
+
+    def _new_optimiser(self) -> torch.optim.AdamW:
+        trained = [parameter for parameter in self.surrogate.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(
+            trained, lr=self.settings.learning_rate, betas=BETAS, weight_decay=self.settings.weight_decay
+        )
+
+    def load(self, state: dict[str, np.ndarray], steps: int) -> None:
+        """Go on from these weights with a fresh optimiser; raises WireError for what does not fit."""
+        self.load_weights(state)
+        self.steps = steps
+        self._optimiser = self._new_optimiser()
+
+    def load_weights(self, state: dict[str, np.ndarray]) -> None:
+        """Take these weights and leave optimiser and count of steps as they are; raises WireError."""
+        self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in state.items()})
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
+
+    def ranker(self, replay: Replay) -> Ranker:
+        """Of the groups that are in the replay now."""
+        return Ranker(self.settings, self.objective, replay.scales(self.objective.normalised))
+
+    def optimiser_state(self) -> dict[str, np.ndarray]:
+        """Of AdamW: `NAME/step`, `NAME/exp_avg` and `NAME/exp_avg_sq` of each parameter that was ever updated."""
+        return {
+            f"{name}/{key}": value.detach().cpu().numpy()
+            for name, parameter in self.surrogate.named_parameters()
+            for key, value in self._optimiser.state.get(parameter, {}).items()
+        }
+
+    def load_optimiser(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from `optimiser_state()`."""
+        for name, parameter in self.surrogate.named_parameters():
+            if f"{name}/step" in state:
+                step = torch.tensor(state[f"{name}/step"]).reshape(())  # a file has no scalars
+                moments = {
+                    key: torch.tensor(state[f"{name}/{key}"], device=parameter.device)
+                    for key in ("exp_avg", "exp_avg_sq")
+                }
+                self._optimiser.state[parameter] = {"step": step, **moments}
+
+    def step(self, replay: Replay) -> StepResult | None:
+        """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.
+
+        Raises NonFiniteError for a loss or gradient that is not finite; the weights are then as before.
+        """
+        seeds = np.random.SeedSequence([self.settings.seed % 2**63, self.steps])
+        groups = replay.draw(self.settings.groups_per_step, np.random.default_rng(seeds))
+        self.steps += 1
+        winners_P, losers_P = self._batch_pairs(groups, self.ranker(replay))
+        if len(winners_P) == 0:
+            return None
+        samples = sum(len(group.stages_N) for group in groups)
+        with device_memory(f"surrogate step {self.steps} of {samples} samples", MEMORY_ADVICE):
+            scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
+            loss = bradley_terry_loss(scores_S, winners_P, losers_P)
+            self._apply(loss)
+        accuracy = pair_accuracy(scores_S.detach(), winners_P, losers_P)
+        return StepResult(loss.item(), accuracy or 0.0, len(winners_P))
+
+    def _batch_pairs(self, groups: Sequence[Group], ranker: Ranker) -> tuple[Tensor, Tensor]:
+        empty = torch.empty(0, dtype=torch.int64)
+        winners, losers, offset = [empty], [empty], 0
+        for group in groups:
+            winners_P, losers_P = ranker.pairs(group)
+            winners.append(winners_P + offset)
+            losers.append(losers_P + offset)
+            offset += len(group.stages_N)
+        device = self.frozen.model.device
+        return torch.cat(winners).to(device), torch.cat(losers).to(device)
+
+    def _augmented_scores(self, groups: Sequence[Group], generator: torch.Generator) -> Tensor:
+        device = self.frozen.model.device
+        latents_SCHW = torch.from_numpy(np.concatenate([group.latents_NCHW for group in groups])).to(device)
+        counts_G = torch.tensor([len(group.stages_N) for group in groups], device=device)
+        rows_GT = self.frozen.embed([group.prompt for group in groups])
+        conditioning = Conditioning(*(rows.repeat_interleave(counts_G, 0) for rows in rows_GT))
+        shape = (len(latents_SCHW), *self.frozen.model.latent_shape)
+        timesteps_S, noise_SCHW = draw_augmentation(shape, self.settings.max_timestep, generator)
+        return self.surrogate(
+            latents_SCHW, timesteps_S.to(device), noise_SCHW.to(device), conditioning, self.settings.autocast
+        )
+
+    def _apply(self, loss: Tensor) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        norm = clip_grad_norm_(trained, self.settings.clip_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise NonFiniteError(
+                f"surrogate step {self.steps}: got loss {loss.item()} and gradient norm {norm.item()}, expected "
+                "finite numbers; the step was not applied, try a lower surrogate.learning_rate"
+            )
+        settings = self.settings
+        rate = learning_rate(settings.learning_rate, self.steps, settings.warmup_steps, settings.decay_steps)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def rank(self, groups: Sequence[Group], ranker: Ranker) -> Ranking:
+        """Pair accuracy over all pairs, and the mean of 1 - Spearman's correlation, at one fixed augmentation."""
+        device, settings = self.frozen.model.device, self.settings
+        generator = torch.Generator().manual_seed(MEASURING_SEED)
+        timestep, noise = draw_augmentation((1, *self.frozen.model.latent_shape), settings.max_timestep, generator)
+        right, pairs, gaps = 0.0, 0, []
+        for group in groups:
+            count = len(group.stages_N)
+            scores_N = self.surrogate(
+                torch.from_numpy(group.latents_NCHW).to(device),
+                timestep.to(device).expand(count),
+                noise.to(device).expand(count, -1, -1, -1),
+                self.frozen.embed([group.prompt]).repeat_each(count),
+                settings.autocast,
+            ).cpu()
+            winners_P, losers_P = ranker.pairs(group)
+            accuracy = pair_accuracy(scores_N, winners_P, losers_P)
+            if accuracy is not None:
+                right, pairs = right + accuracy * len(winners_P), pairs + len(winners_P)
+            values_N = ranker.values(group)
+            ok_N = values_N.isfinite()
+            correlation = rank_correlation(scores_N[ok_N], values_N[ok_N])
+            if correlation is not None:
+                gaps.append(1 - correlation)
+        return Ranking(right / pairs if pairs else None, float(np.mean(gaps)) if gaps else None)
+
+    def measure(self, fresh: Ranking, held_out: Sequence[Group], ranker: Ranker) -> None:
+        """Take in how it ranked fresh groups, and score the held-out ones where that is due."""
+        known, gap = self.measured, self.measured.reward_gap if fresh.gap is None else fresh.gap
+        accuracy, step = known.held_out_accuracy, known.held_out_step
+        if held_out and (step is None or self.steps - step >= HELD_OUT_EVERY_STEPS):
+            accuracy, step = self.rank(held_out, ranker).accuracy, self.steps
+        self.measured = Measured(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
+
+
+def adapt(
+    trainee: Trainee, replay: Replay, request: wire.AdaptRequest, stopped: Callable[[], bool]
+) -> wire.AdaptStatistics:
+    """Rank the new groups as they come, then train for `request.steps` steps; raises NonFiniteError.
+
+    Groups of a generator more than `max_policy_lag` updates behind the newest are trained on, but are not fresh.
+    `stopped` is asked before each step; where it says yes, BusyError ends the adaptation.
+    """
+    started = time.perf_counter()
+    new_groups = replay.named(request.new_groups)
+    ranker = trainee.ranker(replay)
+    oldest = replay.policy_version - trainee.settings.max_policy_lag
+    fresh_groups = [group for group in new_groups if group.policy_version >= oldest]
+    fresh = trainee.rank(fresh_groups, ranker)
+    results: list[StepResult] = []
+    for _ in range(request.steps):
+        if stopped():
+            raise BusyError("the run is being closed and the adaptation was not finished; ask again")
+        result = trainee.step(replay)
+        if result is not None:
+            results.append(result)
+    trainee.measure(fresh, replay.held_out(), ranker)
+    return wire.AdaptStatistics(
+        loss=float(np.mean([result.loss for result in results])) if results else None,
+        pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
+        fresh_pair_accuracy=fresh.accuracy,
+        held_out_pair_accuracy=trainee.measured.held_out_accuracy,
+        reward_gap=fresh.gap,
+        pairs=sum(result.pairs for result in results),
+        constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),
+        failed_samples=sum(int(ranker.values(group).isnan().sum()) for group in new_groups),
+        scales=dict(ranker.scales),
+        stale_groups=len(new_groups) - len(fresh_groups),
+        duration_s=time.perf_counter() - started,
+    )

@@ -1,0 +1,202 @@
+"""A run's surrogate, optimiser and replay, as its journal tells them.
+
+What is in memory follows from what is on disk and from samples that arrived since: after a crash, and after a step
+that failed, `restore` reads the newest optimiser, weights and groups, and takes the few steps since once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+
+from lasro import wire
+from lasro.config import SurrogateRun
+from lasro.errors import ConflictError
+from lasro.models.frozen import FrozenModel
+from lasro.training.replay_buffer import Replay
+from lasro.training.surrogate_trainer import Trainee, adapt
+from lasro_surrogate_trainer.journal import Commit, Journal
+from lasro_surrogate_trainer.sample_feed import Intake
+from lasro_surrogate_trainer.store import RunStore
+
+log = logging.getLogger("lasro.trainer")
+KEPT_COMMITS = 256
+"""Newest commits whose replies can be asked for again; those of leased versions are kept besides."""
+
+
+def request_digest(request: wire.AdaptRequest) -> str:
+    """Tells requests apart that must not share an id; the timeout and what was measured may differ between repeats."""
+    return hashlib.sha256(request.model_dump_json(exclude={"timeout_s", "drift"}).encode()).hexdigest()
+
+
+class Training:
+    """One thread trains, any may read. A restart repeats at most about `redo_s` seconds of training."""
+
+    def __init__(
+        self, config: SurrogateRun, frozen: FrozenModel, intake: Intake, store: RunStore, redo_s: float
+    ) -> None:
+        self._run = store.folder.name
+        self._intake, self._store, self._journal = intake, store, Journal(store.folder)
+        self._trainee = Trainee(frozen, config.surrogate, config.reward_objective)
+        self._redo_s, self._unsaved_s = redo_s, 0.0
+        self._saved = 0
+        self._files: dict[int, list[str]] = {}
+        self._sound = False
+        self.history: list[Commit] = []
+        self.restore()
+
+    @property
+    def head(self) -> Commit:
+        """The newest commit."""
+        return self.history[-1]
+
+    def answered(self, request: wire.AdaptRequest) -> wire.AdaptReply | None:
+        """The reply that a request of this id got; raises ConflictError where that was another request."""
+        commit = next((c for c in reversed(self.history) if c.request_id == request.request_id), None)
+        if commit is not None and commit.digest != request_digest(request):
+            raise ConflictError(
+                f"request_id {request.request_id}: used before for other groups or steps; take a new one"
+            )
+        return None if commit is None else commit.reply
+
+    # --- from disk -------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Take up what the journal says, or begin one with the untrained surrogate as version 0."""
+        self.history = self._journal.commits()
+        if not self.history:
+            self._begin(Commit(number=0, version=0, steps=0))
+        self._journal.drop_after(self.head.number)
+        self._store.withdraw_after(self.head.version)
+        self._repeat()
+        self._sound = True
+
+    def _begin(self, commit: Commit) -> None:
+        """Publish the trainee's weights and its fresh optimiser."""
+        self._journal.save_optimiser(commit.number, self._trainee.optimiser_state())
+        self._commit(commit, publish=True)
+        self._saved, self._unsaved_s = commit.number, 0.0
+
+    def _repeat(self) -> None:
+        """Bring trainee and replay to the newest commit: to that of the saved optimiser, then step by step."""
+        self._saved, optimiser = self._journal.optimiser()
+        replay, self._files = self._intake.empty_replay(), {}
+        start, *later = [commit for commit in self.history if commit.number >= self._saved]
+        self._enter(replay, start.number)
+        self._trainee.load(self._weights(start.version), start.steps)
+        self._trainee.load_optimiser(optimiser)
+        for before, commit in pairwise([start, *later]):
+            self._enter(replay, commit.number)
+            for _ in range(commit.steps - before.steps):
+                self._trainee.step(replay)
+        if later:
+            steps = self.head.steps - start.steps
+            log.info("run %s: repeated %d steps since the optimiser was saved", self._run, steps)
+            # Where arithmetic is not the same twice, what was published counts.
+            self._trainee.load_weights(self._weights(self.head.version))
+        for commit in self.history:
+            replay.mark_entered(commit.groups)
+        self._trainee.measured = self.head.measured
+        self._unsaved_s = sum(commit.reply.statistics.duration_s for commit in later if commit.reply is not None)
+        self._intake.start_from(replay)
+
+    def _enter(self, replay: Replay, up_to: int) -> None:
+        """Let groups into an otherwise empty replay as the commits up to this one did."""
+        for number in self._journal.numbers("groups"):
+            if number <= up_to and number not in self._files:
+                for sample in self._journal.groups(number):
+                    replay.add(self._intake.group(sample))
+                self._files[number] = replay.admit([])
+
+    def _weights(self, version: int) -> dict[str, np.ndarray]:
+        return wire.unpack_tensors(self._store.read(version))[0]
+
+    # --- to disk ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Whatever goes wrong inside, what was never committed must not be trained on further."""
+        if not self._sound:
+            self.restore()
+        self._sound = False
+        yield
+        self._sound = True
+
+    def _commit(self, commit: Commit, publish: bool) -> None:
+        if publish:
+            header = {"version": str(commit.version), "steps": str(commit.steps)}
+            self._store.publish(commit.version, self._trainee.state(), header)
+        self._journal.commit(commit)
+        self.history = [*self.history, commit]
+
+    def upload(self, tensors: dict[str, np.ndarray], digest: str) -> None:
+        """Start from these weights: a new version, unless they are the newest. Raises ConflictError once trained."""
+        if self.head.steps:
+            raise ConflictError(
+                f"run {self._run}: already trained for {self.head.steps} steps, expected an untrained one; "
+                "delete the run to start over"
+            )
+        with self._whole_or_not_at_all():
+            if digest != next((c.digest for c in reversed(self.history) if c.request_id is None), None):
+                self._trainee.load(tensors, 0)
+                head = self.head
+                self._begin(Commit(number=head.number + 1, version=head.version + 1, steps=0, digest=digest))
+
+    def adapt(self, request: wire.AdaptRequest, stopped: Callable[[], bool]) -> wire.AdaptReply:
+        """Train on the named groups, which are here; the reply comes once all is on disk. Raises NonFiniteError."""
+        with self._whole_or_not_at_all():
+            if (reply := self.answered(request)) is not None:
+                return reply
+            names = self._intake.replay.admit(request.new_groups)
+            statistics = adapt(self._trainee, self._intake.replay, request, stopped)
+            stepped = self._trainee.steps > self.head.steps
+            commit = Commit(
+                number=self.head.number + 1,
+                version=self.head.version + stepped,
+                steps=self._trainee.steps,
+                groups=names,
+                request_id=request.request_id,
+                digest=request_digest(request),
+                policy_version=self._intake.replay.policy_version,
+                drift=request.drift,
+                reply=wire.AdaptReply(version=self.head.version + stepped, statistics=statistics),
+                measured=self._trainee.measured,
+            )
+            self._journal.add_groups(commit.number, self._intake.unsaved(names))
+            self._commit(commit, publish=stepped)
+        self._intake.saved(names)
+        self._files[commit.number] = names
+        self._unsaved_s += statistics.duration_s
+        return wire.AdaptReply(version=commit.version, statistics=statistics)
+
+    def tidy(self, closing: bool = False) -> None:
+        """Save the optimiser where repeating what it lacks would take long, and forget what nobody needs."""
+        if not self._sound:
+            return
+        if self._unsaved_s >= self._redo_s or (closing and self._unsaved_s):
+            self._save()
+        leased = self._store.leased()
+        kept = [
+            commit
+            for place, commit in enumerate(self.history, KEPT_COMMITS - len(self.history))
+            if place >= 0 or commit.number >= self._saved or (leased is not None and commit.version >= leased)
+        ]
+        self._journal.remove("commits", {c.number for c in self.history} - {c.number for c in kept})
+        self.history = kept
+        start = next(commit for commit in kept if commit.number == self._saved)
+        self._store.prune({start.version})
+
+    def _save(self) -> None:
+        self._journal.save_optimiser(self.head.number, self._trainee.optimiser_state())
+        self._saved, self._unsaved_s = self.head.number, 0.0
+        self._journal.remove("optimiser", [n for n in self._journal.numbers("optimiser") if n < self._saved])
+        kept = self._intake.replay.kept_ids()
+        gone = [number for number, names in self._files.items() if kept.isdisjoint(names)]
+        self._journal.remove("groups", gone)
+        for number in gone:
+            del self._files[number]

@@ -1,0 +1,30 @@
+"""Proof that the trainer can work before it has a run: a surrogate of a model, passed through once."""
+
+from __future__ import annotations
+
+import torch
+
+from lasro.config import SurrogateSettings
+from lasro.errors import NonFiniteError
+from lasro.models.frozen import FrozenModel
+from lasro.models.surrogate import build_surrogate
+
+
+class Probe:
+    """An untrained surrogate over a frozen model; adapters, since a second trunk of a large model would fill a GPU."""
+
+    def __init__(self, frozen: FrozenModel) -> None:
+        self._frozen = frozen
+        self._surrogate = build_surrogate(frozen.model, SurrogateSettings(trunk="adapter"))
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """One forward pass; raises NonFiniteError where its score is no number."""
+        model = self._frozen.model
+        latents_BCHW = torch.zeros((1, *model.latent_shape), device=model.device)
+        timesteps_B = torch.zeros(1, dtype=torch.int64, device=model.device)
+        scores_B = self._surrogate(latents_BCHW, timesteps_B, torch.zeros_like(latents_BCHW), self._frozen.embed([""]))
+        if not torch.isfinite(scores_B).all():
+            raise NonFiniteError(
+                "a surrogate of LASRO_PROBE_MODEL: got NaN or infinity, expected a score; check the model"
+            )

@@ -1,0 +1,184 @@
+"""How scored groups come in: a thread reads them from Redis into the run's replay buffer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
+
+from lasro import wire
+from lasro.config import SurrogateRun
+from lasro.errors import LasroError, StorageError, TimeoutExceededError, UnreachableError, WireError
+from lasro.redis_store.sample_stream import SampleStream
+from lasro.training.replay_buffer import Group, Replay, group_from_sample
+
+log = logging.getLogger("lasro.trainer")
+READ_COUNT = 64
+BLOCK_MS = 500
+RETRY_S = 1.0
+KEPT_REFUSALS = 1024
+
+
+class Intake:
+    """What arrived of a run: its replay buffer, what of it is on no disk yet, and why some groups were refused.
+
+    One thread feeds it, another trains on it.
+    """
+
+    def __init__(self, config: SurrogateRun, latent_shape: tuple[int, int, int]) -> None:
+        self._settings, self._objective, self._latent_shape = config.surrogate, config.reward_objective, latent_shape
+        self._lock = threading.Lock()
+        self._unsaved: dict[str, wire.Sample] = {}
+        self._expected: Sequence[str] = ()
+        self._refused: OrderedDict[str, LasroError] = OrderedDict()
+        self.replay = self.empty_replay()
+
+    def empty_replay(self) -> Replay:
+        settings = self._settings
+        return Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
+
+    def group(self, sample: wire.Sample) -> Group:
+        """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
+        return group_from_sample(sample, self._objective, self._latent_shape)
+
+    def start_from(self, replay: Replay) -> None:
+        """Go on with this replay, of what is on disk; what is not waits in it again."""
+        with self._lock:
+            self._unsaved = {name: s for name, s in self._unsaved.items() if replay.add(self.group(s))}
+            self.replay = replay
+
+    def unsaved(self, group_ids: Iterable[str]) -> list[wire.Sample]:
+        """Those of the named groups that are on no disk yet, as they came."""
+        with self._lock:
+            return [self._unsaved[name] for name in group_ids if name in self._unsaved]
+
+    def saved(self, group_ids: Iterable[str]) -> None:
+        """These groups are on disk."""
+        with self._lock:
+            for name in group_ids:
+                self._unsaved.pop(name, None)
+
+    def is_saved(self, group_id: str) -> bool:
+        """Whether a group that was accepted is on disk."""
+        return group_id not in self._unsaved
+
+    def expect(self, group_ids: Sequence[str]) -> None:
+        """Somebody waits for these groups: read on until they are here, however many others wait to be named."""
+        self._expected = group_ids
+
+    def has_room(self) -> bool:
+        """Whether to read on: not while a whole buffer of groups waits to be named by an adapt request."""
+        return self.replay.waiting_groups < self.replay.buffer_groups or bool(self.replay.missing(self._expected))
+
+    def accept(self, sample: wire.Sample) -> bool:
+        """Put a sample into the replay, or remember why it cannot be trained on; False where it changes nothing."""
+        try:
+            group = self.group(sample)
+        except LasroError as error:
+            log.warning("group %s refused: %s", sample.group_id, error)
+            self._refused[sample.group_id] = error
+            if len(self._refused) > KEPT_REFUSALS:
+                self._refused.popitem(last=False)
+            return False
+        self._refused.pop(sample.group_id, None)
+        with self._lock:
+            is_new = self.replay.add(group)
+            if is_new:
+                self._unsaved[sample.group_id] = sample
+        return is_new
+
+    def refusal(self, group_id: str) -> LasroError | None:
+        """Why a group cannot be trained on; None where it can."""
+        return self._refused.get(group_id)
+
+    def settled(self, group_ids: Sequence[str]) -> bool:
+        """Whether waiting for these groups is over: all are here, or one was refused."""
+        return not self.replay.missing(group_ids) or any(name in self._refused for name in group_ids)
+
+    def check(self, group_ids: Sequence[str], waited_s: float) -> None:
+        """Raises WireError for a group that was refused, TimeoutExceededError for those that are not here."""
+        for name in group_ids:
+            if (error := self._refused.get(name)) is not None:
+                raise WireError(f"group {name} cannot be trained on: {error}") from error
+        if missing := self.replay.missing(group_ids):
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise TimeoutExceededError(
+                f"{len(missing)} of {len(group_ids)} groups not here after {waited_s:g} s: "
+                f"{', '.join(missing[:5])}{more}; post them again, or wait longer by timeout_s"
+            )
+
+
+class SampleFeed(threading.Thread):
+    """Reads samples into `intake` and calls `arrived` after each read that brought some.
+
+    A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
+    to a trainer that was killed before; one that is refused is set aside with the reason. A Redis that lost power may
+    have forgotten the entry that a group came with, and deliver the group again as another: until the group is on
+    disk that one is held too, for it may be the only one left. `lag` is the number of samples not yet read, as of the
+    last read.
+    """
+
+    def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
+        super().__init__(name=f"feed-{run}", daemon=True)
+        self._stream, self._run, self._intake, self._arrived = stream, run, intake, arrived
+        self._holding = threading.Lock()
+        self._held: dict[str, list[str]] = {}
+        self._done: SimpleQueue[str] = SimpleQueue()
+        self._unusable: list[tuple[str, str]] = []
+        self._stopping = threading.Event()
+        self.lag = 0
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._intake.has_room():
+                    self._take()
+                else:
+                    self._stopping.wait(BLOCK_MS / 1000)
+                self._set_aside()
+                self._acknowledge()
+                self.lag = self._stream.lag()
+            except (UnreachableError, StorageError) as error:
+                log.warning("run %s: samples cannot be read, trying again: %s", self._run, error)
+                self._stopping.wait(RETRY_S)
+
+    def _take(self) -> None:
+        entries = self._stream.read(READ_COUNT, BLOCK_MS)
+        for entry_id, sample in entries:
+            with self._holding:
+                if self._intake.accept(sample) or not self._intake.is_saved(sample.group_id):
+                    self._held.setdefault(sample.group_id, []).append(entry_id)
+                elif (error := self._intake.refusal(sample.group_id)) is not None:
+                    self._unusable.append((entry_id, str(error)))
+                else:
+                    self._done.put(entry_id)
+        if entries:
+            self._arrived()
+
+    def _set_aside(self) -> None:
+        while self._unusable:
+            self._stream.bury(*self._unusable[-1])
+            self._unusable.pop()
+
+    def _acknowledge(self) -> None:
+        entry_ids = [self._done.get_nowait() for _ in range(self._done.qsize())]
+        try:
+            self._stream.ack(entry_ids)
+        except (UnreachableError, StorageError):
+            for entry_id in entry_ids:
+                self._done.put(entry_id)
+            raise
+
+    def release(self) -> None:
+        """Let the stream forget the groups that are on disk, with what was trained on them; from any thread."""
+        with self._holding:
+            for group_id in [name for name in self._held if self._intake.is_saved(name)]:
+                for entry_id in self._held.pop(group_id):
+                    self._done.put(entry_id)
+
+    def stop(self) -> None:
+        """End the thread and wait for it: at most one blocking read."""
+        self._stopping.set()
+        self.join()
