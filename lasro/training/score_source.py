@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lasro.config import RunSettings
 from lasro.models.sdxl import TwoStepModel
 from lasro.models.surrogate import SurrogateReward, build_surrogate, score_and_gradient
-from lasro_client.services.surrogate_client import SurrogateClient
 
 
 class ScoreSource(Protocol):
@@ -28,10 +28,30 @@ class ScoreSource(Protocol):
         ...
 
 
+class SurrogateService(Protocol):
+    """A surrogate trainer that runs elsewhere, as the client's `SurrogateClient` reaches it."""
+
+    def gradient(
+        self,
+        run: str,
+        latents_BCHW: np.ndarray,
+        timesteps_B: np.ndarray,
+        noise_BCHW: np.ndarray,
+        prompts: list[str],
+        version: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Scores [B], gradients [B, C, H, W] and the published version that gave them."""
+        ...
+
+    def weights_of(self, run: str, version: int) -> bytes:
+        """The safetensors of a published version; raises NotFoundError once it is no longer kept."""
+        ...
+
+
 class RemoteSurrogate:
     """Gradient mode: latents go to the trainer, gradients come back; no surrogate is held here."""
 
-    def __init__(self, client: SurrogateClient, run: str) -> None:
+    def __init__(self, client: SurrogateService, run: str) -> None:
         self.client, self.run, self.version = client, run, 0
 
     def refresh(self, version: int) -> None:
@@ -64,7 +84,7 @@ class LocalSurrogate:
 class FetchedSurrogate(LocalSurrogate):
     """Weights mode: a surrogate held here whose trained part is fetched from the trainer when it is newer."""
 
-    def __init__(self, client: SurrogateClient, run: str, surrogate: SurrogateReward) -> None:
+    def __init__(self, client: SurrogateService, run: str, surrogate: SurrogateReward) -> None:
         super().__init__(surrogate)
         self.client, self.run = client, run
         self.version: int | None = None
@@ -78,7 +98,7 @@ class FetchedSurrogate(LocalSurrogate):
 
 
 def score_source(
-    config: RunSettings, run: str, model: TwoStepModel, client: SurrogateClient
+    config: RunSettings, run: str, model: TwoStepModel, client: SurrogateService
 ) -> RemoteSurrogate | FetchedSurrogate:
     """The one that `train.mode` names."""
     if config.train.mode == "gradient":

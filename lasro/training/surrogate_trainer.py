@@ -30,7 +30,6 @@ from lasro.models.sdxl import Conditioning
 from lasro.models.surrogate import build_surrogate, draw_augmentation
 from lasro.training.ranking import Ranker
 from lasro.training.replay_buffer import Group, ReplayBuffer
-from lasro_surrogate_trainer.journal import Measured
 
 BETAS = (0.9, 0.99)
 HELD_OUT_EVERY_STEPS = 32
@@ -55,6 +54,20 @@ class Ranking:
     gap: float | None
 
 
+class SurrogateMetrics(wire.Message):
+    """How well the surrogate ranked when it was last measured; None where there was nothing to measure yet.
+
+    Its JSON lies in the trainer's journal, so its fields keep their names.
+    """
+
+    held_out_accuracy: wire.Finite | None = None
+    """Share of pairs of the held-out groups ranked right."""
+    held_out_step: int | None = None
+    """Optimiser steps behind the surrogate that was measured so."""
+    reward_gap: wire.Finite | None = None
+    """Mean of 1 - Spearman's correlation of score and reward within fresh groups."""
+
+
 class SurrogateTrainer:
     """The surrogate being trained, with its optimiser and count of steps. One thread uses it."""
 
@@ -62,7 +75,7 @@ class SurrogateTrainer:
         self.frozen, self.settings, self.objective = frozen, settings, objective
         self.surrogate = build_surrogate(frozen.model, settings)
         self.steps = 0
-        self.measured = Measured()
+        self.metrics = SurrogateMetrics()
         self._optimiser = self._new_optimiser()
 
     def _new_optimiser(self) -> torch.optim.AdamW:
@@ -194,11 +207,11 @@ class SurrogateTrainer:
 
     def measure(self, fresh: Ranking, held_out: Sequence[Group], ranker: Ranker) -> None:
         """Take in how it ranked fresh groups, and score the held-out ones where that is due."""
-        known, gap = self.measured, self.measured.reward_gap if fresh.gap is None else fresh.gap
+        known, gap = self.metrics, self.metrics.reward_gap if fresh.gap is None else fresh.gap
         accuracy, step = known.held_out_accuracy, known.held_out_step
         if held_out and (step is None or self.steps - step >= HELD_OUT_EVERY_STEPS):
             accuracy, step = self.rank(held_out, ranker).accuracy, self.steps
-        self.measured = Measured(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
+        self.metrics = SurrogateMetrics(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
 
 
 def adapt(
@@ -227,7 +240,7 @@ def adapt(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
         fresh_pair_accuracy=fresh.accuracy,
-        held_out_pair_accuracy=trainer.measured.held_out_accuracy,
+        held_out_pair_accuracy=trainer.metrics.held_out_accuracy,
         reward_gap=fresh.gap,
         pairs=sum(result.pairs for result in results),
         constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),

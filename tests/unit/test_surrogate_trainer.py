@@ -141,7 +141,7 @@ def test_statistics_of_new_groups(frozen):
     untrained = trainer.rank(replay.named(["g3", "g5"]), RANKER)
     statistics = adapt(trainer, replay, request(30, ["g3", "g5"]), lambda: False)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
-    assert trainer.measured.reward_gap == statistics.reward_gap == untrained.gap
+    assert trainer.metrics.reward_gap == statistics.reward_gap == untrained.gap
     again = adapt(trainer, replay, request(0, ["g3", "g5"]), lambda: False)
     assert again.fresh_pair_accuracy is not None
     assert again.fresh_pair_accuracy > (untrained.accuracy or 0)

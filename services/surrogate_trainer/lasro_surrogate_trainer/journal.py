@@ -15,18 +15,11 @@ import numpy as np
 from pydantic import Field
 
 from lasro import wire
+from lasro.training.surrogate_trainer import SurrogateMetrics
 from lasro_surrogate_trainer.store import numbered, storage_errors, write_whole
 
 Kind = Literal["commits", "groups", "optimiser"]
 SUFFIXES: dict[Kind, str] = {"commits": "json", "groups": "msgpack", "optimiser": "safetensors"}
-
-
-class Measured(wire.Message):
-    """What the trainer knows of its surrogate besides the weights; null where there was nothing to measure yet."""
-
-    held_out_accuracy: wire.Finite | None = None
-    held_out_step: int | None = None
-    reward_gap: wire.Finite | None = None
 
 
 class Commit(wire.Message):
@@ -41,7 +34,7 @@ class Commit(wire.Message):
     policy_version: int = Field(default=0, description="updates of the generator that made the newest group")
     drift: wire.Finite | None = Field(default=None, description="of that generator, as its client told")
     reply: wire.AdaptReply | None = None
-    measured: Measured = Measured()
+    measured: SurrogateMetrics = SurrogateMetrics()
 
 
 class _Groups(wire.Message):

@@ -101,7 +101,7 @@ class JournaledTrainer:
             self._trainer.load_weights(self._weights(self.head.version))
         for commit in self.history:
             replay.mark_entered(commit.groups)
-        self._trainer.measured = self.head.measured
+        self._trainer.metrics = self.head.measured
         self._unsaved_s = sum(commit.reply.statistics.duration_s for commit in later if commit.reply is not None)
         self._buffer.start_from(replay)
 
@@ -165,7 +165,7 @@ class JournaledTrainer:
                 policy_version=self._buffer.replay.policy_version,
                 drift=request.drift,
                 reply=wire.AdaptReply(version=self.head.version + stepped, statistics=statistics),
-                measured=self._trainer.measured,
+                measured=self._trainer.metrics,
             )
             self._journal.add_groups(commit.number, self._buffer.unsaved(names))
             self._commit(commit, publish=stepped)
