@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lasro.config import RunSettings, load_config
-from lasro.files import png_bytes
 from lasro.functional.reward_totals import RewardObjective
+from lasro.images import png_bytes
 from lasro.models.frozen import FrozenModel
 from lasro.models.sdxl import TwoStepModel, load_model
 from lasro.models.surrogate import build_surrogate

@@ -112,7 +112,7 @@ class Crash(BaseException):
 @pytest.fixture
 def fail_at(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Counts writes to disk; the one asked for raises instead, before or after the file is there."""
-    whole, state = store.write_whole, {"count": 0}
+    whole, state = store.write_file, {"count": 0}
 
     def arm(number: int, error: BaseException, after: bool) -> None:
         state["count"] = -number
@@ -126,7 +126,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Iterator:
                 raise error
 
         for module in ("store", "journal"):
-            monkeypatch.setattr(f"lasro_surrogate_trainer.{module}.write_whole", write)
+            monkeypatch.setattr(f"lasro_surrogate_trainer.{module}.write_file", write)
 
     yield arm
     monkeypatch.undo()

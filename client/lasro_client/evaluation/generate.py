@@ -14,8 +14,9 @@ import torch
 
 from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
 from lasro.functional import consistency as two_step
+from lasro.images import png_bytes
 from lasro.models.lora import load_adapter
 from lasro.models.sdxl import TwoStepModel, load_model
 from lasro.training.prompts import Prompt

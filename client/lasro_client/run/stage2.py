@@ -17,7 +17,8 @@ from rich.console import Console
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
 from lasro.models.lora import parameters_set
 from lasro.models.sdxl import TwoStepModel, load_model
 from lasro.training.distributed import DistributedContext, processes

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from lasro import wire
 from lasro.training.surrogate_trainer import SurrogateMetrics
-from lasro_surrogate_trainer.store import numbered, storage_errors, write_whole
+from lasro_surrogate_trainer.store import numbered, storage_errors, write_file
 
 Kind = Literal["commits", "groups", "optimiser"]
 SUFFIXES: dict[Kind, str] = {"commits": "json", "groups": "msgpack", "optimiser": "safetensors"}
@@ -76,7 +76,7 @@ class Journal:
 
     def commit(self, commit: Commit) -> None:
         """Make it count."""
-        write_whole(self._path("commits", commit.number), commit.model_dump_json().encode())
+        write_file(self._path("commits", commit.number), commit.model_dump_json().encode())
 
     def groups(self, number: int) -> list[wire.ScoredGroup]:
         """What entered the replay with a commit, as it came."""
@@ -85,7 +85,7 @@ class Journal:
     def add_groups(self, number: int, samples: Sequence[wire.ScoredGroup]) -> None:
         """Write the groups of the commit that follows."""
         if samples:
-            write_whole(self._path("groups", number), wire.to_msgpack(_Groups(samples=list(samples))))
+            write_file(self._path("groups", number), wire.to_msgpack(_Groups(samples=list(samples))))
 
     def optimiser(self) -> tuple[int, dict[str, np.ndarray]]:
         """The number of the newest commit whose optimiser was saved, and that state."""
@@ -94,4 +94,4 @@ class Journal:
 
     def save_optimiser(self, number: int, tensors: Mapping[str, np.ndarray]) -> None:
         """Write the optimiser's state as of a commit."""
-        write_whole(self._path("optimiser", number), wire.pack_tensors(tensors))
+        write_file(self._path("optimiser", number), wire.pack_tensors(tensors))
