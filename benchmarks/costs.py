@@ -28,8 +28,7 @@ from lasro.models.sdxl import TwoStepModel, load_model
 from lasro.models.surrogate import build_surrogate
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
-from lasro.training.replay_buffer import Group as ReplayGroup
-from lasro.training.replay_buffer import ReplayBuffer
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
 from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, submission, two_step_latents
 from lasro.training.score_source import LocalSurrogate
 from lasro.training.surrogate_trainer import SurrogateTrainer

@@ -22,7 +22,7 @@ from lasro.config import SurrogateRun
 from lasro.errors import ConfigError, NotFoundError
 from lasro.validation import explain
 
-DOOMED = ".deleted-"
+DELETED_PREFIX = ".deleted-"
 ADVICE = "see LASRO_DATA_DIR"
 
 
@@ -61,6 +61,7 @@ class RunStore:
         self._lock = threading.Lock()
 
     def save_config(self, config: SurrogateRun) -> None:
+        """Write the run's settings; raises StorageError."""
         write_file(self.folder / "run.json", config.model_dump_json(indent=1).encode())
 
     def find_config(self) -> SurrogateRun | None:
@@ -80,18 +81,18 @@ class RunStore:
         return numbered(self.weights)
 
     def publish(self, version: int, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-        """Write a version's file."""
+        """Write the weights of a version; raises StorageError."""
         write_file(self._path(version), wire.pack_tensors(state, metadata))
 
     def read(self, version: int) -> bytes:
-        """A version's safetensors; raises NotFoundError naming the kept ones."""
+        """The safetensors of a version; raises NotFoundError naming the kept ones."""
         try:
             return self._path(version).read_bytes()
         except FileNotFoundError as error:
             raise NotFoundError(f"version {version}: not kept; expected one of {self.versions()}") from error
 
     def withdraw_after(self, version: int) -> None:
-        """Remove files of versions that were written but never published."""
+        """Remove versions above `version`: they were written, but no commit published them."""
         for later in self.versions():
             if later > version:
                 self._path(later).unlink(missing_ok=True)
@@ -104,14 +105,14 @@ class RunStore:
             write_file(self.folder / "lease.json", f"{version}\n".encode())
 
     def leased(self) -> int | None:
-        """The oldest leased version; null without a lease."""
+        """The oldest leased version; None without a lease."""
         try:
             return int((self.folder / "lease.json").read_bytes())
         except FileNotFoundError:
             return None
 
     def prune(self, needed: Collection[int]) -> None:
-        """Forget versions that are old, neither among the newest nor leased nor needed."""
+        """Remove versions that are old and neither among the newest nor leased nor in `needed`."""
         with self._lock:
             leased = self.leased()
             for version in self.versions()[: -self._keep_versions]:
@@ -128,21 +129,21 @@ class RunStore:
     # --- ending ----------------------------------------------------------------------------------------------
 
     def delete(self) -> None:
-        """Remove the folder; a crash half way leaves one that `clean` removes."""
-        doomed = self.folder.with_name(f"{DOOMED}{uuid.uuid4().hex}")
+        """Remove the folder; after a crash half way `clean` removes the rest."""
+        deleted = self.folder.with_name(f"{DELETED_PREFIX}{uuid.uuid4().hex}")
         with storage_errors(self.folder):
             if self.folder.exists():
-                self.folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+                self.folder.rename(deleted)
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
 def clean(data_dir: Path) -> list[str]:
-    """Remove what interrupted writes and deletions left; returns the names of the runs that are there."""
+    """Remove the leftovers of interrupted writes and deletions; returns the names of the runs on disk."""
     runs = data_dir / "runs"
     with storage_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
-        for doomed in runs.glob(f"{DOOMED}*"):
-            shutil.rmtree(doomed, ignore_errors=True)
+        for deleted in runs.glob(f"{DELETED_PREFIX}*"):
+            shutil.rmtree(deleted, ignore_errors=True)
         for temporary in [*runs.glob("*/.*.json.*"), *runs.glob("*/*/.*.*.*")]:
             temporary.unlink(missing_ok=True)
         return sorted(path.parent.name for path in runs.glob("*/run.json"))
