@@ -83,7 +83,7 @@ class VaeSettings(StageSettings):
     latent_noise: Share = 0.1
     """Most noise on the latents that the decoder learns from, in their standard deviations."""
     deviation: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Deviation of the posterior that is exported, in the latents' standard deviations: fixed, never trained."""
+    """Standard deviation of the exported posterior, in the latents' standard deviations: fixed, never trained."""
 
 
 class TextSettings(Settings):
