@@ -29,10 +29,10 @@ from lasro.models.surrogate import build_surrogate
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.replay_buffer import Group as ReplayGroup
-from lasro.training.replay_buffer import Replay
+from lasro.training.replay_buffer import ReplayBuffer
 from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, submission, two_step_latents
 from lasro.training.score_source import LocalSurrogate
-from lasro.training.surrogate_trainer import Trainee
+from lasro.training.surrogate_trainer import SurrogateTrainer
 from lasro.wire import pack_tensors
 
 
@@ -101,15 +101,15 @@ def update_costs(model: TwoStepModel, config: RunSettings, prompts: list[Prompt]
 def surrogate_costs(model: TwoStepModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
     """One step of the surrogate, on groups as large as a run's."""
     groups = sample_groups(model, prompts[: config.surrogate.groups_per_step], config.train, "costs", base=True)
-    name, replay = config.rewards[0].name, Replay(1000, 100, 0.0)
+    name, replay = config.rewards[0].name, ReplayBuffer(1000, 100, 0.0)
     for index, group in enumerate(groups):
         rewards = torch.rand(len(group.stages), generator=generator_for("costs", index), dtype=torch.float64).numpy()
         latents = group.latents_BCHW.half().numpy()
         stages = torch.tensor(group.stages).numpy()
         replay.add(ReplayGroup(f"{index}", 0, index, group.prompt.text, stages, {name: rewards}, latents))
-    replay.admit([f"{index}" for index in range(len(groups))])
-    trainee = Trainee(FrozenModel(model), config.surrogate, RewardObjective({name: 1.0}))
-    step = seconds(lambda: trainee.step(replay), repeats)
+    replay.activate([f"{index}" for index in range(len(groups))])
+    trainer = SurrogateTrainer(FrozenModel(model), config.surrogate, RewardObjective({name: 1.0}))
+    step = seconds(lambda: trainer.step(replay), repeats)
     samples = sum(len(group.stages) for group in groups)
     body = len(posted(groups[0], config)) / len(groups[0].stages)
     return [

@@ -130,15 +130,15 @@ class SamplingSettings(Settings):
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
     """K: noises per prompt; each gives a one-step and a two-step sample."""
-    beside_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
+    reference_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
     """Noises per prompt that the base draws from too once there is another (stage 1: a scout); absent: all K."""
     keep_samples: bool = False
     """Keep latents and rewards of all samples in the run's folder, for `pretrain.initial_samples` of a later run."""
 
     @property
-    def seeds_beside(self) -> int:
-        """`beside_seeds`, at most all."""
-        return min(self.beside_seeds or self.seeds_per_prompt, self.seeds_per_prompt)
+    def num_reference_seeds(self) -> int:
+        """`reference_seeds`, at most all."""
+        return min(self.reference_seeds or self.seeds_per_prompt, self.seeds_per_prompt)
 
 
 class PretrainSettings(SamplingSettings):
@@ -154,9 +154,9 @@ class PretrainSettings(SamplingSettings):
     """Groups made per round."""
     steps_per_round: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps after each round."""
-    scout_after: Annotated[int, Field(ge=0)] = 50
+    probe_after: Annotated[int, Field(ge=0)] = 50
     """First rounds, with samples of the base alone."""
-    scout_rounds: Annotated[int, Field(ge=0)] = 50
+    probe_rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds that a scout climbs the surrogate, its samples scored beside the base's, before the next one; 0: none."""
     final_steps: Annotated[int, Field(ge=0)] = 0
     """Surrogate steps once all rounds are in."""
@@ -247,10 +247,10 @@ class TrainSettings(SamplingSettings):
     """First rounds that fill the replay and adapt the surrogate without touching the generator."""
     initial_surrogate: str | None = None
     """`bundled` or a safetensors file written by `lasro pretrain`; absent: an untrained one."""
-    initial_labels: Path | None = None
+    initial_base_rewards: Path | None = None
     """The labels.jsonl of the same `lasro pretrain`: its groups start the replay; absent: it is empty."""
     carried_groups: Annotated[int, Field(ge=1, le=100_000)] = 120
-    """Newest groups of `initial_labels` that are drawn again and carried over."""
+    """Newest groups of `initial_base_rewards` that are drawn again and carried over."""
     carried_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
     """First seeds of each of these groups; absent: all of them."""
     checkpoint_rounds: Annotated[int, Field(ge=1)] = 10
@@ -453,7 +453,7 @@ def _with_absolute_paths(config: RunSettings, folder: Path) -> RunSettings:
     updates["train"] = train.model_copy(
         update={
             "initial_surrogate": weights(train.initial_surrogate),
-            "initial_labels": absolute(train.initial_labels),
+            "initial_base_rewards": absolute(train.initial_base_rewards),
         }
     )
     return config.model_copy(update=updates)

@@ -201,7 +201,7 @@ class ScoreRequest(Message):
         return RewardObjective(weights, self.combine, self.floors)
 
 
-class RewardScore(Message):
+class RewardValue(Message):
     """One reward's answer for one image. `score` is null exactly when `status` is not ok."""
 
     score: Finite | None
@@ -212,14 +212,14 @@ class RewardScore(Message):
     version: int = 0
 
     @model_validator(mode="after")
-    def _score_iff_ok(self) -> RewardScore:
+    def _score_iff_ok(self) -> RewardValue:
         if (self.score is None) == (self.status is Status.OK):
             raise ValueError(f"score {self.score} with status {self.status}: expected a number exactly when ok")
         return self
 
 
 class ScoreFields(TypedDict):
-    """Those of a RewardScore, as the reward API makes it: to check what it has just computed takes longer than that."""
+    """Those of a RewardValue, as the reward API makes it: to check what it has just computed takes longer than that."""
 
     score: float | None
     status: Status
@@ -230,7 +230,7 @@ class ScoreFields(TypedDict):
 
 
 class ScoredItem(Message):
-    scores: dict[str, RewardScore]
+    scores: dict[str, RewardValue]
     total: Finite | None = Field(description="of the rewards; null when one that counts is missing, or vetoed")
     vetoed: bool = Field(default=False, description="whether a reward is below its floor, and none that counts missing")
 
@@ -345,7 +345,7 @@ class GroupStatus(Message):
     reward_calls: int
 
 
-class Sample(Message):
+class ScoredGroup(Message):
     """A scored group as it lies on a run's sample stream."""
 
     group_id: Name

@@ -21,7 +21,7 @@ from benchmarks.rewards.inbound import scoring, slow
 from benchmarks.rewards.load import run
 from benchmarks.rewards.memory import growth
 from benchmarks.rewards.outbound import calling
-from benchmarks.rewards.processes import Processes
+from benchmarks.rewards.processes import DistributedContext
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ QUICK = Plan(repetitions=1, seconds=0.1, slow_repetitions=1, slow_calls=16, requ
 
 def measure(plan: Plan) -> tuple[list[Figure], dict[str, Any]]:
     """All figures, and what else is worth keeping."""
-    with tempfile.TemporaryDirectory(prefix="lasro-bench-") as folder, Processes(Path(folder)) as processes:
+    with tempfile.TemporaryDirectory(prefix="lasro-bench-") as folder, DistributedContext(Path(folder)) as processes:
         started = machine()
         figures = scoring(processes, plan.repetitions, plan.seconds)
         trivial = f"{processes.apps['scorer'].url}/{pictures.IMAGES}/0"

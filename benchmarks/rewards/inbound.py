@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.rewards import pictures
 from benchmarks.rewards.figures import Figure
 from benchmarks.rewards.load import Load, for_seconds, post_all, request_bytes, run
-from benchmarks.rewards.processes import Processes, Service
+from benchmarks.rewards.processes import DistributedContext, Service
 from lasro import wire
 
 BARE, FASTAPI = "bare ASGI app that reads the body", "FastAPI handler that reads the body"
@@ -36,7 +36,7 @@ class Contender:
     requests: Callable[[], Iterator[bytes]]
 
 
-def register(processes: Processes, name: str, delay_ms: int, concurrency: int, cache: bool = True) -> None:
+def register(processes: DistributedContext, name: str, delay_ms: int, concurrency: int, cache: bool = True) -> None:
     """A reward that takes eight images a call and answers as soon as the delay has passed."""
     url = f"{processes.apps['scorer'].url}/{pictures.IMAGES}/{delay_ms}"
     spec = wire.RewardSpec(
@@ -62,7 +62,7 @@ def measure(contenders: dict[str, Contender], repetitions: int, seconds: float) 
     return loads
 
 
-def scoring(processes: Processes, repetitions: int, seconds: float) -> list[Figure]:
+def scoring(processes: DistributedContext, repetitions: int, seconds: float) -> list[Figure]:
     """Known and unknown images beside what only reads them."""
     register(processes, "trivial", 0, CONNECTIONS)
     api, pngs, webps = processes.api, pictures.encoded(), pictures.encoded("WEBP")
@@ -89,7 +89,7 @@ def scoring(processes: Processes, repetitions: int, seconds: float) -> list[Figu
     return figures
 
 
-def slow(processes: Processes, repetitions: int, calls: int) -> Figure:
+def slow(processes: DistributedContext, repetitions: int, calls: int) -> Figure:
     """How much longer than SLOW_MS / SLOW_CALLS each call of a slow reward takes, which has work waiting all along."""
     register(processes, "slow", SLOW_MS, SLOW_CALLS, cache=False)
     api = processes.api
@@ -102,7 +102,7 @@ def slow(processes: Processes, repetitions: int, calls: int) -> Figure:
     return Figure(name, "%", overheads, at_most=5.0)
 
 
-def check_scored(processes: Processes, request: bytes | None = None) -> None:
+def check_scored(processes: DistributedContext, request: bytes | None = None) -> None:
     """Raise RuntimeError where any image was not scored, or `request` is not answered from the cache.
 
     A failure is answered faster than a score.

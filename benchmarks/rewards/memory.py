@@ -12,7 +12,7 @@ from benchmarks.rewards import pictures
 from benchmarks.rewards.figures import Figure
 from benchmarks.rewards.inbound import CONNECTIONS, KNOWN, check_scored
 from benchmarks.rewards.load import post_all, run
-from benchmarks.rewards.processes import Processes
+from benchmarks.rewards.processes import DistributedContext
 
 KNOWN_SHARE = 9
 """Known requests for each unknown one."""
@@ -22,7 +22,7 @@ WARM_UP = 0.2
 MOST_GROWTH_MIB = 4.0
 
 
-def growth(processes: Processes, requests: int) -> tuple[Figure, list[float]]:
+def growth(processes: DistributedContext, requests: int) -> tuple[Figure, list[float]]:
     """What `requests` add to the process after warm-up, by the line fitted to the samples; and the samples, in MiB."""
     api, pngs = processes.api, pictures.encoded()
     known = itertools.cycle(pictures.known(api.url, "trivial", pngs, KNOWN))

@@ -19,7 +19,7 @@ from benchmarks.rewards.figures import Figure
 from benchmarks.rewards.load import Load
 from lasro import wire
 from lasro.redis_store.registry import Registration
-from lasro.service.app import leave_start_up_to_itself
+from lasro.service.app import freeze_startup_objects
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints.batching import Item
 from lasro_reward_api.endpoints.pool import Endpoints
@@ -36,7 +36,7 @@ Call = Callable[[int], Awaitable[None]]
 
 async def calling(url: str, images: list[bytes], repetitions: int, seconds: float) -> list[Figure]:
     """Calls of the endpoint at `url`, which scores so many images, sixteen at once."""
-    leave_start_up_to_itself()
+    freeze_startup_objects()
     loads = await compare(url, images, repetitions, seconds)
     rates = [Figure(name, "calls/s", [load.rate for load in each]) for name, each in loads.items()]
     times = [Figure(f"{name}: CPU", "ms/call", [load.cpu_ms for load in each]) for name, each in loads.items()]

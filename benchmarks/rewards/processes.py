@@ -27,7 +27,7 @@ class Service:
     pid: int
 
 
-class Processes:
+class DistributedContext:
     """Context manager; ends all that it started."""
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Processes:
         self.api = Service("", 0)
         self.apps: dict[str, Service] = {}
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> DistributedContext:
         with ExitStack() as started:
             self._exit = started
             self.redis_url = started.enter_context(EmbeddedRedis(self._folder)).url

@@ -68,7 +68,7 @@ class RewardObjective:
                 )
 
     @property
-    def counted(self) -> list[str]:
+    def required_rewards(self) -> list[str]:
         """Rewards with a weight or a floor, without which there is no total."""
         return [name for name, weight in self.weights.items() if weight or name in self.floors]
 
@@ -76,16 +76,16 @@ class RewardObjective:
 class Totals(NamedTuple):
     """Of N samples. `total_N` leaves the guards aside; it is NaN where a reward with a weight or a floor failed.
 
-    `shortfall_N` is how far a vetoed sample is below the floors, summed over guards, each normalised where its reward
-    is; 0 elsewhere. A sample that failed is not vetoed.
+    `floor_violation_N` is how far a vetoed sample is below the floors, summed over guards, each normalised where its
+    reward is; 0 elsewhere. A sample that failed is not vetoed.
     """
 
     total_N: Values
     vetoed_N: NDArray[np.bool_]
-    shortfall_N: Values
+    floor_violation_N: Values
 
     @property
-    def passed_N(self) -> Values:
+    def valid_total_N(self) -> Values:
         """`total_N` with NaN for what is vetoed too: the numbers that a mean may be taken of."""
         return np.where(self.vetoed_N, np.nan, self.total_N)
 
@@ -132,10 +132,10 @@ def totals(
     """
     check_product(rewards, objective)
     zeros_N = np.zeros(len(next(iter(rewards.values()))))
-    vetoed_N, shortfall_N, failed_N = zeros_N > 0, zeros_N, zeros_N > 0
+    vetoed_N, floor_violation_N, failed_N = zeros_N > 0, zeros_N, zeros_N > 0
     scaled: dict[str, Values] = {}
     with np.errstate(over="ignore", invalid="ignore"):
-        for name in objective.counted:
+        for name in objective.required_rewards:
             reward_N, floor = rewards[name], objective.floors.get(name)
             failed_N = failed_N | np.isnan(reward_N)
             scale = (scales or {})[name] if name in objective.normalised else UNSCALED
@@ -144,11 +144,11 @@ def totals(
             if floor is not None:
                 vetoed_N = vetoed_N | (reward_N < floor)
                 if scale.deviation:
-                    shortfall_N = shortfall_N + np.maximum((floor - reward_N) / scale.deviation, 0)
+                    floor_violation_N = floor_violation_N + np.maximum((floor - reward_N) / scale.deviation, 0)
         total_N = zeros_N + _combined(scaled, objective)
     failed_N = failed_N | ~np.isfinite(total_N)
     vetoed_N = vetoed_N & ~failed_N
-    return Totals(np.where(failed_N, np.nan, total_N), vetoed_N, np.where(vetoed_N, shortfall_N, 0.0))
+    return Totals(np.where(failed_N, np.nan, total_N), vetoed_N, np.where(vetoed_N, floor_violation_N, 0.0))
 
 
 def _combined(rewards: Mapping[str, Values], objective: RewardObjective) -> Values | float:
@@ -167,6 +167,6 @@ def ranking_values(found: Totals, margin: float) -> Values:
     What is vetoed is put below all that is not by more than the margin, and apart by how far it is below the floors.
     Only differences mean something.
     """
-    passed_N = found.passed_N[np.isfinite(found.passed_N)]
-    lowest = passed_N.min() if len(passed_N) else 0.0
-    return np.where(found.vetoed_N, lowest - (1 + 2 * margin) - found.shortfall_N, found.total_N)
+    valid_total_N = found.valid_total_N[np.isfinite(found.valid_total_N)]
+    lowest = valid_total_N.min() if len(valid_total_N) else 0.0
+    return np.where(found.vetoed_N, lowest - (1 + 2 * margin) - found.floor_violation_N, found.total_N)

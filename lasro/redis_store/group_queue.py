@@ -21,7 +21,7 @@ from lasro import wire
 from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, WireError
 from lasro.redis_store import keys, sample_stream
 from lasro.redis_store.connection import redis_errors, script
-from lasro.redis_store.pipelined_batcher import SharedTrips
+from lasro.redis_store.pipelined_batcher import PipelinedBatcher
 from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, Entry, Fields, WorkStream
 
 log = logging.getLogger("lasro.redis_store")
@@ -73,7 +73,9 @@ class GroupQueue(WorkStream):
     def __init__(self, client: redis.asyncio.Redis) -> None:
         super().__init__(client)
         self._add = client.register_script(script("add_group"))
-        self._adding: SharedTrips[_Adding, Any] = SharedTrips(self._add_all, _Adding.weight, TRIP_KIB, at_once=2)
+        self._adding: PipelinedBatcher[_Adding, Any] = PipelinedBatcher(
+            self._add_all, _Adding.weight, TRIP_KIB, max_concurrent=2
+        )
         self._spend = client.register_script(script("spend_calls"))
         self._finish = client.register_script(script("finish_group"))
 
@@ -229,8 +231,8 @@ def _digest(submission: wire.GroupSubmission, payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.Sample:
-    return wire.Sample(
+def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.ScoredGroup:
+    return wire.ScoredGroup(
         group_id=submission.group_id,
         round=submission.round,
         index=submission.index,

@@ -39,7 +39,7 @@ class SampleStream:
         self._replay_from: bytes | None = FIRST
         self._handed_out: dict[str, str] = {}  # entry id -> digest of its blob, empty where it has none
 
-    def read(self, count: int, block_ms: int = 0) -> list[tuple[str, wire.Sample]]:
+    def read(self, count: int, block_ms: int = 0) -> list[tuple[str, wire.ScoredGroup]]:
         """Up to `count` samples not yet acknowledged, oldest first; pending ones of an earlier life first.
 
         Waits up to `block_ms` (at most MAX_BLOCK_MS) when there is none. Entries that cannot be read go to the
@@ -53,7 +53,7 @@ class SampleStream:
                 self._replay_from = FIRST
                 raise
 
-    def _read(self, count: int, block_ms: int) -> list[tuple[str, wire.Sample]]:
+    def _read(self, count: int, block_ms: int) -> list[tuple[str, wire.ScoredGroup]]:
         while self._replay_from is not None:
             entries = self._fetch(self._replay_from, count, 0)
             self._replay_from = entries[-1][0] if entries else None
@@ -82,7 +82,7 @@ class SampleStream:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
-    def _decoded(self, entries: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[tuple[str, wire.Sample]]:
+    def _decoded(self, entries: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[tuple[str, wire.ScoredGroup]]:
         samples = []
         entries.reverse()
         while entries:
@@ -101,7 +101,7 @@ class SampleStream:
             samples.append((entry_id, sample))
         return samples
 
-    def _sample(self, fields: dict[bytes, bytes]) -> wire.Sample:
+    def _sample(self, fields: dict[bytes, bytes]) -> wire.ScoredGroup:
         body = fields.get(b"sample")
         if body is None:
             digest = fields.get(b"blob", b"").decode("ascii", "replace")
@@ -109,7 +109,7 @@ class SampleStream:
             if stored is None or hashlib.sha256(stored).hexdigest() != digest:
                 raise WireError(f"blob {digest or '(none)'}: missing or changed, expected bytes of that digest")
             body = stored
-        return wire.from_msgpack(wire.Sample, body)
+        return wire.from_msgpack(wire.ScoredGroup, body)
 
     def _set_aside(self, entry_id: str, reason: str) -> None:
         log.warning("run %s: sample entry %s set aside: %s", self._run, entry_id, reason)

@@ -306,14 +306,14 @@ def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
         timeout_graceful_shutdown=3,
         server_header=False,
     )
-    leave_start_up_to_itself()
+    freeze_startup_objects()
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:  # uvicorn has logged why, and would have the process end as if all were well
         sys.exit(1)
 
 
-def leave_start_up_to_itself() -> None:
+def freeze_startup_objects() -> None:
     """Have the garbage collector forget what is there now: looking through it holds all requests up for 50 ms."""
     gc.collect()
     gc.freeze()

@@ -23,7 +23,7 @@ PATIENCE = timedelta(hours=2)
 """For the others. The first evaluates held-out prompts meanwhile; a process that died is noticed at once."""
 
 
-class Processes:
+class DistributedContext:
     """This process among its peers. All of them make the collective calls, in the same order; alone, none waits.
 
     torch is imported only among several: what collects samples needs none of it.
@@ -33,7 +33,7 @@ class Processes:
         self.rank, self.count = rank, count
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
@@ -41,7 +41,7 @@ class Processes:
         """This process's part of `total` items, in order; the parts differ by one item at most."""
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
-    def all_of(self, work: Callable[[], T]) -> list[T]:
+    def all_gather(self, work: Callable[[], T]) -> list[T]:
         """What each process's `work` gives, in order. Where one raised a LasroError, all raise the first of them."""
         if self.count == 1:
             return [work()]
@@ -52,13 +52,13 @@ class Processes:
             dist.all_gather_object(outcomes, outcome)
         return [_value(outcome) for outcome in outcomes]
 
-    def by_first(self, work: Callable[[], T]) -> T:
+    def on_main_and_broadcast(self, work: Callable[[], T]) -> T:
         """What `work` gives in the first process, which alone does it; its LasroError is raised in all."""
         if self.count == 1:
             return work()
         import torch.distributed as dist
 
-        outcome: list[Any] = [_outcome(work) if self.first else None]
+        outcome: list[Any] = [_outcome(work) if self.is_main else None]
         with _told_of_the_dead(self):
             dist.broadcast_object_list(outcome, src=0)
         return _value(outcome[0])
@@ -79,14 +79,14 @@ class Processes:
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
+def processes() -> Iterator[DistributedContext]:
     """Join those that the launcher started, by its environment variables; alone where there are none.
 
     Raises UnreachableError where they do not find each other.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Processes()
+        yield DistributedContext()
         return
     import torch
     import torch.distributed as dist
@@ -100,7 +100,7 @@ def processes() -> Iterator[Processes]:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UnreachableError(f"processes: the {count} did not find each other at {where} ({error})") from error
     try:
-        yield Processes(dist.get_rank(), count)
+        yield DistributedContext(dist.get_rank(), count)
     finally:
         dist.destroy_process_group()
 
@@ -110,7 +110,7 @@ def on_one_machine() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
 
 
-def check_enough(name: str, got: int, peers: Processes) -> None:
+def check_enough(name: str, got: int, peers: DistributedContext) -> None:
     """Raises ConfigError for a setting that leaves a process without work."""
     if got < peers.count:
         raise ConfigError(f"{name}: got {got}, expected at least {peers.count}, one for each process")
@@ -130,7 +130,7 @@ def _value(outcome: Any) -> Any:
 
 
 @contextmanager
-def _told_of_the_dead(peers: Processes) -> Iterator[None]:
+def _told_of_the_dead(peers: DistributedContext) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -32,7 +32,7 @@ from lasro.models.device import device_memory
 from lasro.models.lora import add_generator_lora, parameters_set, save_adapter
 from lasro.models.sdxl import Conditioning, TwoStepModel
 from lasro.models.surrogate import draw_augmentation
-from lasro.training.distributed import Processes, check_enough
+from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.lcm_regulariser import LcmRegulariser
 from lasro.training.sampling import TWO_STEPS, draw_noises, generator_for
 from lasro.training.score_source import ScoreSource
@@ -73,9 +73,9 @@ class GeneratorTrainer:
     Among several processes each has the same; see `step`.
     """
 
-    def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
+    def __init__(self, model: TwoStepModel, config: RunSettings, peers: DistributedContext | None = None) -> None:
         self.model, self.config, self.seed = model, config, config.seed
-        self.peers = peers or Processes()
+        self.peers = peers or DistributedContext()
         train = config.train
         check_enough("train.batch_size / train.two_step_every", train.batch_size // train.two_step_every, self.peers)
         self.parameters = add_generator_lora(model, config.lora, config.seed)
@@ -165,7 +165,7 @@ class GeneratorTrainer:
 
     def _moments(self, stage: int, scores_B: Tensor) -> Moments:
         """The moving moments of a stage after all processes' scores."""
-        of_all = torch.cat(self.peers.all_of(scores_B.cpu))
+        of_all = torch.cat(self.peers.all_gather(scores_B.cpu))
         moments = update_moments(self.moments[stage], of_all, self.config.objective.score_momentum)
         self.moments[stage] = moments
         return moments
@@ -200,7 +200,7 @@ class GeneratorTrainer:
         self.version += 1
         return norm
 
-    def return_to(self, state: dict[str, Tensor] | None) -> None:
+    def restore(self, state: dict[str, Tensor] | None) -> None:
         """Go on from an earlier `state()`, null for the untouched base. Updates are counted on: no draw is repeated."""
         self.optimiser.state.clear()
         if state is not None:
@@ -213,7 +213,7 @@ class GeneratorTrainer:
 
     def restart(self, seed: int) -> None:
         """Begin again from the base with a fresh optimiser, and with the draws of another seed."""
-        self.return_to(None)
+        self.restore(None)
         self.seed, self.version = seed, 0
         self.moments = [None, None]
 

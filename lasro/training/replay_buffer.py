@@ -58,7 +58,9 @@ def raw_rewards(scores: Mapping[str, list[float | None]], names: Collection[str]
     return {name: np.array(scores[name], dtype=float) for name in names}
 
 
-def group_from_sample(sample: wire.Sample, objective: RewardObjective, latent_shape: tuple[int, int, int]) -> Group:
+def group_from_sample(
+    sample: wire.ScoredGroup, objective: RewardObjective, latent_shape: tuple[int, int, int]
+) -> Group:
     """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
     tensors, _ = wire.unpack_tensors(sample.latents)
     count = len(sample.stages)
@@ -93,7 +95,7 @@ def is_held_out(round: int, index: int, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-class Replay:
+class ReplayBuffer:
     """Groups of one run; safe to use from several threads.
 
     `buffer_groups` newest are kept for training, and the newest 30 of the held-out ones.
@@ -117,7 +119,7 @@ class Replay:
             self._waiting[group.group_id] = group
             return True
 
-    def admit(self, group_ids: Sequence[str]) -> list[str]:
+    def activate(self, group_ids: Sequence[str]) -> list[str]:
         """Let those of the named groups that wait into training; none named: all that wait. Returns their names."""
         with self._lock:
             names = [name for name in dict.fromkeys(group_ids or self._waiting) if name in self._waiting]

@@ -44,7 +44,7 @@ class Group(NamedTuple):
     images: list[bytes]
 
 
-class Outline(NamedTuple):
+class GroupSummary(NamedTuple):
     """A group without its latents and images, as a round's log line needs it; `distances` by stage."""
 
     prompt: Prompt
@@ -92,8 +92,8 @@ def sample_groups(
 ) -> list[Group]:
     """One group per prompt; the i-th draws all its noise from (*seed, first + i).
 
-    With `beside`, a group also has that policy's samples of the same noise, or of its first `beside_seeds` ones: what
-    all samples of one policy have in common, such as a tint, shows in no pair among them.
+    With `beside`, a group also has that policy's samples of the same noise, or of its first `reference_seeds` ones:
+    what all samples of one policy have in common, such as a tint, shows in no pair among them.
     Raises NonFiniteError, with the prompt named, and DeviceMemoryError.
     """
     if not prompts:
@@ -106,9 +106,9 @@ def sample_groups(
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
         own = two_step_latents(model, noises, conditioning, base)
         if beside is not None:
-            first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.seeds_beside
+            first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.num_reference_seeds
             others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
-    shares = [(z, K) for z in own] + [(z, settings.seeds_beside) for z in others]
+    shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
     stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
     is_beside = [False] * 2 * K + [True] * (len(stages) - 2 * K)
     latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
@@ -139,12 +139,12 @@ def distances(group: Group, stage: int) -> tuple[list[float], list[float]]:
     return moved, apart
 
 
-def outline(group: Group) -> Outline:
+def outline(group: Group) -> GroupSummary:
     """What is left of a group once it is posted."""
-    return Outline(group.prompt, group.stages, group.beside, {stage: distances(group, stage) for stage in (1, 2)})
+    return GroupSummary(group.prompt, group.stages, group.beside, {stage: distances(group, stage) for stage in (1, 2)})
 
 
-def drift_from_base(outlines: list[Outline], stage: int) -> float | None:
+def drift_from_base(outlines: list[GroupSummary], stage: int) -> float | None:
     """Mean distance between latents of `stage` and the base's beside them, in distances between seeds of the base.
 
     0: unchanged; 1: as different as another seed. None without the base's samples of two seeds.

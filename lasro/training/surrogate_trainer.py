@@ -29,7 +29,7 @@ from lasro.models.frozen import FrozenModel
 from lasro.models.sdxl import Conditioning
 from lasro.models.surrogate import build_surrogate, draw_augmentation
 from lasro.training.ranking import Ranker
-from lasro.training.replay_buffer import Group, Replay
+from lasro.training.replay_buffer import Group, ReplayBuffer
 from lasro_surrogate_trainer.journal import Measured
 
 BETAS = (0.9, 0.99)
@@ -55,7 +55,7 @@ class Ranking:
     gap: float | None
 
 
-class Trainee:
+class SurrogateTrainer:
     """The surrogate being trained, with its optimiser and count of steps. One thread uses it."""
 
     def __init__(self, frozen: FrozenModel, settings: SurrogateSettings, objective: RewardObjective) -> None:
@@ -84,7 +84,7 @@ class Trainee:
     def state(self) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
 
-    def ranker(self, replay: Replay) -> Ranker:
+    def ranker(self, replay: ReplayBuffer) -> Ranker:
         """Of the groups that are in the replay now."""
         return Ranker(self.settings, self.objective, replay.scales(self.objective.normalised))
 
@@ -107,7 +107,7 @@ class Trainee:
                 }
                 self._optimiser.state[parameter] = {"step": step, **moments}
 
-    def step(self, replay: Replay) -> StepResult | None:
+    def step(self, replay: ReplayBuffer) -> StepResult | None:
         """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.
 
         Raises NonFiniteError for a loss or gradient that is not finite; the weights are then as before.
@@ -202,7 +202,7 @@ class Trainee:
 
 
 def adapt(
-    trainee: Trainee, replay: Replay, request: wire.AdaptRequest, stopped: Callable[[], bool]
+    trainer: SurrogateTrainer, replay: ReplayBuffer, request: wire.AdaptRequest, stopped: Callable[[], bool]
 ) -> wire.AdaptStatistics:
     """Rank the new groups as they come, then train for `request.steps` steps; raises NonFiniteError.
 
@@ -211,23 +211,23 @@ def adapt(
     """
     started = time.perf_counter()
     new_groups = replay.named(request.new_groups)
-    ranker = trainee.ranker(replay)
-    oldest = replay.policy_version - trainee.settings.max_policy_lag
+    ranker = trainer.ranker(replay)
+    oldest = replay.policy_version - trainer.settings.max_policy_lag
     fresh_groups = [group for group in new_groups if group.policy_version >= oldest]
-    fresh = trainee.rank(fresh_groups, ranker)
+    fresh = trainer.rank(fresh_groups, ranker)
     results: list[StepResult] = []
     for _ in range(request.steps):
         if stopped():
             raise BusyError("the run is being closed and the adaptation was not finished; ask again")
-        result = trainee.step(replay)
+        result = trainer.step(replay)
         if result is not None:
             results.append(result)
-    trainee.measure(fresh, replay.held_out(), ranker)
+    trainer.measure(fresh, replay.held_out(), ranker)
     return wire.AdaptStatistics(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
         fresh_pair_accuracy=fresh.accuracy,
-        held_out_pair_accuracy=trainee.measured.held_out_accuracy,
+        held_out_pair_accuracy=trainer.measured.held_out_accuracy,
         reward_gap=fresh.gap,
         pairs=sum(result.pairs for result in results),
         constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),

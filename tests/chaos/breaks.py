@@ -24,7 +24,9 @@ def acknowledge_first(module: str) -> None:
 
         read = SampleStream.read
 
-        def read_and_acknowledge(self: SampleStream, count: int, block_ms: int = 0) -> list[tuple[str, wire.Sample]]:
+        def read_and_acknowledge(
+            self: SampleStream, count: int, block_ms: int = 0
+        ) -> list[tuple[str, wire.ScoredGroup]]:
             entries = read(self, count, block_ms)
             self.ack([entry_id for entry_id, _ in entries])
             return entries
@@ -69,14 +71,14 @@ def trim_by_length(module: str) -> None:
 def take_all(module: str) -> None:
     """The replay takes a group again that it has seen."""
     if module == TRAINER:
-        from lasro.training.replay_buffer import Group, Replay
+        from lasro.training.replay_buffer import Group, ReplayBuffer
 
-        def add(self: Replay, group: Group) -> bool:
+        def add(self: ReplayBuffer, group: Group) -> bool:
             with self._lock:
                 self._waiting[group.group_id] = group
                 return True
 
-        Replay.add = add
+        ReplayBuffer.add = add
 
 
 def failed_is_zero(module: str) -> None:
@@ -84,7 +86,7 @@ def failed_is_zero(module: str) -> None:
     if module == REWARD_API:
         make = group_queue._sample
 
-        def sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.Sample:
+        def sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.ScoredGroup:
             made = make(submission, items)
             scores = {name: [score or 0.0 for score in column] for name, column in made.scores.items()}
             return made.model_copy(update={"scores": scores})

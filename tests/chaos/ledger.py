@@ -59,7 +59,7 @@ class Ledger:
         for sample in samples:
             self._check(run, sample)
 
-    def _check(self, run: str, sample: wire.Sample) -> None:
+    def _check(self, run: str, sample: wire.ScoredGroup) -> None:
         group = self._workload.group(run, sample.round, sample.index)
         scores = sample.scores[REWARD]
         wrong = sum(score not in (None, true) for score, true in zip(scores, group.rewards, strict=True))

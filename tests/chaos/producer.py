@@ -21,9 +21,9 @@ from lasro.errors import BusyError, LasroError, NotFoundError, StorageError, Unr
 from lasro.files import write_atomically, write_json
 from lasro.service.child_process import die_with_parent
 from lasro.wire import GroupAccepted, GroupStatus, GroupSubmission
-from lasro_client.services import feedback as collector
+from lasro_client.services import feedback as feedback
 from lasro_client.services.connect import Services
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
 from tests.chaos.workload import ENOUGH, REWARD, Group, Workload, submission
@@ -69,7 +69,7 @@ class Producer:
         self.workload = Workload.read(folder)
         self.rewards = CountingClient(reward_api)
         self.surrogates = SurrogateClient(trainer, timeout_s=TIMEOUT_S)
-        self.collector = Collector(Services(self.rewards, self.surrogates), run, timeout_s)
+        self.feedback = FeedbackClient(Services(self.rewards, self.surrogates), run, timeout_s)
         self.checkpoint_path = folder / f"{run}.json"
 
     def next_round(self) -> int:
@@ -86,8 +86,8 @@ class Producer:
         while round == self.workload.rounds - 1 and not (self.folder / ENOUGH).exists():
             time.sleep(PAUSE_S)
         groups = [self.workload.group(self.run, round, index) for index in range(self.workload.per_round)]
-        scored = self.collector.post([submission(group) for group in groups])
-        reply = self.collector.adapt(scored, round, 1)
+        scored = self.feedback.post([submission(group) for group in groups])
+        reply = self.feedback.adapt(scored, round, 1)
         weights = self.surrogates.weights_of(self.run, reply.version)
         self.log(
             round=round,
@@ -99,7 +99,7 @@ class Producer:
         self.rewards.reposted = 0
         write_json(self.checkpoint_path, {"round": round + 1})
         if round % LEASE_EVERY == 0:
-            self.collector.lease(reply.version)
+            self.feedback.lease(reply.version)
 
     def go_on(self) -> str:
         """To the end, or until nothing helps; says which."""
@@ -129,7 +129,7 @@ def wrong_scores(group: Group, status: GroupStatus) -> int:
 
 def main(folder: Path, run: str, reward_api: str, trainer: str, patience_s: float) -> None:
     die_with_parent()
-    collector.PATIENCE_S = patience_s
+    feedback.PATIENCE_S = patience_s
     producer = Producer(folder, run, reward_api, trainer, PATIENCES * patience_s)
     write_atomically(folder / f"{run}.pid", str(os.getpid()).encode())
     write_atomically(folder / f"{run}.end", producer.go_on().encode())

@@ -26,8 +26,8 @@ held_out_share = 0.3
 rounds = 4
 prompts_per_round = 2
 seeds_per_prompt = 3
-scout_after = 1
-scout_rounds = 2
+probe_after = 1
+probe_rounds = 2
 final_steps = 3
 [lora]
 rank = 2

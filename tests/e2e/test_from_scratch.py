@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lasro.config import load_config
-from lasro_client.run.from_scratch import REHEARSALS, begun_with, surrogate_from_scratch
+from lasro_client.run.from_scratch import WARM_UP_RUNS, surrogate_from_scratch, with_initial_surrogate
 
 QUIET = Console(quiet=True)
 
@@ -22,15 +22,15 @@ def test_the_demos_surrogate_comes_from_stage_one_rehearsals_and_a_last_look(con
     kept = ["pretrain.rounds=0", "pretrain.initial_samples=['runs-of-another-day']"]
     final = load_config(config_path, [*kept, "surrogate.held_out_share=0.0"])
     surrogate, labels = surrogate_from_scratch(stage1, rehearsal, final, tmp_path, QUIET)
-    demo = begun_with(load_config(config_path), surrogate, labels)
+    demo = with_initial_surrogate(load_config(config_path), surrogate, labels)
     assert demo.train.initial_surrogate == str(tmp_path / "surrogate" / "surrogate.safetensors")
-    assert demo.train.initial_labels == tmp_path / "stage1" / "labels.jsonl"
+    assert demo.train.initial_base_rewards == tmp_path / "stage1" / "labels.jsonl"
     summaries = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/summary.json"))]
-    assert len(summaries) == REHEARSALS + 2
-    assert len({(summary["run"], summary["seed"]) for summary in summaries if summary["rounds"] == 2}) == REHEARSALS
+    assert len(summaries) == WARM_UP_RUNS + 2
+    assert len({(summary["run"], summary["seed"]) for summary in summaries if summary["rounds"] == 2}) == WARM_UP_RUNS
     last = json.loads((tmp_path / "surrogate" / "summary.json").read_text())
     assert last["reward_calls"] == 0
     assert last["surrogate_steps"] == 3
     config = json.loads((tmp_path / "surrogate" / "config.json").read_text())
-    assert len(config["pretrain"]["initial_samples"]) == REHEARSALS + 1
+    assert len(config["pretrain"]["initial_samples"]) == WARM_UP_RUNS + 1
     assert surrogate_from_scratch(stage1, rehearsal, final, tmp_path, QUIET) == (surrogate, labels), "done again"

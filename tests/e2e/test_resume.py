@@ -110,7 +110,7 @@ def test_an_overlapping_run_killed_at_three_points_ends_with_the_same_bytes(conf
 
     Killed while it draws a round ahead, right after a checkpoint, and while the trainer adapts; then the trainer is.
     """
-    settings, folder = [*SETTINGS, "train.overlap=true", "train.beside_seeds=1"], tmp_path / "run"
+    settings, folder = [*SETTINGS, "train.overlap=true", "train.reference_seeds=1"], tmp_path / "run"
     assert run_with("none", 0, config_path, tmp_path / "whole", settings) == 0
     for fault, at in (("sampling", 3), ("checkpointed", 4), ("adapting", 5)):
         assert run_with(fault, at, config_path, folder, settings) == -signal.SIGKILL
@@ -124,10 +124,10 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not(
 ) -> None:
     """Guards against a run that `docker stop` ends with the status of Ctrl-C, or that cannot be ended at once."""
     with StopRequest() as stop:
-        stop.obey()
+        stop.raise_if_requested()
         signal.raise_signal(number)
         with pytest.raises(end) as raised:
-            stop.obey()
+            stop.raise_if_requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     if isinstance(raised.value, SystemExit):

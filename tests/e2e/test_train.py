@@ -47,8 +47,8 @@ def finished(
     stage1 = load_config(config_path, [*services, "pretrain.keep_samples=true"])
     surrogate = pretrain(stage1, folder / "stage1", QUIET)
     labels = surrogate.with_name("labels.jsonl")
-    begun_with = [f"train.initial_surrogate={surrogate}", f"train.initial_labels={labels}"]
-    config = load_config(config_path, [*services, *begun_with, "train.keep_samples=true"])
+    with_initial_surrogate = [f"train.initial_surrogate={surrogate}", f"train.initial_base_rewards={labels}"]
+    config = load_config(config_path, [*services, *with_initial_surrogate, "train.keep_samples=true"])
     return config, folder / "stage2", train(config, folder / "stage2", QUIET)
 
 

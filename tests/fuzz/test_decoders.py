@@ -66,7 +66,7 @@ def reply(protocol: Protocol, content_type: str) -> Callable[[bytes], object]:
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "tensors": tensors,
     "prompts": lambda body: wire.unpack_prompts({"prompts": body.decode("utf-8", "replace")}, 2),
-    "sample": lambda body: same_again(wire.Sample, body),
+    "sample": lambda body: same_again(wire.ScoredGroup, body),
     "group": group,
     "group-json": lambda body: wire.from_json(wire.GroupSubmission, body),
     "score-request": lambda body: same_again(wire.ScoreRequest, body),
@@ -97,7 +97,7 @@ def whole_bodies() -> dict[str, list[bytes]]:
         group_id="g", round=0, index=0, prompt="p", metadata={"a": [1, None]}, policy_version=0, rewards=["r"],
         stages=[1, 2], images=[encoded_image("PNG")] * 2, latents=packed(latents=latents),
     )  # fmt: skip
-    sample = wire.Sample(
+    sample = wire.ScoredGroup(
         group_id="g", round=0, index=0, prompt="p", policy_version=0, stages=[1, 2], scores={"r": [0.5, None]},
         versions={"r": 1}, latents=packed(latents=latents),
     )  # fmt: skip

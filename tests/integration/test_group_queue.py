@@ -43,8 +43,8 @@ def submission(group_id: str = "g", side: int = 4, limit: int | None = None) -> 
 
 
 def items(value: float) -> list[wire.ScoredItem]:
-    good = wire.RewardScore(score=value, status=wire.Status.OK, version=4)
-    bad = wire.RewardScore(score=None, status=wire.Status.TIMEOUT, error="late", version=4)
+    good = wire.RewardValue(score=value, status=wire.Status.OK, version=4)
+    bad = wire.RewardValue(score=None, status=wire.Status.TIMEOUT, error="late", version=4)
     return [wire.ScoredItem(scores={"r": score}, total=score.score) for score in (good, bad)]
 
 

@@ -169,7 +169,7 @@ def submission(name: str, size_bytes: int) -> wire.GroupSubmission:
 def test_every_script_runs_in_a_cluster(cluster_url: str) -> None:
     """Bug: a script touches a key that it did not name, which a cluster refuses."""
     sizes = {"small": 0, "large": 70_000, "dead": 0, "dropped": 0, "waits": 0}
-    score = wire.RewardScore(score=0.5, status=wire.Status.OK)
+    score = wire.RewardValue(score=0.5, status=wire.Status.OK)
     items = [wire.ScoredItem(scores={"r": score}, total=0.5)] * 2
 
     async def queue_and_score() -> None:

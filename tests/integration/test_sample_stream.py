@@ -24,8 +24,8 @@ from lasro.redis_store.sample_stream import SampleStream
 RUN = "stream-tests"
 
 
-def sample(index: int, latents: bytes = b"x") -> wire.Sample:
-    return wire.Sample(
+def sample(index: int, latents: bytes = b"x") -> wire.ScoredGroup:
+    return wire.ScoredGroup(
         group_id=f"g{index}",
         round=0,
         index=index,
@@ -47,7 +47,7 @@ def _all(client: redis.Redis) -> Any:
     return client.xrange(keys.samples(RUN))
 
 
-def indices(entries: list[tuple[str, wire.Sample]]) -> list[int]:
+def indices(entries: list[tuple[str, wire.ScoredGroup]]) -> list[int]:
     return [found.index for _, found in entries]
 
 

@@ -17,8 +17,8 @@ from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import outline, sample_groups
-from lasro.wire import GroupState, GroupStatus, GroupSubmission, RewardScore, ScoredItem, Status
-from lasro_client.run.base_sample_rewards import drawn_again, labels_of, read_labels
+from lasro.wire import GroupState, GroupStatus, GroupSubmission, RewardValue, ScoredItem, Status
+from lasro_client.run.base_sample_rewards import base_rewards_of, drawn_again, read_base_rewards
 from lasro_client.services.reward_client import RewardClient
 
 RUN = "known-scores"
@@ -83,21 +83,21 @@ def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Pat
             state=GroupState.SCORED,
             reward_calls=0,
             items=[
-                ScoredItem(scores={"r": RewardScore(score=float(latent.mean()), status=Status.OK)}, total=None)
+                ScoredItem(scores={"r": RewardValue(score=float(latent.mean()), status=Status.OK)}, total=None)
                 for latent in group.latents_BCHW
             ],
         )
         for group in groups
     ]
     path = tmp_path / "labels.jsonl"
-    path.write_text(labels_of(7, 5, [outline(group) for group in groups], scored).model_dump_json() + "\n")
-    found = read_labels(path, 10, {"r"})
+    path.write_text(base_rewards_of(7, 5, [outline(group) for group in groups], scored).model_dump_json() + "\n")
+    found = read_base_rewards(path, 10, {"r"})
     for labelled, group, latents_NCHW in zip(found, groups, drawn_again(model, found), strict=True):
         torch.testing.assert_close(latents_NCHW.float(), group.latents_BCHW, atol=2e-3, rtol=2e-3)
         rewards_N = torch.tensor(labelled.labels.rewards["r"])
         torch.testing.assert_close(rewards_N, group.latents_BCHW.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
-    assert read_labels(path, 1, {"r"})[0].labels.prompt == "a blue ring"
-    fewer = read_labels(path, 10, {"r"}, seeds=2)
+    assert read_base_rewards(path, 1, {"r"})[0].labels.prompt == "a blue ring"
+    fewer = read_base_rewards(path, 10, {"r"}, seeds=2)
     for labelled, group, latents_NCHW in zip(fewer, groups, drawn_again(model, fewer), strict=True):
         first_two = group.latents_BCHW[[0, 1, 3, 4]]
         torch.testing.assert_close(latents_NCHW.float(), first_two, atol=2e-3, rtol=2e-3)
@@ -110,6 +110,6 @@ def test_labels_of_another_reward_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text('{"seed": 0, "round": 0, "groups": [{"prompt": "p", "rewards": {"r": [0.1, 0.2]}}]}\n')
     with pytest.raises(ConfigError, match="expected also"):
-        read_labels(path, 10, {"other"})
+        read_base_rewards(path, 10, {"other"})
     with pytest.raises(ConfigError, match="lasro pretrain"):
-        read_labels(tmp_path / "absent.jsonl", 10, {"other"})
+        read_base_rewards(tmp_path / "absent.jsonl", 10, {"other"})

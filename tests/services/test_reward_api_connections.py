@@ -15,9 +15,9 @@ from lasro.wire import Protocol, RewardSpec, Status
 from lasro_reward_api.endpoints.address_guard import AddressGuard, parse_networks
 from lasro_reward_api.endpoints.connections import USER_AGENT, Connections, Failed
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.base import Answer, Parts
+from lasro_reward_api.protocols.base import HttpRequest, ItemResult
 
-Result = list[Answer] | Failed
+Result = list[ItemResult] | Failed
 Attempt = Callable[..., Awaitable[Result]]
 CONCURRENCY = 4
 
@@ -71,7 +71,7 @@ async def calling(server: Server, **spec: Any) -> AsyncIterator[Attempt]:
         native = SPEAKERS[Protocol.NATIVE]
 
         async def attempt(timeout_s: float = 20.0) -> Result:
-            parts = Parts(b"{}", {"Content-Type": "application/json"})
+            parts = HttpRequest(b"{}", {"Content-Type": "application/json"})
             return await connections.attempt(
                 parts, lambda kind, body: native.decode(kind, body, 1, {}), timeout_s, {"X-Request-ID": "r"}
             )

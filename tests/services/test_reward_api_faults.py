@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from lasro.errors import WireError
 from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
-from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
+from lasro.wire import Protocol, RewardSpec, RewardValue, ScoreRequest, Status
 from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
@@ -65,7 +65,7 @@ def scorer(serve: Serve, private: socket.socket) -> tuple[str, FastAPI]:
     return serve(app), app
 
 
-def score(api: RewardClient, url: str, **settings: object) -> list[RewardScore]:
+def score(api: RewardClient, url: str, **settings: object) -> list[RewardValue]:
     spec = RewardSpec(name="fault", url=url, protocol=Protocol.NATIVE, cache=False, **settings)  # pyright: ignore[reportArgumentType]
     api.register(spec, replace=True)
     reply = api.score(ScoreRequest(prompts=["p"] * 3, images=IMAGES, rewards=["fault"]))
@@ -75,7 +75,7 @@ def score(api: RewardClient, url: str, **settings: object) -> list[RewardScore]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(api: RewardClient, scorer: tuple[str, FastAPI]) -> dict[str, RewardScore]:
+def outcomes(api: RewardClient, scorer: tuple[str, FastAPI]) -> dict[str, RewardValue]:
     """By fault, the first image's score that is none."""
     found = {}
     for fault in (*REPLIES, *PLACES):
@@ -86,14 +86,14 @@ def outcomes(api: RewardClient, scorer: tuple[str, FastAPI]) -> dict[str, Reward
 
 
 @pytest.mark.parametrize("fault", [*REPLIES, *PLACES], ids=lambda fault: fault.what)
-def test_a_fault_of_an_endpoint_yields_its_status(outcomes: dict[str, RewardScore], fault: Fault) -> None:
+def test_a_fault_of_an_endpoint_yields_its_status(outcomes: dict[str, RewardValue], fault: Fault) -> None:
     """Bug: a failure of the scorer becomes a number, hangs the request, or is reported as something else."""
     found = outcomes[fault.what]
     assert (found.status, found.score) == (fault.status, None)
     assert fault.error in (found.error or "")
 
 
-def test_a_redirect_is_not_followed(outcomes: dict[str, RewardScore], private: socket.socket) -> None:
+def test_a_redirect_is_not_followed(outcomes: dict[str, RewardValue], private: socket.socket) -> None:
     """Bug: a public scorer sends the API to a private address by a redirect."""
     assert outcomes["a redirect to a private address"].status is Status.HTTP_ERROR
     with pytest.raises(BlockingIOError):
@@ -194,7 +194,7 @@ def test_what_is_refused_is_a_problem_with_its_reason(answers: dict[str, httpx.R
 
 
 def test_the_page_of_faults_tells_what_happens(
-    outcomes: dict[str, RewardScore], answers: dict[str, httpx.Response], write_docs: bool
+    outcomes: dict[str, RewardValue], answers: dict[str, httpx.Response], write_docs: bool
 ) -> None:
     """Bug: the documentation promises another status than the service gives."""
 

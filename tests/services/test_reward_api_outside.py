@@ -30,7 +30,7 @@ from lasro_reward_api.endpoints.connections import Connections, Failed
 from lasro_reward_api.endpoints.pool import MAX_OPEN, Endpoints
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.base import Answer, Parts
+from lasro_reward_api.protocols.base import HttpRequest, ItemResult
 from lasro_reward_api.settings import RewardApiSettings
 
 Serve = Callable[[ASGIApp], str]
@@ -42,14 +42,14 @@ def spec(url: str, name: str = "outside") -> RewardSpec:
     return RewardSpec(name=name, url=url, protocol=Protocol.NATIVE, timeout_s=20)
 
 
-def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> list[Answer] | Failed:
+def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> list[ItemResult] | Failed:
     """One call of one image, from inside a running loop's own thread."""
 
-    async def call() -> list[Answer] | Failed:
+    async def call() -> list[ItemResult] | Failed:
         connections = Connections(spec(url), max_reply_bytes, LOOPBACK, tls)
         native = SPEAKERS[Protocol.NATIVE]
         try:
-            parts = Parts(b"{}", {"Content-Type": "application/json"})
+            parts = HttpRequest(b"{}", {"Content-Type": "application/json"})
             return await connections.attempt(parts, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
         finally:
             await connections.aclose()
@@ -101,7 +101,7 @@ def test_tls_names_are_checked_though_the_address_is_pinned(
     if trusted:
         authority.configure_trust(context)
 
-    async def scenario() -> list[Answer] | Failed:
+    async def scenario() -> list[ItemResult] | Failed:
         async with tls_scorer(authority) as port:
             return await asyncio.to_thread(attempt, f"https://{host}:{port}/", context)
 
@@ -165,11 +165,11 @@ def test_a_gigabyte_of_reply_costs_no_memory(serve: Serve, status: int) -> None:
 def test_no_way_of_writing_an_address_gets_past_the_guard(address: str) -> None:
     """Bug: one of the many ways to spell loopback or the metadata service is connected to."""
 
-    async def call() -> list[Answer] | Failed:
+    async def call() -> list[ItemResult] | Failed:
         nowhere = AddressGuard(())
         connections = Connections(spec(f"https://{address}:1/"), 1024, nowhere, ssl.create_default_context())
         try:
-            return await connections.attempt(Parts(b"{}"), lambda kind, body: [], 20.0, {})
+            return await connections.attempt(HttpRequest(b"{}"), lambda kind, body: [], 20.0, {})
         finally:
             await connections.aclose()
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from lasro.errors import ConfigError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
-from lasro.wire import Protocol, RewardScore, RewardSpec, ScoreRequest, Status
+from lasro.wire import Protocol, RewardSpec, RewardValue, ScoreRequest, Status
 from lasro_client.cli.rewards import rewards_app
 from lasro_client.services.reward_client import RewardClient
 
@@ -63,7 +63,7 @@ def spec(running: tuple[Servers, str], case: str, **settings: Any) -> RewardSpec
 
 def score(
     api: RewardClient, reward: RewardSpec, prompts: list[str], metadata: list[Any] | None = None
-) -> list[RewardScore]:
+) -> list[RewardValue]:
     images = [png(shade) for shade in SHADES[: len(prompts)]]
     metadata = metadata or [{"level": 1}] * len(prompts)
     reply = api.score(ScoreRequest(prompts=prompts, images=images, rewards=[reward.name], metadata=metadata))

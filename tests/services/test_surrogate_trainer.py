@@ -89,12 +89,12 @@ def config(tiny_model_path) -> SurrogateRun:
     return SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"mean": 1.0})
 
 
-def separable_sample(number: int, rewards: Sequence[float | None] | None = None) -> wire.Sample:
+def separable_sample(number: int, rewards: Sequence[float | None] | None = None) -> wire.ScoredGroup:
     """Latents whose reward is the mean of their first channel: easy to rank, whatever the prompt."""
     rng = np.random.default_rng(number)
     latents = rng.normal(size=(2 * SEEDS, *SHAPE)).astype(np.float32)
     latents[:, 0] += rng.normal(size=(2 * SEEDS, 1, 1))
-    return wire.Sample(
+    return wire.ScoredGroup(
         group_id=f"g{number}",
         round=number // 4,
         index=number % 4,
@@ -107,7 +107,7 @@ def separable_sample(number: int, rewards: Sequence[float | None] | None = None)
     )
 
 
-def feed(redis_url: str, run: str, samples: list[wire.Sample]) -> list[str]:
+def feed(redis_url: str, run: str, samples: list[wire.ScoredGroup]) -> list[str]:
     with connect(redis_url) as client:
         for sample in samples:
             client.xadd(keys.samples(run), {"sample": wire.to_msgpack(sample)})

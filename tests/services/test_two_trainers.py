@@ -10,7 +10,7 @@ from known_groups import SPEC, known_group, run_of
 from starlette.types import ASGIApp
 
 from lasro_client.services.connect import Services
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
@@ -32,9 +32,9 @@ def test_each_trainer_has_the_samples_of_its_run(
             trainers[run] = exits.enter_context(SurrogateClient(serve(create_app(settings))))
             trainers[run].create(run, config)
         for run in RUNS:
-            collector = Collector(Services(api, trainers[run]), run, timeout_s=60.0)
-            scored = collector.post([known_group(index) for index in range(2 + RUNS.index(run))])
-            assert collector.adapt(scored, 0, 1).version == 1
+            feedback = FeedbackClient(Services(api, trainers[run]), run, timeout_s=60.0)
+            scored = feedback.post([known_group(index) for index in range(2 + RUNS.index(run))])
+            assert feedback.adapt(scored, 0, 1).version == 1
         for run, other in (RUNS, RUNS[::-1]):
             assert trainers[run].status(run).replay_groups == 2 + RUNS.index(run)
             assert [status.run for status in trainers[run].runs()] == [run], f"{other} is another trainer's"

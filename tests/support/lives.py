@@ -49,9 +49,9 @@ def _live(fault: str, at: int, config_path: Path, folder: Path, settings: Sequen
 def _happening(fault: str, at: int) -> AbstractContextManager[object]:
     from lasro_client.run import alternation as fine_tuning
     from lasro_client.run.alternation import FineTuning
-    from lasro_client.services.feedback import Collector
+    from lasro_client.services.feedback import FeedbackClient
 
-    sample, adapt, checkpoint = fine_tuning.sample_groups, Collector.adapt, FineTuning.checkpoint
+    sample, adapt, checkpoint = fine_tuning.sample_groups, FeedbackClient.adapt, FineTuning.checkpoint
 
     def sampled(model: Any, prompts: Any, options: Any, seed: int, stage: str, round: int, **more: Any) -> Any:
         groups = sample(model, prompts, options, seed, stage, round, **more)
@@ -76,8 +76,8 @@ def _happening(fault: str, at: int) -> AbstractContextManager[object]:
     faults: dict[str, AbstractContextManager[object]] = {
         "none": nullcontext(),
         "sampling": patch.object(fine_tuning, "sample_groups", sampled),
-        "adapting": patch.object(Collector, "adapt", adapted),
-        "trainer": patch.object(Collector, "adapt", adapted),
+        "adapting": patch.object(FeedbackClient, "adapt", adapted),
+        "trainer": patch.object(FeedbackClient, "adapt", adapted),
         "checkpointed": patch.object(FineTuning, "checkpoint", checkpointed),
     }
     return faults[fault]

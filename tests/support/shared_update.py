@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lasro.config import RunSettings
 from lasro.models.sdxl import load_model
-from lasro.training.distributed import Processes, processes
+from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
 
 EVERY = (1, 2)
@@ -32,12 +32,12 @@ class CurvedScore:
         return -shifted.square().sum((1, 2, 3)), -2 * shifted
 
 
-def all_updates(model_path: str, peers: Processes) -> list[list[list[float]]]:
+def all_updates(model_path: str, peers: DistributedContext) -> list[list[list[float]]]:
     """`updates` for each of EVERY."""
     return [updates(model_path, every, peers) for every in EVERY]
 
 
-def updates(model_path: str, two_step_every: int, peers: Processes) -> list[list[float]]:
+def updates(model_path: str, two_step_every: int, peers: DistributedContext) -> list[list[float]]:
     """Of four updates loss, regulariser, both scores and gradient norm; then the sizes of the adapter's parts."""
     config = RunSettings.model_validate(
         {

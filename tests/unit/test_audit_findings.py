@@ -125,11 +125,11 @@ def test_costs_by_hand() -> None:
     train = TrainSettings(rounds=3, prompts_per_round=2, seeds_per_prompt=3)
     assert train_cost(train, speed) == Cost(180, 2 * (3 + 4 + 4))
     short = train.model_copy(update={"warmup_rounds": 9})
-    assert train_cost(train.model_copy(update={"beside_seeds": 1}), speed).calls < 180, "the base draws fewer"
+    assert train_cost(train.model_copy(update={"reference_seeds": 1}), speed).calls < 180, "the base draws fewer"
     assert train_cost(short, speed) == Cost(108, 2 * 9), "no round of a warm-up draws the base twice"
-    scouts = PretrainSettings(rounds=5, prompts_per_round=2, seeds_per_prompt=3, scout_after=1, scout_rounds=2)
+    scouts = PretrainSettings(rounds=5, prompts_per_round=2, seeds_per_prompt=3, probe_after=1, probe_rounds=2)
     assert pretrain_cost(scouts, speed) == Cost(3 * (3 * 12 + 2 * 24), 2 * (3 * 3 + 2 * 4))
-    assert pretrain_cost(scouts.model_copy(update={"scout_rounds": 0}), speed).calls == 3 * 5 * 12
+    assert pretrain_cost(scouts.model_copy(update={"probe_rounds": 0}), speed).calls == 3 * 5 * 12
     # 7 prompts in requests of 4 and 3: one call each, three times, one wave; before and after, in two stages.
     assert evaluation_cost(7, 4, speed) == Cost(4 * 7 * 3, 4 * 2 * 2.0)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lasro.wire import Status
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints.batching import Batcher, Item, Outcome, Part
-from lasro_reward_api.protocols.base import Batch, Parts
+from lasro_reward_api.protocols.base import Batch, HttpRequest
 
 MAX_BATCH, SLOTS = 4, 2
 
@@ -35,7 +35,7 @@ class Scorer:
 
     def prepare(self, batch: Batch) -> Batch:
         """The parts tell whose they are, so that `send` can tell whether it was given others'."""
-        return replace(batch, parts=Parts(repr(batch.prompts).encode()))
+        return replace(batch, parts=HttpRequest(repr(batch.prompts).encode()))
 
     async def send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
         assert batch.parts is None or batch.parts.content == repr(batch.prompts).encode()

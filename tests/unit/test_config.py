@@ -14,7 +14,7 @@ from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, lo
 from lasro.errors import ConfigError, ConflictError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.training.prompts import read_prompts
-from lasro_client.run.base_sample_rewards import read_labels
+from lasro_client.run.base_sample_rewards import read_base_rewards
 from lasro_client.run.folder import RunFolder
 from lasro_surrogate_trainer.store import RunStore
 
@@ -40,9 +40,9 @@ def test_there_are_shipped_configurations() -> None:
 def test_the_demos_labels_are_of_its_reward_and_its_training_prompts() -> None:
     """Guards against labels of other rewards, and of prompts that the demo is judged on."""
     config = load_config(ROOT / "configs" / "demo.toml")
-    labels = config.train.initial_labels
+    labels = config.train.initial_base_rewards
     assert labels is not None
-    groups = read_labels(labels, config.train.carried_groups, set(config.weights), config.train.carried_seeds)
+    groups = read_base_rewards(labels, config.train.carried_groups, set(config.weights), config.train.carried_seeds)
     assert len(groups) == config.train.carried_groups
     assert {group.labels.prompt for group in groups} <= {p.text for p in read_prompts(config.prompts.train)}
 
@@ -62,7 +62,7 @@ def test_the_guarded_demo_is_the_demo_but_for_its_guard() -> None:
     demo, guarded = (
         load_config(ROOT / f"configs/{name}.toml").model_dump(mode="json") for name in ("demo", "guarded-shapes")
     )
-    own = ["carried_groups", "carried_seeds", "initial_labels", "warmup_rounds"]  # stage 1 never saw the guard
+    own = ["carried_groups", "carried_seeds", "initial_base_rewards", "warmup_rounds"]  # stage 1 never saw the guard
     expected = ["budget.max_minutes", "name", "rewards", *(f"train.{name}" for name in own)]
     assert differing_keys(demo, guarded) == expected
 
@@ -156,7 +156,7 @@ def test_rewards_of_a_run_make_its_objective(minimal: Path) -> None:
     found = load_config(minimal, [rewards, "objective.combine=minimum"]).reward_objective
     weights = {"a": 2.0, "g": 0.0, "logged": 0.0}
     assert found == RewardObjective(weights, "minimum", floors={"g": 0.3}, normalised=["a"])
-    assert found.counted == ["a", "g"]
+    assert found.required_rewards == ["a", "g"]
     with pytest.raises(ConfigError, match="a: a normalised reward falls on both sides of 0"):
         load_config(minimal, [rewards, "objective.combine=product"])
 

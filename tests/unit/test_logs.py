@@ -12,7 +12,7 @@ from lasro.service.logs import JsonFormatter, set_request_id
 
 
 def test_a_record_is_one_json_object_on_one_line() -> None:
-    """Bug: a message with a line break, or an exception, falls apart into lines that no collector can parse."""
+    """Bug: a message with a line break, or an exception, falls apart into lines that no feedback can parse."""
     try:
         raise ValueError("two\nlines")
     except ValueError:

@@ -11,7 +11,7 @@ import pytest
 from lasro.errors import ConfigError, WireError
 from lasro.wire import Protocol
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
 SPEAKER = SPEAKERS[Protocol.MAPPING]
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])
@@ -20,11 +20,11 @@ EACH = {"request": {"$each": "{{image}}"}, "scores": "scores"}
 ONE = {"request": {"i": "{{image}}"}, "scores": "scores"}
 
 
-def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[Answer]:
+def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
     return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
-def asked(batch: Batch, settings: dict[str, Any]) -> tuple[Parts, Any]:
+def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKER.check(settings)
     parts = SPEAKER.encode(batch, settings)
     return parts, json.loads(parts.content)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lasro.errors import ConfigError, WireError
 from lasro.wire import MSGPACK_TYPE, NativeRequest, Protocol, from_json
 from lasro_reward_api.protocols import SPEAKERS
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
 MODEL = {"model": "judge"}
 YES_NO = MODEL | {"answers": {"yes": 1, "no": 0}}
@@ -73,11 +73,11 @@ def replies() -> st.SearchStrategy[Any]:
     )
 
 
-def decoded(protocol: Protocol, reply: Any, count: int, settings: dict[str, Any]) -> list[Answer]:
+def decoded(protocol: Protocol, reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
     return SPEAKERS[protocol].decode(JSON, json.dumps(reply).encode(), count, settings)
 
 
-def asked(protocol: Protocol, batch: Batch, settings: dict[str, Any]) -> tuple[Parts, Any]:
+def asked(protocol: Protocol, batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKERS[protocol].check(settings)
     parts = SPEAKERS[protocol].encode(batch, settings)
     return parts, json.loads(parts.content)

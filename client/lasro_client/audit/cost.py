@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from lasro.config import PretrainSettings, RunSettings, SamplingSettings, TrainSettings
-from lasro_client.run.probe_generator import scout_age
+from lasro_client.run.probe_generator import probe_age
 
 STAGES = 2
 
@@ -56,7 +56,7 @@ def run_costs(config: RunSettings, held_out: int, batch: int, speed: Speed) -> d
 
 def images_per_round(settings: SamplingSettings, policies: int) -> int:
     """One- and two-step images of all prompts and seeds, of the generator alone (1) or another beside it (2)."""
-    seeds = settings.seeds_per_prompt + (policies - 1) * settings.seeds_beside
+    seeds = settings.seeds_per_prompt + (policies - 1) * settings.num_reference_seeds
     return settings.prompts_per_round * seeds * STAGES
 
 
@@ -68,7 +68,7 @@ def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
 
 def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:
     """Stage 1: the base alone, and a scout beside it while one is out."""
-    beside = sum(scout_age(settings, round) > 0 for round in range(settings.rounds))
+    beside = sum(probe_age(settings, round) > 0 for round in range(settings.rounds))
     return _of_rounds(settings, settings.rounds - beside, beside, speed)
 
 

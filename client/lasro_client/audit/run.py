@@ -23,7 +23,7 @@ from lasro.files import write_atomically, write_json
 from lasro.models.sdxl import load_model
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
-from lasro.wire import RewardInfo, RewardScore, Status
+from lasro.wire import RewardInfo, RewardValue, Status
 from lasro_client.audit.cost import STAGES, Speed, images_per_round, run_costs
 from lasro_client.audit.picture import draw_picture
 from lasro_client.audit.summary import Measured, summarise
@@ -92,7 +92,7 @@ def _measure(
     images = [(group.prompt, png) for group in groups for png in group.images]
     size, speed = request_size(info, images_together), Speed(info.images_per_call, info.concurrency, info.repeats)
     rewards_NR = np.full((len(images), repeats), np.nan)
-    scores: list[RewardScore] = []
+    scores: list[RewardValue] = []
     waves, scoring_s = 0, 0.0
     with progress_bar("scoring") as progress:
         progress(0, len(images) * repeats)
@@ -119,6 +119,6 @@ def request_size(info: RewardInfo, images_together: int) -> int:
     return min(images_together, LARGEST_REQUEST, in_time)
 
 
-def _score(client: RewardClient, name: str, images: Sequence[tuple[Prompt, bytes]]) -> list[RewardScore]:
+def _score(client: RewardClient, name: str, images: Sequence[tuple[Prompt, bytes]]) -> list[RewardValue]:
     items = score_images(client, [prompt for prompt, _ in images], [png for _, png in images], [name], fresh=True)
     return [item.scores[name] for item in items]

@@ -14,7 +14,7 @@ import numpy as np
 
 from lasro.config import RunSettings
 from lasro.training.prompts import Prompt
-from lasro.wire import OUT_OF_RANGE, RewardInfo, RewardScore, Status
+from lasro.wire import OUT_OF_RANGE, RewardInfo, RewardValue, Status
 from lasro_client.audit.cost import Cost, Speed, affordable_rounds, images_per_round
 from lasro_client.audit.findings import Facts, judge, verdict
 from lasro_client.audit.statistics import (
@@ -37,7 +37,7 @@ class Measured:
     """Every measurement: as a number, NaN where it failed, and as the API answered it, in the order asked."""
 
     rewards_PGKR: np.ndarray
-    scores: Sequence[RewardScore]
+    scores: Sequence[RewardValue]
     speed: Speed
 
 
@@ -131,7 +131,7 @@ def _means(rewards_PGKR: np.ndarray) -> dict[str, dict[str, float | None]]:
     return {name: found.as_dict() for name, found in estimates}
 
 
-def _latency(scores: Sequence[RewardScore]) -> dict[str, float | None]:
+def _latency(scores: Sequence[RewardValue]) -> dict[str, float | None]:
     """Of the call that an image was in, over all images that were in one."""
     latencies_s = [score.latency_s for score in scores if score.attempts]
     if not latencies_s:

@@ -34,7 +34,7 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def told_here() -> bool:
+def is_main_process() -> bool:
     """Whether this process prints: of those that `accelerate launch` or `torchrun` started, the first."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -43,7 +43,7 @@ def stderr() -> Console:
     """Console for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=not told_here())
+    return Console(stderr=True, quiet=not is_main_process())
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

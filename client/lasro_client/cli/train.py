@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lasro_client.cli.output import AsJson, RedisUrl, print_json, print_scores, stderr, told_here
+from lasro_client.cli.output import AsJson, RedisUrl, is_main_process, print_json, print_scores, stderr
 
 if TYPE_CHECKING:
     from lasro.config import RunSettings
@@ -34,12 +34,12 @@ def demo(
 
     config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
-        from lasro_client.run.from_scratch import begun_with, surrogate_from_scratch
+        from lasro_client.run.from_scratch import surrogate_from_scratch, with_initial_surrogate
 
         stage1, rehearsal, final = (
             load_config(shipped_config(name)) for name in ("demo-stage1", "demo-rehearsal", "demo-surrogate")
         )
-        config = begun_with(config, *surrogate_from_scratch(stage1, rehearsal, final, out, stderr()))
+        config = with_initial_surrogate(config, *surrogate_from_scratch(stage1, rehearsal, final, out, stderr()))
     _train(config, out, as_json)
 
 
@@ -61,7 +61,7 @@ def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJ
 
     run = load_config(config, settings or [])
     path = run_pretrain(run, out or Path("runs") / run.name, stderr())
-    if told_here():
+    if is_main_process():
         print_json({"surrogate": str(path)}) if as_json else print(path)
 
 
@@ -121,7 +121,7 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     from lasro_client.run.stage2 import train as run_train
 
     summary = run_train(config, out, stderr())
-    if not told_here():
+    if not is_main_process():
         return
     if as_json:
         print_json(summary)

@@ -62,7 +62,7 @@ class RunData:
             floors={reward["name"]: reward["floor"] for reward in rewards if reward.get("floor") is not None},
             normalised=[reward["name"] for reward in rewards if reward.get("normalise")],
         )
-        return found if found.counted else RewardObjective(dict.fromkeys(scored, 1.0))
+        return found if found.required_rewards else RewardObjective(dict.fromkeys(scored, 1.0))
 
     def combined(self, evaluation: Evaluation, stage: str) -> Totals:
         """Totals per prompt by the run's objective, rewards normalised by what the base got, in one step and two.
@@ -81,7 +81,9 @@ class RunData:
 
     def totals(self, evaluation: Evaluation, stage: str) -> list[float | None]:
         """Total per prompt; None where a reward that counts is missing, or a guard vetoed the image."""
-        return [None if math.isnan(total) else total for total in self.combined(evaluation, stage).passed_N.tolist()]
+        return [
+            None if math.isnan(total) else total for total in self.combined(evaluation, stage).valid_total_N.tolist()
+        ]
 
     def vetoed(self, evaluation: Evaluation, stage: str) -> list[bool]:
         """Whether a guard vetoed the image, per prompt."""

@@ -30,10 +30,10 @@ from lasro.training.sampling import (
 )
 from lasro.training.score_source import FetchedSurrogate, RemoteSurrogate
 from lasro.wire import AdaptReply
-from lasro_client.run.collect import STAGES, Collected, adapt_entries, collect, refuse_late, reward_means
+from lasro_client.run.collect import STAGES, Collected, adapt_entries, check_time_budget, collect, reward_means
 from lasro_client.run.divergence import Figures, Health
 from lasro_client.run.folder import RunFolder
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 
 PACE_ROUNDS = 5
 """After the first one, which has its groups still to draw: how long these took says how many fit into the minutes."""
@@ -46,16 +46,16 @@ class FineTuning:
         self,
         folder: RunFolder,
         trainer: GeneratorTrainer,
-        collector: Collector,
+        feedback: FeedbackClient,
         source: RemoteSurrogate | FetchedSurrogate,
         prompts: list[Prompt],
     ) -> None:
         self.folder, self.config, self.prompts = folder, folder.config, prompts
-        if self.config.train.overlap and collector.peers.count > 1:
+        if self.config.train.overlap and feedback.peers.count > 1:
             raise ConfigError(
-                f"train.overlap: got true with {collector.peers.count} processes, expected false; it is for one"
+                f"train.overlap: got true with {feedback.peers.count} processes, expected false; it is for one"
             )
-        self.trainer, self.collector, self.source = trainer, collector, source
+        self.trainer, self.feedback, self.source = trainer, feedback, source
         self.health = Health(self.config.health)
         self.progress, self.best = folder.start(trainer, self.health)
         self._ahead: Collected | None = None
@@ -90,16 +90,16 @@ class FineTuning:
     def checkpoint(self) -> None:
         """Write all that a resume needs, and have the trainer keep what repeated rounds will ask it for."""
         self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
-        self.collector.lease(self.surrogate_version)
+        self.feedback.lease(self.surrogate_version)
 
     def round(self) -> dict[str, Any]:
         """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
         config, round, trainer = self.config, self.progress.round, self.trainer
-        refuse_late(config, self._started, self.collector.peers)
+        check_time_budget(config, self._started, self.feedback.peers)
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
         adapt = partial(
-            self.collector.adapt,
+            self.feedback.adapt,
             collected.scored,
             round,
             config.train.surrogate_steps,
@@ -162,7 +162,7 @@ class FineTuning:
         self._round_ends_s, self._pace_rounds = self._round_ends_s[-1:], 2 * seen
         left_s = max(0.0, 60 * minutes - self.progress.elapsed_s)
         fitting = self.progress.round + int(left_s / pace_s)
-        planned = self.collector.peers.by_first(lambda: min(fitting, self.config.train.rounds))
+        planned = self.feedback.peers.on_main_and_broadcast(lambda: min(fitting, self.config.train.rounds))
         self.progress = self.progress._replace(planned=planned)
         self._decay_to(planned)
 
@@ -175,7 +175,7 @@ class FineTuning:
         _, prompts = self._drawn(round)
         keep = self.folder.path if self.config.train.keep_samples else None
         draw = partial(self._groups, round)
-        return collect(self.collector, self.config, prompts, draw, round, self.trainer.version, keep)
+        return collect(self.feedback, self.config, prompts, draw, round, self.trainer.version, keep)
 
     def _drawn(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
         """The prompts of a round's groups, and what draws those of its updates."""
@@ -208,7 +208,7 @@ class FineTuning:
         trouble = self.health.trouble()
         if trouble is None or not trouble.go_back or settings.on_trouble == "ignore":
             return {"trouble": None if trouble is None else trouble.reason, "action": None}
-        self.trainer.return_to(self.best)
+        self.trainer.restore(self.best)
         self._ahead = None  # drawn by the generator that is given up
         if settings.on_trouble == "stop" or self.health.roll_backs == settings.max_roll_backs:
             self.progress = self.progress._replace(ended=trouble.reason)

@@ -2,7 +2,8 @@
 
 Stage 2 starts with an empty replay otherwise, and the surrogate unlearns in tens of rounds what stage 1 taught it.
 Keeping the samples themselves would take gigabytes for a large model; a noise's seed takes none, and the base is
-there. `lasro pretrain` writes `labels.jsonl`, one line per round; `train.initial_labels` of a stage-2 run names it.
+there. `lasro pretrain` writes `labels.jsonl`, one line per round; `train.initial_base_rewards` of a stage-2 run names
+it.
 
 Shape legend: K seeds of a prompt; lists of rewards have the K one-step samples first, then the two-step ones.
 """
@@ -19,44 +20,44 @@ from pydantic import Field, ValidationError
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
 from lasro.models.sdxl import Conditioning, TwoStepModel
-from lasro.training.sampling import Outline, draw_noises, generator_for, two_step_latents
+from lasro.training.sampling import GroupSummary, draw_noises, generator_for, two_step_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 
-LABELS_FILE = "labels.jsonl"
+BASE_REWARDS_FILE = "labels.jsonl"
 GROUPS_PER_BATCH = 8
 SUFFICIENT_DIGITS = 5
 BEFORE_THE_FIRST_ROUND = -1
 
 
-class GroupLabels(Message):
+class GroupRewards(Message):
     """Rewards of one group's samples of the base."""
 
     prompt: str
     rewards: dict[str, list[Finite | None]] = Field(description="2 K each, null where one failed")
 
 
-class RoundLabels(Message):
+class RoundRewards(Message):
     """All groups of one round of stage 1; group i drew its noise from (seed, "pretrain", round, i)."""
 
     seed: int
     round: int
-    groups: list[GroupLabels]
+    groups: list[GroupRewards]
 
 
-class Labelled(NamedTuple):
+class RewardedSeeds(NamedTuple):
     """One group that can be drawn again: of `drawn` seeds the first, those that it has labels of."""
 
     seed: tuple[object, ...]
     drawn: int
-    labels: GroupLabels
+    labels: GroupRewards
 
 
-def labels_of(seed: int, round: int, groups: list[Outline], scored: list[GroupStatus]) -> RoundLabels:
+def base_rewards_of(seed: int, round: int, groups: list[GroupSummary], scored: list[GroupStatus]) -> RoundRewards:
     """Of the model's own samples, which in stage 1 are the base's."""
 
-    def column(group: Outline, status: GroupStatus, name: str) -> list[float | None]:
+    def column(group: GroupSummary, status: GroupStatus, name: str) -> list[float | None]:
         scores = scores_of(status.items or [], name)
         own = [score for score, is_beside in zip(scores, group.beside, strict=True) if not is_beside]
         return [None if score is None else round_to(score) for score in own]
@@ -65,62 +66,64 @@ def labels_of(seed: int, round: int, groups: list[Outline], scored: list[GroupSt
         return float(f"{score:.{SUFFICIENT_DIGITS}g}")
 
     labels = [
-        GroupLabels(
+        GroupRewards(
             prompt=group.prompt.text,
             rewards={name: column(group, status, name) for name in (status.items or [])[0].scores},
         )
         for group, status in zip(groups, scored, strict=True)
     ]
-    return RoundLabels(seed=seed, round=round, groups=labels)
+    return RoundRewards(seed=seed, round=round, groups=labels)
 
 
-def read_labels(path: Path, newest: int, rewards: set[str], seeds: int | None = None) -> list[Labelled]:
+def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | None = None) -> list[RewardedSeeds]:
     """The `newest` groups of the file, oldest first, of each the first `seeds`; null: all.
 
     Raises ConfigError where one lacks a reward of `rewards`.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        rounds = [RoundLabels.model_validate_json(line) for line in lines]
+        rounds = [RoundRewards.model_validate_json(line) for line in lines]
     except OSError as error:
-        raise ConfigError(f"train.initial_labels: {path} ({error.strerror}); `lasro pretrain` writes one") from error
+        raise ConfigError(
+            f"train.initial_base_rewards: {path} ({error.strerror}); `lasro pretrain` writes one"
+        ) from error
     except (UnicodeDecodeError, ValidationError) as error:
         why = explain(error) if isinstance(error, ValidationError) else error
-        raise ConfigError(f"train.initial_labels: {path}: {why}; `lasro pretrain` writes such files") from error
+        raise ConfigError(f"train.initial_base_rewards: {path}: {why}; `lasro pretrain` writes such files") from error
     found = [
-        _first(seeds, Labelled((line.seed, "pretrain", line.round, i), _seeds(labels), labels))
+        _first(seeds, RewardedSeeds((line.seed, "pretrain", line.round, i), _seeds(labels), labels))
         for line in rounds
         for i, labels in enumerate(line.groups)
     ]
     for _, _, labels in found:
         if missing := rewards - set(labels.rewards):
             raise ConfigError(
-                f"train.initial_labels: {path} has rewards {sorted(labels.rewards)}, expected also {sorted(missing)}; "
-                "run `lasro pretrain` with the rewards of this run, or leave initial_labels out"
+                f"train.initial_base_rewards: {path} has rewards {sorted(labels.rewards)}, expected also "
+                f"{sorted(missing)}; run `lasro pretrain` with this run's rewards, or leave initial_base_rewards out"
             )
     return found[-newest:]
 
 
-def _seeds(labels: GroupLabels) -> int:
+def _seeds(labels: GroupRewards) -> int:
     return len(next(iter(labels.rewards.values()))) // 2
 
 
-def _first(seeds: int | None, whole: Labelled) -> Labelled:
+def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
     K = whole.drawn
     columns = {name: r[:K][:seeds] + r[K:][:seeds] for name, r in whole.labels.rewards.items()}
     return whole._replace(labels=whole.labels.model_copy(update={"rewards": columns}))
 
 
-def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -> float | None:
+def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
     """Put stage 1's groups before the first round of the replay. No reward is called, and repeating is harmless.
 
     Returns the surrogate's pair accuracy on them; None where there is nothing to carry. Raises ConfigError.
     """
     settings = config.train
-    if settings.initial_labels is None:
+    if settings.initial_base_rewards is None:
         return None
     newest = min(settings.carried_groups, config.surrogate.buffer_groups)
-    groups = read_labels(settings.initial_labels, newest, set(config.weights), settings.carried_seeds)
+    groups = read_base_rewards(settings.initial_base_rewards, newest, set(config.weights), settings.carried_seeds)
     scored = []
     for start in range(0, len(groups), GROUPS_PER_BATCH):
         batch = groups[start : start + GROUPS_PER_BATCH]
@@ -129,12 +132,12 @@ def carry_over(model: TwoStepModel, config: RunSettings, collector: Collector) -
             _submission(labelled.labels, latents_NCHW, list(config.weights), start + i)
             for i, (labelled, latents_NCHW) in enumerate(zip(batch, latents, strict=True))
         ]
-        scored += collector.post(posts)
-    return collector.adapt(scored, BEFORE_THE_FIRST_ROUND, 0).statistics.fresh_pair_accuracy
+        scored += feedback.post(posts)
+    return feedback.adapt(scored, BEFORE_THE_FIRST_ROUND, 0).statistics.fresh_pair_accuracy
 
 
 @torch.no_grad()
-def drawn_again(model: TwoStepModel, batch: list[Labelled]) -> Iterator[torch.Tensor]:
+def drawn_again(model: TwoStepModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
     """Per group its base's samples [2 K, C, H, W], float16 on the CPU."""
     counts = [_seeds(labelled.labels) for labelled in batch]
     whole = (draw_noises(model, labelled.drawn, generator_for(*labelled.seed)) for labelled in batch)
@@ -147,7 +150,7 @@ def drawn_again(model: TwoStepModel, batch: list[Labelled]) -> Iterator[torch.Te
     return (torch.cat(parts) for parts in zip(*stages, strict=True))
 
 
-def _submission(labels: GroupLabels, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
+def _submission(labels: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
     K = len(latents_NCHW) // 2
     return GroupSubmission.model_validate(
         {

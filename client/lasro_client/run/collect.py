@@ -16,12 +16,12 @@ import numpy as np
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.functional.reward_totals import Scale, totals
-from lasro.training.distributed import Processes
+from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import Group, Outline, outline, submissions
+from lasro.training.sampling import Group, GroupSummary, outline, submissions
 from lasro.wire import AdaptReply, GroupStatus, scores_of, version_of
 from lasro_client.run.saved_samples import keep_samples
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 
 STAGES = {"one_step": 1, "two_step": 2}
 
@@ -29,7 +29,7 @@ STAGES = {"one_step": 1, "two_step": 2}
 class Collected(NamedTuple):
     """A round's groups, in order, and what the reward said of them."""
 
-    groups: list[Outline]
+    groups: list[GroupSummary]
     scored: list[GroupStatus]
 
     @property
@@ -39,7 +39,7 @@ class Collected(NamedTuple):
 
 
 def collect(
-    collector: Collector,
+    feedback: FeedbackClient,
     config: RunSettings,
     prompts: list[Prompt],
     draw: Callable[[list[Prompt], int], list[Group]],
@@ -54,20 +54,20 @@ def collect(
     """
 
     def drawn_here() -> Collected:
-        share = collector.peers.share(len(prompts))
+        share = feedback.peers.share(len(prompts))
         groups = draw(prompts[share], share.start)
         posts = submissions(groups, config, round, policy_version, share.start)
-        scored = collector.post(posts)
+        scored = feedback.post(posts)
         if keep is not None:
             keep_samples(keep, posts, scored)
         return Collected([outline(group) for group in groups], scored)
 
-    parts = collector.peers.all_of(drawn_here)
+    parts = feedback.peers.all_gather(drawn_here)
     groups = [group for part in parts for group in part.groups]
     return Collected(groups, [status for part in parts for status in part.scored])
 
 
-def refuse_late(config: RunSettings, started_s: float, peers: Processes) -> None:
+def check_time_budget(config: RunSettings, started_s: float, peers: DistributedContext) -> None:
     """Raises BudgetError in all processes once the run's minutes since `started_s` (monotonic) are over."""
     most = config.budget.max_minutes
     if most is None:
@@ -77,7 +77,7 @@ def refuse_late(config: RunSettings, started_s: float, peers: Processes) -> None
         if time.monotonic() - started_s >= 60 * most:
             raise BudgetError(f"budget.max_minutes: the {most:g} minutes are over")
 
-    peers.by_first(refuse)
+    peers.on_main_and_broadcast(refuse)
 
 
 def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str, Scale]) -> dict[str, Any]:
@@ -96,18 +96,18 @@ def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str,
     found = totals(components, config.reward_objective, scales)
     vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
     gain_N = np.full(len(beside_N), np.nan)
-    gain_N[beside_N] = found.passed_N[_own_of_the_same_noise(groups)] - found.passed_N[beside_N]
+    gain_N[beside_N] = found.valid_total_N[_own_of_the_same_noise(groups)] - found.valid_total_N[beside_N]
     return {
         "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
-        "total": _by_stage(found.passed_N, stages_N),
+        "total": _by_stage(found.valid_total_N, stages_N),
         "vetoed": _by_stage(vetoed_N, stages_N),
-        "beside": _by_stage(found.passed_N, np.where(beside_N, all_stages_N, 0)),
+        "beside": _by_stage(found.valid_total_N, np.where(beside_N, all_stages_N, 0)),
         "gain": _by_stage(gain_N, all_stages_N),
         "reward_versions": {name: version_of(items, name) for name in config.weights},
     }
 
 
-def _own_of_the_same_noise(groups: list[Outline]) -> np.ndarray:
+def _own_of_the_same_noise(groups: list[GroupSummary]) -> np.ndarray:
     """For each sample beside, in order, where among all samples the model's own of its noise and stage is."""
     found, start = [], 0
     for group in groups:

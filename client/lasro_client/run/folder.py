@@ -18,13 +18,13 @@ from lasro.files import write_atomically, write_json
 from lasro.functional.generator_loss import Moments
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.wire import pack_tensors, unpack_tensors
-from lasro_client.run.base_sample_rewards import LABELS_FILE, RoundLabels
+from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, RoundRewards
 from lasro_client.run.divergence import Health
 
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
-KEPT_OUT = {"services"}
+IGNORED_ON_RESUME = {"services"}
 """Settings that may differ when a run is resumed: where the services are."""
 
 
@@ -54,7 +54,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunSettings, stage: str) -> None:
         self.path, self.config = path, config
-        settings = {"stage": stage} | config.model_dump(mode="json", exclude=KEPT_OUT)
+        settings = {"stage": stage} | config.model_dump(mode="json", exclude=IGNORED_ON_RESUME)
         known = self._read("config.json")
         keys = [] if known is None else differing_keys(_completed(known), settings)
         if known is None or (keys and not self._begun()):
@@ -90,9 +90,9 @@ class RunFolder:
         """Append a round to log.jsonl."""
         self._append("log.jsonl", json.dumps(line, allow_nan=False))
 
-    def label(self, labels: RoundLabels) -> None:
+    def label(self, labels: RoundRewards) -> None:
         """Append a round to labels.jsonl."""
-        self._append(LABELS_FILE, labels.model_dump_json())
+        self._append(BASE_REWARDS_FILE, labels.model_dump_json())
 
     def _append(self, name: str, line: str) -> None:
         try:
@@ -113,15 +113,15 @@ class RunFolder:
         Of several processes the first reads the folder, which the others need not see.
         """
         peers = trainer.peers
-        checkpoint = peers.by_first(lambda: self._read_checkpoint(trainer, health))
+        checkpoint = peers.on_main_and_broadcast(lambda: self._read_checkpoint(trainer, health))
         if peers.count == 1 or checkpoint.progress.surrogate_version is None:
             return checkpoint
-        state, version, moments, trainer.seed = peers.by_first(
+        state, version, moments, trainer.seed = peers.on_main_and_broadcast(
             lambda: (trainer.state(), trainer.version, trainer.moments, trainer.seed)
         )
         trainer.load_state(state, version, moments)
         if health is not None:
-            health.load(peers.by_first(health.state))
+            health.load(peers.on_main_and_broadcast(health.state))
         return checkpoint
 
     def _read_checkpoint(self, trainer: GeneratorTrainer, health: Health | None) -> Checkpoint:
@@ -143,7 +143,7 @@ class RunFolder:
         return Checkpoint(progress, best or None)
 
     def _drop_rounds_after(self, round: int) -> None:
-        for path in (self.path / "log.jsonl", self.path / LABELS_FILE):
+        for path in (self.path / "log.jsonl", self.path / BASE_REWARDS_FILE):
             if path.exists():
                 lines = path.read_bytes().splitlines()[:round]
                 write_atomically(path, b"".join(line + b"\n" for line in lines))
@@ -156,7 +156,7 @@ class RunFolder:
         best: dict[str, Tensor] | None = None,
     ) -> None:
         """All that a resume needs, in one file that is either the old or the new one. The first process writes it."""
-        if not trainer.peers.first:
+        if not trainer.peers.is_main:
             return
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
         saved |= {"moments": trainer.moments, "health": None if health is None else health.state()}
@@ -166,7 +166,7 @@ class RunFolder:
 
     def export(self, trainer: GeneratorTrainer) -> None:
         """Write the averaged adapter for stock diffusers; the folder is replaced as a whole, by the first process."""
-        if not trainer.peers.first:
+        if not trainer.peers.is_main:
             return
         fresh, final = self.path / ".adapter", self.path / "adapter"
         try:
@@ -184,4 +184,4 @@ def _completed(known: dict[str, Any]) -> dict[str, Any]:
         settings = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
     except ValidationError:
         return known
-    return {"stage": known.get("stage")} | settings.model_dump(mode="json", exclude=KEPT_OUT)
+    return {"stage": known.get("stage")} | settings.model_dump(mode="json", exclude=IGNORED_ON_RESUME)

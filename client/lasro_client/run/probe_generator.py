@@ -14,37 +14,37 @@ import torch
 
 from lasro.config import PretrainSettings, RunSettings
 from lasro.models.sdxl import TwoStepModel
-from lasro.training.distributed import Processes
+from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_prompts, two_step_latents
 from lasro.training.score_source import ScoreSource
 
 
-def scout_age(settings: PretrainSettings, round: int) -> int:
+def probe_age(settings: PretrainSettings, round: int) -> int:
     """Updates of the scout that is out in this round; 0 where none is."""
-    since = round - settings.scout_after
-    return since % settings.scout_rounds if since >= 0 and settings.scout_rounds else 0
+    since = round - settings.probe_after
+    return since % settings.probe_rounds if since >= 0 and settings.probe_rounds else 0
 
 
-class Scout:
+class ProbeGenerator:
     """One scout after the other, on `model.unet`; `model.base` stays what it was."""
 
-    def __init__(self, model: TwoStepModel, config: RunSettings, peers: Processes | None = None) -> None:
+    def __init__(self, model: TwoStepModel, config: RunSettings, peers: DistributedContext | None = None) -> None:
         self.settings = config.pretrain
         self.batch_size, self.seed = config.train.batch_size, config.seed
         self.trainer = GeneratorTrainer(model, config, peers)
         self.policy = partial(two_step_latents, model)
 
-    def out(self, round: int) -> bool:
+    def is_active(self, round: int) -> bool:
         """Whether there is one in this round that has left the base."""
-        return scout_age(self.settings, round) > 0
+        return probe_age(self.settings, round) > 0
 
-    def climb(self, round: int, prompts: list[Prompt], generator: torch.Generator, source: ScoreSource) -> None:
+    def update(self, round: int, prompts: list[Prompt], generator: torch.Generator, source: ScoreSource) -> None:
         """Its update of a round; a new scout starts where the last one's time is up."""
-        if round < self.settings.scout_after or not self.settings.scout_rounds:
+        if round < self.settings.probe_after or not self.settings.probe_rounds:
             return
-        if scout_age(self.settings, round) == 0:
+        if probe_age(self.settings, round) == 0:
             self.trainer.restart(self.seed + round)
         batch = draw_prompts(prompts, self.batch_size, generator)
         self.trainer.step([prompt.text for prompt in batch], source)

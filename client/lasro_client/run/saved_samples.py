@@ -15,7 +15,7 @@ from lasro.errors import ConfigError, WireError
 from lasro.files import write_atomically
 from lasro.wire import GroupStatus, GroupSubmission, Message, from_msgpack, scores_of, to_msgpack
 from lasro_client.run.base_sample_rewards import BEFORE_THE_FIRST_ROUND
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 
 SAMPLES_FOLDER = "samples"
 GROUPS_PER_POST = 32
@@ -56,7 +56,7 @@ def read_samples(run: Path) -> Iterator[GroupSubmission]:
             raise ConfigError(f"pretrain.initial_samples: {path} ({error}); leave this run out") from error
 
 
-def carry_samples(config: RunSettings, collector: Collector) -> int:
+def preload_samples(config: RunSettings, feedback: FeedbackClient) -> int:
     """Put the groups of `pretrain.initial_samples` before the first round of the replay; returns how many.
 
     No reward is called, and repeating is harmless. Raises ConfigError where one lacks a reward of this run.
@@ -65,7 +65,7 @@ def carry_samples(config: RunSettings, collector: Collector) -> int:
     count = 0
     while batch := list(islice(known, GROUPS_PER_POST)):
         posts = [_carried(group, config, index) for index, group in enumerate(batch, count)]
-        collector.adapt(collector.post(posts), BEFORE_THE_FIRST_ROUND, 0, part=count)
+        feedback.adapt(feedback.post(posts), BEFORE_THE_FIRST_ROUND, 0, part=count)
         count += len(posts)
     return count
 

@@ -2,8 +2,8 @@
 
 Samples and scores go through the same services as in stage 2; the trained weights end up in
 `surrogate.safetensors` and the rewards in `labels.jsonl`, which `train.initial_surrogate` and
-`train.initial_labels` of a stage-2 run name. Samples that earlier runs kept (`pretrain.initial_samples`) can start the
-replay, or be all there is.
+`train.initial_base_rewards` of a stage-2 run name. Samples that earlier runs kept (`pretrain.initial_samples`) can
+start the replay, or be all there is.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from rich.console import Console
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.models.sdxl import TwoStepModel, load_model
-from lasro.training.distributed import Processes, processes
+from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro.training.score_source import score_source
 from lasro_client.report.page import write_report
-from lasro_client.run.base_sample_rewards import LABELS_FILE, labels_of
-from lasro_client.run.collect import adapt_entries, collect, refuse_late, reward_means
+from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
+from lasro_client.run.collect import adapt_entries, check_time_budget, collect, reward_means
 from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder
-from lasro_client.run.probe_generator import Scout
-from lasro_client.run.saved_samples import carry_samples
+from lasro_client.run.probe_generator import ProbeGenerator
+from lasro_client.run.saved_samples import preload_samples
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import open_surrogate, services
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 from lasro_client.watch.terminal import RoundDisplay, clock
 
 FINAL_STEPS_PER_CALL = 50
@@ -42,18 +42,18 @@ def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
         return _pretrain(config, out, console, peers)
 
 
-def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes) -> Path:
-    folder = peers.by_first(lambda: RunFolder(out, config, "pretrain"))
+def _pretrain(config: RunSettings, out: Path, console: Console, peers: DistributedContext) -> Path:
+    folder = peers.on_main_and_broadcast(lambda: RunFolder(out, config, "pretrain"))
     weights_path = folder.path / SURROGATE_FILE
-    if peers.by_first(folder.summary) is not None:
+    if peers.on_main_and_broadcast(folder.summary) is not None:
         return weights_path
     settings, run = config.pretrain, f"{config.name}-pretrain"
     prompts = read_prompts(config.prompts.train)
     model = load_model(config.model)
-    scout = Scout(model, config, peers)
+    probe = ProbeGenerator(model, config, peers)
     keep = folder.path if settings.keep_samples else None
     timeout_s = config.services.timeout_s
-    progress, _ = folder.start(scout.trainer)
+    progress, _ = folder.start(probe.trainer)
     started = time.monotonic() - progress.elapsed_s
     with (
         services(config, folder.path, peers) as connected,
@@ -61,29 +61,33 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
         StopRequest() as stop,
     ):
         resumed = progress.surrogate_version
-        version = peers.by_first(lambda: open_surrogate(connected, run, config, settings.initial_surrogate, resumed))
+        version = peers.on_main_and_broadcast(
+            lambda: open_surrogate(connected, run, config, settings.initial_surrogate, resumed)
+        )
         source = score_source(config, run, model, connected.surrogates)
-        collector = Collector(connected, run, timeout_s, peers)
+        feedback = FeedbackClient(connected, run, timeout_s, peers)
         if progress.surrogate_version is None:
             if settings.initial_samples:
                 display.note(f"samples of {len(settings.initial_samples)} earlier runs go into the replay")
-                carried = peers.by_first(lambda: carry_samples(config, Collector(connected, run, timeout_s)))
+                carried = peers.on_main_and_broadcast(
+                    lambda: preload_samples(config, FeedbackClient(connected, run, timeout_s))
+                )
                 display.note(f"{carried} groups of earlier runs are in the replay")
             progress = Progress(surrogate_version=version)
-            folder.checkpoint(progress, scout.trainer)
+            folder.checkpoint(progress, probe.trainer)
         for round in range(progress.round, settings.rounds):
             generator = generator_for(config.seed, "pretrain prompts", round)
             chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
             try:
-                refuse_late(config, started, peers)
-                draw = partial(_groups, model, config, scout, round)
-                collected = collect(collector, config, chosen, draw, round, 0, keep)
+                check_time_budget(config, started, peers)
+                draw = partial(_groups, model, config, probe, round)
+                collected = collect(feedback, config, chosen, draw, round, 0, keep)
             except BudgetError as error:
                 console.print(f"{error}; stage 1 ends after {round} rounds")
                 break
-            reply = collector.adapt(collected.scored, round, settings.steps_per_round)
+            reply = feedback.adapt(collected.scored, round, settings.steps_per_round)
             source.refresh(reply.version)
-            scout.climb(round, prompts, generator, source)
+            probe.update(round, prompts, generator, source)
             elapsed_s, reward_calls = time.monotonic() - started, collected.reward_calls
             line = {
                 "stage": "pretrain",
@@ -96,23 +100,23 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
                 "policy_version": 0,
             }
             stop.agree(peers)
-            if peers.first:
+            if peers.is_main:
                 folder.log(line)
-                folder.label(labels_of(config.seed, round, *collected))
+                folder.label(base_rewards_of(config.seed, round, *collected))
             display.update(line)
             progress = Progress(round + 1, elapsed_s, reward_calls, reply.version)
             if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
-                folder.checkpoint(progress, scout.trainer)
-                collector.lease(reply.version)
-            if (round + 1) % config.train.report_rounds == 0 and peers.first:
+                folder.checkpoint(progress, probe.trainer)
+                feedback.lease(reply.version)
+            if (round + 1) % config.train.report_rounds == 0 and peers.is_main:
                 write_report(folder.path)
-            stop.obey()
-        folder.checkpoint(progress, scout.trainer)
-        _final_steps(config, collector, display, stop)
+            stop.raise_if_requested()
+        folder.checkpoint(progress, probe.trainer)
+        _final_steps(config, feedback, display, stop)
         status = connected.surrogates.status(run)
         body = connected.surrogates.weights_of(run, status.version)
-        peers.all_of(lambda: None)  # the first ends the services
-    if not peers.first:
+        peers.all_gather(lambda: None)  # the first ends the services
+    if not peers.is_main:
         return weights_path
     folder.keep_surrogate(body)
     summary: dict[str, Any] = {
@@ -121,7 +125,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
         "seed": config.seed,
         "rounds": progress.round,
         "surrogate": SURROGATE_FILE,
-        "labels": LABELS_FILE,
+        "labels": BASE_REWARDS_FILE,
         "surrogate_version": status.version,
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,
@@ -134,21 +138,21 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Processes
     return weights_path
 
 
-def _final_steps(config: RunSettings, collector: Collector, display: RoundDisplay, stop: StopRequest) -> None:
+def _final_steps(config: RunSettings, feedback: FeedbackClient, display: RoundDisplay, stop: StopRequest) -> None:
     """Those after all rounds, in parts: a run that is stopped goes on from the last one."""
     wanted, started = config.pretrain.final_steps, time.monotonic()
     for done in range(0, wanted, FINAL_STEPS_PER_CALL):
         steps = min(FINAL_STEPS_PER_CALL, wanted - done)
-        reply = collector.adapt([], config.pretrain.rounds, steps, done)
+        reply = feedback.adapt([], config.pretrain.rounds, steps, done)
         left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
         figures = f"loss {reply.statistics.loss:.3f}  " if reply.statistics.loss is not None else ""
         display.note(f"final steps {done + steps}/{wanted}  {figures}about {clock(left_s)} left")
-        stop.agree(collector.peers)
-        stop.obey()
+        stop.agree(feedback.peers)
+        stop.raise_if_requested()
 
 
 def _groups(
-    model: TwoStepModel, config: RunSettings, scout: Scout, round: int, prompts: list[Prompt], first: int
+    model: TwoStepModel, config: RunSettings, probe: ProbeGenerator, round: int, prompts: list[Prompt], first: int
 ) -> list[Group]:
-    beside, seed = scout.policy if scout.out(round) else None, (config.seed, "pretrain", round)
+    beside, seed = probe.policy if probe.is_active(round) else None, (config.seed, "pretrain", round)
     return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)

@@ -20,7 +20,7 @@ from lasro.errors import BudgetError
 from lasro.files import png_bytes, write_atomically, write_json
 from lasro.models.lora import parameters_set
 from lasro.models.sdxl import TwoStepModel, load_model
-from lasro.training.distributed import Processes, processes
+from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.score_source import score_source
@@ -29,12 +29,12 @@ from lasro_client.evaluation.result import Evaluation, load_evaluation, save_eva
 from lasro_client.evaluation.score_prompts import draw_both_stages, evaluate
 from lasro_client.report.page import write_report
 from lasro_client.run.alternation import FineTuning
-from lasro_client.run.base_sample_rewards import carry_over
+from lasro_client.run.base_sample_rewards import preload_replay
 from lasro_client.run.divergence import told
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import Services, open_surrogate, services
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 from lasro_client.watch.prometheus import round_metrics
 from lasro_client.watch.terminal import RoundDisplay
 
@@ -51,9 +51,9 @@ def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
         return _train(config, out, console, peers)
 
 
-def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -> dict[str, Any]:
-    folder = peers.by_first(lambda: RunFolder(out, config, "train"))
-    if (finished := peers.by_first(folder.summary)) is not None:
+def _train(config: RunSettings, out: Path, console: Console, peers: DistributedContext) -> dict[str, Any]:
+    folder = peers.on_main_and_broadcast(lambda: RunFolder(out, config, "train"))
+    if (finished := peers.on_main_and_broadcast(folder.summary)) is not None:
         return finished
     started = time.monotonic()
     prompts, held_out = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
@@ -64,17 +64,19 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
     with services(config, folder.path, peers, trainer_cores=0.5 if overlap else 1.0) as connected:
         source = score_source(config, config.name, model, connected.surrogates)
         tuning = FineTuning(
-            folder, trainer, Collector(connected, config.name, config.services.timeout_s, peers), source, prompts
+            folder, trainer, FeedbackClient(connected, config.name, config.services.timeout_s, peers), source, prompts
         )
         resumed_s = tuning.progress.elapsed_s
-        tuning.begin(peers.by_first(lambda: _opened(tuning, connected, console)))
-        before = peers.by_first(lambda: _evaluated(folder, "before", model, held_out, connected, console))
+        tuning.begin(peers.on_main_and_broadcast(lambda: _opened(tuning, connected, console)))
+        before = peers.on_main_and_broadcast(lambda: _evaluated(folder, "before", model, held_out, connected, console))
         with _cores_shared(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(tuning, held_out, console)
-        peers.by_first(lambda: _keep_surrogate(tuning, connected))
+        peers.on_main_and_broadcast(lambda: _keep_surrogate(tuning, connected))
         with parameters_set(trainer.parameters, trainer.average):
-            after = peers.by_first(lambda: _evaluated(folder, "after", model, held_out, connected, console))
-            drift = peers.by_first(lambda: _drift(folder, model))
+            after = peers.on_main_and_broadcast(
+                lambda: _evaluated(folder, "after", model, held_out, connected, console)
+            )
+            drift = peers.on_main_and_broadcast(lambda: _drift(folder, model))
     summary = {
         "run": config.name,
         "seed": config.seed,
@@ -88,7 +90,7 @@ def _train(config: RunSettings, out: Path, console: Console, peers: Processes) -
         "adapter": "adapter",
         "surrogate": SURROGATE_FILE,
     }
-    if peers.first:
+    if peers.is_main:
         folder.finish(summary)
         write_report(folder.path)
     return summary
@@ -112,8 +114,8 @@ def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:
     initial, resumed = config.train.initial_surrogate, progress.surrogate_version
     version = open_surrogate(connected, config.name, config, initial, resumed)
     if progress.round == 0:
-        collector = Collector(connected, config.name, config.services.timeout_s)
-        accuracy = carry_over(tuning.trainer.model, config, collector)
+        feedback = FeedbackClient(connected, config.name, config.services.timeout_s)
+        accuracy = preload_replay(tuning.trainer.model, config, feedback)
         if accuracy is not None:
             console.print(
                 f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
@@ -123,11 +125,11 @@ def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:
 
 def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
     """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
-    config, folder, peers, known = tuning.config.train, tuning.folder, tuning.collector.peers, None
+    config, folder, peers, known = tuning.config.train, tuning.folder, tuning.feedback.peers, None
     minutes = tuning.config.budget.max_minutes
     with (
         StopRequest() as stop,
-        round_metrics(tuning.config.name) if peers.first else nullcontext(lambda line: None) as observe,
+        round_metrics(tuning.config.name) if peers.is_main else nullcontext(lambda line: None) as observe,
         RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round, minutes) as display,
     ):
         while not tuning.over:
@@ -137,7 +139,7 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
                 console.print(f"{error}; the run ends after {tuning.progress.round} rounds")
                 break
             stop.agree(peers)
-            if peers.first:
+            if peers.is_main:
                 folder.log(line)
             observe(line)
             display.update(line)
@@ -150,8 +152,8 @@ def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) ->
                 folder.export(tuning.trainer)
             if stop.asked:
                 console.print(f"stopped after {done} rounds; the same command goes on from there", soft_wrap=True)
-                stop.obey()
-            if done % config.report_rounds == 0 and peers.first:
+                stop.raise_if_requested()
+            if done % config.report_rounds == 0 and peers.is_main:
                 _show(folder, tuning.trainer, held_out, done)
         tuning.checkpoint()
         folder.export(tuning.trainer)

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from lasro.training.distributed import Processes
+    from lasro.training.distributed import DistributedContext
 
 
 class StopRequest:
@@ -35,12 +35,12 @@ class StopRequest:
     def asked(self) -> bool:
         return self.signal is not None
 
-    def agree(self, peers: Processes) -> None:
+    def agree(self, peers: DistributedContext) -> None:
         """Hear of it in all processes where one was asked; the same round is the last of all."""
-        told = [signal for signal in peers.all_of(lambda: self.signal) if signal is not None]
+        told = [signal for signal in peers.all_gather(lambda: self.signal) if signal is not None]
         self.signal = told[0] if told else None
 
-    def obey(self) -> None:
+    def raise_if_requested(self) -> None:
         """End as the signal would have: KeyboardInterrupt, or exit status 143 for SIGTERM; nothing when not asked."""
         if self.signal == signal.SIGTERM:
             sys.exit(128 + signal.SIGTERM)

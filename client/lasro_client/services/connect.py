@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from lasro.config import RunSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
-from lasro.training.distributed import Processes, on_one_machine
+from lasro.training.distributed import DistributedContext, on_one_machine
 from lasro_client.services.local_stack import LocalStack
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
@@ -39,18 +39,22 @@ class Services(NamedTuple):
 
 @contextmanager
 def services(
-    config: RunSettings, folder: Path, peers: Processes | None = None, trainer_cores: float = 1.0
+    config: RunSettings, folder: Path, peers: DistributedContext | None = None, trainer_cores: float = 1.0
 ) -> Iterator[Services]:
     """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered.
 
     Of several processes the first starts them. A trainer started here has threads for `trainer_cores` of all cores.
     """
-    api_key, timeout_s, peers = os.environ.get("LASRO_API_KEY"), config.services.timeout_s, peers or Processes()
+    api_key, timeout_s, peers = (
+        os.environ.get("LASRO_API_KEY"),
+        config.services.timeout_s,
+        peers or DistributedContext(),
+    )
     with ExitStack() as exits:
         known = urls(config.services)
         local = known is None
         if known is None:
-            known = peers.by_first(lambda: _started_here(exits, config, folder, trainer_cores))
+            known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores))
         rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
         surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
         yield _checked(Services(rewards, surrogates, local), config)

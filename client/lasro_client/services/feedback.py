@@ -6,7 +6,7 @@ import hashlib
 import time
 
 from lasro.errors import TimeoutExceededError
-from lasro.training.distributed import Processes
+from lasro.training.distributed import DistributedContext
 from lasro.wire import AdaptReply, AdaptRequest, GroupStatus, GroupSubmission
 from lasro_client.services.connect import Services
 
@@ -14,16 +14,18 @@ PATIENCE_S = 20.0
 """How long the trainer waits for groups before it is seen to that they are still on their way to it."""
 
 
-class Collector:
+class FeedbackClient:
     """Of one run. `timeout_s` bounds each wait: for scores, and for groups to reach the trainer.
 
     Ids are made of what they stand for, so a round that is repeated after a crash costs no reward call twice and is
     answered as it was; where sampling is not exact, its groups are new ones.
     """
 
-    def __init__(self, connected: Services, run: str, timeout_s: float, peers: Processes | None = None) -> None:
+    def __init__(
+        self, connected: Services, run: str, timeout_s: float, peers: DistributedContext | None = None
+    ) -> None:
         self.services, self.run, self.timeout_s = connected, run, timeout_s
-        self.peers = peers or Processes()
+        self.peers = peers or DistributedContext()
         self._posted: dict[str, GroupSubmission] = {}
 
     def post(self, posts: list[GroupSubmission]) -> list[GroupStatus]:
@@ -60,8 +62,8 @@ class Collector:
                     raise
                 return None
 
-        while (reply := self.peers.by_first(asked)) is None:
-            self.peers.all_of(lambda: self._post_again(names, deadline - time.monotonic()))
+        while (reply := self.peers.on_main_and_broadcast(asked)) is None:
+            self.peers.all_gather(lambda: self._post_again(names, deadline - time.monotonic()))
         for name in names:  # the next round's may have been posted meanwhile
             self._posted.pop(name, None)
         return reply
@@ -72,5 +74,5 @@ class Collector:
 
     def lease(self, version: int) -> None:
         """Have the trainer keep this version of the surrogate and all later ones: from it rounds may be repeated."""
-        if self.peers.first:
+        if self.peers.is_main:
             self.services.surrogates.lease(self.run, version)

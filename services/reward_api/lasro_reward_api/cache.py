@@ -12,7 +12,7 @@ import redis.asyncio
 from lasro import wire
 from lasro.redis_store import keys
 from lasro.redis_store.connection import redis_errors, script
-from lasro.redis_store.pipelined_batcher import SharedTrips
+from lasro.redis_store.pipelined_batcher import PipelinedBatcher
 from lasro.redis_store.registry import Registration, registered
 from lasro_reward_api.checks import canonical_metadata
 
@@ -70,8 +70,8 @@ class ScoreCache:
         self._redis, self._ttl_s = client, ttl_s
         self._look_up = client.register_script(script("look_up_scores"))
         self._keep = client.register_script(script("keep_scores"))
-        self._stored: SharedTrips[_Asked, list[Any]] = SharedTrips(self._read, _Asked.weight, LARGEST)
-        self._new: SharedTrips[dict[bytes, bytes], None] = SharedTrips(self._write, len, LARGEST)
+        self._stored: PipelinedBatcher[_Asked, list[Any]] = PipelinedBatcher(self._read, _Asked.weight, LARGEST)
+        self._new: PipelinedBatcher[dict[bytes, bytes], None] = PipelinedBatcher(self._write, len, LARGEST)
 
     async def look_up(self, names: Sequence[str], digests: Sequence[bytes]) -> list[Known]:
         """Each reward with its scores by digest; raises NotFoundError for one that is not registered."""

@@ -13,7 +13,7 @@ from lasro.images import PNG_MAGIC, check_image
 BRIEF_BYTES = 256 << 10
 
 
-def is_brief(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence[Any] | None) -> bool:
+def is_small(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence[Any] | None) -> bool:
     """Whether these are hashed or encoded sooner than a thread is woken for it, and the thread's turn comes.
 
     Metadata, of which the size is not known, is taken to be large.

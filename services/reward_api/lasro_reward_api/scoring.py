@@ -20,7 +20,7 @@ from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import ScoreFields, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.cache import Known, ScoreCache, content_digests
-from lasro_reward_api.checks import are_brief_pngs, check_images, is_brief
+from lasro_reward_api.checks import are_brief_pngs, check_images, is_small
 from lasro_reward_api.deadline import Caller
 from lasro_reward_api.endpoints.batching import Item, Outcome, Part
 from lasro_reward_api.endpoints.pool import Endpoints
@@ -137,7 +137,7 @@ class Scorer:
 
 
 async def _digests(request: wire.ScoreRequest) -> list[bytes]:
-    if is_brief(request.prompts, request.images, request.metadata):
+    if is_small(request.prompts, request.images, request.metadata):
         return content_digests(request)
     return await asyncio.to_thread(content_digests, request)
 
@@ -196,6 +196,6 @@ def _assembled(request: wire.ScoreRequest, entries: dict[str, list[ScoreFields]]
             "total": None if math.isnan(total) else total,
             "vetoed": vetoed,
         }
-        for index, (total, vetoed) in enumerate(zip(found.passed_N.tolist(), found.vetoed_N.tolist(), strict=True))
+        for index, (total, vetoed) in enumerate(zip(found.valid_total_N.tolist(), found.vetoed_N.tolist(), strict=True))
     ]
     return {"items": items}

@@ -10,7 +10,7 @@ from lasro import wire
 from lasro.errors import LasroError, StorageError, UnreachableError
 from lasro.redis_store.group_queue import Claim, GroupQueue
 from lasro.service.logs import set_request_id
-from lasro.wire import RewardScore, ScoredItem, Status
+from lasro.wire import RewardValue, ScoredItem, Status
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.scoring import Scorer
 
@@ -136,16 +136,16 @@ async def _items(queue: GroupQueue, scorer: Scorer, claim: Claim, timeout_s: flo
 def _known(scores: dict[str, list[float | None]], count: int) -> list[ScoredItem]:
     """Rewards that came with their group, of version 0: no registered endpoint gave them here."""
 
-    def score(value: float | None) -> RewardScore:
+    def score(value: float | None) -> RewardValue:
         if value is None:
-            return RewardScore(score=None, status=Status.REJECTED, error="submitted as failed", attempts=0)
-        return RewardScore(score=value, status=Status.OK, attempts=0)
+            return RewardValue(score=None, status=Status.REJECTED, error="submitted as failed", attempts=0)
+        return RewardValue(score=value, status=Status.OK, attempts=0)
 
     columns = {name: [score(value) for value in values] for name, values in scores.items()}
     return [ScoredItem(scores={name: column[i] for name, column in columns.items()}, total=None) for i in range(count)]
 
 
 def _unscored(submission: wire.GroupSubmission, error: str) -> list[ScoredItem]:
-    score = RewardScore(score=None, status=Status.UNAVAILABLE, error=error, attempts=0)
+    score = RewardValue(score=None, status=Status.UNAVAILABLE, error=error, attempts=0)
     scores = dict.fromkeys(submission.rewards, score)
     return [ScoredItem(scores=scores, total=None) for _ in submission.images]

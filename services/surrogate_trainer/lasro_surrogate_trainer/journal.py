@@ -45,7 +45,7 @@ class Commit(wire.Message):
 
 
 class _Groups(wire.Message):
-    samples: list[wire.Sample]
+    samples: list[wire.ScoredGroup]
 
 
 class Journal:
@@ -85,11 +85,11 @@ class Journal:
         """Make it count."""
         write_whole(self._path("commits", commit.number), commit.model_dump_json().encode())
 
-    def groups(self, number: int) -> list[wire.Sample]:
+    def groups(self, number: int) -> list[wire.ScoredGroup]:
         """What entered the replay with a commit, as it came."""
         return wire.from_msgpack(_Groups, self._read("groups", number)).samples
 
-    def add_groups(self, number: int, samples: Sequence[wire.Sample]) -> None:
+    def add_groups(self, number: int, samples: Sequence[wire.ScoredGroup]) -> None:
         """Write the groups of the commit that follows."""
         if samples:
             write_whole(self._path("groups", number), wire.to_msgpack(_Groups(samples=list(samples))))

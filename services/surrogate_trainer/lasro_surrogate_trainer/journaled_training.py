@@ -18,10 +18,10 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import ConflictError
 from lasro.models.frozen import FrozenModel
-from lasro.training.replay_buffer import Replay
-from lasro.training.surrogate_trainer import Trainee, adapt
+from lasro.training.replay_buffer import ReplayBuffer
+from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
 from lasro_surrogate_trainer.journal import Commit, Journal
-from lasro_surrogate_trainer.sample_feed import Intake
+from lasro_surrogate_trainer.sample_feed import GroupBuffer
 from lasro_surrogate_trainer.store import RunStore
 
 log = logging.getLogger("lasro.trainer")
@@ -34,15 +34,15 @@ def request_digest(request: wire.AdaptRequest) -> str:
     return hashlib.sha256(request.model_dump_json(exclude={"timeout_s", "drift"}).encode()).hexdigest()
 
 
-class Training:
+class JournaledTrainer:
     """One thread trains, any may read. A restart repeats at most about `redo_s` seconds of training."""
 
     def __init__(
-        self, config: SurrogateRun, frozen: FrozenModel, intake: Intake, store: RunStore, redo_s: float
+        self, config: SurrogateRun, frozen: FrozenModel, buffer: GroupBuffer, store: RunStore, redo_s: float
     ) -> None:
         self._run = store.folder.name
-        self._intake, self._store, self._journal = intake, store, Journal(store.folder)
-        self._trainee = Trainee(frozen, config.surrogate, config.reward_objective)
+        self._buffer, self._store, self._journal = buffer, store, Journal(store.folder)
+        self._trainer = SurrogateTrainer(frozen, config.surrogate, config.reward_objective)
         self._redo_s, self._unsaved_s = redo_s, 0.0
         self._saved = 0
         self._files: dict[int, list[str]] = {}
@@ -77,41 +77,41 @@ class Training:
         self._sound = True
 
     def _begin(self, commit: Commit) -> None:
-        """Publish the trainee's weights and its fresh optimiser."""
-        self._journal.save_optimiser(commit.number, self._trainee.optimiser_state())
+        """Publish the trainer's weights and its fresh optimiser."""
+        self._journal.save_optimiser(commit.number, self._trainer.optimiser_state())
         self._commit(commit, publish=True)
         self._saved, self._unsaved_s = commit.number, 0.0
 
     def _repeat(self) -> None:
-        """Bring trainee and replay to the newest commit: to that of the saved optimiser, then step by step."""
+        """Bring trainer and replay to the newest commit: to that of the saved optimiser, then step by step."""
         self._saved, optimiser = self._journal.optimiser()
-        replay, self._files = self._intake.empty_replay(), {}
+        replay, self._files = self._buffer.empty_replay(), {}
         start, *later = [commit for commit in self.history if commit.number >= self._saved]
         self._enter(replay, start.number)
-        self._trainee.load(self._weights(start.version), start.steps)
-        self._trainee.load_optimiser(optimiser)
+        self._trainer.load(self._weights(start.version), start.steps)
+        self._trainer.load_optimiser(optimiser)
         for before, commit in pairwise([start, *later]):
             self._enter(replay, commit.number)
             for _ in range(commit.steps - before.steps):
-                self._trainee.step(replay)
+                self._trainer.step(replay)
         if later:
             steps = self.head.steps - start.steps
             log.info("run %s: repeated %d steps since the optimiser was saved", self._run, steps)
             # Where arithmetic is not the same twice, what was published counts.
-            self._trainee.load_weights(self._weights(self.head.version))
+            self._trainer.load_weights(self._weights(self.head.version))
         for commit in self.history:
             replay.mark_entered(commit.groups)
-        self._trainee.measured = self.head.measured
+        self._trainer.measured = self.head.measured
         self._unsaved_s = sum(commit.reply.statistics.duration_s for commit in later if commit.reply is not None)
-        self._intake.start_from(replay)
+        self._buffer.start_from(replay)
 
-    def _enter(self, replay: Replay, up_to: int) -> None:
+    def _enter(self, replay: ReplayBuffer, up_to: int) -> None:
         """Let groups into an otherwise empty replay as the commits up to this one did."""
         for number in self._journal.numbers("groups"):
             if number <= up_to and number not in self._files:
                 for sample in self._journal.groups(number):
-                    replay.add(self._intake.group(sample))
-                self._files[number] = replay.admit([])
+                    replay.add(self._buffer.group(sample))
+                self._files[number] = replay.activate([])
 
     def _weights(self, version: int) -> dict[str, np.ndarray]:
         return wire.unpack_tensors(self._store.read(version))[0]
@@ -130,7 +130,7 @@ class Training:
     def _commit(self, commit: Commit, publish: bool) -> None:
         if publish:
             header = {"version": str(commit.version), "steps": str(commit.steps)}
-            self._store.publish(commit.version, self._trainee.state(), header)
+            self._store.publish(commit.version, self._trainer.state(), header)
         self._journal.commit(commit)
         self.history = [*self.history, commit]
 
@@ -143,7 +143,7 @@ class Training:
             )
         with self._whole_or_not_at_all():
             if digest != next((c.digest for c in reversed(self.history) if c.request_id is None), None):
-                self._trainee.load(tensors, 0)
+                self._trainer.load(tensors, 0)
                 head = self.head
                 self._begin(Commit(number=head.number + 1, version=head.version + 1, steps=0, digest=digest))
 
@@ -152,24 +152,24 @@ class Training:
         with self._whole_or_not_at_all():
             if (reply := self.answered(request)) is not None:
                 return reply
-            names = self._intake.replay.admit(request.new_groups)
-            statistics = adapt(self._trainee, self._intake.replay, request, stopped)
-            stepped = self._trainee.steps > self.head.steps
+            names = self._buffer.replay.activate(request.new_groups)
+            statistics = adapt(self._trainer, self._buffer.replay, request, stopped)
+            stepped = self._trainer.steps > self.head.steps
             commit = Commit(
                 number=self.head.number + 1,
                 version=self.head.version + stepped,
-                steps=self._trainee.steps,
+                steps=self._trainer.steps,
                 groups=names,
                 request_id=request.request_id,
                 digest=request_digest(request),
-                policy_version=self._intake.replay.policy_version,
+                policy_version=self._buffer.replay.policy_version,
                 drift=request.drift,
                 reply=wire.AdaptReply(version=self.head.version + stepped, statistics=statistics),
-                measured=self._trainee.measured,
+                measured=self._trainer.measured,
             )
-            self._journal.add_groups(commit.number, self._intake.unsaved(names))
+            self._journal.add_groups(commit.number, self._buffer.unsaved(names))
             self._commit(commit, publish=stepped)
-        self._intake.saved(names)
+        self._buffer.saved(names)
         self._files[commit.number] = names
         self._unsaved_s += statistics.duration_s
         return wire.AdaptReply(version=commit.version, statistics=statistics)
@@ -192,10 +192,10 @@ class Training:
         self._store.prune({start.version})
 
     def _save(self) -> None:
-        self._journal.save_optimiser(self.head.number, self._trainee.optimiser_state())
+        self._journal.save_optimiser(self.head.number, self._trainer.optimiser_state())
         self._saved, self._unsaved_s = self.head.number, 0.0
         self._journal.remove("optimiser", [n for n in self._journal.numbers("optimiser") if n < self._saved])
-        kept = self._intake.replay.kept_ids()
+        kept = self._buffer.replay.kept_ids()
         gone = [number for number, names in self._files.items() if kept.isdisjoint(names)]
         self._journal.remove("groups", gone)
         for number in gone:

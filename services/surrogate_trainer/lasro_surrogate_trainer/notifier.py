@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 
-class Bell:
-    """`ring` from any thread makes every waiting coroutine look again."""
+class Notifier:
+    """`notify` from any thread makes every waiting coroutine look again."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:

@@ -22,11 +22,11 @@ from lasro.config import SurrogateRun
 from lasro.errors import BusyError, ConflictError, LasroError, NotFoundError
 from lasro.models.frozen import FrozenModel
 from lasro.redis_store.sample_stream import SampleStream
-from lasro_surrogate_trainer.journaled_training import Training, request_digest
-from lasro_surrogate_trainer.notifier import Bell
+from lasro_surrogate_trainer.journaled_training import JournaledTrainer, request_digest
+from lasro_surrogate_trainer.notifier import Notifier
 from lasro_surrogate_trainer.published_surrogate import ServedSurrogate
 from lasro_surrogate_trainer.request_bodies import GradientBody, LatentsBody
-from lasro_surrogate_trainer.sample_feed import Intake, SampleFeed
+from lasro_surrogate_trainer.sample_feed import GroupBuffer, SampleFeed
 from lasro_surrogate_trainer.store import RunStore
 
 log = logging.getLogger("lasro.trainer")
@@ -39,8 +39,8 @@ class Run:
     def __init__(self, name: str, config: SurrogateRun, frozen: FrozenModel, store: RunStore, redo_s: float) -> None:
         self.name, self.config, self.frozen = name, config, frozen
         self._store = store
-        self._intake = Intake(config, frozen.model.latent_shape)
-        self._training = Training(config, frozen, self._intake, store, redo_s)
+        self._buffer = GroupBuffer(config, frozen.model.latent_shape)
+        self._training = JournaledTrainer(config, frozen, self._buffer, store, redo_s)
         self._served = ServedSurrogate(frozen, config.surrogate, store)
         self._running: dict[str, tuple[str, asyncio.Task[wire.AdaptReply]]] = {}
         self._tidying: asyncio.Task[None] | None = None
@@ -52,8 +52,8 @@ class Run:
 
     def start(self, stream: SampleStream) -> None:
         """Begin to take samples; on the event loop."""
-        self._stream, self._bell = stream, Bell()
-        self._feed = SampleFeed(stream, self.name, self._intake, self._bell.ring)
+        self._stream, self._notifier = stream, Notifier()
+        self._feed = SampleFeed(stream, self.name, self._buffer, self._notifier.notify)
         self._feed.start()
 
     # --- weights ---------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class Run:
         tensors, _ = await asyncio.to_thread(wire.unpack_tensors, body)
         async with self._adapting:
             await self._on(self._training_thread, self._training.upload, tensors, hashlib.sha256(body).hexdigest())
-        self._bell.ring()
+        self._notifier.notify()
 
     async def weights(self, version: int | None = None) -> tuple[int, bytes]:
         """A version and its safetensors, the newest where none is named; raises NotFoundError."""
@@ -80,7 +80,7 @@ class Run:
 
     async def newer_than(self, version: int, wait_s: float) -> bool:
         """Whether a version after this one is published within `wait_s`."""
-        await self._bell.until(lambda: self.version > version or self._closing.is_set(), wait_s)
+        await self._notifier.until(lambda: self.version > version or self._closing.is_set(), wait_s)
         return self.version > version
 
     async def lease(self, version: int) -> None:
@@ -144,16 +144,16 @@ class Run:
             self._feed.release()
             # Not before the reply: the caller goes on meanwhile, and the next adaptation waits for it.
             self._tidying = asyncio.create_task(self._on(self._training_thread, self._tidy))
-        self._bell.ring()
+        self._notifier.notify()
         return reply
 
     async def _groups_arrived(self, request: wire.AdaptRequest) -> None:
         names = request.new_groups
-        self._intake.expect(names)
-        await self._bell.until(lambda: self._closing.is_set() or self._intake.settled(names), request.timeout_s)
-        self._intake.expect(())
+        self._buffer.expect(names)
+        await self._notifier.until(lambda: self._closing.is_set() or self._buffer.settled(names), request.timeout_s)
+        self._buffer.expect(())
         if not self._closing.is_set():
-            self._intake.check(names, request.timeout_s)
+            self._buffer.check(names, request.timeout_s)
 
     def _tidy(self, closing: bool = False) -> None:
         try:
@@ -192,8 +192,8 @@ class Run:
             run=self.name,
             version=self.version,
             steps=self._training.head.steps,
-            replay_groups=self._intake.replay.training_groups,
-            held_out_groups=len(self._intake.replay.held_out()),
+            replay_groups=self._buffer.replay.training_groups,
+            held_out_groups=len(self._buffer.replay.held_out()),
             queue_lag=self._feed.lag,
             held_out_pair_accuracy=measured.held_out_accuracy,
             reward_gap=measured.reward_gap,
@@ -210,7 +210,7 @@ class Run:
     async def close(self) -> None:
         """End the run's threads; an adaptation under way ends at its next step, unpublished."""
         self._closing.set()
-        self._bell.ring()
+        self._notifier.notify()
         tidying = [] if self._tidying is None else [self._tidying]
         await asyncio.gather(*(task for _, task in self._running.values()), *tidying, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(self._training_thread, partial(self._tidy, closing=True))

@@ -12,7 +12,7 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import LasroError, StorageError, TimeoutExceededError, UnreachableError, WireError
 from lasro.redis_store.sample_stream import SampleStream
-from lasro.training.replay_buffer import Group, Replay, group_from_sample
+from lasro.training.replay_buffer import Group, ReplayBuffer, group_from_sample
 
 log = logging.getLogger("lasro.trainer")
 READ_COUNT = 64
@@ -21,7 +21,7 @@ RETRY_S = 1.0
 KEPT_REFUSALS = 1024
 
 
-class Intake:
+class GroupBuffer:
     """What arrived of a run: its replay buffer, what of it is on no disk yet, and why some groups were refused.
 
     One thread feeds it, another trains on it.
@@ -30,26 +30,26 @@ class Intake:
     def __init__(self, config: SurrogateRun, latent_shape: tuple[int, int, int]) -> None:
         self._settings, self._objective, self._latent_shape = config.surrogate, config.reward_objective, latent_shape
         self._lock = threading.Lock()
-        self._unsaved: dict[str, wire.Sample] = {}
+        self._unsaved: dict[str, wire.ScoredGroup] = {}
         self._expected: Sequence[str] = ()
         self._refused: OrderedDict[str, LasroError] = OrderedDict()
         self.replay = self.empty_replay()
 
-    def empty_replay(self) -> Replay:
+    def empty_replay(self) -> ReplayBuffer:
         settings = self._settings
-        return Replay(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
+        return ReplayBuffer(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
 
-    def group(self, sample: wire.Sample) -> Group:
+    def group(self, sample: wire.ScoredGroup) -> Group:
         """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
         return group_from_sample(sample, self._objective, self._latent_shape)
 
-    def start_from(self, replay: Replay) -> None:
+    def start_from(self, replay: ReplayBuffer) -> None:
         """Go on with this replay, of what is on disk; what is not waits in it again."""
         with self._lock:
             self._unsaved = {name: s for name, s in self._unsaved.items() if replay.add(self.group(s))}
             self.replay = replay
 
-    def unsaved(self, group_ids: Iterable[str]) -> list[wire.Sample]:
+    def unsaved(self, group_ids: Iterable[str]) -> list[wire.ScoredGroup]:
         """Those of the named groups that are on no disk yet, as they came."""
         with self._lock:
             return [self._unsaved[name] for name in group_ids if name in self._unsaved]
@@ -72,7 +72,7 @@ class Intake:
         """Whether to read on: not while a whole buffer of groups waits to be named by an adapt request."""
         return self.replay.waiting_groups < self.replay.buffer_groups or bool(self.replay.missing(self._expected))
 
-    def accept(self, sample: wire.Sample) -> bool:
+    def accept(self, sample: wire.ScoredGroup) -> bool:
         """Put a sample into the replay, or remember why it cannot be trained on; False where it changes nothing."""
         try:
             group = self.group(sample)
@@ -111,7 +111,7 @@ class Intake:
 
 
 class SampleFeed(threading.Thread):
-    """Reads samples into `intake` and calls `arrived` after each read that brought some.
+    """Reads samples into `buffer` and calls `arrived` after each read that brought some.
 
     A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
     to a trainer that was killed before; one that is refused is set aside with the reason. A Redis that lost power may
@@ -120,9 +120,9 @@ class SampleFeed(threading.Thread):
     last read.
     """
 
-    def __init__(self, stream: SampleStream, run: str, intake: Intake, arrived: Callable[[], None]) -> None:
+    def __init__(self, stream: SampleStream, run: str, buffer: GroupBuffer, arrived: Callable[[], None]) -> None:
         super().__init__(name=f"feed-{run}", daemon=True)
-        self._stream, self._run, self._intake, self._arrived = stream, run, intake, arrived
+        self._stream, self._run, self._buffer, self._arrived = stream, run, buffer, arrived
         self._holding = threading.Lock()
         self._held: dict[str, list[str]] = {}
         self._done: SimpleQueue[str] = SimpleQueue()
@@ -133,7 +133,7 @@ class SampleFeed(threading.Thread):
     def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                if self._intake.has_room():
+                if self._buffer.has_room():
                     self._take()
                 else:
                     self._stopping.wait(BLOCK_MS / 1000)
@@ -148,9 +148,9 @@ class SampleFeed(threading.Thread):
         entries = self._stream.read(READ_COUNT, BLOCK_MS)
         for entry_id, sample in entries:
             with self._holding:
-                if self._intake.accept(sample) or not self._intake.is_saved(sample.group_id):
+                if self._buffer.accept(sample) or not self._buffer.is_saved(sample.group_id):
                     self._held.setdefault(sample.group_id, []).append(entry_id)
-                elif (error := self._intake.refusal(sample.group_id)) is not None:
+                elif (error := self._buffer.refusal(sample.group_id)) is not None:
                     self._unusable.append((entry_id, str(error)))
                 else:
                     self._done.put(entry_id)
@@ -174,7 +174,7 @@ class SampleFeed(threading.Thread):
     def release(self) -> None:
         """Let the stream forget the groups that are on disk, with what was trained on them; from any thread."""
         with self._holding:
-            for group_id in [name for name in self._held if self._intake.is_saved(name)]:
+            for group_id in [name for name in self._held if self._buffer.is_saved(name)]:
                 for entry_id in self._held.pop(group_id):
                     self._done.put(entry_id)
 

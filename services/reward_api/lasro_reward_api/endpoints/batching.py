@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from lasro.errors import UnreachableError
 from lasro.wire import Status
 from lasro_reward_api.deadline import Caller
-from lasro_reward_api.protocols.base import Answer, Batch
+from lasro_reward_api.protocols.base import Batch, ItemResult
 
 
 class Item(NamedTuple):
@@ -35,7 +35,7 @@ class Outcome:
     """What one call came to. `answers` is set exactly when `status` is ok, one per image."""
 
     status: Status
-    answers: list[Answer] | None = None
+    answers: list[ItemResult] | None = None
     error: str | None = None
     attempts: int = 1
     latency_s: float = 0.0
@@ -128,7 +128,7 @@ class Batcher:
             if not entries:
                 self._slots.release()
                 continue
-            call = asyncio.create_task(self._occupy(entries))
+            call = asyncio.create_task(self._run_slot(entries))
             self._calls.add(call)
             call.add_done_callback(partial(self._called, entries))
 
@@ -160,7 +160,7 @@ class Batcher:
     def _popped(self) -> list[_Entry]:
         return [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
 
-    async def _occupy(self, entries: list[_Entry]) -> None:
+    async def _run_slot(self, entries: list[_Entry]) -> None:
         """Calls one after the other in a slot, as long as whole ones wait: the next goes out before anything else.
 
         `entries` are at any time those of the call under way.

@@ -18,9 +18,9 @@ from lasro.wire import Status
 from lasro_reward_api.endpoints.address_guard import AddressGuard, GuardedBackend, check_url
 from lasro_reward_api.endpoints.circuit_breaker import Verdict
 from lasro_reward_api.endpoints.retries import is_retried, retry_after_s
-from lasro_reward_api.protocols.base import Answer, Parts
+from lasro_reward_api.protocols.base import HttpRequest, ItemResult
 
-Decode = Callable[[str, bytes], list[Answer]]
+Decode = Callable[[str, bytes], list[ItemResult]]
 LONGEST_ERROR = 300
 IDLE_S = 30.0
 """How long a connection is kept for the next call."""
@@ -65,8 +65,8 @@ class Connections:
             await self._idle.pop().aclose()
 
     async def attempt(
-        self, parts: Parts, decode: Decode, timeout_s: float, extra: Mapping[str, str]
-    ) -> list[Answer] | Failed:
+        self, parts: HttpRequest, decode: Decode, timeout_s: float, extra: Mapping[str, str]
+    ) -> list[ItemResult] | Failed:
         """Post once and read the answers; `timeout_s` is what the caller has left, `extra` are headers."""
         limit_s = min(timeout_s, self._spec.timeout_s)
         # Of a call that its caller cut short by much nobody can say that the endpoint failed.
@@ -87,7 +87,9 @@ class Connections:
             text = self.redacted(f"{type(error).__name__}: {error}")
             return Failed(Status.UNREACHABLE, text, Verdict.FAILED, retried=True)
 
-    async def _exchange(self, parts: Parts, decode: Decode, extra: Mapping[str, str]) -> list[Answer] | Failed:
+    async def _exchange(
+        self, parts: HttpRequest, decode: Decode, extra: Mapping[str, str]
+    ) -> list[ItemResult] | Failed:
         message_id = new_message_id()
         headers = self._headers | {name.lower(): value for name, value in (*parts.headers.items(), *extra.items())}
         if self._key is not None:

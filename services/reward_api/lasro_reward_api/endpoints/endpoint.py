@@ -15,7 +15,7 @@ from lasro.errors import WireError
 from lasro.redis_store.registry import Registration
 from lasro.service.logs import REQUEST_ID_HEADER, new_request_id, set_request_id
 from lasro.wire import TIMEOUT_HEADER, Status
-from lasro_reward_api.checks import is_brief
+from lasro_reward_api.checks import is_small
 from lasro_reward_api.deadline import Caller, Deadline, latest
 from lasro_reward_api.endpoints.address_guard import AddressGuard
 from lasro_reward_api.endpoints.batching import Batcher, Item, Outcome, Part
@@ -24,7 +24,7 @@ from lasro_reward_api.endpoints.connections import Connections, Failed
 from lasro_reward_api.endpoints.retries import pause_s
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.protocols import SPEAKERS, images_per_call
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 from lasro_reward_api.settings import RewardApiSettings
 
 log = logging.getLogger("lasro.reward_api")
@@ -129,25 +129,25 @@ class Endpoint:
 
     def _prepared(self, batch: Batch) -> Batch:
         """With the request for it, where that is made soon; one that cannot be made is told of in its turn."""
-        if is_brief(batch.prompts, batch.images, batch.metadata):
+        if is_small(batch.prompts, batch.images, batch.metadata):
             with suppress(WireError):
                 return replace(batch, parts=self._speaker.encode(batch, self._settings))
         return batch
 
-    async def _encoded(self, batch: Batch) -> Parts:
+    async def _encoded(self, batch: Batch) -> HttpRequest:
         """The request for a batch; raises WireError for one that the protocol cannot carry."""
         if batch.parts is not None:
             return batch.parts
-        if is_brief(batch.prompts, batch.images, batch.metadata):
+        if is_small(batch.prompts, batch.images, batch.metadata):
             return self._speaker.encode(batch, self._settings)
         return await asyncio.to_thread(self._speaker.encode, batch, self._settings)
 
     async def _tries(
-        self, parts: Parts, count: int, deadline: Deadline, request_id: str, tries: int
-    ) -> tuple[list[Answer] | Failed, int]:
+        self, parts: HttpRequest, count: int, deadline: Deadline, request_id: str, tries: int
+    ) -> tuple[list[ItemResult] | Failed, int]:
         """The last attempt's result and its number."""
 
-        def decode(content_type: str, body: bytes) -> list[Answer]:
+        def decode(content_type: str, body: bytes) -> list[ItemResult]:
             return self._speaker.decode(content_type, body, count, self._settings)
 
         for attempt in range(1, tries + 1):
@@ -162,7 +162,7 @@ class Endpoint:
             await asyncio.sleep(wait_s)
         raise AssertionError("tries is at least 1")
 
-    def _redacted(self, answer: Answer) -> Answer:
+    def _redacted(self, answer: ItemResult) -> ItemResult:
         if isinstance(answer, Rejected):
             return replace(answer, reason=self._connections.redacted(answer.reason))
         return answer

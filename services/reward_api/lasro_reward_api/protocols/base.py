@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Parts:
+class HttpRequest:
     """An HTTP POST to be made. `path` is appended to the registered URL."""
 
     content: bytes
@@ -29,7 +29,7 @@ class Batch:
     prompts: list[str]
     images: list[bytes]
     metadata: list[Any]
-    parts: Parts | None = None
+    parts: HttpRequest | None = None
     """The call that was made of them already."""
 
 
@@ -40,7 +40,7 @@ class Rejected:
     reason: str
 
 
-Answer = float | Rejected
+ItemResult = float | Rejected
 Settings = Mapping[str, Any]
 
 
@@ -49,13 +49,13 @@ def _never(settings: Settings) -> bool:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ProtocolCodec:
     """One protocol. `check` raises ConfigError for `mapping` settings it does not know.
 
     `one_image` tells whether a call carries a single image under these settings, whatever the reward's `max_batch`.
     """
 
     check: Callable[[Settings], None]
-    encode: Callable[[Batch, Settings], Parts]
-    decode: Callable[[str, bytes, int, Settings], list[Answer]]
+    encode: Callable[[Batch, Settings], HttpRequest]
+    decode: Callable[[str, bytes, int, Settings], list[ItemResult]]
     one_image: Callable[[Settings], bool] = _never

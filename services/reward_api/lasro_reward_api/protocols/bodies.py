@@ -6,7 +6,7 @@ import json
 
 import pybase64
 
-from lasro_reward_api.protocols.base import Parts
+from lasro_reward_api.protocols.base import HttpRequest
 
 IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"))
 
@@ -20,7 +20,7 @@ def image_type(image: bytes) -> str:
     return next((kind for magic, kind in IMAGE_TYPES if image.startswith(magic)), "image/webp")
 
 
-def json_parts(value: object, path: str = "") -> Parts:
+def json_parts(value: object, path: str = "") -> HttpRequest:
     """A POST of `value` as JSON to `path` below the registered URL."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    return Parts(json.dumps(value).encode(), headers, path)
+    return HttpRequest(json.dumps(value).encode(), headers, path)

@@ -8,7 +8,7 @@ non-empty "error" as failed. Metadata has no place in that request and is left o
 from __future__ import annotations
 
 from lasro.errors import ConfigError, WireError
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list
 
@@ -18,11 +18,11 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"mapping: got {keys_shown(settings)}, flow-factory takes no settings")
 
 
-def encode(batch: Batch, settings: Settings) -> Parts:
+def encode(batch: Batch, settings: Settings) -> HttpRequest:
     return json_parts({"prompt": batch.prompts, "image": [base64_text(image) for image in batch.images]}, "/compute")
 
 
-def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     reply = json_object(content_type, body)
     if reply.get("error"):
         raise WireError("reply: the server reports an error instead of rewards; see its log")
@@ -30,4 +30,4 @@ def decode(content_type: str, body: bytes, count: int, settings: Settings) -> li
     return [finite_number(value, f"rewards[{index}]") for index, value in enumerate(rewards)]
 
 
-SPEAKER = Speaker(check, encode, decode)
+SPEAKER = ProtocolCodec(check, encode, decode)

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, model_validator
 
 from lasro.errors import WireError
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
 from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
@@ -123,7 +123,7 @@ def one_image(settings: Settings) -> bool:
     return not _has_each(settings.get("request"))
 
 
-def encode(batch: Batch, settings: Settings) -> Parts:
+def encode(batch: Batch, settings: Settings) -> HttpRequest:
     template = parsed(MappingOptions, settings).request
     items = [_Item(*item) for item in zip(batch.prompts, batch.images, batch.metadata, strict=True)]
     if _has_each(template):
@@ -132,7 +132,7 @@ def encode(batch: Batch, settings: Settings) -> Parts:
     return json_parts(_filled(template, item, items))
 
 
-def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     options = parsed(MappingOptions, settings)
     reply = json_value(content_type, body)
     # Where there are errors, a score may be absent; that it has a reason is checked below.
@@ -154,4 +154,4 @@ def _column(values: Any, name: str, count: int) -> list[Any]:
     return values
 
 
-SPEAKER = Speaker(check, encode, decode, one_image)
+SPEAKER = ProtocolCodec(check, encode, decode, one_image)

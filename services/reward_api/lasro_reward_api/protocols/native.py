@@ -15,7 +15,7 @@ import pybase64
 
 from lasro import wire
 from lasro.errors import ConfigError, WireError
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.replies import json_object, number_list, score_or_reason
 
 ENCODINGS = ("json", "msgpack")
@@ -28,13 +28,13 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"mapping.encoding: got {settings['encoding']!r}, expected one of {', '.join(ENCODINGS)}")
 
 
-def encode(batch: Batch, settings: Settings) -> Parts:
+def encode(batch: Batch, settings: Settings) -> HttpRequest:
     if settings.get("encoding", "json") == "msgpack":
         request = wire.NativeRequest(prompts=batch.prompts, images=batch.images, metadata=batch.metadata)
         content_type, content = wire.MSGPACK_TYPE, wire.to_msgpack(request)
     else:
         content_type, content = "application/json", _json(batch)
-    return Parts(content, {"Content-Type": content_type, "Accept": content_type})
+    return HttpRequest(content, {"Content-Type": content_type, "Accept": content_type})
 
 
 def _json(batch: Batch) -> bytes:
@@ -44,7 +44,7 @@ def _json(batch: Batch) -> bytes:
     return b'{"prompts": %b, "images": ["%b"], "metadata": %b}' % (prompts, images, metadata)
 
 
-def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     if content_type.partition(";")[0].strip() == wire.MSGPACK_TYPE:
         reply = _msgpack_object(body)
     else:
@@ -66,4 +66,4 @@ def _msgpack_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-SPEAKER = Speaker(check, encode, decode)
+SPEAKER = ProtocolCodec(check, encode, decode)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lasro.errors import WireError
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Settings, Speaker
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.options import Options, Text, parsed
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown
@@ -61,7 +61,7 @@ def check(settings: Settings) -> None:
     parsed(InferOptions, settings)
 
 
-def encode(batch: Batch, settings: Settings) -> Parts:
+def encode(batch: Batch, settings: Settings) -> HttpRequest:
     options = parsed(InferOptions, settings)
     columns = {
         "prompts": batch.prompts,
@@ -79,7 +79,7 @@ def encode(batch: Batch, settings: Settings) -> Parts:
     return json_parts(request, f"/v2/models/{options.model}{version}/infer")
 
 
-def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     name = parsed(InferOptions, settings).output
     data = _numbers(_named(json_object(content_type, body), name), name, count)
     return [finite_number(value, f"{name}[{index}]") for index, value in enumerate(data)]
@@ -114,4 +114,4 @@ def _numbers(tensor: dict[str, Any], name: str, count: int) -> list[Any]:
     return data
 
 
-SPEAKER = Speaker(check, encode, decode)
+SPEAKER = ProtocolCodec(check, encode, decode)

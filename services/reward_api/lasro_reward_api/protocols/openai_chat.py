@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from lasro.errors import WireError
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected, Settings, Speaker
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Rejected, Settings
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
 from lasro_reward_api.protocols.options import Json, Options, Text, parsed
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown
@@ -31,12 +31,12 @@ STATED_RUBRIC = (
     "You judge an image that was made from this prompt:\n\n{prompt}\n\n"
     "Score from {low} to {high} how well the image shows what the prompt asks for: every object, its number, colour, "
     "shape and place. {low} means that nothing of it is there, {high} that all of it is there and correct. "
-    "Use the whole range, and fractions where they fit. Answer with the number alone."
+    "Use the whole range, and fractions where they fit. ItemResult with the number alone."
 )
 YES_NO_RUBRIC = (
     "This image was made from this prompt:\n\n{prompt}\n\n"
     "Does it show everything that the prompt asks for, each object with its number, colour, shape and place? "
-    "Answer with one word, yes or no."
+    "ItemResult with one word, yes or no."
 )
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 OWN_PARAMETERS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")
@@ -82,7 +82,7 @@ def check(settings: Settings) -> None:
     parsed(ChatOptions, settings)
 
 
-def encode(batch: Batch, settings: Settings) -> Parts:
+def encode(batch: Batch, settings: Settings) -> HttpRequest:
     options = parsed(ChatOptions, settings)
     [prompt], [image] = batch.prompts, batch.images
     content = [
@@ -106,7 +106,7 @@ def _question(options: ChatOptions, prompt: str) -> str:
     return re.sub(r"\{(?:prompt|low|high)\}", lambda found: values[found[0]], rubric)
 
 
-def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     options = parsed(ChatOptions, settings)
     choice, message = _only_choice(json_object(content_type, body))
     refusal = message.get("refusal")
@@ -175,4 +175,4 @@ def _expected(logprobs: list[tuple[str, float]], answers: Mapping[str, float]) -
     return math.fsum(weight * value for weight, value in weights) / total
 
 
-SPEAKER = Speaker(check, encode, decode, one_image=lambda settings: True)
+SPEAKER = ProtocolCodec(check, encode, decode, one_image=lambda settings: True)

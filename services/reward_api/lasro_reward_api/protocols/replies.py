@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lasro.errors import WireError
-from lasro_reward_api.protocols.base import Answer, Rejected
+from lasro_reward_api.protocols.base import ItemResult, Rejected
 
 
 def json_value(content_type: str, body: bytes) -> Any:
@@ -56,7 +56,7 @@ def finite_number(value: object, where: str) -> float:
     return number
 
 
-def score_or_reason(score: Any, reason: Any, index: int) -> Answer:
+def score_or_reason(score: Any, reason: Any, index: int) -> ItemResult:
     """One item of a reply that lists scores and, where there is none, why."""
     if reason is None:
         return finite_number(score, f"scores[{index}]")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from lasro.errors import WireError
-from lasro_reward_api.protocols.base import Answer, Batch, Parts, Rejected, Settings, Speaker
+from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Rejected, Settings
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.options import Options, Text, parsed
 from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list
@@ -30,7 +30,7 @@ def check(settings: Settings) -> None:
     parsed(UniRLOptions, settings)
 
 
-def encode(batch: Batch, settings: Settings) -> Parts:
+def encode(batch: Batch, settings: Settings) -> HttpRequest:
     rewards = [parsed(UniRLOptions, settings).reward]
     requests = [
         {
@@ -49,7 +49,7 @@ def _object_or_null(metadata: Any) -> dict[str, Any] | None:
     raise WireError(f"metadata: got {type(metadata).__name__}, expected an object or null, which is all unirl carries")
 
 
-def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[Answer]:
+def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     options = parsed(UniRLOptions, settings)
     reply = json_object(content_type, body)
     results = number_list(reply, "results", count)
@@ -58,7 +58,7 @@ def decode(content_type: str, body: bytes, count: int, settings: Settings) -> li
     return [_answer(*pair, options, index) for index, pair in enumerate(zip(results, errors, strict=True))]
 
 
-def _answer(result: Any, error: Any, options: UniRLOptions, index: int) -> Answer:
+def _answer(result: Any, error: Any, options: UniRLOptions, index: int) -> ItemResult:
     for name, value in (("results", result), ("errors", error)):
         if not isinstance(value, dict):
             raise WireError(f"{name}[{index}]: got {type(value).__name__}, expected an object")
@@ -72,7 +72,7 @@ def _answer(result: Any, error: Any, options: UniRLOptions, index: int) -> Answe
     return Rejected(reason[:500])
 
 
-def _number(metrics: Any, options: UniRLOptions, where: str) -> Answer:
+def _number(metrics: Any, options: UniRLOptions, where: str) -> ItemResult:
     if not isinstance(metrics, dict):
         raise WireError(f"{where}: got {type(metrics).__name__} and no error, expected an object of metrics")
     if options.metric is None and len(metrics) != 1:
@@ -85,4 +85,4 @@ def _number(metrics: Any, options: UniRLOptions, where: str) -> Answer:
     return finite_number(metrics[name], where)
 
 
-SPEAKER = Speaker(check, encode, decode)
+SPEAKER = ProtocolCodec(check, encode, decode)

@@ -13,8 +13,8 @@ from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NonFiniteError, StorageError
 from lasro.models.frozen import FrozenModel, ModelCache
 from lasro_surrogate_trainer import store
-from lasro_surrogate_trainer.journaled_training import Training
-from lasro_surrogate_trainer.sample_feed import Intake
+from lasro_surrogate_trainer.journaled_training import JournaledTrainer
+from lasro_surrogate_trainer.sample_feed import GroupBuffer
 from lasro_surrogate_trainer.store import RunStore
 
 SHAPE = (4, 8, 8)
@@ -36,9 +36,9 @@ def frozen(config: SurrogateRun) -> FrozenModel:
     return ModelCache().get(config.model, config.surrogate.device)
 
 
-def sample(number: int) -> wire.Sample:
+def sample(number: int) -> wire.ScoredGroup:
     latents = np.random.default_rng(number).normal(size=(4, *SHAPE)).astype(np.float16)
-    return wire.Sample(
+    return wire.ScoredGroup(
         group_id=f"g{number}",
         round=number // 2,
         index=number % 2,
@@ -56,14 +56,14 @@ class Trainer:
 
     def __init__(self, frozen: FrozenModel, config: SurrogateRun, folder: Path, redo_s: float = NEVER_S) -> None:
         self.store = RunStore(folder, "run", keep_versions=2, keep_versions_s=0)
-        self.intake = Intake(config, SHAPE)
-        self.training = Training(config, frozen, self.intake, self.store, redo_s)
+        self.buffer = GroupBuffer(config, SHAPE)
+        self.training = JournaledTrainer(config, frozen, self.buffer, self.store, redo_s)
 
     def round(self, round: int, steps: int = 2) -> wire.AdaptReply:
         """The stream delivers what was not acknowledged, perhaps again; then the client asks."""
         samples = [sample(2 * round), sample(2 * round + 1)]
         for one in samples:
-            self.intake.accept(one)
+            self.buffer.accept(one)
         names = [one.group_id for one in samples]
         reply = self.training.adapt(
             wire.AdaptRequest(request_id=f"r{round}", new_groups=names, steps=steps), lambda: False
@@ -97,7 +97,7 @@ def test_a_restart_after_every_round_changes_nothing(frozen, config, tmp_path, u
     for number in range(6):
         trainer = Trainer(frozen, config, tmp_path, redo_s)
         replies.append(without_time(trainer.round(number)))
-        assert trainer.intake.unsaved([f"g{2 * number}"]) == []
+        assert trainer.buffer.unsaved([f"g{2 * number}"]) == []
     assert replies == undisturbed[0]
     again = Trainer(frozen, config, tmp_path, redo_s)
     assert same(again.weights(), undisturbed[1])
@@ -185,7 +185,7 @@ def test_a_step_that_fails_leaves_no_trace(frozen, config, tmp_path, undisturbed
     trainer = Trainer(frozen, config, tmp_path)
     trainer.round(0)
     with monkeypatch.context() as patch:
-        patch.setattr("lasro.training.surrogate_trainer.Trainee._apply", _explode)
+        patch.setattr("lasro.training.surrogate_trainer.SurrogateTrainer._apply", _explode)
         with pytest.raises(NonFiniteError):
             trainer.round(1)
     assert [without_time(trainer.round(number)) for number in range(6)] == undisturbed[0]

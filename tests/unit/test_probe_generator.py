@@ -14,7 +14,7 @@ from lasro.models.sdxl import load_model
 from lasro.training import sampling
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
-from lasro_client.run.probe_generator import Scout
+from lasro_client.run.probe_generator import ProbeGenerator
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
 
@@ -29,46 +29,46 @@ class Uphill:
 
 
 @pytest.fixture
-def scout(tiny_model_path: Path) -> Scout:
+def probe(tiny_model_path: Path) -> ProbeGenerator:
     config = RunSettings.model_validate(
         {
-            "name": "scout",
+            "name": "probe",
             "model": {"path": str(tiny_model_path), "device": "cpu"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
-            "pretrain": {"scout_after": 2, "scout_rounds": 3, "seeds_per_prompt": 2},
+            "pretrain": {"probe_after": 2, "probe_rounds": 3, "seeds_per_prompt": 2},
             "train": {"batch_size": 2, "warmup_steps": 1},
         }
     )
-    return Scout(load_model(config.model), config)
+    return ProbeGenerator(load_model(config.model), config)
 
 
-def test_scouts_leave_climb_and_start_again_from_the_base(scout: Scout) -> None:
-    """Guards against a scout that is never thrown away: the next one has to learn what the last one was fooled by."""
-    noises = draw_noises(scout.trainer.model, 2, torch.Generator().manual_seed(0))
-    conditioning = scout.trainer.model.embed(["a red star"] * 2)
-    base = torch.cat(two_step_latents(scout.trainer.model, noises, conditioning, base=True))
+def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator) -> None:
+    """Guards against a probe generator that is never thrown away: the next learns what the last was fooled by."""
+    noises = draw_noises(probe.trainer.model, 2, torch.Generator().manual_seed(0))
+    conditioning = probe.trainer.model.embed(["a red star"] * 2)
+    base = torch.cat(two_step_latents(probe.trainer.model, noises, conditioning, base=True))
     out, moved = [], []
     for round in range(8):
-        out.append(scout.out(round))
-        moved.append((torch.cat(scout.policy(noises, conditioning)) - base).abs().max().item())
-        scout.climb(round, PROMPTS, generator_for("test", round), Uphill())
+        out.append(probe.is_active(round))
+        moved.append((torch.cat(probe.policy(noises, conditioning)) - base).abs().max().item())
+        probe.update(round, PROMPTS, generator_for("test", round), Uphill())
     assert out == [False, False, False, True, True, False, True, True]
     assert moved[:3] == [0, 0, 0]
     assert all(distance > 0 for distance in moved[3:6])
-    after_restart = torch.cat(scout.policy(noises, conditioning)) - base
-    scout.trainer.restart(99)
-    assert torch.equal(torch.cat(scout.policy(noises, conditioning)), base)
+    after_restart = torch.cat(probe.policy(noises, conditioning)) - base
+    probe.trainer.restart(99)
+    assert torch.equal(torch.cat(probe.policy(noises, conditioning)), base)
     assert after_restart.abs().max() > 0
-    assert not scout.trainer.optimiser.state
+    assert not probe.trainer.optimiser.state
 
 
-def test_a_group_ranks_the_scout_beside_the_base_on_the_same_noise(scout: Scout) -> None:
-    """Guards against base samples that carry the scout's adapter, and against copies that look like own samples."""
-    plain = sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", base=True)
-    scout.climb(2, PROMPTS, generator_for("test"), Uphill())
-    both = sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", base=True, beside=scout.policy)
+def test_a_group_ranks_the_probe_beside_the_base_on_the_same_noise(probe: ProbeGenerator) -> None:
+    """Guards against base samples that carry the probe's adapter, and against copies that look like own samples."""
+    plain = sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True)
+    probe.update(2, PROMPTS, generator_for("test"), Uphill())
+    both = sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True, beside=probe.policy)
     for alone, pair in zip(plain, both, strict=True):
         assert torch.equal(pair.latents_BCHW[:4], alone.latents_BCHW)
         assert not torch.equal(pair.latents_BCHW[4:], alone.latents_BCHW)
@@ -77,24 +77,24 @@ def test_a_group_ranks_the_scout_beside_the_base_on_the_same_noise(scout: Scout)
         assert len(pair.images) == 8
 
 
-def test_fewer_seeds_beside_are_the_first_of_each_prompt(scout: Scout) -> None:
+def test_fewer_seeds_beside_are_the_first_of_each_prompt(probe: ProbeGenerator) -> None:
     """Bug: the base's samples beside others than those of their noise, so that gain and drift compare strangers."""
-    fewer = scout.settings.model_copy(update={"beside_seeds": 1})
+    fewer = probe.settings.model_copy(update={"reference_seeds": 1})
     for alone, pair in zip(
-        sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed", base=True),
-        sample_groups(scout.trainer.model, PROMPTS, fewer, "seed", base=True, beside=scout.policy),
+        sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True),
+        sample_groups(probe.trainer.model, PROMPTS, fewer, "seed", base=True, beside=probe.policy),
         strict=True,
     ):
         assert pair.stages == [1, 1, 2, 2, 1, 2]
         assert pair.beside == [False] * 4 + [True] * 2
         assert torch.equal(pair.latents_BCHW[:4], alone.latents_BCHW)
-        # An untrained scout draws what the base draws.
+        # An untrained probe draws what the base draws.
         assert torch.allclose(pair.latents_BCHW[4:], alone.latents_BCHW[[0, 2]], atol=1e-5)
         assert all(moved == pytest.approx(0, abs=1e-5) for stage in (1, 2) for moved in distances(pair, stage)[0])
 
 
 def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
-    scout: Scout, monkeypatch: pytest.MonkeyPatch
+    probe: ProbeGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: a traceback of torch's, which names no setting."""
 
@@ -103,20 +103,20 @@ def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
 
     monkeypatch.setattr(sampling, "two_step_latents", too_large)
     with pytest.raises(DeviceMemoryError, match=r"^drawing 2 prompts x 2 seeds: CUDA out of memory; lower prompts_per"):
-        sample_groups(scout.trainer.model, PROMPTS, scout.settings, "seed")
+        sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed")
 
 
-def test_groups_decoded_side_by_side_keep_their_order(scout: Scout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_decoded_side_by_side_keep_their_order(probe: ProbeGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a group with the pictures of another, which were done first."""
-    model = scout.trainer.model
+    model = probe.trainer.model
     monkeypatch.setattr(sampling, "cores", lambda: 3 * torch.get_num_threads())
-    for group in sample_groups(model, [*PROMPTS, *PROMPTS], scout.settings, "seed"):
+    for group in sample_groups(model, [*PROMPTS, *PROMPTS], probe.settings, "seed"):
         assert group.images == [png_bytes(image) for image in model.decode(group.latents_BCHW, mixed=True)]
 
 
-def test_no_scout_rounds_is_no_scout(scout: Scout) -> None:
-    """Guards against paying for samples of a scout that was switched off."""
-    scout.settings = scout.settings.model_copy(update={"scout_rounds": 0})
-    assert not any(scout.out(round) for round in range(9))
-    scout.climb(5, PROMPTS, generator_for("test"), Uphill())
-    assert scout.trainer.version == 0
+def test_no_probe_rounds_is_no_probe(probe: ProbeGenerator) -> None:
+    """Guards against paying for samples of a probe generator that was switched off."""
+    probe.settings = probe.settings.model_copy(update={"probe_rounds": 0})
+    assert not any(probe.is_active(round) for round in range(9))
+    probe.update(5, PROMPTS, generator_for("test"), Uphill())
+    assert probe.trainer.version == 0

@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 
 from lasro.redis_store.connection import connect
 from lasro.redis_store.runs import delete_run
-from lasro_client.services import feedback as collector
+from lasro_client.services import feedback as feedback
 from lasro_client.services.connect import Services
-from lasro_client.services.feedback import Collector
+from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
@@ -32,12 +32,12 @@ def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
 ) -> None:
     """Bug: a Redis that lost its last second had forgotten scored groups that the trainer had not read; the client
     waited for `services.timeout_s`, and its run ended."""
-    monkeypatch.setattr(collector, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(feedback, "PATIENCE_S", 0.5)
     settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
     config = run_of(tiny_model_path)
     api.register(SPEC, True)
     with SurrogateClient(serve(create_app(settings))) as trainer:
-        collecting = Collector(Services(api, trainer), RUN, timeout_s=120.0)
+        collecting = FeedbackClient(Services(api, trainer), RUN, timeout_s=120.0)
         scored = collecting.post([known_group(0), known_group(1)])
         with connect(redis_url) as client:
             delete_run(client, RUN)

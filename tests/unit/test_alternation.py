@@ -15,7 +15,7 @@ from lasro import wire
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError
 from lasro.models.sdxl import load_model
-from lasro.training.distributed import Processes
+from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro_client.run import alternation as fine_tuning
@@ -32,12 +32,12 @@ class Written:
 
     def __init__(self) -> None:
         self.leased: list[int] = []
-        self.peers = Processes()
+        self.peers = DistributedContext()
 
     def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
         def item(post: wire.GroupSubmission, sample: int) -> wire.ScoredItem:
             score = 0.5 if sample >= 2 * SEEDS else 0.5 + GAINS[post.round]
-            return wire.ScoredItem(scores={"any": wire.RewardScore(score=score, status=wire.Status.OK)}, total=None)
+            return wire.ScoredItem(scores={"any": wire.RewardValue(score=score, status=wire.Status.OK)}, total=None)
 
         return [
             wire.GroupStatus(
@@ -336,6 +336,6 @@ def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
 def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
     """Guards against two threads of a process that make collective calls in an order of their own."""
     several = Written()
-    several.peers = Processes(0, 2)
+    several.peers = DistributedContext(0, 2)
     with pytest.raises(ConfigError, match=r"train\.overlap: got true with 2 processes"):
         make(tiny_model_path, tmp_path, {}, several, overlap=True)

@@ -92,11 +92,11 @@ def test_guards_by_hand() -> None:
     found = totals(given, objective)
     assert found.total_N.tolist() == [1, 2, 3, 4]
     assert found.vetoed_N.tolist() == [False, True, True, True]
-    assert found.shortfall_N == pytest.approx([0, 1, 0.3, 4.1])
-    assert found.passed_N[0] == 1
-    assert np.isnan(found.passed_N[1:]).all()
+    assert found.floor_violation_N == pytest.approx([0, 1, 0.3, 4.1])
+    assert found.valid_total_N[0] == 1
+    assert np.isnan(found.valid_total_N[1:]).all()
     normalised = RewardObjective(objective.weights, "sum", objective.floors, ["kb"])
-    assert totals(given, normalised, {"kb": Scale(50.0, 2.0)}).shortfall_N == pytest.approx([0, 0.5, 0.3, 2.1])
+    assert totals(given, normalised, {"kb": Scale(50.0, 2.0)}).floor_violation_N == pytest.approx([0, 0.5, 0.3, 2.1])
 
 
 def test_ranking_by_hand() -> None:
@@ -137,7 +137,7 @@ def test_a_failed_guard_is_a_failed_total() -> None:
         found = totals(given, RewardObjective(weights, floors=floors))
         assert np.isnan(found.total_N).all()
         assert not found.vetoed_N.any()
-        assert found.shortfall_N.tolist() == [0]
+        assert found.floor_violation_N.tolist() == [0]
 
 
 @given(samples(), objectives())
@@ -156,7 +156,7 @@ def test_a_vetoed_sample_never_ranks_above(given: Rewards, objective: RewardObje
     found = totals(given, objective, scales(objective, given))
     values = ranking_values(found, margin)
     passed = values[~found.vetoed_N & ~np.isnan(values)]
-    vetoed, shortfall = values[found.vetoed_N], found.shortfall_N[found.vetoed_N]
+    vetoed, shortfall = values[found.vetoed_N], found.floor_violation_N[found.vetoed_N]
     below = {i: any(given[n][i] < floor for n, floor in objective.floors.items()) for i in range(len(values))}
     assert found.vetoed_N.tolist() == [below[i] and not np.isnan(values[i]) for i in below]
     assert (passed[:, None] - vetoed[None, :] > margin).all()

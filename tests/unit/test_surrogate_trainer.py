@@ -14,8 +14,8 @@ from lasro.errors import BusyError, DeviceMemoryError, NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.models.frozen import FrozenModel, ModelCache
 from lasro.training.ranking import Ranker
-from lasro.training.replay_buffer import Group, Replay
-from lasro.training.surrogate_trainer import Trainee, adapt
+from lasro.training.replay_buffer import Group, ReplayBuffer
+from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
 
 SHAPE = (4, 8, 8)
 SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")
@@ -33,8 +33,8 @@ def changed(**settings: object) -> SurrogateSettings:
     return SETTINGS.model_copy(update=settings)
 
 
-def replay_of(count: int) -> Replay:
-    replay = Replay(buffer_groups=100, recent_groups=10, held_out_share=0)
+def replay_of(count: int) -> ReplayBuffer:
+    replay = ReplayBuffer(buffer_groups=100, recent_groups=10, held_out_share=0)
     for number in range(count):
         rng = np.random.default_rng(number)
         latents = rng.normal(size=(8, *SHAPE)) + rng.normal(size=(8, 1, 1, 1))
@@ -49,7 +49,7 @@ def replay_of(count: int) -> Replay:
                 latents_NCHW=latents.astype(np.float16),
             )
         )
-    replay.admit([])
+    replay.activate([])
     return replay
 
 
@@ -61,14 +61,14 @@ def test_same_groups_give_the_same_weights(frozen):
     """Guards against randomness that does not come from the run's seed and the number of the step."""
     replay, states = replay_of(6), []
     for split in ((6,), (2, 4)):
-        trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
+        trainer = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE)
         for steps in split:
-            adapt(trainee, replay, request(steps), lambda: False)
+            adapt(trainer, replay, request(steps), lambda: False)
             torch.rand(3)
-        states.append(trainee.state())
+        states.append(trainer.state())
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
-    other = Trainee(frozen, changed(seed=1), OBJECTIVE)
-    other.load(Trainee(frozen, SETTINGS, OBJECTIVE).state(), 0)
+    other = SurrogateTrainer(frozen, changed(seed=1), OBJECTIVE)
+    other.load(SurrogateTrainer(frozen, SETTINGS, OBJECTIVE).state(), 0)
     adapt(other, replay, request(6), lambda: False)
     assert not all(np.array_equal(states[0][name], array) for name, array in other.state().items())
 
@@ -76,11 +76,11 @@ def test_same_groups_give_the_same_weights(frozen):
 def test_only_the_surrogate_is_trained(frozen):
     """Guards against training that leaks into the frozen model, which other runs share."""
     before = {name: tensor.clone() for name, tensor in frozen.model.unet.state_dict().items()}
-    start = Trainee(frozen, SETTINGS, OBJECTIVE).state()
-    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
-    adapt(trainee, replay_of(4), request(2), lambda: False)
+    start = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE).state()
+    trainer = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE)
+    adapt(trainer, replay_of(4), request(2), lambda: False)
     assert all(torch.equal(before[name], tensor) for name, tensor in frozen.model.unet.state_dict().items())
-    moved = [name for name, array in trainee.state().items() if not np.array_equal(array, start[name])]
+    moved = [name for name, array in trainer.state().items() if not np.array_equal(array, start[name])]
     assert any(name.startswith("head") for name in moved)
     assert any("down_blocks" in name for name in moved)
 
@@ -88,10 +88,10 @@ def test_only_the_surrogate_is_trained(frozen):
 @pytest.mark.parametrize("settings", [{"autocast": "bfloat16"}, {"trunk": "adapter", "adapter_rank": 4}])
 def test_learns_in_bfloat16_and_through_adapters(frozen, settings):
     """Guards against settings that run but do not learn."""
-    trainee, replay = Trainee(frozen, changed(**settings), OBJECTIVE), replay_of(12)
-    before = trainee.rank(replay_of(12).draw(12, np.random.default_rng(0)), RANKER).accuracy
-    statistics = adapt(trainee, replay, request(40), lambda: False)
-    after = trainee.rank(replay.draw(12, np.random.default_rng(0)), RANKER)
+    trainer, replay = SurrogateTrainer(frozen, changed(**settings), OBJECTIVE), replay_of(12)
+    before = trainer.rank(replay_of(12).draw(12, np.random.default_rng(0)), RANKER).accuracy
+    statistics = adapt(trainer, replay, request(40), lambda: False)
+    after = trainer.rank(replay.draw(12, np.random.default_rng(0)), RANKER)
     assert before is not None
     assert after.accuracy is not None
     assert after.accuracy > max(0.85, before)
@@ -103,14 +103,14 @@ def test_learns_in_bfloat16_and_through_adapters(frozen, settings):
 
 def test_a_step_that_is_not_finite_is_not_applied(frozen):
     """Guards against NaN entering the optimiser, from which no run recovers."""
-    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
-    state = trainee.state()
+    trainer = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE)
+    state = trainer.state()
     head = next(name for name in state if name.startswith("head") and state[name].ndim == 2)
     state[head] = np.full_like(state[head], 3e38)
-    trainee.load(state, 0)
+    trainer.load(state, 0)
     with pytest.raises(NonFiniteError, match="surrogate step 1: got loss"):
-        adapt(trainee, replay_of(4), request(3), lambda: False)
-    assert all(np.array_equal(array, state[name]) for name, array in trainee.state().items())
+        adapt(trainer, replay_of(4), request(3), lambda: False)
+    assert all(np.array_equal(array, state[name]) for name, array in trainer.state().items())
 
 
 def test_a_full_gpu_is_told_with_what_to_lower(frozen, monkeypatch):
@@ -119,30 +119,30 @@ def test_a_full_gpu_is_told_with_what_to_lower(frozen, monkeypatch):
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
-    monkeypatch.setattr(trainee, "_augmented_scores", full)
+    trainer = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE)
+    monkeypatch.setattr(trainer, "_augmented_scores", full)
     with pytest.raises(
         DeviceMemoryError, match=r"step 1 of 32 samples: CUDA out of memory; lower surrogate\.groups_per"
     ):
-        adapt(trainee, replay_of(4), request(3), lambda: False)
+        adapt(trainer, replay_of(4), request(3), lambda: False)
 
 
 def test_an_adaptation_can_be_ended(frozen):
     """Guards against a service that cannot stop while it trains."""
-    trainee, asked = Trainee(frozen, SETTINGS, OBJECTIVE), iter([False, False, True])
+    trainer, asked = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE), iter([False, False, True])
     with pytest.raises(BusyError):
-        adapt(trainee, replay_of(4), request(1000), lambda: next(asked))
-    assert trainee.steps == 2
+        adapt(trainer, replay_of(4), request(1000), lambda: next(asked))
+    assert trainer.steps == 2
 
 
 def test_statistics_of_new_groups(frozen):
     """Guards against pair accuracy of new groups measured after training on them, or on other groups."""
-    trainee, replay = Trainee(frozen, SETTINGS, OBJECTIVE), replay_of(8)
-    untrained = trainee.rank(replay.named(["g3", "g5"]), RANKER)
-    statistics = adapt(trainee, replay, request(30, ["g3", "g5"]), lambda: False)
+    trainer, replay = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE), replay_of(8)
+    untrained = trainer.rank(replay.named(["g3", "g5"]), RANKER)
+    statistics = adapt(trainer, replay, request(30, ["g3", "g5"]), lambda: False)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
-    assert trainee.measured.reward_gap == statistics.reward_gap == untrained.gap
-    again = adapt(trainee, replay, request(0, ["g3", "g5"]), lambda: False)
+    assert trainer.measured.reward_gap == statistics.reward_gap == untrained.gap
+    again = adapt(trainer, replay, request(0, ["g3", "g5"]), lambda: False)
     assert again.fresh_pair_accuracy is not None
     assert again.fresh_pair_accuracy > (untrained.accuracy or 0)
     assert (again.loss, again.pairs) == (None, 0)
@@ -157,14 +157,14 @@ def pairs(group: Group, objective: RewardObjective = OBJECTIVE, **settings: obje
 
 def test_stale_groups_are_trained_on_but_are_not_fresh(frozen):
     """Guards against the accuracy on samples of an old generator passing for that on the present one's."""
-    replay, trainee = replay_of(4), Trainee(frozen, changed(max_policy_lag=3), OBJECTIVE)
+    replay, trainer = replay_of(4), SurrogateTrainer(frozen, changed(max_policy_lag=3), OBJECTIVE)
     for number, version in ((10, 1), (11, 4), (12, 7)):
         made = dataclasses.replace(replay_of(1).named(["g0"])[0], group_id=f"p{version}", round=number)
         replay.add(dataclasses.replace(made, policy_version=version))
-    names = replay.admit([])
-    statistics = adapt(trainee, replay, request(3, names), lambda: False)
+    names = replay.activate([])
+    statistics = adapt(trainer, replay, request(3, names), lambda: False)
     assert statistics.stale_groups == 1
-    untrained = Trainee(frozen, SETTINGS, OBJECTIVE).rank(replay.named(["p4", "p7"]), RANKER)
+    untrained = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE).rank(replay.named(["p4", "p7"]), RANKER)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
     assert statistics.pairs > 0
     assert replay.training_groups == 7
@@ -173,14 +173,14 @@ def test_stale_groups_are_trained_on_but_are_not_fresh(frozen):
 def test_optimiser_state_brings_back_the_very_next_step(frozen):
     """Guards against a restart with a fresh optimiser, which shakes weights that were settling."""
     replay = replay_of(6)
-    trainee, copy, fresh = (Trainee(frozen, SETTINGS, OBJECTIVE) for _ in range(3))
-    adapt(trainee, replay, request(3), lambda: False)
-    copy.load(trainee.state(), trainee.steps)
-    copy.load_optimiser(trainee.optimiser_state())
-    fresh.load(trainee.state(), trainee.steps)
-    for each in (trainee, copy, fresh):
+    trainer, copy, fresh = (SurrogateTrainer(frozen, SETTINGS, OBJECTIVE) for _ in range(3))
+    adapt(trainer, replay, request(3), lambda: False)
+    copy.load(trainer.state(), trainer.steps)
+    copy.load_optimiser(trainer.optimiser_state())
+    fresh.load(trainer.state(), trainer.steps)
+    for each in (trainer, copy, fresh):
         adapt(each, replay, request(2), lambda: False)
-    expected = trainee.state()
+    expected = trainer.state()
     assert all(np.array_equal(array, expected[name]) for name, array in copy.state().items())
     assert not all(np.array_equal(array, expected[name]) for name, array in fresh.state().items())
 
@@ -209,6 +209,6 @@ def test_pairs_of_vetoed_and_failed_samples():
 
 def test_weights_of_another_shape_are_refused(frozen):
     """Guards against a surrogate loaded in part."""
-    trainee = Trainee(frozen, SETTINGS, OBJECTIVE)
+    trainer = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE)
     with pytest.raises(WireError, match="surrogate weights"):
-        trainee.load(Trainee(frozen, changed(head_channels=32), OBJECTIVE).state(), 0)
+        trainer.load(SurrogateTrainer(frozen, changed(head_channels=32), OBJECTIVE).state(), 0)

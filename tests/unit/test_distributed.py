@@ -1,4 +1,4 @@
-"""Processes among their peers: shares, agreement, sums."""
+"""DistributedContext among their peers: shares, agreement, sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError
-from lasro.training.distributed import Processes, check_enough
+from lasro.training.distributed import DistributedContext, check_enough
 
 PEER = """
 import sys
@@ -32,20 +32,20 @@ with processes() as peers:
     tensor, other = torch.full((2, 2), float(peers.rank)), torch.ones(1)
     peers.sum_(iter([tensor, other]))
     assert tensor.tolist() == [[3.0, 3.0], [3.0, 3.0]] and other.tolist() == [3.0]
-    assert peers.all_of(lambda: 10 * peers.rank) == [0, 10, 20]
-    assert peers.by_first(lambda: peers.rank) == 0
-    for call in (peers.all_of, peers.by_first):
+    assert peers.all_gather(lambda: 10 * peers.rank) == [0, 10, 20]
+    assert peers.on_main_and_broadcast(lambda: peers.rank) == 0
+    for call in (peers.all_gather, peers.on_main_and_broadcast):
         try:
-            call(work if call == peers.all_of else lambda: 1 / 0 if peers.rank else work())
+            call(work if call == peers.all_gather else lambda: 1 / 0 if peers.rank else work())
         except BudgetError as error:
-            assert call == peers.all_of and str(error) == "spent"
+            assert call == peers.all_gather and str(error) == "spent"
         else:
-            assert call == peers.by_first
-    peers.all_of(lambda: None)
+            assert call == peers.on_main_and_broadcast
+    peers.all_gather(lambda: None)
     if peers.rank == 2:
         sys.exit(0)
     try:
-        peers.all_of(lambda: None)
+        peers.all_gather(lambda: None)
     except LasroError as error:
         print(error)
 """
@@ -54,17 +54,17 @@ with processes() as peers:
 @given(total=st.integers(0, 200), count=st.integers(1, 70))
 def test_shares_are_all_items_in_order_and_of_like_size(total: int, count: int) -> None:
     """Guards against items that two processes take, or none."""
-    parts = [list(range(total))[Processes(rank, count).share(total)] for rank in range(count)]
+    parts = [list(range(total))[DistributedContext(rank, count).share(total)] for rank in range(count)]
     assert [item for part in parts for item in part] == list(range(total))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_alone_nothing_is_waited_for() -> None:
     """Guards against a single process that needs a process group."""
-    alone = Processes()
-    assert alone.first
-    assert alone.all_of(lambda: 3) == [3]
-    assert alone.by_first(lambda: 3) == 3
+    alone = DistributedContext()
+    assert alone.is_main
+    assert alone.all_gather(lambda: 3) == [3]
+    assert alone.on_main_and_broadcast(lambda: 3) == 3
     alone.sum_([])
 
 
@@ -99,7 +99,7 @@ def test_two_processes_make_the_updates_that_one_makes(tiny_model_path: Path) ->
 
     The mean of S is zero at first but for rounding: scores of some hundreds, of a deviation some ten times smaller.
     """
-    alone = shared_update.all_updates(str(tiny_model_path), Processes())
+    alone = shared_update.all_updates(str(tiny_model_path), DistributedContext())
     for printed in started(2, shared_update.__file__, str(tiny_model_path)):
         for shared, expected in zip(json.loads(printed), alone, strict=True):
             for step, expected_step in zip(shared, expected, strict=True):
@@ -108,6 +108,6 @@ def test_two_processes_make_the_updates_that_one_makes(tiny_model_path: Path) ->
 
 def test_a_process_without_work_is_refused() -> None:
     """Guards against means over no sample, and against waiting for ever beside a process that has nothing to do."""
-    check_enough("train.batch_size", 2, Processes(1, 2))
+    check_enough("train.batch_size", 2, DistributedContext(1, 2))
     with pytest.raises(ConfigError, match=r"train\.batch_size: got 1, expected at least 2, one for each process"):
-        check_enough("train.batch_size", 1, Processes(1, 2))
+        check_enough("train.batch_size", 1, DistributedContext(1, 2))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import StorageError, UnreachableError
-from lasro.redis_store.pipelined_batcher import SharedTrips
+from lasro.redis_store.pipelined_batcher import PipelinedBatcher
 
 LARGEST = 100
 
@@ -17,12 +17,14 @@ LARGEST = 100
 class Store:
     """Answers a question with itself and the number of the read that it comes from."""
 
-    def __init__(self, at_once: int = 1) -> None:
+    def __init__(self, max_concurrent: int = 1) -> None:
         self.reads: list[list[int]] = []
         self.failing = False
         self.go_on = asyncio.Event()
         self.go_on.set()
-        self.shared: SharedTrips[int, tuple[int, int]] = SharedTrips(self.read, lambda asked: asked, LARGEST, at_once)
+        self.shared: PipelinedBatcher[int, tuple[int, int]] = PipelinedBatcher(
+            self.read, lambda asked: asked, LARGEST, max_concurrent
+        )
 
     async def read(self, asked: list[int]) -> list[tuple[int, int]]:
         self.reads.append(asked)
@@ -73,7 +75,7 @@ def test_no_more_trips_than_allowed_are_made_side_by_side() -> None:
     """Bug: the second of two trips waits for the first, or all callers go alone at once."""
 
     async def scenario() -> None:
-        store = Store(at_once=2)
+        store = Store(max_concurrent=2)
         store.go_on.clear()
         callers = [asyncio.create_task(store.shared.get(asked)) for asked in (1, 2, 3, 4)]
         await asyncio.sleep(0.01)
@@ -124,6 +126,6 @@ def test_a_read_that_is_given_up_is_an_error() -> None:
             raise asyncio.CancelledError
 
         with pytest.raises(UnreachableError, match="shutting down"):
-            await SharedTrips(read, lambda asked: 1, LARGEST).get(1)
+            await PipelinedBatcher(read, lambda asked: 1, LARGEST).get(1)
 
     asyncio.run(scenario())

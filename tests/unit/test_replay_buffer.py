@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective, scale_of
-from lasro.training.replay_buffer import HELD_OUT_GROUPS, Group, Replay, group_from_sample, is_held_out
+from lasro.training.replay_buffer import HELD_OUT_GROUPS, Group, ReplayBuffer, group_from_sample, is_held_out
 
 SHAPE = (4, 2, 2)
 
@@ -29,9 +29,9 @@ def group(number: int, per_round: int = 3) -> Group:
     )
 
 
-def sample(scores: dict[str, list[float | None]], latents: np.ndarray | None = None) -> wire.Sample:
+def sample(scores: dict[str, list[float | None]], latents: np.ndarray | None = None) -> wire.ScoredGroup:
     body = np.zeros((2, *SHAPE), np.float32) if latents is None else latents
-    return wire.Sample(
+    return wire.ScoredGroup(
         group_id="g",
         round=0,
         index=0,
@@ -44,7 +44,7 @@ def sample(scores: dict[str, list[float | None]], latents: np.ndarray | None = N
     )
 
 
-def batches(replay: Replay, size: int, steps: int = 5) -> list[list[str]]:
+def batches(replay: ReplayBuffer, size: int, steps: int = 5) -> list[list[str]]:
     return [[g.group_id for g in replay.draw(size, np.random.default_rng([7, step]))] for step in range(steps)]
 
 
@@ -53,11 +53,11 @@ def test_batches_do_not_depend_on_arrival(one, other, split, size):
     """Guards against a replay ordered by arrival, which would make no run reproducible."""
     drawn = []
     for order, cut in ((one, split), (other, 25 - split)):
-        replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0.2)
+        replay = ReplayBuffer(buffer_groups=10, recent_groups=4, held_out_share=0.2)
         for part in (order[:cut], order[cut:]):
             for number in part:
                 replay.add(group(number))
-            replay.admit([f"g{number}" for number in part])
+            replay.activate([f"g{number}" for number in part])
         drawn.append((batches(replay, size), [g.group_id for g in replay.held_out()], replay.scales(["a"])))
     assert drawn[0] == drawn[1]
 
@@ -65,30 +65,30 @@ def test_batches_do_not_depend_on_arrival(one, other, split, size):
 @given(st.lists(st.integers(0, 12), max_size=40))
 def test_a_group_enters_once(numbers):
     """Guards against a redelivered sample being trained on twice."""
-    replay = Replay(buffer_groups=100, recent_groups=4, held_out_share=0)
+    replay = ReplayBuffer(buffer_groups=100, recent_groups=4, held_out_share=0)
     news = [replay.add(group(number)) for number in numbers]
-    replay.admit([])
+    replay.activate([])
     news += [replay.add(group(number)) for number in numbers]
     assert sum(news) == replay.training_groups == len(set(numbers))
 
 
 def test_groups_wait_until_they_are_named():
     """Guards against batches that change because the next round's samples came early."""
-    replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0)
+    replay = ReplayBuffer(buffer_groups=10, recent_groups=4, held_out_share=0)
     for number in range(4):
         replay.add(group(number))
-    assert replay.admit(["g1", "g0", "g9", "g1"]) == ["g1", "g0"]
+    assert replay.activate(["g1", "g0", "g9", "g1"]) == ["g1", "g0"]
     assert replay.training_groups == 2
     assert replay.waiting_groups == 2
     assert replay.missing(["g0", "g2", "g9"]) == ["g9"]
-    assert replay.admit(["g0", "g1"]) == []
-    assert replay.admit([]) == ["g2", "g3"]
+    assert replay.activate(["g0", "g1"]) == []
+    assert replay.activate([]) == ["g2", "g3"]
     assert replay.training_groups == 4
 
 
 def test_a_group_that_left_the_buffer_is_not_taken_again():
     """Guards against a restart that trains a second time on what the stream delivers again."""
-    replay = Replay(buffer_groups=10, recent_groups=4, held_out_share=0)
+    replay = ReplayBuffer(buffer_groups=10, recent_groups=4, held_out_share=0)
     replay.mark_entered(["g0"])
     assert [replay.add(group(number)) for number in (0, 1)] == [False, True]
     assert replay.missing(["g0"]) == []
@@ -96,10 +96,10 @@ def test_a_group_that_left_the_buffer_is_not_taken_again():
 
 def test_half_of_a_batch_is_recent():
     """Guards against a surrogate that no longer follows the moving generator."""
-    replay = Replay(buffer_groups=300, recent_groups=6, held_out_share=0)
+    replay = ReplayBuffer(buffer_groups=300, recent_groups=6, held_out_share=0)
     for number in range(100):
         replay.add(group(number))
-    replay.admit([])
+    replay.activate([])
     for names in batches(replay, size=6, steps=50):
         numbers = [int(name[1:]) for name in names]
         assert numbers == sorted(set(numbers))
@@ -110,10 +110,10 @@ def test_half_of_a_batch_is_recent():
 
 def test_held_out_groups_are_never_drawn_and_are_bounded():
     """Guards against pair accuracy that flatters because it was measured on what was trained on."""
-    replay = Replay(buffer_groups=300, recent_groups=30, held_out_share=0.3)
+    replay = ReplayBuffer(buffer_groups=300, recent_groups=30, held_out_share=0.3)
     for number in range(200):
         replay.add(group(number))
-    replay.admit([])
+    replay.activate([])
     held_out = {g.group_id for g in replay.held_out()}
     assert len(held_out) == HELD_OUT_GROUPS
     drawn = {name for names in batches(replay, size=20, steps=50) for name in names}
@@ -126,21 +126,21 @@ def test_held_out_groups_are_never_drawn_and_are_bounded():
 
 def test_twins_fall_on_the_same_side():
     """Guards against a round sampled again, under ids of its own, being trained on and held out at once."""
-    replay = Replay(buffer_groups=300, recent_groups=30, held_out_share=0.5)
+    replay = ReplayBuffer(buffer_groups=300, recent_groups=30, held_out_share=0.5)
     for number in range(40):
         for name in ("first", "again"):
             replay.add(dataclasses.replace(group(number), group_id=f"{name}-{number}"))
-    replay.admit([])
+    replay.activate([])
     numbers = [g.group_id.partition("-")[2] for g in replay.held_out()]
     assert all(numbers.count(number) == 2 for number in numbers)
 
 
 def test_scales_are_those_of_the_groups_in_training():
     """Guards against normalising by held-out, waiting or forgotten groups, which no resume could repeat."""
-    replay = Replay(buffer_groups=5, recent_groups=4, held_out_share=0.3)
+    replay = ReplayBuffer(buffer_groups=5, recent_groups=4, held_out_share=0.3)
     for number in range(20):
         replay.add(group(number))
-    replay.admit([f"g{number}" for number in range(18)])
+    replay.activate([f"g{number}" for number in range(18)])
     kept = [number for number in range(18) if not is_held_out(number // 3, number % 3, 0.3)][-5:]
     assert replay.scales(["a"]) == {"a": scale_of([group(number).rewards["a"] for number in kept])}
     assert replay.scales([]) == {}
