@@ -33,4 +33,4 @@ class Ranker:
     def pairs(self, group: ReplayGroup) -> tuple[Tensor, Tensor]:
         """Ranked pairs (winners_P, losers_P)."""
         num_steps_N, settings = torch.from_numpy(group.num_steps_N), self.settings
-        return ranked_pairs(self.values(group), num_steps_N, settings.tie_margin, settings.rank_within_stage)
+        return ranked_pairs(self.values(group), num_steps_N, settings.tie_margin, settings.rank_within_num_steps)
