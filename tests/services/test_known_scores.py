@@ -12,7 +12,7 @@ import torch
 from lasro import wire
 from lasro.config import ModelSettings, SamplingSettings
 from lasro.errors import ConfigError, WireError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.training.prompts import Prompt
