@@ -16,6 +16,7 @@ from lasro.models.base import GeneratorModel
 
 FAMILIES = {
     "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlConsistencyModel",
+    "StableDiffusionPipeline": "lasro.models.sd15:Sd15ConsistencyModel",
 }
 BUNDLED_FOLDER = "assets/tiny-sdxl-lcm"
 
