@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgpack
 import numpy as np
 import pytest
 import redis
@@ -58,7 +59,7 @@ class RedScorer:
         if request.headers["content-type"] == wire.MSGPACK_TYPE:
             batch = wire.from_msgpack(wire.NativeRequest, await request.body())
             self.batches.append(batch.model_dump())
-            body = wire.msgpack.packb({"scores": [red(image) for image in batch.images]})
+            body = msgpack.packb({"scores": [red(image) for image in batch.images]})
             return Response(body, media_type=wire.MSGPACK_TYPE)
         batch = await request.json()
         self.batches.append(batch)
