@@ -31,9 +31,10 @@ from lasro import wire
 from lasro.errors import BusyError, ConfigError, TimeoutExceededError, WireError
 from lasro.images import decode_image
 from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, reward
-from lasro.service.app import ServiceEnvironment, create_service, read_message, reply
-from lasro.service.app import run_service as serve
+from lasro.service.app import create_service, read_message, reply
+from lasro.service.environment import ServiceEnvironment
 from lasro.service.openapi import message_body, problems
+from lasro.service.serve import run_service
 from lasro.service.signing import Verifier, reply_id, signed_headers, signing_key
 from lasro.validation import explain
 
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         settings = RewardEnvironment()  # pyright: ignore[reportCallIssue]
-        serve(create_reward_app(load_reward(arguments[0]), settings), settings)
+        run_service(create_reward_app(load_reward(arguments[0]), settings), settings)
     except ValidationError as error:
         print(f"LASRO_* variables: {explain(error)}", file=sys.stderr)
         return 1

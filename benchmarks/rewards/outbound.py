@@ -19,7 +19,7 @@ from benchmarks.rewards.figures import Figure
 from benchmarks.rewards.load import Load
 from lasro import wire
 from lasro.redis_store.registry import Registration
-from lasro.service.app import freeze_startup_objects
+from lasro.service.serve import freeze_startup_objects
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints.batching import Item
 from lasro_reward_api.endpoints.pool import Endpoints

@@ -25,7 +25,7 @@ from lasro.models.sdxl import load_model
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
-from lasro.service.app import bind
+from lasro.service.serve import bind
 from lasro.training.replay_buffer import is_held_out
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lasro.errors import ConfigError, LasroError
 from lasro.redis_store.server import refuse_unfit_redis
-from lasro.service.app import run_service
+from lasro.service.serve import run_service
 from lasro.validation import explain
 from lasro_reward_api.app import create_app
 from lasro_reward_api.scoring_process import create_worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lasro.service.app import ServiceEnvironment
+from lasro.service.environment import ServiceEnvironment
 
 
 class RewardApiSettings(ServiceEnvironment):
