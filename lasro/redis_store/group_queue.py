@@ -239,7 +239,7 @@ def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> w
         prompt=submission.prompt,
         policy_version=submission.policy_version,
         stages=submission.stages,
-        scores={name: wire.scores_of(items, name) for name in submission.rewards},
+        rewards={name: wire.scores_of(items, name) for name in submission.rewards},
         versions={name: wire.version_of(items, name) for name in submission.rewards},
         latents=submission.latents,
     )

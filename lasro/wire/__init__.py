@@ -31,6 +31,7 @@ from lasro.wire.groups import (
     GroupState,
     GroupStatus,
     GroupSubmission,
+    NumSteps,
     ScoredGroup,
 )
 from lasro.wire.problem import Problem
@@ -99,6 +100,7 @@ __all__ = [
     "Name",
     "NativeReply",
     "NativeRequest",
+    "NumSteps",
     "PartialReply",
     "ProbeReply",
     "Problem",

@@ -1,17 +1,23 @@
 """Messages about groups: submitted by the client, scored by the reward API, read by the surrogate trainer.
 
-Shape legend: G groups, K seeds of a prompt, N = K x stages samples of a group, CHW one latent.
+Shape legend: K seeds of a prompt, N samples of a group (K of one step, K of two, reference samples), CHW one latent.
 """
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from lasro.wire.codec import SCHEMA_VERSION, Blob, Finite, Message, Name
 from lasro.wire.rewards import ScoredItem
+
+log = logging.getLogger("lasro")
+NumSteps = Literal[1, 2]
+"""Denoising steps that a sample took."""
 
 
 class GroupState(StrEnum):
@@ -37,7 +43,7 @@ class GroupSubmission(Message):
     metadata: Any = None
     policy_version: int = Field(ge=0, description="generator updates made before sampling")
     rewards: list[Name] = Field(min_length=1, max_length=32)
-    stages: list[Literal[1, 2]] = Field(min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample")
+    stages: list[NumSteps] = Field(min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample")
     images: list[Blob] = Field(default=[], max_length=1024, description="absent where `scores` are given")
     scores: dict[str, list[Finite | None]] | None = Field(
         default=None,
@@ -85,8 +91,23 @@ class ScoredGroup(Message):
     index: int
     prompt: str
     policy_version: int
-    stages: list[Literal[1, 2]]
-    scores: dict[str, list[Finite | None]] = Field(description="raw component per reward, null where it failed")
+    stages: list[NumSteps]
+    rewards: dict[str, list[Finite | None]] = Field(description="by name, one per sample, null where it failed")
     versions: dict[str, int] = Field(description="reward version that scored it")
     latents: Blob
     schema_version: Literal[1] = SCHEMA_VERSION
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rewards_from_scores(cls, fields: Any) -> Any:
+        """Release 0.1 wrote `scores`. Groups of it lie on streams and in journals; 0.3 need not read them any more."""
+        if isinstance(fields, dict) and "scores" in fields and "rewards" not in fields:
+            _warn_of_scores()
+            return {"rewards" if name == "scores" else name: value for name, value in fields.items()}
+        return fields
+
+
+@cache
+def _warn_of_scores() -> None:
+    """Once in a process: a journal holds thousands of groups."""
+    log.warning("a scored group has the field `scores`, which is named `rewards` since 0.2; 0.3 will not read it")

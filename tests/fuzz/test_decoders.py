@@ -98,7 +98,7 @@ def whole_bodies() -> dict[str, list[bytes]]:
         stages=[1, 2], images=[encoded_image("PNG")] * 2, latents=packed(latents=latents),
     )  # fmt: skip
     sample = wire.ScoredGroup(
-        group_id="g", round=0, index=0, prompt="p", policy_version=0, stages=[1, 2], scores={"r": [0.5, None]},
+        group_id="g", round=0, index=0, prompt="p", policy_version=0, stages=[1, 2], rewards={"r": [0.5, None]},
         versions={"r": 1}, latents=packed(latents=latents),
     )  # fmt: skip
     spec = wire.RewardSpec(name="r", url="https://a.example/", protocol=Protocol.NATIVE, range=(0, 1))

@@ -132,7 +132,7 @@ def test_finish_delivers_once_and_forgets_the_images(run_queue, redis_client: re
     run_queue(body)
     stream = SampleStream(redis_client, RUN)
     ((_, delivered),) = stream.read(5)
-    assert delivered.scores == {"r": [0.25, None]}
+    assert delivered.rewards == {"r": [0.25, None]}
     assert delivered.versions == {"r": 4}
     assert (delivered.round, delivered.index, delivered.policy_version) == (1, 2, 3)
     assert redis_client.hexists(keys.group(RUN, "g"), "payload") == 0
@@ -157,8 +157,8 @@ def test_a_server_that_knows_its_entries_delivers_once_even_to_a_group_that_was_
             redis_client.delete(keys.group(RUN, group_id))
 
     run_queue(body)
-    scores = [sample.scores["r"][0] for _, sample in SampleStream(redis_client, RUN).read(9)]
-    assert scores == ([0.5, 0.75] if native else [0.5, 0.25, 0.75])
+    rewards = [sample.rewards["r"][0] for _, sample in SampleStream(redis_client, RUN).read(9)]
+    assert rewards == ([0.5, 0.75] if native else [0.5, 0.25, 0.75])
     redis_client.delete(keys.samples(RUN))  # as the deletion of a run does: its ids are free again
     run_queue(body)
     assert len(SampleStream(redis_client, RUN).read(9)) == (2 if native else 3)

@@ -32,7 +32,7 @@ def sample(index: int, latents: bytes = b"x") -> wire.ScoredGroup:
         prompt="p",
         policy_version=0,
         stages=[1, 2],
-        scores={"r": [0.5, None]},
+        rewards={"r": [0.5, None]},
         versions={"r": 1},
         latents=latents,
     )
@@ -41,6 +41,12 @@ def sample(index: int, latents: bytes = b"x") -> wire.ScoredGroup:
 def deliver(client: redis.Redis, *indices: int) -> None:
     for index in indices:
         client.xadd(keys.samples(RUN), {"sample": wire.to_msgpack(sample(index))})
+
+
+def deliver_as_release_0_1(client: redis.Redis, index: int) -> None:
+    """As it was written before `scores` of a group became `rewards`."""
+    fields = {"scores" if name == "rewards" else name: value for name, value in sample(index).model_dump().items()}
+    client.xadd(keys.samples(RUN), {"sample": wire.to_msgpack(fields)})
 
 
 def _all(client: redis.Redis) -> Any:
@@ -92,6 +98,15 @@ class CuttingProxy:
                     if not data:
                         return
                     ends[source].sendall(data)
+
+
+def test_what_release_0_1_left_on_the_stream_is_read(redis_client: redis.Redis) -> None:
+    """Bug: after an upgrade the groups that wait on the stream are dead-lettered for their field `scores`."""
+    deliver_as_release_0_1(redis_client, 0)
+    deliver(redis_client, 1)
+    read = SampleStream(redis_client, RUN).read(9)
+    assert [found for _, found in read] == [sample(0), sample(1)]
+    assert dead_letters(redis_client) == []
 
 
 def test_a_new_reader_gets_what_the_last_one_left_unacknowledged(redis_client: redis.Redis) -> None:

@@ -372,7 +372,7 @@ def test_a_group_is_scored_once_and_delivered(
     with connect(redis_url) as client:
         ((_, sample),) = SampleStream(client, run).read(10)
         assert client.hexists(keys.group(run, "g"), "payload") == 0
-    assert sample.scores == {spec.name: [n / 255 for n in (1, 2, 3, 4)]}
+    assert sample.rewards == {spec.name: [n / 255 for n in (1, 2, 3, 4)]}
     assert sample.latents == submission.latents
     assert sample.versions == {spec.name: 1}
 
@@ -393,7 +393,7 @@ def test_a_failing_reward_still_finishes_the_group(api: RewardClient, spec: Rewa
     assert {item.scores[spec.name].status for item in status.items or []} == {Status.UNREACHABLE}
     with connect(redis_url) as client:
         ((_, sample),) = SampleStream(client, run).read(10)
-    assert sample.scores == {spec.name: [None] * 4}
+    assert sample.rewards == {spec.name: [None] * 4}
 
 
 def test_the_budget_is_enforced_before_any_call(
