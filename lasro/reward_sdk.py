@@ -49,7 +49,7 @@ class RewardEnvironment(ServiceEnvironment):
     max_request_pixels: int = Field(1 << 28, ge=1)
     """Largest sum over the images of one request."""
     max_waiting: int = Field(32, ge=1)
-    """Requests in hand at once; further ones are answered 503."""
+    """Requests in flight at once; further ones are answered 503."""
     signing_secret: SecretStr | None = None
     """whsec_...: calls must be signed with it (Standard Webhooks), and replies are."""
 
@@ -93,7 +93,7 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
     async def score(request: Request) -> Response:
         nonlocal waiting
         if waiting >= settings.max_waiting:
-            raise BusyError(f"{waiting} requests are in hand; try again later or raise LASRO_MAX_WAITING")
+            raise BusyError(f"{waiting} requests are in flight; try again later or raise LASRO_MAX_WAITING")
         waiting += 1
         give_up_s = time.monotonic() + _timeout_s(request.headers.get(wire.TIMEOUT_HEADER, ""))
         try:
@@ -121,7 +121,7 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
 
 
 def _timeout_s(header: str) -> float:
-    """What callers other than LaSRO's API send there, if anything, is no reason to refuse them."""
+    """The caller's limit in seconds; infinite where the header is no positive number, since any caller may set it."""
     try:
         seconds = float(header)
     except ValueError:

@@ -24,7 +24,7 @@ class GroupState(StrEnum):
     QUEUED = "queued"
     SCORED = "scored"
     DEAD = "dead"
-    """Set aside: it cannot be read, or its workers died of it. `lasro queue` retries or drops it."""
+    """Dead-lettered: it cannot be read, or its workers died of it. `lasro queue retry` or `drop` ends that."""
 
 
 class GroupSubmission(Message):
@@ -79,7 +79,7 @@ class GroupStatus(Message):
     group_id: Name
     state: GroupState
     items: list[ScoredItem] | None = Field(default=None, description="absent until scored")
-    error: str | None = Field(default=None, description="why it was set aside; absent unless it is dead")
+    error: str | None = Field(default=None, description="why it was dead-lettered; absent unless its state is dead")
     reward_calls: int
 
 

@@ -77,7 +77,7 @@ class RewardSpec(Message):
 
 
 class RewardInfo(Message):
-    """A registered reward as the API tells of it: secrets and header values are left out."""
+    """A registered reward as the API shows it: secrets and header values are left out."""
 
     name: Name
     url: str
@@ -156,7 +156,7 @@ class RewardValue(Message):
 
 
 class ScoreFields(TypedDict):
-    """Those of a RewardValue, as the reward API makes it: to check what it has just computed takes longer than that."""
+    """The fields of a RewardValue as a plain dict: to check what the API has just computed takes longer than that."""
 
     score: float | None
     status: Status
@@ -173,7 +173,7 @@ class ScoredItem(Message):
 
 
 def scores_of(items: Sequence[ScoredItem], reward: str) -> list[float | None]:
-    """What one reward gave to each item; null where it failed."""
+    """What one reward gave to each item; None where it failed."""
     return [item.scores[reward].score for item in items]
 
 

@@ -34,7 +34,7 @@ class AdaptStatistics(Message):
     constant_groups: int = Field(description="new groups without any ranked pair")
     failed_samples: int = Field(description="new samples dropped because a reward failed")
     scales: dict[Name, Scale] = Field(
-        default_factory=dict, description="mean and deviation by which normalised rewards entered the totals"
+        default_factory=dict, description="mean and standard deviation by which normalised rewards entered the totals"
     )
     stale_groups: int = Field(
         description="new groups of a generator over surrogate.max_policy_lag updates behind: trained on, not fresh"
@@ -72,7 +72,7 @@ class VersionInfo(Message):
     held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training, as last measured")
     reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
     drift: Finite | None = Field(
-        description="of the generator behind its newest groups from the base, as its client told: 1 is a change of seed"
+        description="of the generator behind its newest groups from the base, as sent by the client: 1 is a change of seed"
     )
 
 

@@ -132,13 +132,13 @@ def whole_bodies() -> dict[str, list[bytes]]:
 
 def decode(name: str, body: bytes) -> None:
     """Run a decoder; anything it raises that is not LaSRO's own is a bug."""
-    told = ""
+    message = ""
     try:
         DECODERS[name](body)
     except LasroError as error:
-        told = str(error)
-    assert "\n" not in told
-    assert len(told) < 2000
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 2000
 
 
 @st.composite

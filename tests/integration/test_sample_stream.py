@@ -151,7 +151,7 @@ def test_lag_counts_what_was_never_read(redis_client: redis.Redis) -> None:
         {"reason": "theirs", "entry": "0-1"},
     ],
 )
-def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
+def test_unreadable_entries_are_dead_lettered_and_the_stream_goes_on(
     redis_client: redis.Redis, fields: dict[Any, Any]
 ) -> None:
     """Bug: one corrupt entry stops the trainer for ever, or vanishes without a trace."""
@@ -161,13 +161,13 @@ def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
     deliver(redis_client, 1)
     assert indices(stream.read(10)) == [0, 1]
     found: Any = redis_client.xrange(keys.dead_samples(RUN))
-    ((_, buried),) = found
-    assert buried[b"reason"]
+    ((_, dead),) = found
+    assert dead[b"reason"]
     assert SampleStream(redis_client, RUN).read(10) != []
     assert redis_client.xlen(keys.samples(RUN)) == 2
 
 
-def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop(redis_client: redis.Redis) -> None:
+def test_a_sample_that_was_dead_lettered_is_read_after_a_retry_and_gone_after_a_drop(redis_client: redis.Redis) -> None:
     """Bug: a sample that an older trainer could not read is lost for the newer one; or its blob stays for ever."""
     stream = SampleStream(redis_client, RUN)
     redis_client.sadd(keys.RUNS, RUN)
@@ -178,7 +178,7 @@ def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop
     redis_client.sadd(keys.blobs(RUN), digest)
     redis_client.xadd(keys.samples(RUN), {"blob": digest})
     for entry_id, _ in stream.read(5):
-        stream.bury(entry_id, "of no use")
+        stream.dead_letter(entry_id, "of no use")
     first, second = dead_letters(redis_client)
     assert (first.kind, first.run, first.reason) == ("sample", RUN, "of no use")
     assert retry(redis_client, first)
@@ -186,7 +186,7 @@ def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop
     assert retry(redis_client, second)
     ((entry_id, found),) = stream.read(5)
     assert found.index == 1
-    stream.bury(entry_id, "of no use again")
+    stream.dead_letter(entry_id, "of no use again")
     (last,) = dead_letters(redis_client)
     drop(redis_client, last)
     assert dead_letters(redis_client) == []

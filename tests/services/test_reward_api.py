@@ -132,9 +132,9 @@ def test_secrets_reach_the_endpoint_and_nobody_else(
     assert api.probe(spec.name).status is Status.OK
     assert scorer[0].headers["authorization"] == "Bearer s3cr3t"
     assert scorer[0].headers["x-tenant"] == "t3n4nt"
-    told = httpx.get(f"{url}/v1/rewards").text + httpx.get(f"{url}/v1/rewards/{spec.name}").text
-    assert "s3cr3t" not in told
-    assert "t3n4nt" not in told
+    shown = httpx.get(f"{url}/v1/rewards").text + httpx.get(f"{url}/v1/rewards/{spec.name}").text
+    assert "s3cr3t" not in shown
+    assert "t3n4nt" not in shown
 
 
 @pytest.mark.parametrize(

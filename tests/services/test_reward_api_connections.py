@@ -71,9 +71,9 @@ async def calling(server: Server, **spec: Any) -> AsyncIterator[Attempt]:
         native = SPEAKERS[Protocol.NATIVE]
 
         async def attempt(timeout_s: float = 20.0) -> Result:
-            parts = HttpRequest(b"{}", {"Content-Type": "application/json"})
+            request = HttpRequest(b"{}", {"Content-Type": "application/json"})
             return await connections.attempt(
-                parts, lambda kind, body: native.decode(kind, body, 1, {}), timeout_s, {"X-Request-ID": "r"}
+                request, lambda kind, body: native.decode(kind, body, 1, {}), timeout_s, {"X-Request-ID": "r"}
             )
 
         yield attempt

@@ -199,11 +199,13 @@ def test_the_page_of_faults_tells_what_happens(
     """Bug: the documentation promises another status than the service gives."""
 
     def scored(faults: list[Fault]) -> str:
-        rows = [(fault.what, f"`{outcomes[fault.what].status}`", told(outcomes[fault.what].error)) for fault in faults]
+        rows = [
+            (fault.what, f"`{outcomes[fault.what].status}`", table_cell(outcomes[fault.what].error)) for fault in faults
+        ]
         return table(("the endpoint's fault", "status of the image", "error"), rows)
 
     def refused(what: str, refusals: list[Refusal]) -> str:
-        rows = [(one.what, str(one.status), told(answers[one.what].json()["detail"])) for one in refusals]
+        rows = [(one.what, str(one.status), table_cell(answers[one.what].json()["detail"])) for one in refusals]
         return table((what, "HTTP", "detail"), rows)
 
     parts = {
@@ -216,7 +218,7 @@ def test_the_page_of_faults_tells_what_happens(
     check_page("faults.md", parts, write_docs)
 
 
-def told(text: str | None) -> str:
+def table_cell(text: str | None) -> str:
     """A message as one cell of a table, without what differs from run to run and from system to system."""
     text = text or ""
     for chance, instead in (

@@ -71,10 +71,10 @@ def scorer_url(serve: Serve) -> str:
     @app.post("/echo/{where}")
     async def echo(request: Request, where: str) -> Response:
         """Gives away what it was sent, as a badly written scorer's error message does."""
-        told = f"got {request.headers['authorization']} and {request.headers['x-tenant']}"
+        shown = f"got {request.headers['authorization']} and {request.headers['x-tenant']}"
         if where == "item":
-            return Response(json.dumps({"scores": [None], "errors": [told]}))
-        return Response(told, status_code=400)
+            return Response(json.dumps({"scores": [None], "errors": [shown]}))
+        return Response(shown, status_code=400)
 
     return serve(app)
 
@@ -166,7 +166,7 @@ def test_a_reward_deleted_elsewhere_is_forgotten_here(redis_url: str) -> None:
 def test_secrets_are_neither_logged_nor_returned(url: str, scorer_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Bug: a scorer's error message or a log at level debug gives away the keys of paid scorers."""
     caplog.set_level(logging.DEBUG)
-    told = ""
+    shown = ""
     for path in ("/", "/echo/item", "/echo/body", "/down"):
         spec = {"url": scorer_url + path, "secret": SECRET, "headers": {"X-Tenant": HEADER_VALUE}}
         name = register(url, scorer_url, **spec)
@@ -180,10 +180,10 @@ def test_secrets_are_neither_logged_nor_returned(url: str, scorer_url: str, capl
                 f"{url}/v1/rewards/{name}", json={"name": name, "protocol": "native"} | spec | {"secret": SECRET * 99}
             ),
         ):
-            told += answer.text
-    told += httpx.get(f"{url}/metrics").text + httpx.get(f"{url}/v1/rewards").text
-    assert "[redacted]" in told
-    for text in (told, caplog.text):
+            shown += answer.text
+    shown += httpx.get(f"{url}/metrics").text + httpx.get(f"{url}/v1/rewards").text
+    assert "[redacted]" in shown
+    for text in (shown, caplog.text):
         assert SECRET not in text
         assert HEADER_VALUE not in text
 

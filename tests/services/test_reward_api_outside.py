@@ -49,8 +49,8 @@ def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> li
         connections = Connections(spec(url), max_reply_bytes, LOOPBACK, tls)
         native = SPEAKERS[Protocol.NATIVE]
         try:
-            parts = HttpRequest(b"{}", {"Content-Type": "application/json"})
-            return await connections.attempt(parts, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
+            request = HttpRequest(b"{}", {"Content-Type": "application/json"})
+            return await connections.attempt(request, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
         finally:
             await connections.aclose()
 

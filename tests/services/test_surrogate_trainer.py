@@ -290,7 +290,7 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
 
 
-def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer, config, redis_url):
+def test_a_sample_that_cannot_be_trained_on_is_dead_lettered_with_the_reason(trainer, config, redis_url):
     """Guards against acknowledging it: what was paid for was gone for good, and nothing but a log line told of it."""
     trainer.create("unfit", config)
     feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"rewards": {"other": [0.5] * 2 * SEEDS}})])

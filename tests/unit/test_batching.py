@@ -34,12 +34,12 @@ class Scorer:
         self.delay_s, self.running, self.ready, self.sizes, self.prompts = delay_s, 0, 0, [], []
 
     def prepare(self, batch: Batch) -> Batch:
-        """The parts tell whose they are, so that `send` can tell whether it was given others'."""
-        return replace(batch, parts=HttpRequest(repr(batch.prompts).encode()))
+        """The request says whose it is, so that `send` can tell whether it was given others'."""
+        return replace(batch, request=HttpRequest(repr(batch.prompts).encode()))
 
     async def send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
-        assert batch.parts is None or batch.parts.content == repr(batch.prompts).encode()
-        self.ready += batch.parts is not None
+        assert batch.request is None or batch.request.content == repr(batch.prompts).encode()
+        self.ready += batch.request is not None
         if "unencodable" in batch.metadata:
             return Outcome(Status.REJECTED, error="cannot be encoded", attempts=0, divisible=True)
         self.running += 1

@@ -26,8 +26,8 @@ def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    request = SPEAKER.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def test_a_template_is_filled_for_a_batch_or_for_one_image() -> None:
@@ -35,8 +35,8 @@ def test_a_template_is_filled_for_a_batch_or_for_one_image() -> None:
     batch = Batch(["{{image}}", "b"], BATCH.images, [{"k": {"n": 3}}, {"k": {"n": None}}])
     item = {"t": "<{{prompt}}>", "n": "{{metadata.k.n}}", "s": "n={{metadata.k.n}}", "url": "{{image_type}};{{image}}"}
     settings = {"request": {"top": 2, "items": {"$each": item}}, "scores": "s"}
-    parts, body = asked(batch, settings)
-    assert parts.path == ""
+    request, body = asked(batch, settings)
+    assert request.path == ""
     assert body["top"] == 2
     assert body["items"][0] == {"t": "<{{image}}>", "n": 3, "s": "n=3", "url": "image/png;iVBORw=="}
     assert body["items"][1] == {"t": "<b>", "n": None, "s": "n=null", "url": "image/jpeg;/9j/"}

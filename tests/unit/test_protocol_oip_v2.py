@@ -24,8 +24,8 @@ def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    request = SPEAKER.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 TRITON: dict[str, Any] = {
@@ -46,8 +46,8 @@ def tensor(data: Any, shape: Any = (2,), datatype: str = "FP32", name: str = "sc
 
 def test_oip_asks_as_the_specification_has_it() -> None:
     """Bug: KServe or Triton refuses the tensors."""
-    parts, body = asked(BATCH, MODEL)
-    assert parts.path == "/v2/models/judge/infer"
+    request, body = asked(BATCH, MODEL)
+    assert request.path == "/v2/models/judge/infer"
     assert body == {
         "inputs": [
             {"name": "prompt", "shape": [2], "datatype": "BYTES", "data": ["a cat", "a dog"]},
@@ -55,8 +55,8 @@ def test_oip_asks_as_the_specification_has_it() -> None:
         ],
         "outputs": [{"name": "score"}],
     }
-    parts, body = asked(BATCH, TRITON)
-    assert parts.path == "/v2/models/aesthetic/versions/2/infer"
+    request, body = asked(BATCH, TRITON)
+    assert request.path == "/v2/models/aesthetic/versions/2/infer"
     assert [entry["shape"] for entry in body["inputs"]] == [[2, 1], [2, 1]]
     assert body["inputs"][0]["parameters"] == {"content_type": "base64"}
     assert body["inputs"][1]["data"] == ['{"a": [1, null]}', "null"]

@@ -25,8 +25,8 @@ def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    request = SPEAKER.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def said(content: Any, finish_reason: str | None = "stop", **more: Any) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def thought(*pairs: tuple[str, float]) -> dict[str, Any]:
 
 def test_a_judge_is_asked_with_image_and_prompt() -> None:
     """Bug: the judge does not see the image or the prompt, answers at random or streams."""
-    parts, body = asked(FIRST, MODEL | {"parameters": {"seed": 3}})
-    assert parts.path == "/chat/completions"
+    request, body = asked(FIRST, MODEL | {"parameters": {"seed": 3}})
+    assert request.path == "/chat/completions"
     [message] = body.pop("messages")
     assert body == {"model": "judge", "stream": False, "n": 1, "temperature": 0, "max_tokens": 16, "seed": 3}
     image, text = message["content"]

@@ -22,14 +22,14 @@ def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    request = SPEAKER.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def test_unirl_asks_as_its_own_client_does() -> None:
     """Bug: UniRL's service answers 422 to a field of another name."""
-    parts, body = asked(BATCH, {"reward": "clip"})
-    assert parts.path == "/score"
+    request, body = asked(BATCH, {"reward": "clip"})
+    assert request.path == "/score"
     assert body["requests"][0] == {
         "history": [{"text": "a cat", "image_b64": "iVBORw=="}],
         "required_rewards": ["clip"],

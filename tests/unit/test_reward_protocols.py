@@ -79,8 +79,8 @@ def decoded(protocol: Protocol, reply: Any, count: int, settings: dict[str, Any]
 
 def asked(protocol: Protocol, batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
     SPEAKERS[protocol].check(settings)
-    parts = SPEAKERS[protocol].encode(batch, settings)
-    return parts, json.loads(parts.content)
+    request = SPEAKERS[protocol].encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def refused_briefly(error: Exception) -> None:
@@ -159,9 +159,9 @@ def test_native_replies_that_are_taken(body: bytes, answers: list[Any]) -> None:
 
 def test_native_asks_as_documented() -> None:
     """Bug: the request drifts from what users wrote their endpoints for."""
-    parts, body = asked(Protocol.NATIVE, Batch(["p"], [b"\x89PNG"], [{"a": [1, None]}]), {})
+    request, body = asked(Protocol.NATIVE, Batch(["p"], [b"\x89PNG"], [{"a": [1, None]}]), {})
     assert body == {"prompts": ["p"], "images": ["iVBORw=="], "metadata": [{"a": [1, None]}]}
-    assert parts.path == ""
+    assert request.path == ""
 
 
 finite = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
@@ -172,14 +172,14 @@ json_values = st.recursive(finite | st.text(), lambda inner: st.lists(inner) | s
 def test_native_json_is_the_message_of_the_contract(items: list[tuple[str, bytes, Any]]) -> None:
     """Bug: put together by hand, the body is no JSON for odd prompts, or another message than wire.NativeRequest."""
     prompts, images, metadata = (list(column) for column in zip(*items, strict=True))
-    parts = SPEAKERS[Protocol.NATIVE].encode(Batch(prompts, images, metadata), {})
-    assert from_json(NativeRequest, parts.content) == NativeRequest(prompts=prompts, images=images, metadata=metadata)
+    request = SPEAKERS[Protocol.NATIVE].encode(Batch(prompts, images, metadata), {})
+    assert from_json(NativeRequest, request.content) == NativeRequest(prompts=prompts, images=images, metadata=metadata)
 
 
 def test_flow_factory_asks_as_its_own_client_does() -> None:
     """Bug: an existing Flow-Factory server does not plug in unchanged."""
-    parts, body = asked(Protocol.FLOW_FACTORY, Batch(["p"], [b"\x89PNG"], [None]), {})
+    request, body = asked(Protocol.FLOW_FACTORY, Batch(["p"], [b"\x89PNG"], [None]), {})
     assert body == {"prompt": ["p"], "image": ["iVBORw=="]}
-    assert parts.path == "/compute"
+    assert request.path == "/compute"
     with pytest.raises(WireError, match="reports an error"):
         decoded(Protocol.FLOW_FACTORY, {"rewards": [1], "error": "CUDA"}, 1, {})

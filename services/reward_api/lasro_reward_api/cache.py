@@ -41,7 +41,7 @@ def content_digests(request: wire.ScoreRequest) -> list[bytes]:
 
 
 class Known(NamedTuple):
-    """A reward as it is registered now, and its scores of some items, null where there is none."""
+    """A reward as it is registered now, and its cached scores of some items, None where there is none."""
 
     registration: Registration
     scores: list[float | None]

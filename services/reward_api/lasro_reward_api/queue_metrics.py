@@ -34,7 +34,7 @@ class QueueMetrics(Collector):
             return
         yield GaugeMetricFamily("lasro_queue_waiting_groups", "Groups that no worker has claimed yet", figures.waiting)
         yield GaugeMetricFamily("lasro_queue_claimed_groups", "Groups being scored", figures.claimed)
-        yield GaugeMetricFamily("lasro_queue_dead_groups", "Groups set aside", figures.dead)
+        yield GaugeMetricFamily("lasro_queue_dead_groups", "Dead-lettered groups", figures.dead)
         yield GaugeMetricFamily("lasro_queue_oldest_seconds", "Age of the oldest unscored group", figures.oldest_s or 0)
 
     async def keep_reading(self, interval_s: float = READ_S) -> None:

@@ -61,7 +61,7 @@ class ScoringProcess:
             self._workers.append(asyncio.create_task(score_groups(self.queue, self.scorer, consumer, *pace)))
         keeping = [forget_deleted(self.registry, self.endpoints), self._queue_metrics.keep_reading()]
         others = [asyncio.create_task(one) for one in keeping]
-        with suppress(UnreachableError, StorageError, ConfigError):  # told by the readiness checks to come
+        with suppress(UnreachableError, StorageError, ConfigError):  # the readiness checks report it
             await self._check_redis()
         yield
         for task in (*others, *self._workers):

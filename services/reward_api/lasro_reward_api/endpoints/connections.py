@@ -65,7 +65,7 @@ class Connections:
             await self._idle.pop().aclose()
 
     async def attempt(
-        self, parts: HttpRequest, decode: Decode, timeout_s: float, extra: Mapping[str, str]
+        self, request: HttpRequest, decode: Decode, timeout_s: float, extra: Mapping[str, str]
     ) -> list[ItemResult] | Failed:
         """Post once and read the answers; `timeout_s` is what the caller has left, `extra` are headers."""
         limit_s = min(timeout_s, self._spec.timeout_s)
@@ -73,7 +73,7 @@ class Connections:
         verdict = Verdict.FAILED if limit_s >= FAIR_SHARE * self._spec.timeout_s else Verdict.NOTHING
         try:
             async with asyncio.timeout(limit_s):
-                return await self._exchange(parts, decode, extra)
+                return await self._exchange(request, decode, extra)
         except BlockedError as error:
             return Failed(Status.BLOCKED, str(error), Verdict.NOTHING)
         except WireError as error:
@@ -88,30 +88,30 @@ class Connections:
             return Failed(Status.UNREACHABLE, text, Verdict.FAILED, retried=True)
 
     async def _exchange(
-        self, parts: HttpRequest, decode: Decode, extra: Mapping[str, str]
+        self, request: HttpRequest, decode: Decode, extra: Mapping[str, str]
     ) -> list[ItemResult] | Failed:
         message_id = new_message_id()
-        headers = self._headers | {name.lower(): value for name, value in (*parts.headers.items(), *extra.items())}
+        sent = self._headers | {name.lower(): value for name, value in (*request.headers.items(), *extra.items())}
         if self._key is not None:
             # Each attempt is a message of its own: an endpoint that lets an id in once would refuse the next.
-            headers |= signed_headers(self._key, message_id, parts.content)
+            sent |= signed_headers(self._key, message_id, request.content)
         async with (
             self._connection() as connection,
             connection.stream(
                 "POST",
-                self._target(parts.path),
-                headers=list(headers.items()),
-                content=parts.content,
+                self._target(request.path),
+                headers=list(sent.items()),
+                content=request.content,
                 extensions={"timeout": {"connect": self._spec.timeout_s}},
             ) as response,
         ):
-            told = httpx.Headers(response.headers)
+            headers = httpx.Headers(response.headers)
             if response.status // 100 != 2:
-                return self._refused(response, told)
-            body = await self._read(response, told)
+                return self._refused(response, headers)
+            body = await self._read(response, headers)
         if self._spec.signed_replies:
-            self._check_reply(told, body, message_id)
-        return decode(told.get("content-type", ""), body)
+            self._check_reply(headers, body, message_id)
+        return decode(headers.get("content-type", ""), body)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[httpcore.AsyncHTTPConnection]:

@@ -62,7 +62,7 @@ class Endpoint:
             )
             for _ in range(self.spec.repeats)
         ]
-        self._in_hand = 0
+        self._in_flight = 0
 
     async def aclose(self) -> None:
         for batcher in self._batchers:
@@ -71,26 +71,26 @@ class Endpoint:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits or is under way."""
-        return self._in_hand == 0 and all(batcher.idle for batcher in self._batchers)
+        """Whether nothing waits or is in flight."""
+        return self._in_flight == 0 and all(batcher.idle for batcher in self._batchers)
 
     async def score(self, items: Sequence[Item], caller: Caller) -> list[list[Part]]:
-        """Per item, its part in each of the repeated calls."""
-        self._in_hand += 1
+        """Per item its outcome in each of the repeated calls."""
+        self._in_flight += 1
         try:
             columns = await asyncio.gather(*(batcher.score(items, caller) for batcher in self._batchers))
         finally:
-            self._in_hand -= 1
+            self._in_flight -= 1
         return [list(row) for row in zip(*columns, strict=True)]
 
     async def probe(self, item: Item, caller: Caller) -> Outcome:
-        """One call of one attempt, past queue and circuit; what it shows moves the circuit as any call."""
-        self._in_hand += 1
+        """One call with one attempt, past the queue and an open circuit, which counts its outcome all the same."""
+        self._in_flight += 1
         try:
             batch = Batch([item.prompt], [item.image], [item.metadata])
             return await self._call(batch, caller.deadline, caller.request_id, is_probe=True)
         finally:
-            self._in_hand -= 1
+            self._in_flight -= 1
 
     async def _send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
         deadline = latest(caller.deadline for caller in callers)
@@ -104,7 +104,7 @@ class Endpoint:
     async def _call(self, batch: Batch, deadline: Deadline, request_id: str, is_probe: bool = False) -> Outcome:
         set_request_id(request_id)
         try:
-            parts = await self._encoded(batch)
+            request = await self._encoded(batch)
         except WireError as error:
             return Outcome(Status.REJECTED, error=str(error), attempts=0, divisible=True)
         reason = None if is_probe else self.breaker.refusal()
@@ -114,7 +114,7 @@ class Endpoint:
         call, verdict = self.breaker.start(), Verdict.NOTHING
         started_s = time.perf_counter()
         try:
-            result, attempts = await self._tries(parts, len(batch.images), deadline, request_id, tries)
+            result, attempts = await self._tries(request, len(batch.images), deadline, request_id, tries)
             verdict = result.verdict if isinstance(result, Failed) else Verdict.ANSWERED
         finally:
             self.breaker.finish(call, verdict)
@@ -128,22 +128,25 @@ class Endpoint:
         return Outcome(Status.OK, [self._redacted(answer) for answer in result], None, attempts, latency_s)
 
     def _prepared(self, batch: Batch) -> Batch:
-        """With the request for it, where that is made soon; one that cannot be made is told of in its turn."""
+        """The batch with its request encoded ahead of its turn, where it is small.
+
+        A batch that the protocol cannot carry is returned as it is: `_call` encodes it again and reports why.
+        """
         if is_small(batch.prompts, batch.images, batch.metadata):
             with suppress(WireError):
-                return replace(batch, parts=self._speaker.encode(batch, self._settings))
+                return replace(batch, request=self._speaker.encode(batch, self._settings))
         return batch
 
     async def _encoded(self, batch: Batch) -> HttpRequest:
         """The request for a batch; raises WireError for one that the protocol cannot carry."""
-        if batch.parts is not None:
-            return batch.parts
+        if batch.request is not None:
+            return batch.request
         if is_small(batch.prompts, batch.images, batch.metadata):
             return self._speaker.encode(batch, self._settings)
         return await asyncio.to_thread(self._speaker.encode, batch, self._settings)
 
     async def _tries(
-        self, parts: HttpRequest, count: int, deadline: Deadline, request_id: str, tries: int
+        self, request: HttpRequest, count: int, deadline: Deadline, request_id: str, tries: int
     ) -> tuple[list[ItemResult] | Failed, int]:
         """The last attempt's result and its number."""
 
@@ -153,7 +156,7 @@ class Endpoint:
         for attempt in range(1, tries + 1):
             left_s = deadline.left_s()
             extra = {TIMEOUT_HEADER: f"{min(left_s, self.spec.timeout_s):.3f}", REQUEST_ID_HEADER: request_id}
-            result = await self._connections.attempt(parts, decode, left_s, extra)
+            result = await self._connections.attempt(request, decode, left_s, extra)
             if not isinstance(result, Failed) or not result.retried or attempt == tries:
                 return result, attempt
             wait_s = pause_s(attempt, result.wait_s, deadline.left_s())

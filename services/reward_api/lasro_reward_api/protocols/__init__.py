@@ -1,4 +1,4 @@
-"""What reward endpoints speak, one module each; `speaker.py` has the shape they share."""
+"""The protocols of reward endpoints, one module each. `base` says what each has to provide."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     async def register(request: Request) -> Response:
         spec = checked_spec(await read_message(request, wire.RewardSpec))
         registration, _ = await registry.put(spec, replace=False)
-        return reply(request, told(registration), 201)
+        return reply(request, to_reward_info(registration), 201)
 
     @router.get(
         "",
@@ -69,7 +69,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     )
     async def rewards(request: Request, limit: Limit = None, after: After = "") -> Response:
         found = await registry.list(after, limit)
-        return reply(request, wire.RewardList(rewards=[told(one) for one in found]))
+        return reply(request, wire.RewardList(rewards=[to_reward_info(one) for one in found]))
 
 
 def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoints) -> None:
@@ -79,7 +79,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def reward(request: Request, name: RewardName) -> Response:
-        return reply(request, told(await registry.get(name)))
+        return reply(request, to_reward_info(await registry.get(name)))
 
     @router.put(
         "/{name}",
@@ -94,7 +94,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         if spec.name != name:
             raise WireError(f"name: got {spec.name}, expected the one in the path ({name})")
         registration, is_new = await registry.put(spec, replace=True)
-        return reply(request, told(registration), 201 if is_new else 200)
+        return reply(request, to_reward_info(registration), 201 if is_new else 200)
 
     @router.delete(
         "/{name}",
@@ -122,8 +122,8 @@ def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     return spec
 
 
-def told(registration: Registration) -> wire.RewardInfo:
-    """What the API tells of a registered reward."""
+def to_reward_info(registration: Registration) -> wire.RewardInfo:
+    """What the API shows of a registered reward."""
     return registration.info(images_per_call(registration.spec))
 
 
