@@ -22,7 +22,7 @@ from lasro.redis_store.registry import Registration
 from lasro.service.serve import freeze_startup_objects
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints.batching import Item
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -81,7 +81,7 @@ async def _post(client: httpx.AsyncClient, url: str, body: bytes) -> None:
 @asynccontextmanager
 async def _ours(url: str, images: list[bytes]) -> AsyncIterator[Call]:
     settings = RewardApiSettings(allowed_networks="127.0.0.0/8")
-    endpoints = Endpoints(settings, RewardMetrics(CollectorRegistry()))
+    endpoints = EndpointPool(settings, RewardMetrics(CollectorRegistry()))
     spec = wire.RewardSpec(
         name="trivial", url=url, protocol=wire.Protocol.NATIVE, max_batch=len(images), concurrency=CONCURRENCY
     )

@@ -72,7 +72,7 @@ class VersionInfo(Message):
     held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training, as last measured")
     reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
     drift: Finite | None = Field(
-        description="of the generator behind its newest groups from the base, as sent by the client: 1 is a change of seed"
+        description="of the generator behind its newest groups from the base, as its client says: 1 is a change of seed"
     )
 
 

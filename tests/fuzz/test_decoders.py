@@ -23,12 +23,12 @@ from lasro.errors import LasroError, WireError
 from lasro.images import check_image, decode_image
 from lasro.wire import Protocol
 from lasro_reward_api.checks import check_group
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
 
 SHAPE = (4, 2, 2)
 MAX_PIXELS = 1 << 16
-SPEAKER_SETTINGS = {
+CODEC_SETTINGS = {
     Protocol.UNIRL: {"reward": "r"},
     Protocol.OPENAI_CHAT: {"model": "m"},
     Protocol.OIP_V2: {"model": "m", "output": "SCORE"},
@@ -60,7 +60,7 @@ def image(body: bytes) -> None:
 
 
 def reply(protocol: Protocol, content_type: str) -> Callable[[bytes], object]:
-    return lambda body: SPEAKERS[protocol].decode(content_type, body, 2, SPEAKER_SETTINGS.get(protocol, {}))
+    return lambda body: CODECS[protocol].decode(content_type, body, 2, CODEC_SETTINGS.get(protocol, {}))
 
 
 DECODERS: dict[str, Callable[[bytes], object]] = {

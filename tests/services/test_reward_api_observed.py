@@ -29,7 +29,7 @@ from lasro.redis_store.connection import connect_async
 from lasro.redis_store.registry import RewardRegistry
 from lasro.wire import ScoreRequest
 from lasro_reward_api.app import create_app
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.scoring_process import forget_deleted
 from lasro_reward_api.settings import RewardApiSettings
@@ -150,7 +150,7 @@ def test_a_reward_deleted_elsewhere_is_forgotten_here(redis_url: str) -> None:
 
     async def scenario() -> set[str]:
         metrics = RewardMetrics(CollectorRegistry())
-        endpoints = Endpoints(RewardApiSettings(), metrics)
+        endpoints = EndpointPool(RewardApiSettings(), metrics)
         async with connect_async(redis_url) as client:
             metrics.called("deleted-elsewhere", 0.1)
             task = asyncio.create_task(forget_deleted(RewardRegistry(client), endpoints, 0.01))

@@ -10,21 +10,21 @@ import pytest
 
 from lasro.errors import ConfigError, WireError
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult
 
-SPEAKER = SPEAKERS[Protocol.OIP_V2]
+CODEC = CODECS[Protocol.OIP_V2]
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])
 MODEL = {"model": "judge"}
 
 
 def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
+    return CODEC.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKER.check(settings)
-    request = SPEAKER.encode(batch, settings)
+    CODEC.check(settings)
+    request = CODEC.encode(batch, settings)
     return request, json.loads(request.content)
 
 
@@ -113,4 +113,4 @@ def test_oip_replies_that_are_refused(reply: Any, reason: str) -> None:
 def test_settings_of_a_model_that_cannot_work_are_refused(settings: Any, reason: str) -> None:
     """Bug: a model name leads to another path of the server, or the model never sees the image."""
     with pytest.raises(ConfigError, match=reason):
-        SPEAKER.check(settings)
+        CODEC.check(settings)

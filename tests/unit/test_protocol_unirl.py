@@ -9,20 +9,20 @@ import pytest
 
 from lasro.errors import WireError
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
-SPEAKER = SPEAKERS[Protocol.UNIRL]
+CODEC = CODECS[Protocol.UNIRL]
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])
 
 
 def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
+    return CODEC.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKER.check(settings)
-    request = SPEAKER.encode(batch, settings)
+    CODEC.check(settings)
+    request = CODEC.encode(batch, settings)
     return request, json.loads(request.content)
 
 

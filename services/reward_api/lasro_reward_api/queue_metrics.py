@@ -1,6 +1,6 @@
-"""What Prometheus learns of the queue in Redis: how far the scoring workers are behind.
+"""Prometheus metrics of the queue in Redis: how far the scoring workers are behind.
 
-Read every few seconds and not when scraped, so that a Redis that hangs holds no scrape up.
+They are read every few seconds and not when scraped, so that a Redis that hangs delays no scrape.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ READ_S = 5.0
 
 
 class QueueMetrics(Collector):
-    """The last figures read; none while Redis does not tell, for an old number would look like a living queue."""
+    """The last figures read; none while Redis does not answer, since old ones would look like a living queue."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client

@@ -25,7 +25,7 @@ class RewardApiSettings(ServiceEnvironment):
     max_requests: int = Field(default=256, ge=1)
     """Requests with images in flight in this process; further ones are answered 503."""
     max_items: int = Field(default=16_384, ge=1)
-    """Images, times rewards, waiting or under way in this process; what would exceed it is answered 503."""
+    """Images, times rewards, waiting or in flight in this process; what would exceed it is answered 503."""
     max_reward_items: int = Field(default=4_096, ge=1)
     """The same for one reward; what would exceed it is answered 429."""
     max_groups: int = Field(default=10_000, ge=1)

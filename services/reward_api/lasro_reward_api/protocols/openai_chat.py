@@ -175,4 +175,4 @@ def _expected(logprobs: list[tuple[str, float]], answers: Mapping[str, float]) -
     return math.fsum(weight * value for weight, value in weights) / total
 
 
-SPEAKER = ProtocolCodec(check, encode, decode, one_image=lambda settings: True)
+CODEC = ProtocolCodec(check, encode, decode, one_image=lambda settings: True)
