@@ -21,7 +21,14 @@ from lasro import wire
 from lasro.errors import BusyError, LasroError
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.middleware import RequestGate
-from lasro.service.problem import RETRY_AFTER_S, problem_response
+from lasro.service.problem import (
+    INCOMPLETE_REQUEST,
+    MALFORMED_REQUEST,
+    NOT_READY,
+    RETRY_AFTER_S,
+    problem_response,
+    refused,
+)
 
 log = logging.getLogger("lasro")
 M = TypeVar("M", bound=wire.Message)
@@ -57,7 +64,7 @@ def create_service(
         try:
             await ready()
         except LasroError as error:
-            return problem_response(503, "not ready", str(error))
+            return problem_response(NOT_READY, str(error))
         return Response('{"status":"ready"}', media_type="application/json")
 
     @app.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
@@ -71,26 +78,26 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(LasroError)
     async def ours(_: Request, error: LasroError) -> Response:
         headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, BusyError) else None
-        return problem_response(error.http_status, error.title, str(error), headers)
+        return problem_response(type(error), str(error), headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return problem_response(422, "malformed request", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return problem_response(MALFORMED_REQUEST, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
-        return problem_response(error.status_code, "refused", str(error.detail), dict(error.headers or {}))
+        return problem_response(refused(error.status_code), str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(ClientDisconnect)
     async def hung_up(request: Request, _: ClientDisconnect) -> Response:
         log.info("%s %s: the caller hung up before it had sent the body", request.method, request.url.path)
-        return problem_response(400, "incomplete request", "the connection ended before the body did; send it again")
+        return problem_response(INCOMPLETE_REQUEST, "the connection ended before the body did; send it again")
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return problem_response(500, "internal error", "unforeseen failure; see the service's log")
+        return problem_response(LasroError, "unforeseen failure; see the service's log")
 
 
 async def read_message(request: Request, kind: type[M]) -> M:

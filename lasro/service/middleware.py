@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lasro.errors import AuthError, BusyError
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.logs import new_request_id, set_request_id
-from lasro.service.problem import RETRY_AFTER_S, problem_response
+from lasro.service.problem import BODY_TOO_LARGE, BODY_TOO_SLOW, RETRY_AFTER_S, problem_response
 
 log = logging.getLogger("lasro")
 OPEN_PATHS = ("/health/live", "/health/ready", "/metrics", "/openapi.json")
@@ -69,15 +69,13 @@ class RequestGate:
             await self._too_large()(scope, receive, send_with_id)
         except _BodyTooSlow:
             detail = f"nothing came for {self.settings.body_timeout_s:g} s, expected the rest; send it again"
-            await problem_response(408, "body too slow", detail, {"Connection": "close"})(scope, receive, send_with_id)
+            await problem_response(BODY_TOO_SLOW, detail, {"Connection": "close"})(scope, receive, send_with_id)
         except asyncio.CancelledError:
             if is_answered:
                 raise
             # The server is going down and drops its requests; uvicorn would answer 500, which nobody sends again.
             detail = "the service is being stopped; ask again once it is back"
-            await problem_response(503, BusyError.title, detail, {"Retry-After": str(RETRY_AFTER_S)})(
-                scope, receive, send_with_id
-            )
+            await problem_response(BusyError, detail, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send_with_id)
         finally:
             self._answered(scope, status, time.perf_counter() - started)
 
@@ -96,14 +94,14 @@ class RequestGate:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + key.get_secret_value().encode()):
                 detail = "expected the header 'Authorization: Bearer KEY' with the service's LASRO_API_KEY"
-                return problem_response(401, AuthError.title, detail, {"WWW-Authenticate": "Bearer"})
+                return problem_response(AuthError, detail, {"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.settings.max_body_bytes:
             return self._too_large()
         return None
 
     def _too_large(self) -> Response:
-        return problem_response(413, "body too large", f"expected at most {self.settings.max_body_bytes} bytes")
+        return problem_response(BODY_TOO_LARGE, f"expected at most {self.settings.max_body_bytes} bytes")
 
     def _limited(self, receive: Receive) -> Receive:
         size_bytes, is_whole = 0, False

@@ -34,7 +34,7 @@ from lasro.wire.groups import (
     NumSteps,
     ScoredGroup,
 )
-from lasro.wire.problem import Problem
+from lasro.wire.problem import BLANK_TYPE, Problem
 from lasro.wire.rewards import (
     OUT_OF_RANGE,
     NativeReply,
@@ -77,6 +77,7 @@ from lasro.wire.tensors import (
 )
 
 __all__ = [
+    "BLANK_TYPE",
     "MAX_HEADER_BYTES",
     "MAX_TENSORS",
     "MSGPACK_TYPE",
