@@ -89,8 +89,8 @@ async def _ours(url: str, images: list[bytes]) -> AsyncIterator[Call]:
     items = [Item("p", image, None) for image in images]
 
     async def call(worker: int) -> None:
-        parts = await endpoint.score(items, Caller(Deadline.after(TIMEOUT_S), f"request-{worker}"))
-        failed = [part.outcome.error for (part,) in parts if part.outcome.status is not wire.Status.OK]
+        outcomes = await endpoint.score(items, Caller(Deadline.after(TIMEOUT_S), f"request-{worker}"))
+        failed = [outcome.call.error for (outcome,) in outcomes if outcome.call.status is not wire.Status.OK]
         assert not failed, failed
 
     yield call

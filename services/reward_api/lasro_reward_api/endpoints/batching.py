@@ -44,10 +44,10 @@ class CallOutcome:
 
 
 class ItemOutcome(NamedTuple):
-    """The call that an image was in, and the image's index there."""
+    """The call that an image was in, and the image's position there."""
 
     call: CallOutcome
-    index: int
+    position: int
 
 
 Send = Callable[[Batch, Sequence[Caller]], Awaitable[CallOutcome]]
