@@ -20,30 +20,30 @@ from tiny_recipe.config import Recipe
 from tiny_recipe.emoji import EMOJI_PX, write_emoji
 from tiny_recipe.figures import FIGURES
 from tiny_recipe.reporting import Stop
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, miniature: Recipe) -> Workplace:
-    """A finished workplace: each stage on another machine, that is, in a folder to which only the state came."""
+def made(tmp_path_factory: pytest.TempPathFactory, miniature: Recipe) -> WorkDir:
+    """A finished work directory: each stage on another machine, that is, in a folder to which only the state came."""
     torch.set_num_threads(1)
     recipe = miniature.model_copy(update={"data": miniature.data.model_copy(update={"emoji_share": 0.25})})
     console, folder = Console(file=io.StringIO()), tmp_path_factory.mktemp("recipe")
-    place = Workplace(folder / "none", recipe)
+    work_dir = WorkDir(folder / "none", recipe)
     for name in ("vae", "teacher", "lcm"):
-        here = Workplace(folder / name, recipe)
-        if place.state.exists():
-            shutil.copytree(place.state, here.state)
+        here = WorkDir(folder / name, recipe)
+        if work_dir.state.exists():
+            shutil.copytree(work_dir.state, here.state)
         picture = np.full((EMOJI_PX, EMOJI_PX, 4), (220, 40, 40, 255), np.uint8)
         write_emoji(here.emoji, [("red patch", "noto", picture)])
         with Stop() as stop:
             assert stages.train([name], here, stop, console)
-        place = here
-    stages.export_model(place, console)
-    return place
+        work_dir = here
+    stages.export_model(work_dir, console)
+    return work_dir
 
 
-def test_stock_diffusers_draws_from_the_folder(made: Workplace) -> None:
+def test_stock_diffusers_draws_from_the_folder(made: WorkDir) -> None:
     """Bug: an exported folder that only this project can load, or whose scheduler, dtype or guidance is off."""
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(str(made.folder / "model"), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -63,7 +63,7 @@ def test_stock_diffusers_draws_from_the_folder(made: Workplace) -> None:
     assert scaled == pytest.approx(made.progress("vae").figures["scaling_factor"])
 
 
-def test_weights_are_half_precision_and_name_no_folder(made: Workplace) -> None:
+def test_weights_are_half_precision_and_name_no_folder(made: WorkDir) -> None:
     """Bug: a folder of twice the size, or one that tells where it was made."""
     model = made.folder / "model"
     for path in model.rglob("*.json"):
@@ -74,16 +74,16 @@ def test_weights_are_half_precision_and_name_no_folder(made: Workplace) -> None:
     assert weights < state, "the state has the teacher too"
 
 
-def test_each_stage_leaves_pictures(made: Workplace) -> None:
+def test_each_stage_leaves_pictures(made: WorkDir) -> None:
     """Bug: a stage whose result nobody can look at."""
     places = (made.folder.parent / name / "grids" for name in ("vae", "teacher", "lcm"))
-    names = sorted(path.name for place in places for path in place.iterdir())
+    names = sorted(path.name for folder in places for path in folder.iterdir())
     assert names == ["lcm-1.webp", "lcm-2.webp", "lcm-4.webp", "teacher.webp", "vae.webp"]
     with Image.open(made.folder / "grids" / "lcm-2.webp") as grid:
         assert grid.size == (8 * 32, 4 * 32)
 
 
-def test_what_is_done_is_not_done_again(made: Workplace, miniature: Recipe) -> None:
+def test_what_is_done_is_not_done_again(made: WorkDir, miniature: Recipe) -> None:
     """Bug: `make tiny-model`, given again, trains anew."""
     before = (made.state / "progress.json").read_bytes()
     with Stop() as stop:
@@ -91,7 +91,7 @@ def test_what_is_done_is_not_done_again(made: Workplace, miniature: Recipe) -> N
     assert (made.state / "progress.json").read_bytes() == before
 
 
-def test_the_report_measures_and_fills_the_card(made: Workplace) -> None:
+def test_the_report_measures_and_fills_the_card(made: WorkDir) -> None:
     """Bug: a table without a figure that is wanted, or a card that is not of this model."""
     card = (made.folder / "model" / "README.md").read_text()
     assert "Not measured yet" in card

@@ -180,7 +180,7 @@ def _stages(facts: Facts) -> Finding | None:
         return None
     says = f"{share:.0%} of the spread within a prompt is between its one-step and its two-step images."
     level: Level = "doubtful" if share >= MOST_BETWEEN_STAGES else "note"
-    return Finding("stages", level, says, "set surrogate.rank_within_stage = true, or it may learn little else")
+    return Finding("stages", level, says, "set surrogate.rank_within_num_steps = true, or it may learn little else")
 
 
 def _slow_round(facts: Facts) -> Finding | None:

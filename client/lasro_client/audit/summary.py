@@ -86,7 +86,7 @@ def summarise(
 
 def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
     """The facts by which the run's pairs, rounds and budget are judged."""
-    groups_AJR = ranked_groups(measured.rewards_PGKR, config.surrogate.rank_within_stage)
+    groups_AJR = ranked_groups(measured.rewards_PGKR, config.surrogate.rank_within_num_steps)
     failed = [score for score in measured.scores if score.status is not Status.OK]
     latency = _latency(measured.scores)
     weight = abs(config.weights.get(info.name, 1.0)) or 1.0
@@ -103,7 +103,7 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
         ties=count_ties(groups_AJR, margin),
         equal=count_ties(groups_AJR, 0.0),
         margin=margin,
-        within_stage=config.surrogate.rank_within_stage,
+        within_stage=config.surrogate.rank_within_num_steps,
         between_stages=stage_share(measured.rewards_PGKR),
         slowest_s=latency["longest"],
         round_s=measured.speed.seconds(images_per_round(config.train, 2)),

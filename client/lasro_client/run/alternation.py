@@ -219,8 +219,8 @@ class FineTuning:
 
 def by_weight(stages: dict[str, float | None], config: RunSettings) -> float | None:
     """Mean of both stages' figures, weighted as in the objective; null where one that counts is."""
-    objective = config.objective
-    weights = {"one_step": objective.one_step_weight, "two_step": objective.two_step_weight}
+    method = config.method
+    weights = {"one_step": method.one_step_weight, "two_step": method.two_step_weight}
     terms = [(weight, stages[name]) for name, weight in weights.items() if weight > 0]
     known = [(weight, value) for weight, value in terms if value is not None]
     if not terms or len(known) < len(terms):

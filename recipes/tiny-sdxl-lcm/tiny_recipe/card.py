@@ -14,16 +14,16 @@ from lasro.files import write_atomically
 from lasro_client.watch.terminal import clock
 from tiny_recipe.emoji_sources import SOURCES
 from tiny_recipe.figures import figures_table
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 FRAME = Path(__file__).with_name("model_card.md")
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 NOT_MEASURED = "Not measured yet: `make tiny-model-report` measures the model and writes them here."
 
 
-def write_card(workplace: Workplace, folder: Path, report: dict[str, Any] | None = None) -> None:
+def write_card(work_dir: WorkDir, folder: Path, report: dict[str, Any] | None = None) -> None:
     """README.md of the exported folder; with the figures of a report where there is one."""
-    recipe = workplace.recipe
+    recipe = work_dir.recipe
     sources = SOURCES if recipe.data.emoji_share else ()
     fields = {
         "name": recipe.name,
@@ -36,7 +36,7 @@ def write_card(workplace: Workplace, folder: Path, report: dict[str, Any] | None
         "backgrounds": ", ".join(BACKGROUNDS),
         "swapped": f"{recipe.data.swapped_colors:.0%}",
         "wrong": f"{recipe.data.wrong_relations:.0%}",
-        "times": "\n".join(rows(stage_times(workplace))),
+        "times": "\n".join(rows(stage_times(work_dir))),
         "sources": "\n".join(
             rows((f"{s.package} {s.version}", s.style, s.author, s.licence) for s in sources)
             or ["| none | - | - | - |"]
@@ -63,7 +63,7 @@ def part_sizes(folder: Path) -> list[tuple[str, str, str]]:
     return sizes
 
 
-def stage_times(workplace: Workplace) -> list[tuple[str, ...]]:
-    """Of each stage: steps, time trained, time in all, visits, device."""
-    found = [(name, workplace.progress(name)) for name in ("vae", "teacher", "lcm")]
-    return [(name, str(p.steps), clock(p.trained_s), clock(p.wall_s), str(p.visits), p.device) for name, p in found]
+def stage_times(work_dir: WorkDir) -> list[tuple[str, ...]]:
+    """Of each stage: steps, time trained, time in all, sessions, device."""
+    found = [(name, work_dir.progress(name)) for name in ("vae", "teacher", "lcm")]
+    return [(name, str(p.steps), clock(p.trained_s), clock(p.wall_s), str(p.sessions), p.device) for name, p in found]

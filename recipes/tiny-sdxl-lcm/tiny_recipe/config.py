@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from lasro.config import Positive, Rate, Settings, Share
+from lasro.config.base import Positive, Rate, Settings, Share
 from lasro.errors import ConfigError
 from lasro.validation import explain
 from lasro.wire import Name
@@ -83,7 +83,7 @@ class VaeSettings(StageSettings):
     latent_noise: Share = 0.1
     """Most noise on the latents that the decoder learns from, in their standard deviations."""
     deviation: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Deviation of the posterior that is exported, in the latents' standard deviations: fixed, never trained."""
+    """Standard deviation of the exported posterior, in the latents' standard deviations: fixed, never trained."""
 
 
 class TextSettings(Settings):

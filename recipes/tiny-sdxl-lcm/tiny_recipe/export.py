@@ -16,25 +16,25 @@ from tiny_recipe.lcm import finished_student
 from tiny_recipe.networks import saved_tokenizer, scheduler
 from tiny_recipe.teacher import finished_encoders
 from tiny_recipe.vae import finished_vae, fix_deviation
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 LARGEST_MODEL_BYTES = 32_000_000
 
 
-def export(workplace: Workplace) -> Path:
-    """Write the model to `model/` in the workplace; raises ModelError where it grew over its limit."""
-    recipe, cpu = workplace.recipe, torch.device("cpu")
-    vae, student = finished_vae(workplace, cpu), finished_student(workplace, cpu)
+def export(work_dir: WorkDir) -> Path:
+    """Write the model to `model/` in the work directory; raises ModelError where it grew over its limit."""
+    recipe, cpu = work_dir.recipe, torch.device("cpu")
+    vae, student = finished_vae(work_dir, cpu), finished_student(work_dir, cpu)
     fix_deviation(vae.network, recipe.vae.deviation / vae.scaling_factor)
     vae.network.register_to_config(scaling_factor=vae.scaling_factor)
-    tokenizers = [saved_tokenizer(recipe, workplace.tokenizer) for _ in range(2)]
-    encoders = finished_encoders(workplace, tokenizers[0], cpu)
+    tokenizers = [saved_tokenizer(recipe, work_dir.tokenizer) for _ in range(2)]
+    encoders = finished_encoders(work_dir, tokenizers[0], cpu)
     diffusers: Any = importlib.import_module("diffusers")  # its annotations refuse what it documents
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae.network.half(), encoders["text_encoder"].half(), encoders["text_encoder_2"].half(), *tokenizers,
         student.half(), scheduler(recipe), force_zeros_for_empty_prompt=False, add_watermarker=False,
     )  # fmt: skip
-    folder = workplace.folder / "model"
+    folder = work_dir.folder / "model"
     try:
         shutil.rmtree(folder, ignore_errors=True)
         pipeline.save_pretrained(folder)
@@ -43,7 +43,7 @@ def export(workplace: Workplace) -> Path:
         raise StorageError(
             f"{folder}: cannot be written ({error.strerror}); free the disk or choose another"
         ) from error
-    write_card(workplace, folder)
+    write_card(work_dir, folder)
     size_bytes = folder_bytes(folder)
     if size_bytes > LARGEST_MODEL_BYTES:
         raise ModelError(f"{folder}: {size_bytes} bytes, expected at most {LARGEST_MODEL_BYTES}; narrow the channels")

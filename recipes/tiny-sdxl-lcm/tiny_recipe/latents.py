@@ -33,7 +33,7 @@ SEEDS_PER_PROMPT = 4
 
 
 class Pool(NamedTuple):
-    """Latents bfloat16 [N, C, H, W] of deviation 1, and tokens int16 [N, L]."""
+    """Latents bfloat16 [N, C, H, W] of standard deviation 1, and tokens int16 [N, L]."""
 
     latents_NCHW: Tensor
     tokens_NL: Tensor
@@ -70,5 +70,5 @@ def evaluation_tokens(tokenizer: CLIPTokenizer, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def decoded(vae: FrozenVae, latents_BCHW: Tensor) -> Tensor:
-    """Images [B, 3, H, W], about [-1, 1], of latents of deviation 1."""
+    """Images [B, 3, H, W], about [-1, 1], of latents of standard deviation 1."""
     return torch.cat([decode(vae.network, part / vae.scaling_factor) for part in latents_BCHW.float().split(32)])

@@ -35,7 +35,7 @@ from tiny_recipe.speed import compiled
 from tiny_recipe.stage import Stage
 from tiny_recipe.teacher import finished_encoders, finished_teacher, noise_predictor
 from tiny_recipe.vae import FrozenVae
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 GRID_GUIDANCE = 4.0
 Predictor = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -74,9 +74,9 @@ def clean_predictor(
     return predict
 
 
-def lcm_stage(workplace: Workplace, pool: Pool, tokenizer: CLIPTokenizer, device: torch.device) -> Stage:
-    recipe, settings = workplace.recipe, workplace.recipe.lcm
-    encoders, teacher = finished_encoders(workplace, tokenizer, device), finished_teacher(workplace, device)
+def lcm_stage(work_dir: WorkDir, pool: Pool, tokenizer: CLIPTokenizer, device: torch.device) -> Stage:
+    recipe, settings = work_dir.recipe, work_dir.recipe.lcm
+    encoders, teacher = finished_encoders(work_dir, tokenizer, device), finished_teacher(work_dir, device)
     student = student_of(teacher, recipe, device)
     target = copy.deepcopy(student).requires_grad_(False)
     abar_T = alphas_cumprod(recipe, device)
@@ -130,16 +130,16 @@ def teacher_step(
     return step
 
 
-def finished_student(workplace: Workplace, device: torch.device) -> UNet2DConditionModel:
-    workplace.finished("lcm")
-    return frozen(new_student(workplace.recipe), workplace.weights("lcm", "unet."), device)
+def finished_student(work_dir: WorkDir, device: torch.device) -> UNet2DConditionModel:
+    work_dir.finished("lcm")
+    return frozen(new_student(work_dir.recipe), work_dir.weights("lcm", "unet."), device)
 
 
 @torch.no_grad()
-def lcm_grids(workplace: Workplace, vae: FrozenVae, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+def lcm_grids(work_dir: WorkDir, vae: FrozenVae, tokenizer: CLIPTokenizer, device: torch.device) -> None:
     """The evaluation prompts by one, two and four steps."""
-    recipe = workplace.recipe
-    encoders, student = finished_encoders(workplace, tokenizer, device), finished_student(workplace, device)
+    recipe = work_dir.recipe
+    encoders, student = finished_encoders(work_dir, tokenizer, device), finished_student(work_dir, device)
     abar_T, tokens_BL = alphas_cumprod(recipe, device), evaluation_tokens(tokenizer, device)
     count = len(tokens_BL)
     predict = clean_predictor(student, recipe, abar_T)
@@ -156,5 +156,5 @@ def lcm_grids(workplace: Workplace, vae: FrozenVae, tokenizer: CLIPTokenizer, de
                 lcm_timesteps(steps, original_steps=recipe.lcm.solver_steps),
                 abar_T,
             )[-1]
-            path = workplace.folder / "grids" / f"lcm-{steps}.webp"
+            path = work_dir.folder / "grids" / f"lcm-{steps}.webp"
             save_grid(path, pixels(decoded(vae, latents)), 2 * SEEDS_PER_PROMPT)

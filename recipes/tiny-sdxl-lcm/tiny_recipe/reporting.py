@@ -18,7 +18,7 @@ from lasro.files import write_atomically
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.watch.terminal import clock
 from tiny_recipe.config import StageSettings
-from tiny_recipe.workplace import StageProgress
+from tiny_recipe.work_dir import StageProgress
 
 INTERVAL_S = 15.0
 

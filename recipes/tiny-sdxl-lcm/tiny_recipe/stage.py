@@ -23,7 +23,7 @@ from lasro.models.device import autocast
 from tiny_recipe.config import Recipe, StageSettings
 from tiny_recipe.networks import load_plain, plain_names
 from tiny_recipe.reporting import ProgressLines, Stop, device_name
-from tiny_recipe.workplace import StageProgress, Workplace
+from tiny_recipe.work_dir import StageProgress, WorkDir
 
 Losses = Callable[[torch.Generator], dict[str, Tensor]]
 CHECK_STEPS = 50  # between two looks at the loss: each waits for the device
@@ -46,10 +46,10 @@ class Stage:
 class StageRun:
     """A stage under way on one machine."""
 
-    def __init__(self, stage: Stage, workplace: Workplace, device: torch.device, console: Console) -> None:
-        self.stage, self.workplace, self.device, self.console = stage, workplace, device, console
-        self.recipe: Recipe = workplace.recipe
-        self.progress = workplace.progress(stage.name)
+    def __init__(self, stage: Stage, work_dir: WorkDir, device: torch.device, console: Console) -> None:
+        self.stage, self.work_dir, self.device, self.console = stage, work_dir, device, console
+        self.recipe: Recipe = work_dir.recipe
+        self.progress = work_dir.progress(stage.name)
         self.average = copy.deepcopy(stage.trained).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             stage.trained.parameters(),
@@ -78,9 +78,9 @@ class StageRun:
             self.progress = self.progress.model_copy(update=changes | {"figures": measured})
             lines.update(self.progress, self.done_share(self.progress))
             if now - saved > self.recipe.checkpoint_minutes * 60:
-                self._save(finished=False, visits=before.visits + 1)
+                self._save(finished=False, sessions=before.sessions + 1)
                 saved = mark = time.monotonic()
-        self._save(self.done_share(self.progress) >= 1, before.visits + 1)
+        self._save(self.done_share(self.progress) >= 1, before.sessions + 1)
         return self.progress
 
     def done_share(self, progress: StageProgress) -> float:
@@ -120,18 +120,18 @@ class StageRun:
             )
         return values
 
-    def _save(self, finished: bool, visits: int) -> None:
+    def _save(self, finished: bool, sessions: int) -> None:
         for tensor in self.average.state_dict().values():
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteError(f"{self.stage.name}: a weight is not finite; lower its learning_rate")
-        changes = {"finished": finished, "visits": visits, "device": device_name(self.device)}
+        changes = {"finished": finished, "sessions": sessions, "device": device_name(self.device)}
         self.progress = self.progress.model_copy(update=changes)
-        checkpoint = self.workplace.checkpoint(self.stage.name)
+        checkpoint = self.work_dir.checkpoint(self.stage.name)
         if finished:
             checkpoint.unlink(missing_ok=True)
         else:
-            self.workplace.save_checkpoint(self.stage.name, self._exact(), self.progress.steps)
-        self.workplace.save(self.stage.name, self.progress, plain_names(self.average))
+            self.work_dir.save_checkpoint(self.stage.name, self._exact(), self.progress.steps)
+        self.work_dir.save(self.stage.name, self.progress, plain_names(self.average))
 
     def _exact(self) -> dict[str, Tensor]:
         tensors = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
@@ -147,11 +147,11 @@ class StageRun:
         steps = self.progress.steps
         if steps == 0:
             return 0
-        exact = self.workplace.load_checkpoint(self.stage.name, steps)
+        exact = self.work_dir.load_checkpoint(self.stage.name, steps)
         if exact is not None:
             self._restore(exact)
             return 0
-        average = self.workplace.weights(self.stage.name)
+        average = self.work_dir.weights(self.stage.name)
         for networks in (self.average, self.stage.trained, self.stage.target):
             if networks is not None:
                 load_plain(networks, average)

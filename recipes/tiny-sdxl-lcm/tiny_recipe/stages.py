@@ -24,41 +24,41 @@ from tiny_recipe.speed import allow_fast_arithmetic
 from tiny_recipe.stage import Stage, StageRun
 from tiny_recipe.teacher import teacher_grid, teacher_stage
 from tiny_recipe.vae import finished_vae, measure, trained_vae, vae_grid, vae_stage
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 
-def make_emoji(place: Workplace, console: Console) -> None:
+def make_emoji(work_dir: WorkDir, console: Console) -> None:
     """Fetch the packages, draw what is wanted and write the emoji file."""
 
     def drawn() -> Iterator[tuple[str, str, Picture]]:
         for source in SOURCES:
             before = len(seen)
-            for name, svg in drawings(fetch(source, place.folder / "packages")):
+            for name, svg in drawings(fetch(source, work_dir.folder / "packages")):
                 seen.append(name)
                 yield name, source.style, render(svg)
             console.print(f"{source.package} {source.version}: {len(seen) - before} emoji", highlight=False)
 
     seen: list[str] = []
-    count = write_emoji(place.emoji, drawn())
-    console.print(f"{count} emoji, {place.emoji.stat().st_size / 1e6:.1f} MB: {place.emoji}", highlight=False)
+    count = write_emoji(work_dir.emoji, drawn())
+    console.print(f"{count} emoji, {work_dir.emoji.stat().st_size / 1e6:.1f} MB: {work_dir.emoji}", highlight=False)
 
 
-def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) -> bool:
+def train(names: Sequence[str], work_dir: WorkDir, stop: Stop, console: Console) -> bool:
     """Train those stages that are not finished, in order; whether all are now."""
     device = pick_device("auto")
     allow_fast_arithmetic(device)
-    wanted = [name for name in names if not place.progress(name).finished]
+    wanted = [name for name in names if not work_dir.progress(name).finished]
     if not wanted:
         console.print(f"{', '.join(names)}: finished already", highlight=False)
         return True
-    data = TrainingData(place.recipe, place.emoji, device)
-    pool = functools.cache(lambda: _pool(place, data, device))
+    data = TrainingData(work_dir.recipe, work_dir.emoji, device)
+    pool = functools.cache(lambda: _pool(work_dir, data, device))
     for name in wanted:
         if stop.wanted():
             return False
-        torch.manual_seed(place.recipe.seed)
-        stage = _stage(name, place, data, pool, device)
-        run = StageRun(stage, place, device, console)
+        torch.manual_seed(work_dir.recipe.seed)
+        stage = _stage(name, work_dir, data, pool, device)
+        run = StageRun(stage, work_dir, device, console)
         progress = run.run(stop)
         if not progress.finished:
             console.print(
@@ -66,62 +66,62 @@ def train(names: Sequence[str], place: Workplace, stop: Stop, console: Console) 
                 highlight=False,
             )
             return False
-        _finish(name, place, data, device)
+        _finish(name, work_dir, data, device)
         console.print(f"{name}: done, {progress.steps} steps in {clock(progress.trained_s)}", highlight=False)
     return True
 
 
-def _stage(name: str, place: Workplace, data: TrainingData, pool: Callable[[], Pool], device: torch.device) -> Stage:
+def _stage(name: str, work_dir: WorkDir, data: TrainingData, pool: Callable[[], Pool], device: torch.device) -> Stage:
     if name == "vae":
-        return vae_stage(place.recipe, data, device)
+        return vae_stage(work_dir.recipe, data, device)
     if name == "lcm":
-        place.finished("teacher")
+        work_dir.finished("teacher")
     drawn_from = pool()
-    tokenizer = _tokenizer(place, data)
-    torch.manual_seed(place.recipe.seed)
+    tokenizer = _tokenizer(work_dir, data)
+    torch.manual_seed(work_dir.recipe.seed)
     if name == "teacher":
-        return teacher_stage(place.recipe, drawn_from, tokenizer, device)
-    return lcm_stage(place, drawn_from, tokenizer, device)
+        return teacher_stage(work_dir.recipe, drawn_from, tokenizer, device)
+    return lcm_stage(work_dir, drawn_from, tokenizer, device)
 
 
-def _pool(place: Workplace, data: TrainingData, device: torch.device) -> Pool:
+def _pool(work_dir: WorkDir, data: TrainingData, device: torch.device) -> Pool:
     """What teacher and distillation draw from: both the same, so one process makes it once."""
-    return encode_pool(place.recipe, data, finished_vae(place, device), _tokenizer(place, data), device)
+    return encode_pool(work_dir.recipe, data, finished_vae(work_dir, device), _tokenizer(work_dir, data), device)
 
 
-def _tokenizer(place: Workplace, data: TrainingData) -> CLIPTokenizer:
+def _tokenizer(work_dir: WorkDir, data: TrainingData) -> CLIPTokenizer:
     """The tokenizer of the state; made where there is none yet."""
-    if not place.tokenizer.exists():
-        place.finished("vae")
-        made = new_tokenizer(place.recipe, data.corpus())
-        write_atomically(place.tokenizer, made.backend_tokenizer.to_str().encode())
-    return saved_tokenizer(place.recipe, place.tokenizer)
+    if not work_dir.tokenizer.exists():
+        work_dir.finished("vae")
+        made = new_tokenizer(work_dir.recipe, data.corpus())
+        write_atomically(work_dir.tokenizer, made.backend_tokenizer.to_str().encode())
+    return saved_tokenizer(work_dir.recipe, work_dir.tokenizer)
 
 
-def _finish(name: str, place: Workplace, data: TrainingData, device: torch.device) -> None:
+def _finish(name: str, work_dir: WorkDir, data: TrainingData, device: torch.device) -> None:
     """What a stage leaves besides its weights: the VAE's scaling factor, and pictures."""
     if name == "vae":
-        vae = trained_vae(place, device)
-        progress = place.progress("vae")
+        vae = trained_vae(work_dir, device)
+        progress = work_dir.progress("vae")
         figures = progress.figures | measure(vae, data, device)
-        place.save("vae", progress.model_copy(update={"figures": figures}), place.weights("vae"))
-        vae_grid(place, vae, data, device)
+        work_dir.save("vae", progress.model_copy(update={"figures": figures}), work_dir.weights("vae"))
+        vae_grid(work_dir, vae, data, device)
         return
-    tokenizer, vae = saved_tokenizer(place.recipe, place.tokenizer), finished_vae(place, device)
-    {"teacher": teacher_grid, "lcm": lcm_grids}[name](place, vae, tokenizer, device)
+    tokenizer, vae = saved_tokenizer(work_dir.recipe, work_dir.tokenizer), finished_vae(work_dir, device)
+    {"teacher": teacher_grid, "lcm": lcm_grids}[name](work_dir, vae, tokenizer, device)
 
 
-def export_model(place: Workplace, console: Console) -> None:
+def export_model(work_dir: WorkDir, console: Console) -> None:
     exporting = importlib.import_module("tiny_recipe.export")  # the pipeline: what a GPU machine need not have whole
-    folder = exporting.export(place)
+    folder = exporting.export(work_dir)
     console.print(f"model: {folder}, {exporting.folder_bytes(folder) / 1e6:.1f} MB", highlight=False)
 
 
-def report_models(place: Workplace, models: Sequence[str], prompts: int, seed: int, console: Console) -> None:
+def report_models(work_dir: WorkDir, models: Sequence[str], prompts: int, seed: int, console: Console) -> None:
     """Measure models; the card of the exported one is written again with its figures."""
     reporting, card = (importlib.import_module(f"tiny_recipe.{name}") for name in ("report", "card"))
-    found = reporting.report(models, place.folder / "report", prompts, seed, console)
-    made = place.folder / "model"
+    found = reporting.report(models, work_dir.folder / "report", prompts, seed, console)
+    made = work_dir.folder / "model"
     for path, figures in found.items():
-        if (place.folder / path).resolve() == made.resolve() or made.resolve().as_posix() == path:
-            card.write_card(place, made, figures)
+        if (work_dir.folder / path).resolve() == made.resolve() or made.resolve().as_posix() == path:
+            card.write_card(work_dir, made, figures)

@@ -34,7 +34,7 @@ from tiny_recipe.reporting import pixels, save_grid
 from tiny_recipe.speed import compiled
 from tiny_recipe.stage import Stage
 from tiny_recipe.vae import FrozenVae
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 LEAST_WEIGHT = 0.2  # of a nearly clean timestep: fine detail is learned there
 GRID_STEPS, GRID_GUIDANCE = 30, 4.0
@@ -74,25 +74,25 @@ def teacher_stage(recipe: Recipe, pool: Pool, tokenizer: CLIPTokenizer, device: 
     return Stage("teacher", settings, nn.ModuleDict({"unet": unet, **encoders}), losses)
 
 
-def finished_encoders(workplace: Workplace, tokenizer: CLIPTokenizer, device: torch.device) -> nn.ModuleDict:
+def finished_encoders(work_dir: WorkDir, tokenizer: CLIPTokenizer, device: torch.device) -> nn.ModuleDict:
     """The text encoders that the teacher's stage left."""
-    workplace.finished("teacher")
-    encoders, weights = new_text_encoders(workplace.recipe, tokenizer), workplace.weights("teacher")
+    work_dir.finished("teacher")
+    encoders, weights = new_text_encoders(work_dir.recipe, tokenizer), work_dir.weights("teacher")
     load_plain(encoders, weights)
     return encoders.to(device).requires_grad_(False).eval()
 
 
-def finished_teacher(workplace: Workplace, device: torch.device) -> UNet2DConditionModel:
+def finished_teacher(work_dir: WorkDir, device: torch.device) -> UNet2DConditionModel:
     """The UNet that the teacher's stage left."""
-    workplace.finished("teacher")
-    return frozen(new_unet(workplace.recipe), workplace.weights("teacher", "unet."), device)
+    work_dir.finished("teacher")
+    return frozen(new_unet(work_dir.recipe), work_dir.weights("teacher", "unet."), device)
 
 
 @torch.no_grad()
-def teacher_grid(workplace: Workplace, vae: FrozenVae, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+def teacher_grid(work_dir: WorkDir, vae: FrozenVae, tokenizer: CLIPTokenizer, device: torch.device) -> None:
     """The evaluation prompts by thirty DDIM steps with classifier-free guidance."""
-    recipe = workplace.recipe
-    unet, encoders = finished_teacher(workplace, device), finished_encoders(workplace, tokenizer, device)
+    recipe = work_dir.recipe
+    unet, encoders = finished_teacher(work_dir, device), finished_encoders(work_dir, tokenizer, device)
     tokens_BL = evaluation_tokens(tokenizer, device)
     empty_BL = tokenize(tokenizer, [""]).to(device).expand_as(tokens_BL)
     config = dict(scheduler(recipe).config)
@@ -108,4 +108,4 @@ def teacher_grid(workplace: Workplace, vae: FrozenVae, tokenizer: CLIPTokenizer,
             output = predict(torch.cat([x_t, x_t]), t, states, pooled).float()
             without, within = output.chunk(2)
             x_t = solver.step(without + GRID_GUIDANCE * (within - without), int(t), x_t).prev_sample
-    save_grid(workplace.folder / "grids" / "teacher.webp", pixels(decoded(vae, x_t)), 2 * SEEDS_PER_PROMPT)
+    save_grid(work_dir.folder / "grids" / "teacher.webp", pixels(decoded(vae, x_t)), 2 * SEEDS_PER_PROMPT)

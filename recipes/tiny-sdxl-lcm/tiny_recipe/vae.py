@@ -1,7 +1,7 @@
 """Stage 1: the f8 autoencoder, whose latent space everything later lives in.
 
-The decoder learns from the posterior's mean and noise of a set size, never from the posterior's own deviation: left to
-itself, that grew tenfold in one run and everything stalled. What is exported has a fixed deviation.
+The decoder learns from the posterior's mean and noise of a set size, never from the posterior's own standard deviation:
+left to itself, that grew tenfold in one run and everything stalled. What is exported has a fixed standard deviation.
 
 Shape legend: B images, C latent channels, H, W pixels or latent cells.
 """
@@ -23,7 +23,7 @@ from tiny_recipe.networks import LATENT_CHANNELS, decode, encode, frozen, new_va
 from tiny_recipe.reporting import pixels, row_above_row, save_grid
 from tiny_recipe.speed import compiled
 from tiny_recipe.stage import Stage
-from tiny_recipe.workplace import Workplace
+from tiny_recipe.work_dir import WorkDir
 
 OUTLINE_PX = 5  # object pixels are taken to reach half of this beyond the object: outlines matter
 MEAN_PX = 4  # side of the means whose error is the low-frequency loss
@@ -31,7 +31,7 @@ MEASURED_IMAGES = 512
 
 
 class FrozenVae(NamedTuple):
-    """A finished autoencoder and the factor by which its latents have deviation 1."""
+    """A finished autoencoder and the factor by which its latents have standard deviation 1."""
 
     network: AutoencoderKL
     scaling_factor: float
@@ -65,7 +65,7 @@ def laplacian(images_BCHW: Tensor) -> Tensor:
 
 
 def vae_losses(drawn: Drawn, mean_BCHW: Tensor, made_B3HW: Tensor, settings: VaeSettings) -> dict[str, Tensor]:
-    """`loss`, the absolute error on object and on background pixels, and the latents' deviation."""
+    """`loss`, the absolute error on object and on background pixels, and the latents' standard deviation."""
     error = made_B3HW - drawn.images
     objects = F.max_pool2d(drawn.coverage, OUTLINE_PX, 1, OUTLINE_PX // 2)
     weight = 1 + (settings.object_weight - 1) * objects
@@ -101,28 +101,28 @@ def measure(vae: AutoencoderKL, data: TrainingData, device: torch.device) -> dic
 
 
 @torch.no_grad()
-def vae_grid(workplace: Workplace, vae: AutoencoderKL, data: TrainingData, device: torch.device) -> None:
+def vae_grid(work_dir: WorkDir, vae: AutoencoderKL, data: TrainingData, device: torch.device) -> None:
     """Drawings above what one pass makes of them."""
     images = data.batch(32, torch.Generator(device).manual_seed(2)).images
     made = decode(vae, encode(vae, images))
     pairs = row_above_row(pixels(images), pixels(made), 8)
-    save_grid(workplace.folder / "grids" / "vae.webp", pairs, columns=8)
+    save_grid(work_dir.folder / "grids" / "vae.webp", pairs, columns=8)
 
 
-def trained_vae(workplace: Workplace, device: torch.device) -> AutoencoderKL:
+def trained_vae(work_dir: WorkDir, device: torch.device) -> AutoencoderKL:
     """The autoencoder as the state has it, before its scaling factor is known too."""
-    return frozen(new_vae(workplace.recipe), workplace.weights("vae", "vae."), device)
+    return frozen(new_vae(work_dir.recipe), work_dir.weights("vae", "vae."), device)
 
 
-def finished_vae(workplace: Workplace, device: torch.device) -> FrozenVae:
+def finished_vae(work_dir: WorkDir, device: torch.device) -> FrozenVae:
     """The autoencoder that the first stage left; raises ConflictError before it has ended."""
-    progress = workplace.finished("vae")
-    return FrozenVae(trained_vae(workplace, device), progress.figures["scaling_factor"])
+    progress = work_dir.finished("vae")
+    return FrozenVae(trained_vae(work_dir, device), progress.figures["scaling_factor"])
 
 
 @torch.no_grad()
 def fix_deviation(vae: AutoencoderKL, deviation: float) -> None:
-    """Give the posterior one deviation everywhere, in units of the latents."""
+    """Give the posterior one standard deviation everywhere, in units of the latents."""
     assert isinstance(vae.quant_conv, nn.Conv2d)
     weight, bias = vae.quant_conv.weight, vae.quant_conv.bias
     assert bias is not None

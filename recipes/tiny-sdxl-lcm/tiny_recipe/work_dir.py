@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -38,8 +38,8 @@ class StageProgress(Settings):
     """Training time spent, which the schedule runs over: without compilation, data and saving."""
     wall_s: float = 0.0
     """All time spent in it."""
-    visits: int = 0
-    """Times it was started."""
+    sessions: int = Field(default=0, validation_alias=AliasChoices("sessions", "visits"))
+    """Times it was started; state written by 0.1.0 says `visits`."""
     finished: bool = False
     """Whether its schedule ran to the end."""
     device: str = ""
@@ -48,8 +48,8 @@ class StageProgress(Settings):
     """What it last measured; for the VAE its scaling factor too."""
 
 
-class Workplace:
-    """Reads and writes the folder. State belongs to one recipe; times may change between two visits, nothing else."""
+class WorkDir:
+    """Reads and writes the folder. State belongs to one recipe; times may change between two sessions, nothing else."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
@@ -89,7 +89,7 @@ class Workplace:
         for number, part in enumerate(parts):
             write_atomically(self.state / f"{stage}-{number}.safetensors", save(part))
         stages = {name: self.progress(name) for name in ("vae", "teacher", "lcm")} | {stage: progress}
-        kept = {name: value.model_dump() for name, value in stages.items() if value.visits}
+        kept = {name: value.model_dump() for name, value in stages.items() if value.sessions}
         write_json(self._progress, {"recipe": self._dump(), "stages": kept})
 
     def weights(self, stage: str, prefix: str = "") -> dict[str, Tensor]:
