@@ -45,17 +45,17 @@ class Group:
         return self.round, self.index, self.group_id
 
 
-def raw_rewards(scores: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
+def raw_rewards(rewards: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
     """The named rewards as float64 [N], NaN where one failed.
 
     Raises WireError for a reward that was not scored at all or not for every sample.
     """
     for name in names:
-        if name not in scores:
-            raise WireError(f"scores: got {sorted(scores)}, expected also {name}, which this run names")
-        if len(scores[name]) != count:
-            raise WireError(f"scores of {name}: got {len(scores[name])}, expected one per sample ({count})")
-    return {name: np.array(scores[name], dtype=float) for name in names}
+        if name not in rewards:
+            raise WireError(f"rewards: got {sorted(rewards)}, expected also {name}, which this run names")
+        if len(rewards[name]) != count:
+            raise WireError(f"rewards of {name}: got {len(rewards[name])}, expected one per sample ({count})")
+    return {name: np.array(rewards[name], dtype=float) for name in names}
 
 
 def group_from_sample(
@@ -72,7 +72,7 @@ def group_from_sample(
         latents_NCHW = latents.astype(np.float16)
     if not np.isfinite(latents_NCHW).all():
         raise NonFiniteError("latents: got values over 65504, expected what float16 can hold")
-    rewards = raw_rewards(sample.scores, objective.weights, count)
+    rewards = raw_rewards(sample.rewards, objective.weights, count)
     check_product(rewards, objective)
     return Group(
         group_id=sample.group_id,

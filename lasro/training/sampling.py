@@ -24,7 +24,7 @@ from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
 from lasro.service.child_process import cores
 from lasro.training.prompts import Prompt
-from lasro.wire import GroupSubmission, pack_tensors, to_msgpack
+from lasro.wire import GroupSubmission, NumSteps, pack_tensors, to_msgpack
 
 Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
 """Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
@@ -38,7 +38,7 @@ class Group(NamedTuple):
 
     prompt: Prompt
     latents_BCHW: Tensor
-    stages: list[int]
+    stages: list[NumSteps]
     beside: list[bool]
     images: list[bytes]
 
@@ -47,7 +47,7 @@ class GroupSummary(NamedTuple):
     """A group without its latents and images, as a round's log line needs it; `distances` by stage."""
 
     prompt: Prompt
-    stages: list[int]
+    stages: Sequence[int]
     beside: list[bool]
     distances: dict[int, tuple[list[float], list[float]]]
 
@@ -115,7 +115,7 @@ def sample_groups(
             first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.num_reference_seeds
             others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
     shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
-    stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
+    stages: list[NumSteps] = [2 if i % 2 else 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
     is_beside = [False] * 2 * K + [True] * (len(stages) - 2 * K)
     latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
     for prompt, latents_BCHW in zip(prompts, latents, strict=True):
@@ -167,19 +167,17 @@ def submission(group: Group, config: RunSettings, round: int, index: int, policy
     """
     latents = group.latents_BCHW.to(torch.float16).numpy()
     name = f"r{round:06d}-{index:04d}"
-    made = GroupSubmission.model_validate(
-        {
-            "group_id": name,
-            "round": round,
-            "index": index,
-            "prompt": group.prompt.text,
-            "metadata": group.prompt.metadata,
-            "policy_version": policy_version,
-            "rewards": [reward.name for reward in config.rewards],
-            "stages": group.stages,
-            "images": group.images,
-            "latents": pack_tensors({"latents": latents}),
-        }
+    made = GroupSubmission(
+        group_id=name,
+        round=round,
+        index=index,
+        prompt=group.prompt.text,
+        metadata=group.prompt.metadata,
+        policy_version=policy_version,
+        rewards=[reward.name for reward in config.rewards],
+        stages=group.stages,
+        images=group.images,
+        latents=pack_tensors({"latents": latents}),
     )
     digest = hashlib.sha256(to_msgpack(made)).hexdigest()[:16]
     limit = config.budget.max_reward_calls

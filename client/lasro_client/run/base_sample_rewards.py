@@ -151,16 +151,14 @@ def drawn_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[t
 
 def _submission(labels: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
     K = len(latents_NCHW) // 2
-    return GroupSubmission.model_validate(
-        {
-            "group_id": f"stage1-{index:04d}",
-            "round": BEFORE_THE_FIRST_ROUND,
-            "index": index,
-            "prompt": labels.prompt,
-            "policy_version": 0,
-            "rewards": rewards,
-            "stages": [1] * K + [2] * K,
-            "scores": {name: labels.rewards[name] for name in rewards},
-            "latents": pack_tensors({"latents": latents_NCHW.numpy()}),
-        }
+    return GroupSubmission(
+        group_id=f"stage1-{index:04d}",
+        round=BEFORE_THE_FIRST_ROUND,
+        index=index,
+        prompt=labels.prompt,
+        policy_version=0,
+        rewards=rewards,
+        stages=[1 if i < K else 2 for i in range(2 * K)],
+        scores={name: labels.rewards[name] for name in rewards},
+        latents=pack_tensors({"latents": latents_NCHW.numpy()}),
     )

@@ -114,7 +114,7 @@ class SampleFeed(threading.Thread):
     """Reads samples into `buffer` and calls `arrived` after each read that brought some.
 
     A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
-    to a trainer that was killed before; one that is refused is set aside with the reason. A Redis that lost power may
+    to a trainer that was killed before; one that is refused is dead-lettered. A Redis that lost power may
     have forgotten the entry that a group came with, and deliver the group again as another: until the group is on
     disk that one is held too, for it may be the only one left. `lag` is the number of samples not yet read, as of the
     last read.
@@ -137,7 +137,7 @@ class SampleFeed(threading.Thread):
                     self._take()
                 else:
                     self._stopping.wait(BLOCK_MS / 1000)
-                self._set_aside()
+                self._dead_letter()
                 self._acknowledge()
                 self.lag = self._stream.lag()
             except (UnreachableError, StorageError) as error:
@@ -157,9 +157,9 @@ class SampleFeed(threading.Thread):
         if entries:
             self._arrived()
 
-    def _set_aside(self) -> None:
+    def _dead_letter(self) -> None:
         while self._unusable:
-            self._stream.bury(*self._unusable[-1])
+            self._stream.dead_letter(*self._unusable[-1])
             self._unusable.pop()
 
     def _acknowledge(self) -> None:
