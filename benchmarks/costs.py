@@ -21,16 +21,15 @@ from typing import Any, NamedTuple
 import torch
 
 from lasro.config import RunSettings, load_config
-from lasro.files import png_bytes
 from lasro.functional.reward_totals import RewardObjective
+from lasro.images import png_bytes
 from lasro.methods.registry import create_trainer
 from lasro.models.base import GeneratorModel
 from lasro.models.frozen import FrozenModel
 from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
 from lasro.training.prompts import Prompt, read_prompts
-from lasro.training.replay_buffer import Group as ReplayGroup
-from lasro.training.replay_buffer import ReplayBuffer
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
 from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, sample_latents, submission
 from lasro.training.score_source import LocalSurrogate
 from lasro.training.surrogate_trainer import SurrogateTrainer

@@ -1,4 +1,4 @@
-"""Frozen models, loaded once for all runs that use them."""
+"""Frozen models, loaded once and shared by all runs that use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lasro.models.registry import load_model
 
 
 class FrozenModel:
-    """A model that several threads may use: its weights never change, its prompt cache is behind a lock."""
+    """A model that several threads may use: its weights never change, a lock guards its prompt cache."""
 
     def __init__(self, model: GeneratorModel) -> None:
         self.model = model
@@ -24,14 +24,14 @@ class FrozenModel:
 
 
 class ModelCache:
-    """Models by their settings, kept only while a run holds them."""
+    """Loaded models by their settings. A model is freed once no run holds it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: weakref.WeakValueDictionary[ModelSettings, FrozenModel] = weakref.WeakValueDictionary()
 
     def get(self, model: ModelSettings, device: str) -> FrozenModel:
-        """A run's model on the surrogate's device, loaded where nobody else has it; raises ModelError."""
+        """The model on `device`, loaded unless a run already holds it; raises ModelError."""
         settings = model.model_copy(update={"device": device})
         with self._lock:
             frozen = self._models.get(settings)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
-from lasro.files import png_bytes
 from lasro.functional.consistency import sample
+from lasro.images import png_bytes
 from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
 from lasro.service.child_process import cores

@@ -1,4 +1,4 @@
-"""deploy/monitoring: its rules and its dashboard name what the running services tell."""
+"""deploy/monitoring: its rules and its dashboard name metrics that the running services export."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
-from lasro.files import png_bytes
+from lasro.images import png_bytes
 from lasro.models.registry import load_model
 from lasro.training import sampling
 from lasro.training.prompts import Prompt

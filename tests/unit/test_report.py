@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lasro.errors import NotFoundError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
 from lasro_client.evaluation.result import Evaluation, StageScores, save_evaluation, summary_table
 from lasro_client.report.charts import moving_average, nice_ticks, tick_label
 from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from lasro.errors import WireError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.paired_statistics import Estimate, estimate, ratio_of_means

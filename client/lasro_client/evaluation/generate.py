@@ -14,7 +14,8 @@ import torch
 
 from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt

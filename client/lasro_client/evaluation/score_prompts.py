@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from lasro.errors import NonFiniteError, WireError
-from lasro.files import png_bytes, write_atomically
+from lasro.files import write_atomically
+from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
 from lasro.methods.registry import create_trainer
 from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set

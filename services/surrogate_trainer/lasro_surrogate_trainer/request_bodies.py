@@ -26,7 +26,7 @@ class LatentsBody(NamedTuple):
 
 
 class GradientBody(NamedTuple):
-    """A gradient request: latents as above, timesteps [B] int64, noise [B, C, H, W]; version null for the newest."""
+    """A gradient request: latents as above, timesteps [B] int64, noise [B, C, H, W]; version None for the newest."""
 
     latents_BCHW: np.ndarray
     timesteps_B: np.ndarray
