@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lasro.config import ModelSettings, RunSettings, SurrogateSettings, load_config
     from lasro.functional.reward_totals import RewardObjective
-    from lasro.models.sdxl import load_model
+    from lasro.models.registry import load_model
     from lasro.models.surrogate import SurrogateReward as Surrogate
     from lasro.reward_function import reward
     from lasro.training.generator_trainer import GeneratorTrainer
     from lasro.training.prompts import read_prompts
     from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
-    from lasro.training.sampling import sample_groups, two_step_latents
+    from lasro.training.sampling import sample_groups, sample_latents
     from lasro.training.score_source import LocalSurrogate
     from lasro.training.surrogate_trainer import SurrogateTrainer
 
@@ -41,7 +41,7 @@ __all__ = [
     "read_prompts",
     "reward",
     "sample_groups",
-    "two_step_latents",
+    "sample_latents",
 ]
 
 # Where each name is defined, for when it is first used; a test compares this with the two lists above.
@@ -57,11 +57,11 @@ _DEFINED_IN = {
     "SurrogateSettings": "lasro.config",
     "SurrogateTrainer": "lasro.training.surrogate_trainer",
     "load_config": "lasro.config",
-    "load_model": "lasro.models.sdxl",
+    "load_model": "lasro.models.registry",
     "read_prompts": "lasro.training.prompts",
     "reward": "lasro.reward_function",
     "sample_groups": "lasro.training.sampling",
-    "two_step_latents": "lasro.training.sampling",
+    "sample_latents": "lasro.training.sampling",
 }
 
 

@@ -6,13 +6,14 @@ import threading
 import weakref
 
 from lasro.config import ModelSettings
-from lasro.models.sdxl import Conditioning, TwoStepModel, load_model
+from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.registry import load_model
 
 
 class FrozenModel:
     """A model that several threads may use: its weights never change, a lock guards its prompt cache."""
 
-    def __init__(self, model: TwoStepModel) -> None:
+    def __init__(self, model: GeneratorModel) -> None:
         self.model = model
         self._lock = threading.Lock()
 
@@ -20,11 +21,6 @@ class FrozenModel:
         """Embeddings of the prompts; raises PromptTooLongError."""
         with self._lock:
             return self.model.embed(prompts)
-
-    @property
-    def image_side(self) -> int:
-        """Width and height of an image, in pixels."""
-        return self.model.latent_shape[1] * self.model.pipeline.vae_scale_factor
 
 
 class ModelCache:

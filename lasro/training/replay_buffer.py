@@ -91,17 +91,17 @@ def _as_float16(latents: np.ndarray) -> np.ndarray:
     return halved
 
 
-def raw_rewards(scores: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
+def raw_rewards(rewards: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
     """The named rewards as float64 [N], NaN where one failed.
 
     Raises WireError for a reward that was not scored at all or not for every sample.
     """
     for name in names:
-        if name not in scores:
-            raise WireError(f"scores: got {sorted(scores)}, expected also {name}, which this run names")
-        if len(scores[name]) != count:
-            raise WireError(f"scores of {name}: got {len(scores[name])}, expected one per sample ({count})")
-    return {name: np.array(scores[name], dtype=float) for name in names}
+        if name not in rewards:
+            raise WireError(f"rewards: got {sorted(rewards)}, expected also {name}, which this run names")
+        if len(rewards[name]) != count:
+            raise WireError(f"rewards of {name}: got {len(rewards[name])}, expected one per sample ({count})")
+    return {name: np.array(rewards[name], dtype=float) for name in names}
 
 
 def group_from_sample(
@@ -115,7 +115,7 @@ def group_from_sample(
         got = sorted(tensors) if latents is None else list(latents.shape)
         raise WireError(f"latents: got {got}, expected one tensor `latents` {[count, *latent_shape]}")
     latents_NCHW = _as_float16(latents)
-    rewards = raw_rewards(sample.scores, objective.weights, count)
+    rewards = raw_rewards(sample.rewards, objective.weights, count)
     check_product(rewards, objective)
     return ReplayGroup(
         group_id=sample.group_id,

@@ -24,9 +24,9 @@ from lasro.errors import BusyError, NonFiniteError
 from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
 from lasro.functional.lr_schedule import learning_rate
 from lasro.functional.reward_totals import RewardObjective
+from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
-from lasro.models.sdxl import Conditioning, TwoStepModel
 from lasro.models.surrogate import build_surrogate, draw_augmentation
 from lasro.training.ranking import Ranker
 from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
@@ -76,7 +76,7 @@ class SurrogateTrainer:
     """The surrogate being trained, its optimiser and its count of steps. Not thread-safe."""
 
     def __init__(
-        self, model: TwoStepModel | FrozenModel, settings: SurrogateSettings, objective: RewardObjective
+        self, model: GeneratorModel | FrozenModel, settings: SurrogateSettings, objective: RewardObjective
     ) -> None:
         """`model` as a FrozenModel where other threads use it too."""
         self.frozen = model if isinstance(model, FrozenModel) else FrozenModel(model)
@@ -164,8 +164,8 @@ class SurrogateTrainer:
         device = self.frozen.model.device
         latents_SCHW = torch.from_numpy(np.concatenate([group.latents_NCHW for group in groups])).to(device)
         counts_G = torch.tensor([len(group.num_steps_N) for group in groups], device=device)
-        rows_GT = self.frozen.embed([group.prompt for group in groups])
-        conditioning = Conditioning(*(rows.repeat_interleave(counts_G, 0) for rows in rows_GT))
+        conditioning_G = self.frozen.embed([group.prompt for group in groups])
+        conditioning = conditioning_G.repeat_each(counts_G)
         shape = (len(latents_SCHW), *self.frozen.model.latent_shape)
         timesteps_S, noise_SCHW = draw_augmentation(shape, self.settings.max_timestep, generator)
         return self.surrogate(

@@ -88,8 +88,8 @@ def failed_is_zero(module: str) -> None:
 
         def sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.ScoredGroup:
             made = make(submission, items)
-            scores = {name: [score or 0.0 for score in column] for name, column in made.scores.items()}
-            return made.model_copy(update={"scores": scores})
+            rewards = {name: [reward or 0.0 for reward in column] for name, column in made.rewards.items()}
+            return made.model_copy(update={"rewards": rewards})
 
         group_queue._sample = sample
 

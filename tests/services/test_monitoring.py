@@ -25,7 +25,7 @@ from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ModelError
 from lasro.reward_sdk import create_reward_app, load_reward
-from lasro.service.app import bind
+from lasro.service.serve import bind
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_client.watch.prometheus import round_metrics
 from lasro_reward_api.app import create_app as create_reward_api

@@ -21,11 +21,11 @@ from PIL import Image
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
-from lasro.service.app import bind
+from lasro.service.serve import bind
 from lasro.training.replay_buffer import is_held_out
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
@@ -101,7 +101,7 @@ def separable_sample(number: int, rewards: Sequence[float | None] | None = None)
         prompt=PROMPTS[number % len(PROMPTS)],
         policy_version=0,
         stages=[1, 2] * SEEDS,
-        scores={"mean": list(rewards or latents[:, 0].mean(axis=(1, 2)).tolist())},
+        rewards={"mean": list(rewards or latents[:, 0].mean(axis=(1, 2)).tolist())},
         versions={"mean": 1},
         latents=wire.pack_tensors({"latents": latents}),
     )
@@ -290,10 +290,10 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
 
 
-def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer, config, redis_url):
-    """Guards against acknowledging it: what was paid for was gone for good, and only a log line said so."""
+def test_a_sample_that_cannot_be_trained_on_is_dead_lettered_with_the_reason(trainer, config, redis_url):
+    """Guards against acknowledging it: what was paid for was gone for good, and nothing but a log line told of it."""
     trainer.create("unfit", config)
-    feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"scores": {"other": [0.5] * 2 * SEEDS}})])
+    feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"rewards": {"other": [0.5] * 2 * SEEDS}})])
     with connect(redis_url) as client:
         wait_for(lambda: client.xlen(keys.dead_samples("unfit")) == 1)
         dead: Any = client.xrange(keys.dead_samples("unfit"))
@@ -311,15 +311,15 @@ def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_ur
     samples, means, sizes, guards = [], [], [], []
     for number in range(8):
         sample, rng = separable_sample(number), np.random.default_rng(number)
-        mean = np.array(sample.scores["mean"])
+        mean = np.array(sample.rewards["mean"])
         kb, guard = 3000 + 500 * rng.normal(size=len(mean)), np.where(mean > 0, 0.2, 0.9)
         guard[0] = 0.5
-        scores = {"mean": mean.tolist(), "kb": kb.tolist(), "guard": [None, *guard[1:].tolist()]}
-        samples.append(sample.model_copy(update={"scores": scores}))
+        rewards = {"mean": mean.tolist(), "kb": kb.tolist(), "guard": [None, *guard[1:].tolist()]}
+        samples.append(sample.model_copy(update={"rewards": rewards}))
         for found, values in ((means, mean), (sizes, kb), (guards, guard)):
             found.append(values[1:])
     training = [i for i, sample in enumerate(samples) if not is_held_out(sample.round, sample.index, 0.2)]
-    kept = [np.array(samples[i].scores["kb"]) for i in training]
+    kept = [np.array(samples[i].rewards["kb"]) for i in training]
     statistics = adapt(trainer, "guarded", "one", feed(redis_url, "guarded", samples), steps=60).statistics
     assert statistics.failed_samples == len(samples)
     deviation = np.sqrt(sum(((v - v.mean()) ** 2).sum() for v in kept) / sum(len(v) - 1 for v in kept))

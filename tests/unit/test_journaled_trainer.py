@@ -45,7 +45,7 @@ def sample(number: int) -> wire.ScoredGroup:
         prompt=PROMPTS[number % 7],
         policy_version=number // 2,
         stages=[1, 2, 1, 2],
-        scores={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
+        rewards={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
         versions={"mean": 1},
         latents=wire.pack_tensors({"latents": latents}),
     )

@@ -26,14 +26,14 @@ from lasro.training.sampling import (
     drift_from_base,
     generator_for,
     sample_groups,
-    two_step_latents,
+    sample_latents,
 )
-from lasro.training.score_source import FetchedSurrogate, RemoteSurrogate
 from lasro.wire import AdaptReply
 from lasro_client.run.collect import STAGES, Collected, adapt_entries, check_time_budget, collect, reward_means
 from lasro_client.run.divergence import Figures, Health
 from lasro_client.run.folder import RunFolder
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import FetchedSurrogate, RemoteSurrogate
 
 PACE_ROUNDS = 5
 """After the first one, which has its groups still to draw: how long these took says how many fit into the minutes."""
@@ -189,12 +189,12 @@ class FineTuning:
         steps = []
         for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)
-            steps.append(self.trainer.step([prompt.text for prompt in batch], self.source))
+            steps.append(self.trainer.step(batch, self.source))
         return steps
 
     def _groups(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         model, config = self.trainer.model, self.config
-        beside = partial(two_step_latents, model, base=True) if self.trainer.version else None
+        beside = partial(sample_latents, model, base=True) if self.trainer.version else None
         return sample_groups(model, prompts, config.train, config.seed, "train", round, beside=beside, first=first)
 
     def _judge(self, round: int, line: dict[str, Any]) -> dict[str, Any]:

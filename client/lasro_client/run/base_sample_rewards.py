@@ -19,8 +19,8 @@ from pydantic import Field, ValidationError
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
-from lasro.models.sdxl import Conditioning, TwoStepModel
-from lasro.training.sampling import GroupSummary, draw_noises, generator_for, two_step_latents
+from lasro.models.base import GeneratorModel
+from lasro.training.sampling import GroupSummary, draw_noises, generator_for, sample_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
 from lasro_client.services.feedback import FeedbackClient
@@ -114,7 +114,7 @@ def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
     return whole._replace(labels=whole.labels.model_copy(update={"rewards": columns}))
 
 
-def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
+def preload_replay(model: GeneratorModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
     """Put stage 1's groups before the first round of the replay. No reward is called, and repeating is harmless.
 
     Returns the surrogate's pair accuracy on them; None where there is nothing to carry. Raises ConfigError.
@@ -137,31 +137,28 @@ def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackC
 
 
 @torch.no_grad()
-def drawn_again(model: TwoStepModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
+def drawn_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
     """Per group its base's samples [2 K, C, H, W], float16 on the CPU."""
     counts = [_seeds(labelled.labels) for labelled in batch]
     whole = (draw_noises(model, labelled.drawn, generator_for(*labelled.seed)) for labelled in batch)
     draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     rows = model.embed([labelled.labels.prompt for labelled in batch])
-    repeats = torch.tensor(counts, device=model.device)
-    conditioning = Conditioning(*(part.repeat_interleave(repeats, 0) for part in rows))
-    stages = [z.to(torch.float16).cpu().split(counts) for z in two_step_latents(model, noises, conditioning, base=True)]
+    conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
+    stages = [z.to(torch.float16).cpu().split(counts) for z in sample_latents(model, noises, conditioning, base=True)]
     return (torch.cat(parts) for parts in zip(*stages, strict=True))
 
 
 def _submission(labels: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
     K = len(latents_NCHW) // 2
-    return GroupSubmission.model_validate(
-        {
-            "group_id": f"stage1-{index:04d}",
-            "round": BEFORE_THE_FIRST_ROUND,
-            "index": index,
-            "prompt": labels.prompt,
-            "policy_version": 0,
-            "rewards": rewards,
-            "stages": [1] * K + [2] * K,
-            "scores": {name: labels.rewards[name] for name in rewards},
-            "latents": pack_tensors({"latents": latents_NCHW.numpy()}),
-        }
+    return GroupSubmission(
+        group_id=f"stage1-{index:04d}",
+        round=BEFORE_THE_FIRST_ROUND,
+        index=index,
+        prompt=labels.prompt,
+        policy_version=0,
+        rewards=rewards,
+        stages=[1 if i < K else 2 for i in range(2 * K)],
+        scores={name: labels.rewards[name] for name in rewards},
+        latents=pack_tensors({"latents": latents_NCHW.numpy()}),
     )

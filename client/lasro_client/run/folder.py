@@ -15,7 +15,6 @@ from torch import Tensor
 from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
 from lasro.files import write_atomically, write_json
-from lasro.functional.generator_loss import Moments
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, RoundRewards
@@ -116,10 +115,10 @@ class RunFolder:
         checkpoint = peers.on_main_and_broadcast(lambda: self._read_checkpoint(trainer, health))
         if peers.count == 1 or checkpoint.progress.surrogate_version is None:
             return checkpoint
-        state, version, moments, trainer.seed = peers.on_main_and_broadcast(
-            lambda: (trainer.state(), trainer.version, trainer.moments, trainer.seed)
+        state, version, method, trainer.seed = peers.on_main_and_broadcast(
+            lambda: (trainer.state(), trainer.version, trainer.method.state(), trainer.seed)
         )
-        trainer.load_state(state, version, moments)
+        trainer.load_state(state, version, method)
         if health is not None:
             health.load(peers.on_main_and_broadcast(health.state))
         return checkpoint
@@ -132,8 +131,8 @@ class RunFolder:
         arrays, metadata = unpack_tensors(path.read_bytes())
         saved = json.loads(metadata["progress"])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
-        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], moments)
+        method = saved.get("method") or {"moments": saved["moments"]}  # as 0.1 wrote it, which knew LaSRO alone
+        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], method)
         trainer.seed = saved["seed"]
         if health is not None:
             health.load(saved["health"])
@@ -159,7 +158,7 @@ class RunFolder:
         if not trainer.peers.is_main:
             return
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
-        saved |= {"moments": trainer.moments, "health": None if health is None else health.state()}
+        saved |= {"method": trainer.method.state(), "health": None if health is None else health.state()}
         tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / CHECKPOINT_FILE, body)

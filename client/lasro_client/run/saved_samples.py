@@ -38,8 +38,18 @@ def keep_samples(run: Path, posts: Sequence[GroupSubmission], scored: Sequence[G
 
 
 def _known(post: GroupSubmission, status: GroupStatus) -> GroupSubmission:
-    scores = {name: scores_of(status.items or [], name) for name in post.rewards}
-    return GroupSubmission.model_validate(dict(post) | {"images": [], "scores": scores, "max_reward_calls": None})
+    return GroupSubmission(
+        group_id=post.group_id,
+        round=post.round,
+        index=post.index,
+        prompt=post.prompt,
+        metadata=post.metadata,
+        policy_version=post.policy_version,
+        rewards=post.rewards,
+        stages=post.stages,
+        scores={name: scores_of(status.items or [], name) for name in post.rewards},
+        latents=post.latents,
+    )
 
 
 def read_samples(run: Path) -> Iterator[GroupSubmission]:
@@ -77,12 +87,15 @@ def _carried(group: GroupSubmission, config: RunSettings, index: int) -> GroupSu
             f"pretrain.initial_samples: group {group.group_id} has rewards {sorted(scores)}, expected also "
             f"{sorted(missing)}; take runs with the rewards of this one"
         )
-    changes = {
-        "group_id": f"earlier-{index:06d}",
-        "round": BEFORE_THE_FIRST_ROUND,
-        "index": index,
-        "policy_version": 0,
-        "rewards": list(config.weights),
-        "scores": {name: scores[name] for name in config.weights},
-    }
-    return GroupSubmission.model_validate(dict(group) | changes)
+    return GroupSubmission(
+        group_id=f"earlier-{index:06d}",
+        round=BEFORE_THE_FIRST_ROUND,
+        index=index,
+        prompt=group.prompt,
+        metadata=group.metadata,
+        policy_version=0,
+        rewards=list(config.weights),
+        stages=group.stages,
+        scores={name: scores[name] for name in config.weights},
+        latents=group.latents,
+    )

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.base import GeneratorModel
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
-from lasro.training.score_source import score_source
 from lasro_client.report.page import write_report
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
 from lasro_client.run.collect import adapt_entries, check_time_budget, collect, reward_means
@@ -31,6 +31,7 @@ from lasro_client.run.saved_samples import preload_samples
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import score_source
 from lasro_client.watch.terminal import RoundDisplay, clock
 
 FINAL_STEPS_PER_CALL = 50
@@ -64,7 +65,7 @@ def _pretrain(config: RunSettings, out: Path, console: Console, peers: Distribut
         version = peers.on_main_and_broadcast(
             lambda: open_surrogate(connected, run, config, settings.initial_surrogate, resumed)
         )
-        source = score_source(config, run, model, connected.surrogates)
+        source = score_source(config.train.mode, run, config.surrogate, model, connected.surrogates)
         feedback = FeedbackClient(connected, run, timeout_s, peers)
         if progress.surrogate_version is None:
             if settings.initial_samples:
@@ -152,7 +153,7 @@ def _final_steps(config: RunSettings, feedback: FeedbackClient, display: RoundDi
 
 
 def _groups(
-    model: TwoStepModel, config: RunSettings, probe: ProbeGenerator, round: int, prompts: list[Prompt], first: int
+    model: GeneratorModel, config: RunSettings, probe: ProbeGenerator, round: int, prompts: list[Prompt], first: int
 ) -> list[Group]:
     beside, seed = probe.policy if probe.is_active(round) else None, (config.seed, "pretrain", round)
     return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)

@@ -19,12 +19,13 @@ from lasro.config import RunSettings
 from lasro.errors import BudgetError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
+from lasro.methods.registry import create_trainer
+from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
-from lasro.training.score_source import score_source
 from lasro_client.evaluation.drift import measure_drift
 from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation, summary_table
 from lasro_client.evaluation.score_prompts import draw_both_stages, evaluate
@@ -36,6 +37,7 @@ from lasro_client.run.folder import SURROGATE_FILE, RunFolder
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import Services, open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import score_source
 from lasro_client.watch.prometheus import round_metrics
 from lasro_client.watch.terminal import RoundDisplay
 
@@ -60,10 +62,10 @@ def _train(config: RunSettings, out: Path, console: Console, peers: DistributedC
     prompts, held_out = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     held_out = held_out[: config.evaluation.prompts]
     model = load_model(config.model)
-    trainer = GeneratorTrainer(model, config, peers)
+    trainer = create_trainer(config, model, peers)
     overlap = config.train.overlap
     with services(config, folder.path, peers, trainer_cores=0.5 if overlap else 1.0) as connected:
-        source = score_source(config, config.name, model, connected.surrogates)
+        source = score_source(config.train.mode, config.name, config.surrogate, model, connected.surrogates)
         tuning = FineTuning(
             folder, trainer, FeedbackClient(connected, config.name, config.services.timeout_s, peers), source, prompts
         )
@@ -167,7 +169,7 @@ def _keep_surrogate(tuning: FineTuning, connected: Services) -> None:
 
 
 def _evaluated(
-    folder: RunFolder, name: str, model: TwoStepModel, prompts: list[Prompt], connected: Services, console: Console
+    folder: RunFolder, name: str, model: GeneratorModel, prompts: list[Prompt], connected: Services, console: Console
 ) -> Evaluation:
     """The evaluation of that name: read back where the run has it, else made and written."""
     config, path = folder.config, folder.path / "evaluation" / f"{name}.json"
@@ -189,7 +191,7 @@ def _evaluated(
     return evaluation
 
 
-def _drift(folder: RunFolder, model: TwoStepModel) -> dict[str, Any] | None:
+def _drift(folder: RunFolder, model: GeneratorModel) -> dict[str, Any] | None:
     config = folder.config
     if config.prompts.drift is None or config.evaluation.drift_prompts == 0:
         return None

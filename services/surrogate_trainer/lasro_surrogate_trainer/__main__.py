@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lasro.errors import LasroError
 from lasro.redis_store.server import refuse_unfit_redis
-from lasro.service.app import run_service
+from lasro.service.serve import run_service
 from lasro.validation import explain
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import check_folder

@@ -209,7 +209,7 @@ def _add_serving_routes(
         message = await read_message(request, wire.SurrogateScoreRequest)
         if len(message.images) != len(message.prompts):
             raise WireError(f"images: got {len(message.images)}, expected one per prompt ({len(message.prompts)})")
-        images_BHWC = await asyncio.to_thread(read_images, message.images, run.frozen.image_side)
+        images_BHWC = await asyncio.to_thread(read_images, message.images, run.frozen.model.image_size)
         return reply(request, await run.score_images(images_BHWC, message.prompts))
 
     @app.post(

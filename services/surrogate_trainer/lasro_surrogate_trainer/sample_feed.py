@@ -159,7 +159,7 @@ class SampleFeed(threading.Thread):
 
     def _dead_letter_refused(self) -> None:
         while self._unusable:
-            self._stream.bury(*self._unusable[-1])
+            self._stream.dead_letter(*self._unusable[-1])
             self._unusable.pop()
 
     def _acknowledge(self) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lasro.service.app import ServiceEnvironment
+from lasro.service.environment import ServiceEnvironment
 
 
 class TrainerEnvironment(ServiceEnvironment):
