@@ -1,6 +1,6 @@
 """audit.png: what a reward likes. Per prompt its worst and its best image, of one step and of two.
 
-Shape legend: P prompts, G stages, K seeds, R repeats.
+Shape legend: P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
 """
 
 from __future__ import annotations

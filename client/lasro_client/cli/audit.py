@@ -58,13 +58,14 @@ def audit_reward(
     run = load_config(config or shipped_config("demo"), settings or [])
     texts = read_prompts(prompts or run.prompts.train)
     from lasro_client.audit.run import audit, choose_prompts  # torch, once the input is known to be good
+    from lasro_client.cli.output import progress_bar
     from lasro_client.evaluation.compare_to_base import reward_service
 
     chosen = choose_prompts(texts, count, run.seed)
     url = reward_api or run.services.reward_api
     with reward_service([name], url, api_key, run.rewards, TIMEOUT_S) as (client, (registered,)):
         folder = out or Path("runs") / f"audit-{registered}"
-        summary = audit(run, registered, client, chosen, seeds, repeats, folder)
+        summary = audit(run, registered, client, chosen, seeds, repeats, folder, progress_bar)
     if as_json:
         print_json(summary)
     else:
@@ -86,10 +87,10 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     both = ("one_step", "two_step")
     return [
         ("mean, one step / two steps", " / ".join(_estimate(mean[stage]) for stage in both)),
-        ("deviation between prompts", _deviation(spread["prompt_variance"])),
-        ("deviation between images of a prompt", _deviation(spread["image_variance"])),
+        ("standard deviation between prompts", _deviation(spread["prompt_variance"])),
+        ("standard deviation between images of a prompt", _deviation(spread["image_variance"])),
         ("  within one step / two steps", " / ".join(_deviation(summary["spread"][s]["image_variance"]) for s in both)),
-        ("deviation between repeats of an image", _deviation(spread["repeat_variance"])),
+        ("standard deviation between repeats of an image", _deviation(spread["repeat_variance"])),
         ("pairs that can be ranked right, at best", _share(spread["best_pair_accuracy"])),
         (f"pairs within the tie margin of {ties['margin']:.3g}", _share(ties["tied_share"])),
         ("groups without a ranked pair", f"{ties['constant_groups']} of {ties['groups']}"),
