@@ -1,4 +1,4 @@
-"""How far can a generator trust a surrogate? The true reward while it climbs one that is not adapted.
+"""How far can a generator trust a surrogate? The true reward while it follows one that is not adapted.
 
     python benchmarks/climb.py SURROGATE.safetensors --config configs/demo.toml
 
@@ -49,7 +49,7 @@ def served_reward(config: RunSettings) -> Reward:
 
 
 def true_rewards(model: TwoStepModel, reward: Reward, latents_BCHW: Tensor, prompts: list[str]) -> Rewards:
-    """The reward of each latent's image, null where it failed."""
+    """The reward of each latent's image, None where it failed."""
     images = [Image.fromarray(image) for image in model.decode(latents_BCHW, mixed=True)]
     scores = reward(images, prompts, [None] * len(prompts))
     return [float(score) if isinstance(score, int | float) else None for score in scores]

@@ -19,7 +19,7 @@ from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.round_record import Means, read_log
 
 NOISE = 0.053
-"""Standard deviation of a round's gain in the demo (9 samples of each stage a round, both stages averaged)."""
+"""Standard deviation of a round's gain in the demo (9 one-step and 9 two-step samples a round, averaged)."""
 RUNS = 1000
 WIDTH, HEIGHT, LEFT, TOP = 300, 190, 40, 34
 STYLE = """
@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
 
 
 def first_troubles(rounds: Iterable[Figures], settings: HealthSettings) -> dict[bool, Verdict]:
-    """By whether the run would be ended, or only told of."""
+    """By whether the run would be ended, or only warned of."""
     monitor, found = DivergenceMonitor(settings), {}
     for round, figures in enumerate(rounds):
         monitor.observe(round, figures)
@@ -85,7 +85,7 @@ def gains_only(gains: Iterable[float]) -> list[Figures]:
 
 
 def table(settings: HealthSettings) -> None:
-    print(f"{'true gain':28} {'rounds':>6} {'told':>7} {'round':>6} {'ended':>7} {'round':>6}")
+    print(f"{'true gain':28} {'rounds':>6} {'warned':>7} {'round':>6} {'ended':>7} {'round':>6}")
     for kind in KINDS:
         found = [first_troubles(gains_only(simulated(kind, seed)), settings) for seed in range(RUNS)]
         cells = []

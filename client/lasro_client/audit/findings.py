@@ -125,7 +125,7 @@ def _constant(facts: Facts) -> Finding | None:
     ties = facts.ties
     if not ties.constant or ties.constant_share is None:
         return None
-    kind = "stages of prompts" if facts.within_stage else "prompts"
+    kind = "groups of a prompt and a number of steps" if facts.within_stage else "prompts"
     groups = f"all {ties.groups} {kind}" if ties.constant == ties.groups else f"{ties.constant} of {ties.groups} {kind}"
     says = (
         f"No two images of {groups} differ by more than the tie margin of {facts.margin:.3g}: such groups cost calls "

@@ -44,7 +44,7 @@ class Measured:
 def summarise(
     config: RunSettings, info: RewardInfo, prompts: Sequence[Prompt], measured: Measured, costs: Mapping[str, Cost]
 ) -> dict[str, Any]:
-    """The contents of audit.json; numbers that could not be measured are null."""
+    """The contents of audit.json; numbers that could not be measured are None."""
     facts = gather(config, info, measured)
     findings = judge(facts)
     return {

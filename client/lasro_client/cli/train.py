@@ -69,7 +69,7 @@ def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJ
 def up(
     folder: Annotated[Path, typer.Option(help="Logs, Redis data and the trainer's runs.")] = Path("runs/up"),
     rewards: Annotated[bool, typer.Option(help="Serve and register the built-in rewards.")] = True,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that score beside the reward API.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Scoring processes besides the reward API.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Start Redis, the reward API and the surrogate trainer here, and keep them running until SIGTERM or Ctrl-C."""
@@ -104,7 +104,7 @@ def worker(
         int, typer.Option(min=0, max=65535, envvar="LASRO_PORT", help="Port to bind; 0 takes a free one.")
     ] = 0,
 ) -> None:
-    """Score queued groups beside the reward API, until SIGTERM or Ctrl-C; any number of these share the queue.
+    """Score queued groups as the reward API does, until SIGTERM or Ctrl-C; any number of these share the queue.
 
     Rewards over plain http are reached only inside LASRO_ALLOWED_NETWORKS, as by the API.
     """

@@ -1,4 +1,4 @@
-"""Evaluation from the command line: a model beside its base, with rewards registered elsewhere or served here."""
+"""Evaluation from the command line: a model compared with its base, by rewards registered elsewhere or served here."""
 
 from __future__ import annotations
 
