@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lasro.config import ModelSettings, RunSettings, SurrogateSettings, load_config
     from lasro.functional.reward_totals import RewardObjective
+    from lasro.methods.registry import create_trainer
     from lasro.models.registry import load_model
     from lasro.models.surrogate import SurrogateReward as Surrogate
-    from lasro.reward_function import reward
+    from lasro.reward_function import RejectedItem, reward
     from lasro.training.generator_trainer import GeneratorTrainer
     from lasro.training.prompts import read_prompts
     from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
@@ -28,6 +29,7 @@ __all__ = [
     "GeneratorTrainer",
     "LocalSurrogate",
     "ModelSettings",
+    "RejectedItem",
     "ReplayBuffer",
     "ReplayGroup",
     "RewardObjective",
@@ -36,6 +38,7 @@ __all__ = [
     "SurrogateSettings",
     "SurrogateTrainer",
     "__version__",
+    "create_trainer",
     "load_config",
     "load_model",
     "read_prompts",
@@ -49,6 +52,7 @@ _DEFINED_IN = {
     "GeneratorTrainer": "lasro.training.generator_trainer",
     "LocalSurrogate": "lasro.training.score_source",
     "ModelSettings": "lasro.config",
+    "RejectedItem": "lasro.reward_function",
     "ReplayBuffer": "lasro.training.replay_buffer",
     "ReplayGroup": "lasro.training.replay_buffer",
     "RewardObjective": "lasro.functional.reward_totals",
@@ -56,6 +60,7 @@ _DEFINED_IN = {
     "Surrogate": "lasro.models.surrogate:SurrogateReward",
     "SurrogateSettings": "lasro.config",
     "SurrogateTrainer": "lasro.training.surrogate_trainer",
+    "create_trainer": "lasro.methods.registry",
     "load_config": "lasro.config",
     "load_model": "lasro.models.registry",
     "read_prompts": "lasro.training.prompts",

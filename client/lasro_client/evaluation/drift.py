@@ -21,7 +21,7 @@ from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.paired_statistics import Estimate, estimate, ratio_of_means
-from lasro_client.evaluation.score_prompts import batch_size, draw_both_stages
+from lasro_client.evaluation.score_prompts import batch_size, draw_one_and_two_steps
 
 # Far from seed + i of any prompt, so that no image of one set is an image of the other.
 OTHER_SEED_OFFSET = 1_000_000
@@ -88,6 +88,6 @@ def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: boo
     step, images = batch_size(model.latent_shape), []
     for start in range(0, len(prompts), step):
         texts = [prompt.text for prompt in prompts[start : start + step]]
-        _, images_BHWC = draw_both_stages(model, texts, range(seed + start, seed + start + len(texts)), base)
+        _, images_BHWC = draw_one_and_two_steps(model, texts, range(seed + start, seed + start + len(texts)), base)
         images += list(images_BHWC)
     return images
