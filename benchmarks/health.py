@@ -8,7 +8,6 @@ python benchmarks/health.py runs/demo/log.jsonl              where `train` would
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Callable, Iterable
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lasro.config import HealthSettings
-from lasro_client.run.divergence import Figures, Health
+from lasro_client.run.divergence import DivergenceMonitor, Figures
+from lasro_client.run.round_record import Means, read_log
 
 NOISE = 0.053
-"""Standard deviation of a round's gain in the demo (9 samples of each stage a round, both stages averaged)."""
+"""Standard deviation of a round's gain in the demo (9 one-step and 9 two-step samples a round, averaged)."""
 RUNS = 1000
 WIDTH, HEIGHT, LEFT, TOP = 300, 190, 40, 34
 STYLE = """
@@ -69,12 +69,12 @@ class Verdict(NamedTuple):
 
 
 def first_troubles(rounds: Iterable[Figures], settings: HealthSettings) -> dict[bool, Verdict]:
-    """By whether the run would be ended, or only told of."""
-    health, found = Health(settings), {}
+    """By whether the run would be ended, or only warned of."""
+    monitor, found = DivergenceMonitor(settings), {}
     for round, figures in enumerate(rounds):
-        health.observe(round, figures)
-        if (trouble := health.trouble()) is not None:
-            found.setdefault(trouble.go_back, Verdict(round, trouble.reason, health.best.round))
+        monitor.observe(round, figures)
+        if (trouble := monitor.trouble()) is not None:
+            found.setdefault(trouble.go_back, Verdict(round, trouble.reason, monitor.best.round))
         if True in found:
             break
     return found
@@ -85,7 +85,7 @@ def gains_only(gains: Iterable[float]) -> list[Figures]:
 
 
 def table(settings: HealthSettings) -> None:
-    print(f"{'true gain':28} {'rounds':>6} {'told':>7} {'round':>6} {'ended':>7} {'round':>6}")
+    print(f"{'true gain':28} {'rounds':>6} {'warned':>7} {'round':>6} {'ended':>7} {'round':>6}")
     for kind in KINDS:
         found = [first_troubles(gains_only(simulated(kind, seed)), settings) for seed in range(RUNS)]
         cells = []
@@ -96,14 +96,14 @@ def table(settings: HealthSettings) -> None:
 
 
 def replay(log: Path, settings: HealthSettings) -> None:
-    def both(entry: dict[str, float | None] | None) -> float | None:
-        values = [] if entry is None else list(entry.values())
-        return None if not values or None in values else statistics.fmean(v for v in values if v is not None)
+    def mean(means: Means) -> float | None:
+        known = [value for value in means.values() if value is not None]
+        return statistics.fmean(known) if len(known) == 2 else None
 
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    rounds = [Figures(both(line.get("gain")), line.get("reward_gap"), both(line.get("drift"))) for line in lines]
+    records = read_log(log)
+    rounds = [Figures(mean(r.rewards.gain), r.surrogate.reward_gap, mean(r.generator.drift)) for r in records]
     found = first_troubles(rounds, settings)
-    print(f"{log}: {len(lines)} rounds" + ("" if found else ", no trouble"))
+    print(f"{log}: {len(records)} rounds" + ("" if found else ", no trouble"))
     for ended, verdict in found.items():
         print(f"  round {verdict.round + 1}: {verdict.reason}" + (", ended" if ended else ""))
 

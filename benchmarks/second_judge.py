@@ -35,8 +35,9 @@ from lasro.demo.shapes import (
     parse_prompt,
     random_scene,
 )
+from lasro_client.evaluation.num_steps import JSON_NAMES, NumSteps
 from lasro_client.evaluation.paired_statistics import estimate
-from lasro_client.evaluation.score_prompts import STAGE_FOLDERS
+from lasro_client.evaluation.result import IMAGE_FOLDERS
 
 OBJECT_RGB_DISTANCE = 42.0
 MIN_OBJECT_PX = 90
@@ -121,24 +122,24 @@ def judge(rgb_HW3: NDArray[np.uint8], prompt: ShapePrompt) -> float:
 
 
 def judge_run(run: Path) -> Figures:
-    """Before, after and paired difference per stage."""
-    scores: dict[tuple[str, str], list[float]] = {}
+    """Before, after and paired difference, by number of steps."""
+    scores: dict[tuple[NumSteps, str], list[float]] = {}
     for when in ("before", "after"):
         prompts = json.loads((run / "evaluation" / f"{when}.json").read_text())["prompts"]
         parsed = [parse_prompt(text) for text in prompts]
-        for stage, name in STAGE_FOLDERS.items():
+        for num_steps, name in IMAGE_FOLDERS.items():
             paths = [run / "evaluation" / when / name / f"{index:05d}.png" for index in range(len(prompts))]
-            scores[stage, when] = [
+            scores[num_steps, when] = [
                 judge(np.asarray(Image.open(path).convert("RGB")), prompt)
                 for path, prompt in zip(paths, parsed, strict=True)
                 if prompt is not None
             ]
     result: Figures = {}
-    for stage in STAGE_FOLDERS:
-        before, after = scores[stage, "before"], scores[stage, "after"]
+    for num_steps, name in JSON_NAMES.items():
+        before, after = scores[num_steps, "before"], scores[num_steps, "after"]
         difference = [a - b for a, b in zip(after, before, strict=True)]
         figures = {"before": before, "after": after, "difference": difference}
-        result[stage] = {name: estimate(values).as_dict() for name, values in figures.items()}
+        result[name] = {when: estimate(values).as_dict() for when, values in figures.items()}
     return result
 
 

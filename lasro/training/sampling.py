@@ -18,39 +18,47 @@ from torch import Tensor
 
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
-from lasro.files import png_bytes
-from lasro.functional.consistency import lcm_timesteps, sample
+from lasro.functional.consistency import sample
+from lasro.images import png_bytes
+from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
-from lasro.models.sdxl import Conditioning, TwoStepModel
 from lasro.service.child_process import cores
 from lasro.training.prompts import Prompt
 from lasro.wire import GroupSubmission, NumSteps, pack_tensors, to_msgpack
 
-TWO_STEPS = lcm_timesteps(2)
 Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
 """Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
 
 
 class Group(NamedTuple):
-    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, and another policy's of the first.
+    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, then the reference samples.
 
-    `beside` tells those from the model's own samples.
+    `is_reference` is true for the latter, which another policy drew from the first of the same noises.
     """
 
     prompt: Prompt
     latents_BCHW: Tensor
     stages: list[NumSteps]
-    beside: list[bool]
+    is_reference: list[bool]
     images: list[bytes]
 
 
+class Distances(NamedTuple):
+    """Mean absolute differences between latents of one prompt and one number of denoising steps."""
+
+    to_base: list[float]
+    """Own samples against the base's of the same noise."""
+    between_seeds: list[float]
+    """The base's samples of two noises against each other: the yardstick."""
+
+
 class GroupSummary(NamedTuple):
-    """A group without its latents and images, as a round's log line needs it; `distances` by stage."""
+    """A group without its latents and images, as a round's record needs it; `distances` by number of steps."""
 
     prompt: Prompt
     stages: Sequence[int]
-    beside: list[bool]
-    distances: dict[int, tuple[list[float], list[float]]]
+    is_reference: list[bool]
+    distances: dict[int, Distances]
 
 
 def generator_for(*parts: object) -> torch.Generator:
@@ -59,7 +67,7 @@ def generator_for(*parts: object) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def draw_noises(model: TwoStepModel, count: int, generator: torch.Generator, steps: int = 2) -> list[Tensor]:
+def draw_noises(model: GeneratorModel, count: int, generator: torch.Generator, steps: int = 2) -> list[Tensor]:
     """One noise [count, C, H, W] per step, on the model's device."""
     shape = (count, *model.latent_shape)
     return [torch.randn(shape, generator=generator).to(model.device) for _ in range(steps)]
@@ -71,28 +79,35 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
-def two_step_latents(
-    model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, base: bool = False
+def sample_latents(
+    model: GeneratorModel, noises: Sequence[Tensor], conditioning: Conditioning, base: bool = False
 ) -> list[Tensor]:
-    """One-step and two-step latents [B, C, H, W] of the same noise, of the frozen base where `base` is set."""
-    return sample(
-        lambda x_t, t: model.predict_clean(x_t, t, conditioning, base=base), noises, TWO_STEPS, model.alphas_cumprod_T
+    """Clean latents [B, C, H, W] after each of `len(noises)` steps, of the frozen base where `base` is set.
+
+    Of two steps the first are the one-step samples of the same noise.
+    """
+    steps = model.steps(len(noises))
+    taken = sample(
+        lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditioning, base),
+        lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
+        noises,
     )
+    return [step.z_BCHW for step in taken]
 
 
 @torch.no_grad()
 def sample_groups(
-    model: TwoStepModel,
+    model: GeneratorModel,
     prompts: list[Prompt],
     settings: SamplingSettings,
     *seed: object,
     base: bool = False,
-    beside: Policy | None = None,
+    reference_policy: Policy | None = None,
     first: int = 0,
 ) -> list[Group]:
     """One group per prompt; the i-th draws all its noise from (*seed, first + i).
 
-    With `beside`, a group also has that policy's samples of the same noise, or of its first `reference_seeds` ones:
+    With a `reference_policy`, a group also has its samples of the same noise, or of the first `reference_seeds` ones:
     what all samples of one policy have in common, such as a tint, shows in no pair among them.
     Raises NonFiniteError, with the prompt named, and DeviceMemoryError.
     """
@@ -104,13 +119,13 @@ def sample_groups(
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     others = []
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
-        own = two_step_latents(model, noises, conditioning, base)
-        if beside is not None:
+        own = sample_latents(model, noises, conditioning, base)
+        if reference_policy is not None:
             first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.num_reference_seeds
-            others = beside([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
+            others = reference_policy([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
     shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
     stages: list[NumSteps] = [2 if i % 2 else 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
-    is_beside = [False] * 2 * K + [True] * (len(stages) - 2 * K)
+    is_reference = [False] * 2 * K + [True] * (len(stages) - 2 * K)
     latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
     for prompt, latents_BCHW in zip(prompts, latents, strict=True):
         if not latents_BCHW.isfinite().all():
@@ -119,39 +134,42 @@ def sample_groups(
     with ThreadPoolExecutor(max(1, cores() // torch.get_num_threads())) as pool:
         images = pool.map(partial(_pngs, model), latents)
         return [
-            Group(prompt, latents_BCHW.cpu(), stages, is_beside, pngs)
+            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs)
             for prompt, latents_BCHW, pngs in zip(prompts, latents, images, strict=True)
         ]
 
 
-def _pngs(model: TwoStepModel, latents_BCHW: Tensor) -> list[bytes]:
+def _pngs(model: GeneratorModel, latents_BCHW: Tensor) -> list[bytes]:
     return [png_bytes(image) for image in model.decode(latents_BCHW, mixed=True)]
 
 
-def distances(group: Group, stage: int) -> tuple[list[float], list[float]]:
-    """Mean distances between latents of `stage`: own to the base's beside them, and between seeds of the base."""
-    of_stage = torch.tensor(group.stages) == stage
-    is_beside = torch.tensor(group.beside)
+def distances(group: Group, num_steps: int) -> Distances:
+    """Of the samples of that many denoising steps, in a group whose reference samples are the base's."""
+    chosen = torch.tensor(group.stages) == num_steps
+    is_reference = torch.tensor(group.is_reference)
     latents = group.latents_BCHW.float()
-    own, base = latents[of_stage & ~is_beside], latents[of_stage & is_beside]
-    moved = (own[: len(base)] - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
-    apart = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
-    return moved, apart
+    own, base = latents[chosen & ~is_reference], latents[chosen & is_reference]
+    to_base = (own[: len(base)] - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
+    between_seeds = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
+    return Distances(to_base, between_seeds)
 
 
-def outline(group: Group) -> GroupSummary:
-    """What is left of a group once it is posted."""
-    return GroupSummary(group.prompt, group.stages, group.beside, {stage: distances(group, stage) for stage in (1, 2)})
+def summarise_group(group: Group) -> GroupSummary:
+    """What is kept of a group once it is posted."""
+    by_steps = {num_steps: distances(group, num_steps) for num_steps in (1, 2)}
+    return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps)
 
 
-def drift_from_base(outlines: list[GroupSummary], stage: int) -> float | None:
-    """Mean distance between latents of `stage` and the base's beside them, in distances between seeds of the base.
+def drift_from_base(groups: list[GroupSummary], num_steps: int) -> float | None:
+    """Mean distance of own latents from the base's of the same noise, in distances between seeds of the base.
 
     0: unchanged; 1: as different as another seed. None without the base's samples of two seeds.
     """
-    moved = [distance for each in outlines for distance in each.distances[stage][0]]
-    apart = [distance for each in outlines for distance in each.distances[stage][1]]
-    return (sum(moved) / len(moved)) / (sum(apart) / len(apart)) if apart else None
+    to_base = [distance for group in groups for distance in group.distances[num_steps].to_base]
+    between_seeds = [distance for group in groups for distance in group.distances[num_steps].between_seeds]
+    if not between_seeds:
+        return None
+    return (sum(to_base) / len(to_base)) / (sum(between_seeds) / len(between_seeds))
 
 
 def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:

@@ -71,9 +71,9 @@ def trim_by_length(module: str) -> None:
 def take_all(module: str) -> None:
     """The replay takes a group again that it has seen."""
     if module == TRAINER:
-        from lasro.training.replay_buffer import Group, ReplayBuffer
+        from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
 
-        def add(self: ReplayBuffer, group: Group) -> bool:
+        def add(self: ReplayBuffer, group: ReplayGroup) -> bool:
             with self._lock:
                 self._waiting[group.group_id] = group
                 return True

@@ -19,7 +19,7 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 SETTINGS = ["train.rounds=4", "train.prompts_per_round=3", "train.batch_size=3", "lora.rank=4"]
 SETTINGS += ["surrogate.learning_rate=1e-5"]  # an untrained one turns rounding of the last bit into other weights
 CURVES = ["loss", "regulariser", "grad_norm", "score", "bt_loss", "fresh_pair_accuracy"]
-CURVES += ["total", "beside", "gain", "drift"]
+CURVES += ["total", "reference", "gain", "drift"]
 
 
 def start(command: list[str], stage: str, config_path: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
@@ -84,9 +84,9 @@ def test_two_processes_train_as_one_does_and_resume(config_path: Path, tmp_path:
 
 @pytest.mark.proof
 def test_stage_1_on_two_processes(config_path: Path, tmp_path: Path) -> None:
-    """Guards against a stage 1 whose processes draw the same groups, or whose scouts climb apart."""
+    """Guards against a stage 1 whose processes draw the same groups, or whose probe generators differ."""
     one, two = tmp_path / "one", tmp_path / "two"
     run([sys.executable, "-m"], "pretrain", config_path, one)
     run(LAUNCH, "pretrain", config_path, two)
     check_same_curves(two, one)
-    assert (two / "labels.jsonl").read_text() == (one / "labels.jsonl").read_text()
+    assert (two / "base_rewards.jsonl").read_text() == (one / "base_rewards.jsonl").read_text()

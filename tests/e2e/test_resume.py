@@ -18,7 +18,17 @@ from lasro_client.run.stop_signal import StopRequest
 
 ROUNDS = 6
 SETTINGS = [f"train.rounds={ROUNDS}", "train.prompts_per_round=2"]
-SAME = ["total", "beside", "gain", "drift", "score", "loss", "bt_loss", "fresh_pair_accuracy", "held_out_pair_accuracy"]
+SAME = [
+    "total",
+    "reference",
+    "gain",
+    "drift",
+    "score",
+    "loss",
+    "bt_loss",
+    "fresh_pair_accuracy",
+    "held_out_pair_accuracy",
+]
 SAME += ["reward_gap", "surrogate_version", "policy_version"]
 
 

@@ -10,18 +10,55 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError
 from lasro.wire import unpack_tensors
 from lasro_client.audit.cost import Speed, pretrain_cost, train_cost
+from lasro_client.report.page import ReportWriter
+from lasro_client.run.observer import Observer, RunInfo
+from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.saved_samples import read_samples
 from lasro_client.run.stage1 import pretrain
 from lasro_client.run.stage2 import train
 from lasro_client.services.local_stack import LocalStack
 
-QUIET = Console(quiet=True)
+OBSERVERS = [ReportWriter()]
+
+
+class Recorder(Observer):
+    """Keeps what it is told, in order: the call, and in short what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def run_started(self, run: RunInfo) -> None:
+        self.calls.append(f"run_started {run.stage} {run.name} in {run.folder.name}")
+
+    def note(self, text: str) -> None:
+        self.calls.append(f"note {text.split(';')[0]}")
+
+    def activity(self, text: str | None, left_s: float | None = None) -> None:
+        self.calls.append(f"activity {text and text.split('  ')[0]}")
+
+    def folder_updated(self) -> None:
+        self.calls.append("folder_updated")
+
+    def rounds_started(self, num_rounds: int, done: int) -> None:
+        self.calls.append(f"rounds_started {done}/{num_rounds}")
+
+    def round_done(self, record: RoundRecord) -> None:
+        self.calls.append(f"round_done {record.round}")
+
+    def rounds_ended(self) -> None:
+        self.calls.append("rounds_ended")
+
+    def run_ended(self) -> None:
+        self.calls.append("run_ended")
+
+
+RECORDER = Recorder()
+"""Of the fixture `finished`."""
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +82,12 @@ def finished(
     """Stage 1, then stage 2 from its surrogate, by services that are there."""
     folder = tmp_path_factory.mktemp("runs")
     stage1 = load_config(config_path, [*services, "pretrain.keep_samples=true"])
-    surrogate = pretrain(stage1, folder / "stage1", QUIET)
-    labels = surrogate.with_name("labels.jsonl")
-    with_initial_surrogate = [f"train.initial_surrogate={surrogate}", f"train.initial_base_rewards={labels}"]
+    observers = [*OBSERVERS, RECORDER]
+    surrogate = pretrain(stage1, folder / "stage1", observers)
+    base_rewards = surrogate.with_name("base_rewards.jsonl")
+    with_initial_surrogate = [f"train.initial_surrogate={surrogate}", f"train.initial_base_rewards={base_rewards}"]
     config = load_config(config_path, [*services, *with_initial_surrogate, "train.keep_samples=true"])
-    return config, folder / "stage2", train(config, folder / "stage2", QUIET)
+    return config, folder / "stage2", train(config, folder / "stage2", observers)
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:
@@ -67,7 +105,7 @@ def test_stage_one_leaves_a_trained_surrogate(finished: tuple[RunSettings, Path,
     assert [line["stage"] for line in log_lines(folder)] == ["pretrain"] * 4
     images = [2 * 3 * 2] * 4
     images[2] *= 2
-    assert summary["reward_calls"] == sum(images), "one scout was out, for one round"
+    assert summary["reward_calls"] == sum(images), "the probe generator was active for one round"
     assert pretrain_cost(finished[0].pretrain, Speed(32, 2, 1)).calls == sum(images), (
         "an audit foretells another number"
     )
@@ -77,11 +115,12 @@ def test_stage_one_leaves_a_trained_surrogate(finished: tuple[RunSettings, Path,
 def test_stage_two_starts_from_what_stage_one_saw(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
     """Guards against an empty replay at the start of stage 2, and against paying for the same rewards twice."""
     config, folder, summary = finished
-    labels = [json.loads(line) for line in (folder.parent / "stage1" / "labels.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in labels] == [0, 1, 2, 3]
-    assert all(len(group["rewards"]["jpeg-incompressibility"]) == 6 for line in labels for group in line["groups"])
+    file = folder.parent / "stage1" / "base_rewards.jsonl"
+    rounds = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["round"] for line in rounds] == [0, 1, 2, 3]
+    assert all(len(group["rewards"]["jpeg-incompressibility"]) == 6 for line in rounds for group in line["groups"])
     of_a_round = 2 * 3 * config.train.prompts_per_round
-    assert summary["reward_calls"] == 2 * of_a_round + 2 * 2 * of_a_round, "the base is beside from the third round on"
+    assert summary["reward_calls"] == 2 * of_a_round + 2 * 2 * of_a_round, "the base is sampled from the third round on"
 
 
 def test_stage_two_leaves_all_it_promises(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
@@ -99,10 +138,49 @@ def test_stage_two_leaves_all_it_promises(finished: tuple[RunSettings, Path, dic
     assert [line["policy_version"] for line in lines] == [0, 1, 2, 3]
     assert [line["reward_calls"] for line in lines] == sorted(line["reward_calls"] for line in lines)
     assert all(line["failed_samples"] == 0 for line in lines)
-    told = train_cost(finished[0].train, Speed(32, 2, 1)).calls
-    assert summary["reward_calls"] == told, "an audit foretells another number"
+    foretold = train_cost(finished[0].train, Speed(32, 2, 1)).calls
+    assert summary["reward_calls"] == foretold, "an audit foretells another number"
     assert (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file()
     assert "data:image/" in (folder / "report.html").read_text()
+
+
+def test_observers_hear_of_all_that_a_run_does(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
+    """Guards against a report that is not rewritten in time, and a display that is left open between the parts."""
+    calls, second = RECORDER.calls, RECORDER.calls.index("run_ended") + 1
+    assert calls[:second] == [
+        "run_started pretrain tiny in stage1",
+        "rounds_started 0/4",
+        "round_done 0",
+        "round_done 1",
+        "folder_updated",
+        "round_done 2",
+        "round_done 3",
+        "folder_updated",
+        "activity final steps 3/3",
+        "rounds_ended",
+        "folder_updated",
+        "run_ended",
+    ]
+    assert calls[second:] == [
+        "run_started train tiny in stage2",
+        "note stage 1's groups are in the replay",
+        "activity evaluating before on 3 held-out prompts",
+        "activity None",
+        "folder_updated",
+        "rounds_started 0/4",
+        "round_done 0",
+        "round_done 1",
+        "folder_updated",
+        "round_done 2",
+        "round_done 3",
+        "folder_updated",
+        "rounds_ended",
+        "activity evaluating after on 3 held-out prompts",
+        "activity None",
+        "folder_updated",
+        "folder_updated",
+        "run_ended",
+    ]
 
 
 def test_a_later_stage_one_learns_from_all_samples_that_were_kept(
@@ -118,7 +196,7 @@ def test_a_later_stage_one_learns_from_all_samples_that_were_kept(
     from_kept = [f"pretrain.initial_surrogate={runs[1] / 'surrogate.safetensors'}"]
     from_kept += [f"pretrain.initial_samples=[{', '.join(repr(str(run)) for run in runs)}]", "pretrain.rounds=0"]
     config = load_config(config_path, [*services, "name=later", "surrogate.held_out_share=0.0", *from_kept])
-    surrogate = pretrain(config, tmp_path / "later", QUIET)
+    surrogate = pretrain(config, tmp_path / "later", OBSERVERS)
     summary = json.loads((tmp_path / "later" / "summary.json").read_text())
     assert summary["surrogate_steps"] == 3
     assert summary["reward_calls"] == 0
@@ -132,16 +210,20 @@ def test_a_run_without_kept_samples_is_named(config_path: Path, services: list[s
     (tmp_path / "old").mkdir()
     config = load_config(config_path, [*services, "name=from-old", f"pretrain.initial_samples=['{tmp_path / 'old'}']"])
     with pytest.raises(ConfigError, match="has no samples; run it with keep_samples = true"):
-        pretrain(config, tmp_path / "from-old", QUIET)
+        pretrain(config, tmp_path / "from-old", OBSERVERS)
 
 
-def test_a_finished_run_is_told_again_without_services(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
+def test_a_finished_run_returns_its_summary_without_services(
+    finished: tuple[RunSettings, Path, dict[str, Any]],
+) -> None:
     """Guards against training a finished run on, which costs reward calls nobody asked for."""
     config, folder, summary = finished
     gone = {"reward_api": "http://127.0.0.1:1", "surrogate_trainer": "http://127.0.0.1:1"}
     started = time.monotonic()
     without = config.model_copy(update={"services": config.services.model_copy(update=gone)})
-    assert train(without, folder, QUIET) == summary
+    recorder = Recorder()
+    assert train(without, folder, [recorder]) == summary
+    assert recorder.calls == []
     assert time.monotonic() - started < 5
 
 
@@ -150,16 +232,16 @@ def test_a_changed_configuration_is_refused(finished: tuple[RunSettings, Path, d
     config, folder, _ = finished
     changed = config.model_copy(update={"seed": 7, "train": config.train.model_copy(update={"ema": 0.5})})
     with pytest.raises(ConflictError, match=r"differing in seed, train\.ema"):
-        train(changed, folder, QUIET)
+        train(changed, folder, OBSERVERS)
 
 
 def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, services: list[str], tmp_path: Path) -> None:
-    """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base beside the generator, 12.
+    """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base's samples, 12.
 
     The seed is its own: images that another run has had scored cost nothing.
     """
     config = load_config(config_path, [*services, "name=spent", "seed=1", "budget.max_reward_calls=24"])
-    summary = train(config, tmp_path / "run", QUIET)
+    summary = train(config, tmp_path / "run", OBSERVERS)
     assert summary["rounds"] == 3
     assert summary["reward_calls"] == 24
     assert (tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
@@ -169,10 +251,10 @@ def test_missing_rewards_and_weights_are_named(config_path: Path, services: list
     """Guards against an hour of sampling before the first error."""
     unserved = load_config(config_path, [*services, 'rewards=[{name="nobody-registered-this"}]'])
     with pytest.raises(ConfigError, match="reward nobody-registered-this: not registered"):
-        train(unserved, tmp_path / "unserved", QUIET)
+        train(unserved, tmp_path / "unserved", OBSERVERS)
     absent = load_config(config_path, [*services, "name=absent", "train.initial_surrogate=./absent.safetensors"])
     with pytest.raises(ConfigError, match=r"absent\.safetensors"):
-        train(absent, tmp_path / "absent", QUIET)
+        train(absent, tmp_path / "absent", OBSERVERS)
 
 
 def test_a_guarded_run_logs_every_reward(config_path: Path, services: list[str], tmp_path: Path) -> None:
@@ -187,16 +269,16 @@ def test_a_guarded_run_logs_every_reward(config_path: Path, services: list[str],
         "surrogate.held_out_share=0.0",
         "evaluation.prompts=1",
     ]
-    summary = train(load_config(config_path, settings), tmp_path / "run", QUIET)
+    summary = train(load_config(config_path, settings), tmp_path / "run", OBSERVERS)
     assert set(summary["rewards"]) == {"jpeg-incompressibility", "small"}
     lines = log_lines(tmp_path / "run")
     assert 0 < sum(sum(line["vetoed"].values()) for line in lines) < 2 * len(lines), "the floor must tell some apart"
     for line in lines:
         assert set(line["reward"]) == {"jpeg-incompressibility", "small"}
         assert line["scales"]["jpeg-incompressibility"]["deviation"] > 0
-        for stage in ("one_step", "two_step"):
-            assert 0 <= line["vetoed"][stage] <= 1
-            assert (line["total"][stage] is None) == (line["vetoed"][stage] == 1)
+        for steps in ("one_step", "two_step"):
+            assert 0 <= line["vetoed"][steps] <= 1
+            assert (line["total"][steps] is None) == (line["vetoed"][steps] == 1)
     assert "Vetoed" in (tmp_path / "run" / "report.html").read_text()
 
 

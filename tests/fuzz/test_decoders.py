@@ -74,7 +74,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "image": image,
     "trainer-latents": lambda body: read_latents(body, SHAPE),
     "trainer-gradient": lambda body: read_gradient(body, SHAPE, 200),
-    "trainer-images": lambda body: read_images([body], 4),
+    "trainer-images": lambda body: read_images([body], (4, 4)),
     "native-msgpack": reply(Protocol.NATIVE, MSGPACK),
     **{protocol.value: reply(protocol, JSON) for protocol in Protocol},
 }

@@ -13,14 +13,13 @@ from PIL import Image
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import NonFiniteError, NotFoundError
-from lasro.models.lora import add_generator_lora
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.reward_sdk import RejectedItem, create_reward_app, reward
 from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.evaluation import score_prompts as evaluation_module
 from lasro_client.evaluation.drift import measure_drift
-from lasro_client.evaluation.score_prompts import draw_both_stages, evaluate
+from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
 from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
@@ -55,7 +54,7 @@ def model(tiny_model_path):
 
 def with_adapter(model, scale):
     generator = torch.Generator().manual_seed(1)
-    for parameter in add_generator_lora(model, LoraSettings(rank=2), seed=0):
+    for parameter in model.add_lora(LoraSettings(rank=2), seed=0):
         parameter.data = torch.randn(parameter.shape, generator=generator) * scale
     return model
 
@@ -82,7 +81,7 @@ def test_one_pass_gives_the_images_of_two_stock_calls(model, tiny_model_path):
     stock.scheduler = diffusers.LCMScheduler.from_config(stock.scheduler.config)
     stock.set_progress_bar_config(disable=True)
     texts = [prompt.text for prompt in PROMPTS[:3]]
-    ours = draw_both_stages(model, texts, range(SEED, SEED + 3))
+    ours = draw_one_and_two_steps(model, texts, range(SEED, SEED + 3))
     for steps, images in zip((1, 2), ours, strict=True):
         for index, text in enumerate(texts):
             expected = stock(

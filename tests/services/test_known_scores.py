@@ -12,13 +12,13 @@ import torch
 from lasro import wire
 from lasro.config import ModelSettings, SamplingSettings
 from lasro.errors import ConfigError, WireError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import outline, sample_groups
+from lasro.training.sampling import sample_groups, summarise_group
 from lasro.wire import GroupState, GroupStatus, GroupSubmission, RewardValue, ScoredItem, Status
-from lasro_client.run.base_sample_rewards import base_rewards_of, drawn_again, read_base_rewards
+from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of, draw_again, read_base_rewards
 from lasro_client.services.reward_client import RewardClient
 
 RUN = "known-scores"
@@ -72,7 +72,7 @@ def test_known_scores_that_do_not_fit_are_refused(changes: dict[str, Any], messa
 
 
 def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Path) -> None:
-    """Guards against labels that end up beside other samples than those they were given for."""
+    """Guards against rewards that end up with other samples than those they were given for."""
     model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
     prompts = [Prompt("a red star"), Prompt("a blue ring")]
     settings = SamplingSettings(seeds_per_prompt=3)
@@ -89,25 +89,27 @@ def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Pat
         )
         for group in groups
     ]
-    path = tmp_path / "labels.jsonl"
-    path.write_text(base_rewards_of(7, 5, [outline(group) for group in groups], scored).model_dump_json() + "\n")
+    path = tmp_path / BASE_REWARDS_FILE
+    path.write_text(
+        base_rewards_of(7, 5, [summarise_group(group) for group in groups], scored).model_dump_json() + "\n"
+    )
     found = read_base_rewards(path, 10, {"r"})
-    for labelled, group, latents_NCHW in zip(found, groups, drawn_again(model, found), strict=True):
+    for seeds_of_group, group, latents_NCHW in zip(found, groups, draw_again(model, found), strict=True):
         torch.testing.assert_close(latents_NCHW.float(), group.latents_BCHW, atol=2e-3, rtol=2e-3)
-        rewards_N = torch.tensor(labelled.labels.rewards["r"])
+        rewards_N = torch.tensor(seeds_of_group.group.rewards["r"])
         torch.testing.assert_close(rewards_N, group.latents_BCHW.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
-    assert read_base_rewards(path, 1, {"r"})[0].labels.prompt == "a blue ring"
+    assert read_base_rewards(path, 1, {"r"})[0].group.prompt == "a blue ring"
     fewer = read_base_rewards(path, 10, {"r"}, seeds=2)
-    for labelled, group, latents_NCHW in zip(fewer, groups, drawn_again(model, fewer), strict=True):
+    for seeds_of_group, group, latents_NCHW in zip(fewer, groups, draw_again(model, fewer), strict=True):
         first_two = group.latents_BCHW[[0, 1, 3, 4]]
         torch.testing.assert_close(latents_NCHW.float(), first_two, atol=2e-3, rtol=2e-3)
-        rewards_N = torch.tensor(labelled.labels.rewards["r"])
+        rewards_N = torch.tensor(seeds_of_group.group.rewards["r"])
         torch.testing.assert_close(rewards_N, first_two.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
 
 
-def test_labels_of_another_reward_are_refused(tmp_path: Path) -> None:
+def test_base_rewards_of_another_reward_are_refused(tmp_path: Path) -> None:
     """Guards against ranking by rewards that this run does not ascend."""
-    path = tmp_path / "labels.jsonl"
+    path = tmp_path / BASE_REWARDS_FILE
     path.write_text('{"seed": 0, "round": 0, "groups": [{"prompt": "p", "rewards": {"r": [0.1, 0.2]}}]}\n')
     with pytest.raises(ConfigError, match="expected also"):
         read_base_rewards(path, 10, {"other"})

@@ -1,4 +1,4 @@
-"""deploy/monitoring: its rules and its dashboard name what the running services tell."""
+"""deploy/monitoring: its rules and its dashboard name metrics that the running services export."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ModelError
 from lasro.reward_sdk import create_reward_app, load_reward
 from lasro.service.serve import bind
+from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.run.observer import Observers, RunInfo
+from lasro_client.run.round_record import RewardRecord, RoundRecord
 from lasro_client.services.surrogate_client import SurrogateClient
-from lasro_client.watch.prometheus import round_metrics
+from lasro_client.watch.prometheus import PrometheusMetrics
 from lasro_reward_api.app import create_app as create_reward_api
 from lasro_reward_api.settings import RewardApiSettings
 from lasro_surrogate_trainer.app import create_app as create_trainer
@@ -35,15 +38,7 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 Serve = Callable[[ASGIApp], str]
-LINE = {
-    "round": 1,
-    "reward_calls": 2,
-    "trouble": None,
-    "reward": {"monitored": {"one_step": 0.1}},
-    "total": {"one_step": 0.1},
-    "gain": {"one_step": 0.1},
-    "drift": {"one_step": 0.1},
-}
+RECORD = RoundRecord("train", 1, rewards=RewardRecord(rewards={"monitored": ByNumSteps(0.1, 0.1)}))
 # These are there once a run has been trained for a while, which test_surrogate_trainer.py does.
 MEASURED = {"lasro_surrogate_held_out_pair_accuracy", "lasro_surrogate_reward_gap"}
 OF_PROMETHEUS = {"up"}
@@ -106,8 +101,9 @@ def test_rules_and_dashboard_name_metrics_that_there_are(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setenv("LASRO_METRICS_PORT", str(port))
-    with round_metrics("monitored") as observe:
-        observe(LINE)
+    observers = Observers([PrometheusMetrics()])
+    with observers.run(RunInfo("monitored", "train", Path("unused"), None)), observers.rounds(2, 0):
+        observers.round_done(RECORD)
         found = scraped(f"http://127.0.0.1:{port}") | scraped(trainer_url) | MEASURED | OF_PROMETHEUS
     deadline = time.monotonic() + 20
     while "lasro_queue_waiting_groups" not in scraped(api) and time.monotonic() < deadline:

@@ -21,7 +21,7 @@ from PIL import Image
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
@@ -29,7 +29,7 @@ from lasro.service.serve import bind
 from lasro.training.replay_buffer import is_held_out
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
-from lasro_surrogate_trainer.folder_lock import held
+from lasro_surrogate_trainer.folder_lock import hold_folder
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import check_folder
 
@@ -280,7 +280,7 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     )
     feed(redis_url, "waiting", [separable_sample(0), bad])
     request = wire.AdaptRequest(request_id="a", new_groups=["g0", "g7"], steps=1, timeout_s=1)
-    with pytest.raises(TimeoutExceededError, match=r"1 of 2 groups not here after 1 s: g7"):
+    with pytest.raises(TimeoutExceededError, match=r"1 of 2 groups have not arrived after 1 s: g7"):
         trainer.adapt("waiting", request)
     started = time.monotonic()
     with pytest.raises(WireError, match=r"group g1 .*\[12, 4, 9, 9\].*\[12, 4, 8, 8\]"):
@@ -305,7 +305,7 @@ def test_a_sample_that_cannot_be_trained_on_is_dead_lettered_with_the_reason(tra
 
 
 def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_url):
-    """Guards against a guard that a high total outbids, units that drown a reward, and scales nobody is told."""
+    """Guards against a guard that a high total outbids, units that drown a reward, and scales that nobody reports."""
     objective = {"weights": {"mean": 1.0, "kb": 1.0, "guard": 0.0}, "floors": {"guard": 0.5}, "normalised": ["kb"]}
     trainer.create("guarded", SurrogateRun.model_validate(config.model_dump() | objective))
     samples, means, sizes, guards = [], [], [], []
@@ -335,7 +335,7 @@ def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_ur
 
 
 def test_a_negative_reward_of_a_product_is_named(trainer, config, redis_url):
-    """Guards against a trainer thread that dies of it, and a run that is not told why."""
+    """Guards against a trainer thread that dies of it, and a run that does not learn why."""
     trainer.create("product", config.model_copy(update={"combine": "product"}))
     good, bad = separable_sample(0, [0.5, 0.25] * SEEDS), separable_sample(1, [0.5, -0.25] * SEEDS)
     groups = feed(redis_url, "product", [good, bad])
@@ -458,7 +458,7 @@ def kept(trainer: SurrogateClient, run: str) -> list[int]:
     return [info.version for info in trainer.versions(run) if info.kept]
 
 
-def test_leased_versions_are_kept_and_what_is_known_of_each_is_told(trainer, config, redis_url):
+def test_leased_versions_are_kept_and_listed_with_what_was_measured(trainer, config, redis_url):
     """Guards against a client that repeats rounds after a crash and finds their versions gone."""
     trainer.create("leased", config)
     groups = feed(redis_url, "leased", [separable_sample(number).model_copy(update={"policy_version": 3})
@@ -576,9 +576,13 @@ def test_a_call_outlives_a_restart_of_the_trainer(redis_url, config, tmp_path):
 
 def test_two_trainers_do_not_share_a_folder(tmp_path):
     """Guards against a second trainer on the same folder writing over the first one's commits."""
-    with held(tmp_path), pytest.raises(ConflictError, match="another trainer works in this folder"), held(tmp_path, 0):
+    with (
+        hold_folder(tmp_path),
+        pytest.raises(ConflictError, match="another trainer works in this folder"),
+        hold_folder(tmp_path, 0),
+    ):
         raise AssertionError("both hold it")
-    with held(tmp_path, 0):
+    with hold_folder(tmp_path, 0):
         pass
 
 
@@ -641,7 +645,7 @@ def test_not_ready_without_redis(config, tmp_path, redis_url):
         assert "Redis cannot be reached" in answer.json()["detail"]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_service_starts(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_the_service_starts(tmp_path: Path) -> None:
     """Bug: a trainer on a read-only volume is up, and fails at its first group."""
     check_folder(tmp_path / "made")
     assert list((tmp_path / "made").iterdir()) == []

@@ -16,13 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 import psutil
-from rich.console import Console
 
 from lasro.config import load_config
 
 LONGEST_S = 280.0
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["lasro_client.run.stage2"])
+_forks.set_forkserver_preload(["lasro_client.run.stage2", "lasro_client.report.page"])
 
 
 def run_with(fault: str, at: int, config_path: Path, folder: Path, settings: Sequence[str]) -> int:
@@ -38,20 +37,21 @@ def run_with(fault: str, at: int, config_path: Path, folder: Path, settings: Seq
 
 
 def _live(fault: str, at: int, config_path: Path, folder: Path, settings: Sequence[str], errors: Path) -> None:
+    from lasro_client.report.page import ReportWriter
     from lasro_client.run.stage2 import train
 
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
     with _happening(fault, at):
-        train(load_config(config_path, settings), folder, Console(quiet=True))
+        train(load_config(config_path, settings), folder, [ReportWriter()])
 
 
 def _happening(fault: str, at: int) -> AbstractContextManager[object]:
-    from lasro_client.run import alternation as fine_tuning
-    from lasro_client.run.alternation import FineTuning
+    from lasro_client.run import alternation
+    from lasro_client.run.alternation import Alternation
     from lasro_client.services.feedback import FeedbackClient
 
-    sample, adapt, checkpoint = fine_tuning.sample_groups, FeedbackClient.adapt, FineTuning.checkpoint
+    sample, adapt, checkpoint = alternation.sample_groups, FeedbackClient.adapt, Alternation.checkpoint
 
     def sampled(model: Any, prompts: Any, options: Any, seed: int, stage: str, round: int, **more: Any) -> Any:
         groups = sample(model, prompts, options, seed, stage, round, **more)
@@ -75,10 +75,10 @@ def _happening(fault: str, at: int) -> AbstractContextManager[object]:
 
     faults: dict[str, AbstractContextManager[object]] = {
         "none": nullcontext(),
-        "sampling": patch.object(fine_tuning, "sample_groups", sampled),
+        "sampling": patch.object(alternation, "sample_groups", sampled),
         "adapting": patch.object(FeedbackClient, "adapt", adapted),
         "trainer": patch.object(FeedbackClient, "adapt", adapted),
-        "checkpointed": patch.object(FineTuning, "checkpoint", checkpointed),
+        "checkpointed": patch.object(Alternation, "checkpoint", checkpointed),
     }
     return faults[fault]
 

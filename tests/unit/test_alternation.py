@@ -14,14 +14,14 @@ import torch
 from lasro import wire
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError
-from lasro.models.sdxl import load_model
+from lasro.methods.registry import create_trainer
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext
-from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
-from lasro_client.run import alternation as fine_tuning
-from lasro_client.run import collect as rounds
-from lasro_client.run.alternation import FineTuning
+from lasro_client.run import time_budget
+from lasro_client.run.alternation import Alternation
 from lasro_client.run.folder import RunFolder
+from lasro_client.run.round_record import RoundRecord
 
 SEEDS = 2
 GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
@@ -29,6 +29,8 @@ GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
 
 class Written:
     """A reward of 0.5 for the base and 0.5 + gain for the generator, and a surrogate with the same slope everywhere."""
+
+    max_timestep = 200
 
     def __init__(self) -> None:
         self.leased: list[int] = []
@@ -67,22 +69,22 @@ class Written:
 
 @dataclasses.dataclass
 class Made:
-    tuning: FineTuning
+    alternation: Alternation
     averages: dict[int, list[torch.Tensor]]
 
-    def run(self, until: int = len(GAINS)) -> list[dict[str, Any]]:
-        lines = []
-        while not self.tuning.over and self.tuning.progress.round < until:
-            before = self.tuning.trainer.version
-            lines.append(self.tuning.round())
-            if lines[-1]["action"] is None:
-                self.averages[self.tuning.progress.round - 1] = average(self.tuning)
-            assert self.tuning.trainer.version == before + 1, "updates are counted on, whatever happens"
-        return lines
+    def run(self, until: int = len(GAINS)) -> list[RoundRecord]:
+        records = []
+        while not self.alternation.over and self.alternation.progress.round < until:
+            before = self.alternation.trainer.version
+            records.append(self.alternation.round())
+            if records[-1].health.action is None:
+                self.averages[self.alternation.progress.round - 1] = average(self.alternation)
+            assert self.alternation.trainer.version == before + 1, "updates are counted on, whatever happens"
+        return records
 
 
-def average(tuning: FineTuning) -> list[torch.Tensor]:
-    return [tensor.clone() for tensor in tuning.trainer.average]
+def average(alternation: Alternation) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in alternation.trainer.average]
 
 
 def make(
@@ -112,11 +114,13 @@ def make(
             "budget": {"max_minutes": max_minutes},
         }
     )
-    trainer = GeneratorTrainer(load_model(config.model), config)
+    trainer = create_trainer(config, load_model(config.model))
     services: Any = written or Written()
-    tuning = FineTuning(RunFolder(folder, config, "train"), trainer, services, services, [Prompt("a red star")])
-    tuning.begin(0)
-    return Made(tuning, {})
+    run_folder = RunFolder(folder, config, "train")
+    run_folder.open()
+    alternation = Alternation(run_folder, trainer, services, services, [Prompt("a red star")])
+    alternation.begin(0)
+    return Made(alternation, {})
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -126,31 +130,31 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_a_run_that_lost_its_gain_ends_with_its_best(tiny_model_path: Path, tmp_path: Path) -> None:
     """Guards against exporting the weights of the decline, and a resumed run that trains on after it was ended."""
     made = make(tiny_model_path, tmp_path, {})
-    lines = made.run()
-    assert [line["round"] for line in lines] == [0, 1, 2, 3, 4]
-    assert lines[-1]["action"] == "stop"
-    assert "was +0.25 up to round 4" in lines[-1]["trouble"]
-    assert same(average(made.tuning), made.averages[3])
+    records = made.run()
+    assert [record.round for record in records] == [0, 1, 2, 3, 4]
+    assert records[-1].health.action == "stop"
+    assert "was +0.25 up to round 4" in str(records[-1].health.trouble)
+    assert same(average(made.alternation), made.averages[3])
     assert not same(made.averages[3], made.averages[2])
-    made.tuning.checkpoint()
+    made.alternation.checkpoint()
     again = make(tiny_model_path, tmp_path, {})
-    assert again.tuning.over
-    assert again.tuning.progress.ended == lines[-1]["trouble"]
-    assert same(average(again.tuning), made.averages[3])
+    assert again.alternation.over
+    assert again.alternation.progress.ended == records[-1].health.trouble
+    assert same(average(again.alternation), made.averages[3])
 
 
 def test_a_run_that_rolls_back_goes_on_from_its_best(tiny_model_path: Path, tmp_path: Path) -> None:
     """Guards against rolling back for ever, and to rounds that were rolled back themselves."""
     made = make(tiny_model_path, tmp_path, {"on_trouble": "roll_back"})
-    lines = made.run(until=5)
-    assert lines[-1]["action"] == "roll_back"
-    assert same(average(made.tuning), made.averages[3])
-    lines += made.run()
-    assert [line["round"] for line in lines] == list(range(len(GAINS)))
-    assert made.tuning.progress.ended is None
-    assert made.tuning.health.best.round == 9
+    records = made.run(until=5)
+    assert records[-1].health.action == "roll_back"
+    assert same(average(made.alternation), made.averages[3])
+    records += made.run()
+    assert [record.round for record in records] == list(range(len(GAINS)))
+    assert made.alternation.progress.ended is None
+    assert made.alternation.monitor.best.round == 9
     once = make(tiny_model_path, tmp_path / "once", {"on_trouble": "roll_back", "max_roll_backs": 0})
-    assert once.run()[-1]["action"] == "stop"
+    assert once.run()[-1].health.action == "stop"
 
 
 def test_a_resumed_run_goes_back_to_the_same_best(tiny_model_path: Path, tmp_path: Path) -> None:
@@ -160,10 +164,10 @@ def test_a_resumed_run_goes_back_to_the_same_best(tiny_model_path: Path, tmp_pat
     for stop in (1, 4):
         made = make(tiny_model_path, tmp_path / f"{stop}", {})
         made.run(until=stop)
-        made.tuning.checkpoint()
+        made.alternation.checkpoint()
         resumed = make(tiny_model_path, tmp_path / f"{stop}", {})
-        assert resumed.run()[-1]["action"] == "stop"
-        assert same(average(resumed.tuning), average(whole.tuning))
+        assert resumed.run()[-1].health.action == "stop"
+        assert same(average(resumed.alternation), average(whole.alternation))
 
 
 @pytest.mark.parametrize("limit", [1e9, 1e-9])
@@ -173,19 +177,19 @@ def test_a_model_that_drifted_too_far_before_any_gain_is_the_base_again(
     """Guards against keeping a ruined model because there was no better one to go back to, and against the opposite."""
     monkeypatch.setitem(globals(), "GAINS", [-0.1 - 0.01 * (round % 2) for round in range(len(GAINS))])
     made = make(tiny_model_path, tmp_path, {"max_drift": limit, "decline_errors": 1e-9})
-    lines = made.run()
-    untouched = all(not tensor.any() for tensor in made.tuning.trainer.average[1::2])
+    records = made.run()
+    untouched = all(not tensor.any() for tensor in made.alternation.trainer.average[1::2])
     assert untouched == (limit < 1)
-    assert (lines[-1]["action"] == "stop") == (limit < 1)
-    assert lines[-1]["trouble"] is not None
+    assert (records[-1].health.action == "stop") == (limit < 1)
+    assert records[-1].health.trouble is not None
 
 
 def test_trouble_can_be_ignored(tiny_model_path: Path, tmp_path: Path) -> None:
     """Guards against a run that is ended although it was told not to be."""
-    lines = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}).run()
-    assert len(lines) == len(GAINS)
-    assert lines[4]["trouble"] is not None
-    assert not any(line["action"] for line in lines)
+    records = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}).run()
+    assert len(records) == len(GAINS)
+    assert records[4].health.trouble is not None
+    assert not any(record.health.action for record in records)
 
 
 class SideBySide(Written):
@@ -217,20 +221,20 @@ class SideBySide(Written):
 
 def test_updates_beside_the_surrogates_own_ascend_the_round_before(tiny_model_path: Path, tmp_path: Path) -> None:
     """Bug: a version that is whichever was there in time, so that a resumed or repeated round is another one."""
-    beside = SideBySide()
-    whole = make(tiny_model_path, tmp_path / "whole", {}, beside, overlap=True)
+    overlapping = SideBySide()
+    whole = make(tiny_model_path, tmp_path / "whole", {}, overlapping, overlap=True)
     whole.run(until=3)
-    assert beside.ascended == [0, 0, 1, 1, 2, 2], "both stages, by what the round before left"
-    assert beside.drawn == [0, 1, 2, 3], "each round once, the next one before this one ends"
+    assert overlapping.ascended == [0, 0, 1, 1, 2, 2], "both stages, by what the round before left"
+    assert overlapping.drawn == [0, 1, 2, 3], "each round once, the next one before this one ends"
     stopped = make(tiny_model_path, tmp_path / "part", {}, SideBySide(), overlap=True)
     stopped.run(until=2)
-    stopped.tuning.checkpoint()
+    stopped.alternation.checkpoint()
     again = SideBySide()
     resumed = make(tiny_model_path, tmp_path / "part", {}, again, overlap=True)
     resumed.run(until=3)
     assert again.ascended == [2, 2]
     assert again.drawn == [2, 3]
-    assert same(average(resumed.tuning), average(whole.tuning))
+    assert same(average(resumed.alternation), average(whole.alternation))
 
 
 def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model_path: Path, tmp_path: Path) -> None:
@@ -245,24 +249,24 @@ def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model
     made = make(tiny_model_path, tmp_path, {}, Spent(), overlap=True)
     assert len(made.run(until=2)) == 2
     with pytest.raises(BudgetError):
-        made.tuning.round()
-    assert made.tuning.progress.round == 2
+        made.alternation.round()
+    assert made.alternation.progress.round == 2
 
 
 def test_a_run_has_no_more_minutes_than_it_was_given(tiny_model_path: Path, tmp_path: Path) -> None:
     """Bug: on a slow machine a run takes twice as long as was planned, or each resume begins to count anew."""
     made = make(tiny_model_path, tmp_path, {}, max_minutes=60)
     made.run(until=2)
-    made.tuning.progress = made.tuning.progress._replace(elapsed_s=59.9 * 60)
-    made.tuning.checkpoint()
+    made.alternation.progress = made.alternation.progress._replace(elapsed_s=59.9 * 60)
+    made.alternation.checkpoint()
     resumed = make(tiny_model_path, tmp_path, {}, max_minutes=60)
     resumed.run(until=3)
-    resumed.tuning.progress = resumed.tuning.progress._replace(elapsed_s=60 * 60)
-    resumed.tuning.checkpoint()
+    resumed.alternation.progress = resumed.alternation.progress._replace(elapsed_s=60 * 60)
+    resumed.alternation.checkpoint()
     over = make(tiny_model_path, tmp_path, {}, max_minutes=60)
     with pytest.raises(BudgetError, match=r"budget\.max_minutes: the 60 minutes are over"):
-        over.tuning.round()
-    assert over.tuning.progress.round == 3
+        over.alternation.round()
+    assert over.alternation.progress.round == 3
 
 
 @pytest.fixture
@@ -270,8 +274,7 @@ def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The one number is the time that runs see; tests move it on."""
     now_s = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now_s[0])
-    monkeypatch.setattr(fine_tuning, "time", clock)
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(time_budget, "time", clock)
     return now_s
 
 
@@ -288,23 +291,23 @@ def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
             now_s[0] += 10
             return super().adapt(*arguments, **more)
 
-    def begun() -> FineTuning:
-        return make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, Slow(), max_minutes=81 / 60).tuning
+    def begun() -> Alternation:
+        return make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, Slow(), max_minutes=81 / 60).alternation
 
-    tuning = begun()
+    alternation = begun()
     for _ in range(6):
-        tuning.round()
-    assert tuning.rounds == 8
-    assert tuning.trainer.decay_steps == 4  # of five
-    tuning.checkpoint()
+        alternation.round()
+    assert alternation.num_rounds == 8
+    assert alternation.trainer.decay_steps == 4  # of five
+    alternation.checkpoint()
     now_s[0] += 1000
     again = begun()
     assert again.trainer.decay_steps == 4
     now_s[0] -= 5
-    lines = [again.round() for _ in range(2)]
+    records = [again.round() for _ in range(2)]
     assert again.over
-    assert [line["round"] for line in lines] == [6, 7]
-    assert {line["rounds"] for line in lines} == {8}
+    assert [record.round for record in records] == [6, 7]
+    assert {record.num_rounds for record in records} == {8}
 
 
 def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
@@ -315,7 +318,7 @@ def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
     After three at twenty seconds five more fit into the rest; after four at five seconds all that are left do.
     """
     rounds_done = [0]
-    monkeypatch.setattr(fine_tuning, "PACE_ROUNDS", 2)
+    monkeypatch.setattr(time_budget, "PACE_ROUNDS", 2)
 
     class Hurried(Written):
         def adapt(self, *arguments: Any, **more: Any) -> wire.AdaptReply:
@@ -324,13 +327,13 @@ def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
             return super().adapt(*arguments, **more)
 
     settings = {"on_trouble": "ignore"}
-    tuning = make(tiny_model_path, tmp_path, settings, Hurried(), max_minutes=161 / 60).tuning
+    alternation = make(tiny_model_path, tmp_path, settings, Hurried(), max_minutes=161 / 60).alternation
     planned = []
-    while not tuning.over:
-        tuning.round()
-        planned.append(tuning.rounds)
+    while not alternation.over:
+        alternation.round()
+        planned.append(alternation.num_rounds)
     assert planned == [10] * 2 + [8] * 4 + [10] * 4
-    assert tuning.trainer.decay_steps == 5
+    assert alternation.trainer.decay_steps == 5
 
 
 def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:

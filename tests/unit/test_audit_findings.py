@@ -40,7 +40,7 @@ GOOD = Facts(
 ALL_TIED = Ties(pairs=1056, tied=1056, groups=8, constant=8)
 
 
-def told(**changes: object) -> list[tuple[str, str]]:
+def judged(**changes: object) -> list[tuple[str, str]]:
     return [(finding.name, finding.level) for finding in judge(replace(GOOD, **changes))]  # pyright: ignore[reportArgumentType]
 
 
@@ -76,7 +76,7 @@ def test_a_good_reward_is_left_alone() -> None:
 )
 def test_each_finding_at_its_level(changes: dict[str, object], expected: list[tuple[str, str]]) -> None:
     """A threshold on the wrong side, or one cause told twice."""
-    assert told(**changes) == expected
+    assert judged(**changes) == expected
 
 
 def test_the_verdict_is_the_gravest() -> None:
@@ -116,7 +116,7 @@ def test_the_cost_of_the_demo_is_what_it_was() -> None:
 
 
 def test_costs_by_hand() -> None:
-    """Repeats, waves or the base beside the generator forgotten.
+    """Repeats, waves or the base's samples forgotten.
 
     3 rounds of 2 prompts x 3 seeds: 12 images, 12 once more after the first update: 12 + 24 + 24 = 60, thrice each.
     12 images in calls of 5 are 3, three times 9, by four at once 3 waves of 2 s; 24 are 5, 15, 4 waves.
@@ -127,9 +127,9 @@ def test_costs_by_hand() -> None:
     short = train.model_copy(update={"warmup_rounds": 9})
     assert train_cost(train.model_copy(update={"reference_seeds": 1}), speed).calls < 180, "the base draws fewer"
     assert train_cost(short, speed) == Cost(108, 2 * 9), "no round of a warm-up draws the base twice"
-    scouts = PretrainSettings(rounds=5, prompts_per_round=2, seeds_per_prompt=3, probe_after=1, probe_rounds=2)
-    assert pretrain_cost(scouts, speed) == Cost(3 * (3 * 12 + 2 * 24), 2 * (3 * 3 + 2 * 4))
-    assert pretrain_cost(scouts.model_copy(update={"probe_rounds": 0}), speed).calls == 3 * 5 * 12
+    with_probe = PretrainSettings(rounds=5, prompts_per_round=2, seeds_per_prompt=3, probe_after=1, probe_rounds=2)
+    assert pretrain_cost(with_probe, speed) == Cost(3 * (3 * 12 + 2 * 24), 2 * (3 * 3 + 2 * 4))
+    assert pretrain_cost(with_probe.model_copy(update={"probe_rounds": 0}), speed).calls == 3 * 5 * 12
     # 7 prompts in requests of 4 and 3: one call each, three times, one wave; before and after, in two stages.
     assert evaluation_cost(7, 4, speed) == Cost(4 * 7 * 3, 4 * 2 * 2.0)
 

@@ -107,7 +107,7 @@ def test_runs_are_listed_and_removed(tmp_path: Path) -> None:
     run_folder = tmp_path / "runs" / "one"
     run_folder.mkdir(parents=True)
     (run_folder / "config.json").write_text("{}")
-    (run_folder / "log.jsonl").write_text('{"round": 3, "rounds": 9}\n{"round": 4, "ro')
+    (run_folder / "log.jsonl").write_text('{"stage": "train", "round": 3, "rounds": 9}\n{"stage": "train", "ro')
     other = tmp_path / "runs" / "notes"
     other.mkdir()
     root = ("--root", str(tmp_path / "runs"))

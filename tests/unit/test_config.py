@@ -33,18 +33,18 @@ def minimal(tmp_path: Path) -> Path:
 def test_there_are_shipped_configurations() -> None:
     """Guards against the test below passing over an empty folder."""
     shipped = {path.name for path in CONFIGS}
-    demo = {"demo.toml", "demo-stage1.toml", "demo-rehearsal.toml", "demo-surrogate.toml"}
+    demo = {"demo.toml", "demo-stage1.toml", "demo-warm-up.toml", "demo-surrogate.toml"}
     assert demo | {"guarded-shapes.toml"} <= shipped
 
 
 def test_the_demos_labels_are_of_its_reward_and_its_training_prompts() -> None:
-    """Guards against labels of other rewards, and of prompts that the demo is judged on."""
+    """Guards against base-sample rewards of other rewards, and of prompts that the demo is judged on."""
     config = load_config(ROOT / "configs" / "demo.toml")
-    labels = config.train.initial_base_rewards
-    assert labels is not None
-    groups = read_base_rewards(labels, config.train.carried_groups, set(config.weights), config.train.carried_seeds)
+    path = config.train.initial_base_rewards
+    assert path is not None
+    groups = read_base_rewards(path, config.train.carried_groups, set(config.weights), config.train.carried_seeds)
     assert len(groups) == config.train.carried_groups
-    assert {group.labels.prompt for group in groups} <= {p.text for p in read_prompts(config.prompts.train)}
+    assert {group.group.prompt for group in groups} <= {p.text for p in read_prompts(config.prompts.train)}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -175,34 +175,34 @@ def test_a_run_of_before_there_were_guards_is_taken_up(tmp_path: Path) -> None:
 
 def test_a_run_that_never_began_takes_the_mended_configuration(minimal: Path, tmp_path: Path) -> None:
     """Bug: a run that found no model left its configuration, and with the path put right it was refused for that."""
-    RunFolder(tmp_path / "run", load_config(minimal, ["model.path=/no/such/model"]), "train")
-    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    RunFolder(tmp_path / "run", load_config(minimal, ["model.path=/no/such/model"]), "train").open()
+    RunFolder(tmp_path / "run", load_config(minimal), "train").open()
     (tmp_path / "run" / "log.jsonl").touch()
-    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    RunFolder(tmp_path / "run", load_config(minimal), "train").open()
     with pytest.raises(ConflictError, match=r"differing in model\.path"):
-        RunFolder(tmp_path / "run", load_config(minimal, ["model.path=/no/such/model"]), "train")
+        RunFolder(tmp_path / "run", load_config(minimal, ["model.path=/no/such/model"]), "train").open()
 
 
 def test_services_may_move_but_nothing_else(minimal: Path, tmp_path: Path) -> None:
     """Guards against a run that cannot be resumed because its services have new addresses."""
-    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    RunFolder(tmp_path / "run", load_config(minimal), "train").open()
     moved = load_config(minimal, ['services.reward_api="http://a"', 'services.surrogate_trainer="http://b"'])
-    RunFolder(tmp_path / "run", moved, "train")
+    RunFolder(tmp_path / "run", moved, "train").open()
     (tmp_path / "run" / "log.jsonl").touch()
     with pytest.raises(ConflictError, match=r"differing in lora\.rank"):
-        RunFolder(tmp_path / "run", load_config(minimal, ["lora.rank=3"]), "train")
+        RunFolder(tmp_path / "run", load_config(minimal, ["lora.rank=3"]), "train").open()
     made = json.loads((tmp_path / "run" / "config.json").read_text())
     del made["objective"]["combine"], made["rewards"][0]["floor"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(made))
-    RunFolder(tmp_path / "run", load_config(minimal), "train")
+    RunFolder(tmp_path / "run", load_config(minimal), "train").open()
     with pytest.raises(ConflictError, match=r"differing in objective\.combine, rewards"):
         RunFolder(
             tmp_path / "run",
             load_config(minimal, ["objective.combine=product", 'rewards=[{name="r",floor=0.5}]']),
             "train",
-        )
+        ).open()
     with pytest.raises(ConflictError, match="differing in stage"):
-        RunFolder(tmp_path / "run", load_config(minimal), "pretrain")
+        RunFolder(tmp_path / "run", load_config(minimal), "pretrain").open()
 
 
 def test_every_kind_of_path_is_taken_from_the_folder_of_the_file(minimal: Path) -> None:
@@ -238,14 +238,14 @@ def test_names_of_the_last_release_are_read_with_a_warning(
     assert config.method.regulariser_weight == 2.5
     with pytest.raises(ConfigError, match=r"objective\.score_clip: got it together with method\.score_clip"):
         load_config(minimal, ["objective.score_clip=2", "method.score_clip=2"])
-    RunFolder(tmp_path / "run", config, "train")
+    RunFolder(tmp_path / "run", config, "train").open()
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     written["objective"]["score_clip"] = written["method"].pop("score_clip")
     written["surrogate"]["rank_within_stage"] = written["surrogate"].pop("rank_within_num_steps")
     (tmp_path / "run" / "config.json").write_text(json.dumps(written))
     (tmp_path / "run" / "log.jsonl").touch()
     caplog.clear()
-    RunFolder(tmp_path / "run", config, "train")
+    RunFolder(tmp_path / "run", config, "train").open()
     assert not caplog.messages, "what an earlier run wrote is nothing its user can change"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lasro.config import HealthSettings
-from lasro_client.run.divergence import Figures, Health
+from lasro_client.run.divergence import DivergenceMonitor, Figures
 
 NOISE = 0.053
 """Standard deviation of one round's gain in the demo: 9 samples a stage, both stages averaged."""
@@ -17,10 +17,10 @@ NOISE = 0.053
 
 def troubles(gain: Callable[[int], float], rounds: int, seed: int) -> dict[bool, int]:
     """The first round in trouble, by whether it is better to go back."""
-    draws, health, first = random.Random(seed), Health(HealthSettings()), {}
+    draws, monitor, first = random.Random(seed), DivergenceMonitor(HealthSettings()), {}
     for round in range(rounds):
-        health.observe(round, Figures(gain(round) + draws.gauss(0, NOISE), 0.2, 0.2))
-        if (trouble := health.trouble()) is not None:
+        monitor.observe(round, Figures(gain(round) + draws.gauss(0, NOISE), 0.2, 0.2))
+        if (trouble := monitor.trouble()) is not None:
             first.setdefault(trouble.go_back, round)
     return first
 
@@ -61,34 +61,34 @@ def test_a_model_below_the_base_is_told_of_but_goes_on():
 
 def test_the_best_window_is_known_by_its_last_round():
     """Guards against a rollback to weights of the decline itself."""
-    health = Health(HealthSettings(window_rounds=3))
+    monitor = DivergenceMonitor(HealthSettings(window_rounds=3))
     gains = [0.0, 0.1, 0.2, 0.3, 0.2, 0.0, -0.3, -0.3]
-    assert [health.observe(round, Figures(gain, None, None)) for round, gain in enumerate(gains)] == [
+    assert [monitor.observe(round, Figures(gain, None, None)) for round, gain in enumerate(gains)] == [
         False, False, True, True, True, False, False, False,
     ]  # fmt: skip
-    assert health.best.round == 4
-    assert health.best.gain == pytest.approx(0.7 / 3)
+    assert monitor.best.round == 4
+    assert monitor.best.gain == pytest.approx(0.7 / 3)
 
 
 def test_a_surrogate_that_ranks_no_longer_is_trouble():
     """Guards against climbing a surrogate that lost touch; one that never had it is judged by the reward alone."""
     settings = HealthSettings(window_rounds=4)
     for early, expected in ((0.3, True), (1.0, False)):
-        health = Health(settings)
+        monitor = DivergenceMonitor(settings)
         for round, gap in enumerate([early] * 4 + [1.0] * 4):
-            health.observe(round, Figures(None, gap, None))
-        trouble = health.trouble()
+            monitor.observe(round, Figures(None, gap, None))
+        trouble = monitor.trouble()
         assert (trouble is not None and "gap 1.00" in trouble.reason) == expected
 
 
 def test_drift_over_the_limit_is_trouble():
     """Guards against a reward that rises while every image becomes the same one."""
-    health = Health(HealthSettings(window_rounds=4))
+    monitor = DivergenceMonitor(HealthSettings(window_rounds=4))
     for round, drift in enumerate([0.1, 0.9, 0.9, 0.6]):
-        health.observe(round, Figures(1.0, 0.1, drift))
-        assert health.trouble() is None
-    health.observe(4, Figures(1.0, 0.1, 0.9))
-    trouble = health.trouble()
+        monitor.observe(round, Figures(1.0, 0.1, drift))
+        assert monitor.trouble() is None
+    monitor.observe(4, Figures(1.0, 0.1, 0.9))
+    trouble = monitor.trouble()
     assert trouble is not None
     assert trouble.go_back
     assert "drifted 0.82" in trouble.reason
@@ -96,32 +96,32 @@ def test_drift_over_the_limit_is_trouble():
 
 
 def test_rounds_without_a_figure_are_no_trouble():
-    """Guards against null being taken for 0: warm-up rounds have no gain, and failed rewards give none."""
-    health = Health(HealthSettings(window_rounds=2))
+    """Guards against None being taken for 0: warm-up rounds have no gain, and failed rewards give none."""
+    monitor = DivergenceMonitor(HealthSettings(window_rounds=2))
     for round in range(9):
-        health.observe(round, Figures(None, None, None))
-        assert health.trouble() is None
+        monitor.observe(round, Figures(None, None, None))
+        assert monitor.trouble() is None
 
 
 def test_a_new_window_is_needed_after_a_roll_back():
     """Guards against rolling back again at once, for the rounds that were rolled back for."""
-    health = Health(HealthSettings(window_rounds=2, decline_errors=1.0))
+    monitor = DivergenceMonitor(HealthSettings(window_rounds=2, decline_errors=1.0))
     for round, gain in enumerate([0.5] * 20 + [-0.5, -0.5]):
-        health.observe(round, Figures(gain, None, None))
-    assert health.trouble() is not None
-    health.rolled_back()
-    health.observe(22, Figures(-0.5, None, None))
-    assert health.trouble() is None
-    assert health.roll_backs == 1
+        monitor.observe(round, Figures(gain, None, None))
+    assert monitor.trouble() is not None
+    monitor.rolled_back()
+    monitor.observe(22, Figures(-0.5, None, None))
+    assert monitor.trouble() is None
+    assert monitor.roll_backs == 1
 
 
 def test_state_goes_through_json_and_changes_nothing():
     """Guards against a resumed run that is judged otherwise than one that was not interrupted."""
     draws, settings = random.Random(3), HealthSettings(window_rounds=5, decline_errors=2.0)
-    whole, resumed = Health(settings), Health(settings)
+    whole, resumed = DivergenceMonitor(settings), DivergenceMonitor(settings)
     for round in range(60):
         figures = Figures(draws.gauss(0.02, 0.05), draws.random(), None)
-        fresh = Health(settings)
+        fresh = DivergenceMonitor(settings)
         fresh.load(json.loads(json.dumps(resumed.state())))
         resumed = fresh
         assert whole.observe(round, figures) == resumed.observe(round, figures)

@@ -1,4 +1,4 @@
-"""Scouts of stage 1, with a score source whose gradient is known."""
+"""Probe generators of stage 1, with a score source whose gradient is known."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
-from lasro.files import png_bytes
-from lasro.models.sdxl import load_model
+from lasro.images import png_bytes
+from lasro.models.registry import load_model
 from lasro.training import sampling
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
+from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, sample_latents
 from lasro_client.run.probe_generator import ProbeGenerator
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
@@ -21,6 +21,8 @@ PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
 
 class Uphill:
     """A score whose gradient is 1 everywhere."""
+
+    max_timestep = 200
 
     def score_and_gradient(
         self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
@@ -48,7 +50,7 @@ def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator
     """Guards against a probe generator that is never thrown away: the next learns what the last was fooled by."""
     noises = draw_noises(probe.trainer.model, 2, torch.Generator().manual_seed(0))
     conditioning = probe.trainer.model.embed(["a red star"] * 2)
-    base = torch.cat(two_step_latents(probe.trainer.model, noises, conditioning, base=True))
+    base = torch.cat(sample_latents(probe.trainer.model, noises, conditioning, base=True))
     out, moved = [], []
     for round in range(8):
         out.append(probe.is_active(round))
@@ -64,33 +66,35 @@ def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator
     assert not probe.trainer.optimiser.state
 
 
-def test_a_group_ranks_the_probe_beside_the_base_on_the_same_noise(probe: ProbeGenerator) -> None:
+def test_a_group_ranks_the_probes_samples_with_the_bases_of_the_same_noise(probe: ProbeGenerator) -> None:
     """Guards against base samples that carry the probe's adapter, and against copies that look like own samples."""
     plain = sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True)
     probe.update(2, PROMPTS, generator_for("test"), Uphill())
-    both = sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True, beside=probe.policy)
+    both = sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True, reference_policy=probe.policy)
     for alone, pair in zip(plain, both, strict=True):
         assert torch.equal(pair.latents_BCHW[:4], alone.latents_BCHW)
         assert not torch.equal(pair.latents_BCHW[4:], alone.latents_BCHW)
         assert pair.stages == [1, 1, 2, 2] * 2
-        assert pair.beside == [False] * 4 + [True] * 4
+        assert pair.is_reference == [False] * 4 + [True] * 4
         assert len(pair.images) == 8
 
 
-def test_fewer_seeds_beside_are_the_first_of_each_prompt(probe: ProbeGenerator) -> None:
-    """Bug: the base's samples beside others than those of their noise, so that gain and drift compare strangers."""
+def test_fewer_reference_samples_are_of_the_first_seeds_of_each_prompt(probe: ProbeGenerator) -> None:
+    """Bug: reference samples of other noise than the own samples, so that gain and drift compare strangers."""
     fewer = probe.settings.model_copy(update={"reference_seeds": 1})
     for alone, pair in zip(
         sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True),
-        sample_groups(probe.trainer.model, PROMPTS, fewer, "seed", base=True, beside=probe.policy),
+        sample_groups(probe.trainer.model, PROMPTS, fewer, "seed", base=True, reference_policy=probe.policy),
         strict=True,
     ):
         assert pair.stages == [1, 1, 2, 2, 1, 2]
-        assert pair.beside == [False] * 4 + [True] * 2
+        assert pair.is_reference == [False] * 4 + [True] * 2
         assert torch.equal(pair.latents_BCHW[:4], alone.latents_BCHW)
         # An untrained probe draws what the base draws.
         assert torch.allclose(pair.latents_BCHW[4:], alone.latents_BCHW[[0, 2]], atol=1e-5)
-        assert all(moved == pytest.approx(0, abs=1e-5) for stage in (1, 2) for moved in distances(pair, stage)[0])
+        assert all(
+            moved == pytest.approx(0, abs=1e-5) for num_steps in (1, 2) for moved in distances(pair, num_steps).to_base
+        )
 
 
 def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
@@ -101,7 +105,7 @@ def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
     def too_large(*_: object) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(sampling, "two_step_latents", too_large)
+    monkeypatch.setattr(sampling, "sample_latents", too_large)
     with pytest.raises(DeviceMemoryError, match=r"^drawing 2 prompts x 2 seeds: CUDA out of memory; lower prompts_per"):
         sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed")
 

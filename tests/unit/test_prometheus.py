@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,18 +14,28 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lasro.config import ServiceSettings
 from lasro.errors import ConfigError
+from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.run.observer import Observers, RunInfo
+from lasro_client.run.round_record import GeneratorRecord, RewardRecord, RoundRecord
 from lasro_client.services.connect import Urls, urls
-from lasro_client.watch.prometheus import round_metrics
+from lasro_client.watch.prometheus import PrometheusMetrics
 
-LINE = {
-    "round": 4,
-    "reward_calls": 90,
-    "trouble": None,
-    "reward": {"binding": {"one_step": 0.25, "two_step": 0.5}},
-    "total": {"one_step": 0.25, "two_step": 0.5},
-    "gain": {"one_step": None, "two_step": None},
-    "drift": {"one_step": 0.1, "two_step": None},
-}
+RECORD = RoundRecord(
+    "train",
+    round=4,
+    reward_calls=90,
+    rewards=RewardRecord(rewards={"binding": ByNumSteps(0.25, 0.5)}, total=ByNumSteps(0.25, 0.5)),
+    generator=GeneratorRecord(drift=ByNumSteps(0.1, None)),
+)
+DEMO = RunInfo("demo", "train", Path("unused"), None)
+
+
+@contextmanager
+def observed(run: RunInfo = DEMO) -> Iterator[PrometheusMetrics]:
+    metrics = PrometheusMetrics()
+    observers = Observers([metrics])
+    with observers.run(run), observers.rounds(10, 0):
+        yield metrics
 
 
 def test_the_rounds_of_a_run_can_be_scraped(monkeypatch) -> None:
@@ -30,8 +43,8 @@ def test_the_rounds_of_a_run_can_be_scraped(monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setenv("LASRO_METRICS_PORT", str(port))
-    with round_metrics("demo") as observe:
-        observe(LINE)
+    with observed() as metrics:
+        metrics.round_done(RECORD)
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
@@ -51,8 +64,8 @@ def test_the_rounds_of_a_run_can_be_scraped(monkeypatch) -> None:
 def test_without_a_port_nothing_is_served(monkeypatch) -> None:
     """Bug: every run opens a port."""
     monkeypatch.delenv("LASRO_METRICS_PORT", raising=False)
-    with round_metrics("demo") as observe:
-        observe({})
+    with observed() as metrics:
+        metrics.round_done(RECORD)
 
 
 @pytest.mark.parametrize("port", ["none", "70000", "taken"])
@@ -60,7 +73,7 @@ def test_a_port_that_cannot_be_served_is_told(port: str, monkeypatch) -> None:
     """Bug: a traceback, hours of training later or at once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("LASRO_METRICS_PORT", str(listener.getsockname()[1]) if port == "taken" else port)
-        with pytest.raises(ConfigError, match="LASRO_METRICS_PORT"), round_metrics("demo"):
+        with pytest.raises(ConfigError, match="LASRO_METRICS_PORT"), observed():
             pass
 
 

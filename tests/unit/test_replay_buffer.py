@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective, scale_of
-from lasro.training.replay_buffer import HELD_OUT_GROUPS, Group, ReplayBuffer, group_from_sample, is_held_out
+from lasro.training.replay_buffer import HELD_OUT_GROUPS, ReplayBuffer, ReplayGroup, group_from_sample, is_held_out
 
 SHAPE = (4, 2, 2)
 
 
-def group(number: int, per_round: int = 3) -> Group:
-    return Group(
+def group(number: int, per_round: int = 3) -> ReplayGroup:
+    return ReplayGroup(
         group_id=f"g{number}",
         round=number // per_round,
         index=number % per_round,
         prompt="a red star",
-        stages_N=np.array([1, 2]),
+        num_steps_N=np.array([1, 2]),
         rewards={"a": np.array([float(number), number / 2])},
         latents_NCHW=np.zeros((2, *SHAPE), np.float16),
     )

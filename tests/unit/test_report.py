@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from lasro.errors import NotFoundError
-from lasro.files import png_bytes, write_atomically, write_json
-from lasro_client.evaluation.result import Evaluation, StageScores, save_evaluation, summary_table
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
+from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.report.charts import moving_average, nice_ticks, tick_label
 from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread
 from lasro_client.report.page import duration, number, signed, write_report
 from lasro_client.report.run_data import points, read_run, seconds_left
+from lasro_client.run.round_record import RoundRecord
 
 NASTY = 'a <b>red</b> "circle" & <script>alert(1)</script>'
 VOID = {"meta", "img", "br", "link"}
@@ -57,7 +60,7 @@ def line(round, **more):
     record = {
         "stage": "train", "round": round, "rounds": 20, "elapsed_s": 30.0 + 6 * round,
         "reward": {"binding": {"one_step": 0.2 + 0.01 * round, "two_step": 0.5}},
-        "total": {"one_step": 0.2, "two_step": 0.5}, "beside": {"one_step": 0.1, "two_step": 0.4},
+        "total": {"one_step": 0.2, "two_step": 0.5}, "reference": {"one_step": 0.1, "two_step": 0.4},
         "gain": {"one_step": 0.1, "two_step": 0.1}, "drift": {"one_step": 0.2, "two_step": 0.1}, "trouble": None,
         "score": {"one_step": -1.0, "two_step": 0.3},
         "loss": -0.1, "regulariser": 1e-5, "grad_norm": 0.7, "bt_loss": 0.4, "pair_accuracy": 0.9,
@@ -76,7 +79,7 @@ def evaluation(shift, prompts):
     return Evaluation(
         prompts=prompts,
         seed=1,
-        rewards={"binding": StageScores(one_step=scores, two_step=[0.5 + shift] * len(prompts))},
+        rewards={"binding": ByNumSteps(one_step=scores, two_step=[0.5 + shift] * len(prompts))},
         failures={"binding": {"timeout": 1}},
     )
 
@@ -130,12 +133,16 @@ def test_every_stage_of_a_run_renders(tmp_path, until):
 def test_trouble_is_told_with_what_became_of_it(tmp_path):
     """Guards against a run that was ended for cause and looks like any other."""
     folder = make_run(tmp_path, "summary")
-    for action, told in (("stop", "ended there"), ("roll_back", "went on from its best"), (None, "The run went on.")):
+    for action, consequence in (
+        ("stop", "ended there"),
+        ("roll_back", "went on from its best"),
+        (None, "The run went on."),
+    ):
         trouble = {"trouble": "the reward fell", "action": action}
         lines = [json.dumps(line(round, **(trouble if round == 9 else {}))) for round in range(10)]
         (folder / "log.jsonl").write_text("\n".join(lines))
         page = Page(write_report(folder).read_text())
-        assert re.search(f"Round 10: the reward fell. .*{told}", page.text)
+        assert re.search(f"Round 10: the reward fell. .*{consequence}", page.text)
     assert "Gain over the base" in page.text
 
 
@@ -213,12 +220,17 @@ def test_a_round_repeated_after_a_resume_counts_once(tmp_path):
     records = [line(round, bt_loss=0.1 * position) for position, round in enumerate(rounds)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     run = read_run(tmp_path)
-    assert points(run.rounds, "bt_loss") == [(1, 0.0), (2, pytest.approx(0.3)), (3, pytest.approx(0.4))]
+    assert points(run.rounds, lambda record: record.surrogate.loss) == [
+        (1, 0.0),
+        (2, pytest.approx(0.3)),
+        (3, pytest.approx(0.4)),
+    ]
 
 
 def test_seconds_left_follows_the_newest_pace():
     """Warm-up rounds are slower; an average over all rounds would mislead for an hour."""
-    slow_then_fast = [line(i, rounds=200, elapsed_s=100.0 * i if i < 50 else 5000.0 + i - 49) for i in range(100)]
+    elapsed_s = [100.0 * i if i < 50 else 5000.0 + i - 49 for i in range(100)]
+    slow_then_fast = [RoundRecord("train", i, 200, elapsed_s=seconds) for i, seconds in enumerate(elapsed_s)]
     assert seconds_left(slow_then_fast) == pytest.approx(100.0)
     assert seconds_left(slow_then_fast[:1]) is None
 
@@ -227,8 +239,8 @@ def test_weights_make_the_total(tmp_path):
     """Gains are picked by what is trained on: the weighted sum, missing where one part is missing."""
     run = read_run(make_run(tmp_path, "after"))
     assert run.before is not None
-    assert run.totals(run.before, "one_step") == [0.0, None, pytest.approx(0.4), pytest.approx(0.6)]
-    assert run.gains("two_step") == [pytest.approx(0.5)] * 4
+    assert run.totals(run.before, 1) == [0.0, None, pytest.approx(0.4), pytest.approx(0.6)]
+    assert run.gains(2) == [pytest.approx(0.5)] * 4
 
 
 def guarded_run(folder, before, after, **settings):
@@ -238,7 +250,7 @@ def guarded_run(folder, before, after, **settings):
     rewards = [{"name": "r", "normalise": settings.pop("normalise", False)}, {"name": "g", "weight": 0.0, "floor": 0.5}]
     write_json(folder / "config.json", {"name": "guarded", "rewards": rewards, "objective": settings})
     found = [
-        Evaluation(prompts=prompts, seed=1, rewards={n: StageScores(one_step=v, two_step=v) for n, v in scores.items()})
+        Evaluation(prompts=prompts, seed=1, rewards={n: ByNumSteps(one_step=v, two_step=v) for n, v in scores.items()})
         for scores in (before, after)
     ]
     for name, evaluation in zip(("before", "after"), found, strict=True):
@@ -254,7 +266,7 @@ def test_vetoed_images_are_named_and_left_out_of_gains(tmp_path):
     folder = guarded_run(tmp_path / "run", before, after)
     (folder / "log.jsonl").write_text(json.dumps(line(0, vetoed={"one_step": 0.25, "two_step": 0.0})) + "\n")
     run = read_run(folder)
-    assert run.gains("two_step") == [None, pytest.approx(0.1), None, None]
+    assert run.gains(2) == [None, pytest.approx(0.1), None, None]
     page = Page(write_report(folder).read_text())
     assert page.texts.count("vetoed") == 4
     assert "Images of the adapted model that a guard vetoed, of 4: 1 at two steps, 1 at one step." in page.text
@@ -267,10 +279,10 @@ def test_totals_follow_the_combination(tmp_path):
     before, after = {"r": [2.0, 4.0], "g": [1.0, 1.0]}, {"r": [3.0, -4.0], "g": [1.0, 1.0]}
     normalised = read_run(guarded_run(tmp_path / "n", before, after, normalise=True))
     assert normalised.before is not None
-    assert normalised.totals(normalised.before, "one_step") == pytest.approx([-(0.5**0.5), 0.5**0.5])
-    assert normalised.gains("one_step") == pytest.approx([0.5**0.5, -8 * 0.5**0.5])
+    assert normalised.totals(normalised.before, 1) == pytest.approx([-(0.5**0.5), 0.5**0.5])
+    assert normalised.gains(1) == pytest.approx([0.5**0.5, -8 * 0.5**0.5])
     product = read_run(guarded_run(tmp_path / "p", before, after, combine="product"))
-    assert product.gains("one_step") == [None, None], "a product of a negative reward has no total"
+    assert product.gains(1) == [None, None], "a product of a negative reward has no total"
 
 
 def test_selection_is_by_the_stated_rule():

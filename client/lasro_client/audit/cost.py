@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass
 
 from lasro.config import PretrainSettings, RunSettings, SamplingSettings, TrainSettings
+from lasro.wire import RewardInfo
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.run.probe_generator import probe_age
-
-STAGES = 2
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How a reward works off images: waves of at most `concurrency` calls."""
+    """How fast a reward scores images: in waves of at most `concurrency` calls."""
 
     images_per_call: int
     concurrency: int
@@ -27,19 +27,24 @@ class Speed:
     image_s: float = 0.0
     """Time of all waves over the number of images."""
 
+    @classmethod
+    def registered(cls, reward: RewardInfo) -> Speed:
+        """What its registration says; times are not measured yet."""
+        return cls(reward.images_per_call, reward.concurrency, reward.repeats)
+
     def waves(self, images: int) -> int:
-        """How often its slots are filled for images that are asked for together."""
+        """How many waves of calls score images that are asked for together."""
         calls = math.ceil(images / self.images_per_call) * self.repeats
         return math.ceil(calls / self.concurrency)
 
     def seconds(self, images: int) -> float:
-        """Of images that are asked for together: by waves, or by images where those measured held fewer of them."""
+        """Time to score images asked for together: by waves, or by images where the measured waves were small."""
         return max(self.waves(images) * self.wave_s, images * self.image_s)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a part of a run."""
+    """What a part of a run costs."""
 
     calls: int
     scoring_s: float
@@ -55,28 +60,29 @@ def run_costs(config: RunSettings, held_out: int, batch: int, speed: Speed) -> d
 
 
 def images_per_round(settings: SamplingSettings, policies: int) -> int:
-    """One- and two-step images of all prompts and seeds, of the generator alone (1) or another beside it (2)."""
+    """One- and two-step images of all prompts and seeds, without (1) or with (2) those of a reference policy."""
     seeds = settings.seeds_per_prompt + (policies - 1) * settings.num_reference_seeds
-    return settings.prompts_per_round * seeds * STAGES
+    return settings.prompts_per_round * seeds * len(ALL_NUM_STEPS)
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
-    """Stage 2. The base is sampled too once there is another: from the round after the first update on."""
+    """Stage 2. The base is sampled too from the round after the generator's first update on."""
     alone = min(settings.rounds, settings.warmup_rounds + 1)
     return _of_rounds(settings, alone, settings.rounds - alone, speed)
 
 
 def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:
-    """Stage 1: the base alone, and a scout beside it while one is out."""
-    beside = sum(probe_age(settings, round) > 0 for round in range(settings.rounds))
-    return _of_rounds(settings, settings.rounds - beside, beside, speed)
+    """Stage 1. The probe generator is sampled too while it is active."""
+    with_probe = sum(probe_age(settings, round) > 0 for round in range(settings.rounds))
+    return _of_rounds(settings, settings.rounds - with_probe, with_probe, speed)
 
 
 def evaluation_cost(prompts: int, batch: int, speed: Speed) -> Cost:
-    """Before and after, both stages, in requests of `batch` images one after the other. No budget counts these."""
+    """Before and after, in one step and in two, `batch` images a request, one by one. No budget counts these."""
     full, rest = divmod(prompts, batch)
     scoring_s = full * speed.seconds(batch) + speed.seconds(rest)
-    return Cost(2 * STAGES * prompts * speed.repeats, 2 * STAGES * scoring_s)
+    evaluations = 2 * len(ALL_NUM_STEPS)
+    return Cost(evaluations * prompts * speed.repeats, evaluations * scoring_s)
 
 
 def affordable_rounds(settings: TrainSettings, calls_per_image: int, max_calls: int) -> int:
@@ -88,7 +94,7 @@ def affordable_rounds(settings: TrainSettings, calls_per_image: int, max_calls: 
     return min(settings.rounds, alone + (max_calls - alone * cheap) // dear)
 
 
-def _of_rounds(settings: SamplingSettings, alone: int, beside: int, speed: Speed) -> Cost:
+def _of_rounds(settings: SamplingSettings, alone: int, with_reference: int, speed: Speed) -> Cost:
     cheap, dear = (images_per_round(settings, policies) for policies in (1, 2))
-    calls = (alone * cheap + beside * dear) * speed.repeats
-    return Cost(calls, alone * speed.seconds(cheap) + beside * speed.seconds(dear))
+    calls = (alone * cheap + with_reference * dear) * speed.repeats
+    return Cost(calls, alone * speed.seconds(cheap) + with_reference * speed.seconds(dear))

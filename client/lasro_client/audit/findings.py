@@ -125,7 +125,7 @@ def _constant(facts: Facts) -> Finding | None:
     ties = facts.ties
     if not ties.constant or ties.constant_share is None:
         return None
-    kind = "stages of prompts" if facts.within_stage else "prompts"
+    kind = "groups of a prompt and a number of steps" if facts.within_stage else "prompts"
     groups = f"all {ties.groups} {kind}" if ties.constant == ties.groups else f"{ties.constant} of {ties.groups} {kind}"
     says = (
         f"No two images of {groups} differ by more than the tie margin of {facts.margin:.3g}: such groups cost calls "
@@ -145,8 +145,8 @@ def _ties(facts: Facts) -> Finding | None:
 def _more_spread(facts: Facts) -> str:
     """What to do about ties: the margin's fault where a margin of 0 would halve them, else the reward's."""
     if facts.within.images and 2 * facts.equal.tied <= facts.ties.tied:
-        deviation = math.sqrt(facts.within.images)
-        return f"lower surrogate.tie_margin: images of a prompt differ by {deviation:.2g} (one deviation)"
+        spread = f"{math.sqrt(facts.within.images):.2g} (standard deviation)"
+        return f"lower surrogate.tie_margin: images of a prompt differ by {spread}"
     return "use harder prompts, more seeds per prompt, or a reward with grades instead of pass or fail"
 
 
@@ -159,7 +159,7 @@ def _noise(facts: Facts) -> Finding | None:
     accuracy = best_pair_accuracy(share)
     says = (
         f"Repeats of one image differ by {math.sqrt(within.repeats):.2g}, images of one prompt by "
-        f"{math.sqrt(within.images):.2g} (deviations): at best {accuracy:.0%} of the pairs are ranked right."
+        f"{math.sqrt(within.images):.2g} (standard deviations): at best {accuracy:.0%} of the pairs are ranked right."
     )
     level: Level = "no" if share < NO_SIGNAL else "doubtful" if share < LITTLE_SIGNAL else "note"
     return Finding("noise", level, says, _less_noise(facts))

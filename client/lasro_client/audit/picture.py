@@ -1,6 +1,6 @@
 """audit.png: what a reward likes. Per prompt its worst and its best image, of one step and of two.
 
-Shape legend: P prompts, G stages, K seeds, R repeats.
+Shape legend: P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ def _draw_row(
     draw = ImageDraw.Draw(image)
     prompt = _wrapped(f"{number}. {group.prompt.text}", font, 1)[0]
     draw.text((MARGIN_PX, top_px + LINE_PX), prompt, INK, font)
-    cells = [(stage, found) for stage, rewards_KR in enumerate(rewards_GKR) for found in extremes(rewards_KR)]
-    for column, (stage, found) in enumerate(cells):
+    cells = [(steps, found) for steps, rewards_KR in enumerate(rewards_GKR) for found in extremes(rewards_KR)]
+    for column, (steps, found) in enumerate(cells):
         left_px, image_top_px = _left(column), top_px + 2 * LINE_PX
         if found is None:
             draw.rectangle((left_px, image_top_px, left_px + EDGE_PX - 1, image_top_px + EDGE_PX - 1), BLANK)
             draw.text((left_px, image_top_px + EDGE_PX + 2), "no score", FAINT, font)
             continue
         seed, reward = found
-        with Image.open(io.BytesIO(group.images[stage * len(rewards_GKR[stage]) + seed])) as drawn:
+        with Image.open(io.BytesIO(group.images[steps * len(rewards_GKR[steps]) + seed])) as drawn:
             shown = ImageOps.contain(drawn.convert("RGB"), (EDGE_PX, EDGE_PX))
         image.paste(shown, (left_px, image_top_px))
         # Many images are white at their edges, and so is the paper.
         draw.rectangle((left_px - 1, image_top_px - 1, left_px + shown.width, image_top_px + shown.height), None, RULE)
-        label = _label(reward, rewards_GKR[stage, seed])
+        label = _label(reward, rewards_GKR[steps, seed])
         draw.text((left_px, image_top_px + EDGE_PX + 2), label, INK, font)
 
 

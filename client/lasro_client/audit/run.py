@@ -1,16 +1,17 @@
 """Is a reward worth a run? Some images of the base, each scored several times. `lasro rewards audit NAME`.
 
-Drawn and grouped as a run draws and groups them, scored through the reward API past its cache. `audit_statistics`
-tells signal from noise, `audit_cost` what a run will ask of the reward, `audit_findings` what to make of it,
-`audit_summary` puts it together, and `audit_picture` shows what the reward likes.
+Images are drawn and grouped as in a run, and scored through the reward API without its cache. `statistics` tells
+signal from noise, `cost` computes what a run will ask of the reward, `findings` judges both, `summary` puts all of it
+together, and `picture` shows what the reward likes.
 
-Shape legend: N images, P prompts, G stages, K seeds, R repeats.
+Shape legend: N images, P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,27 @@ import numpy as np
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import RewardError
 from lasro.files import write_atomically, write_json
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro.wire import RewardInfo, RewardValue, Status
-from lasro_client.audit.cost import STAGES, Speed, images_per_round, run_costs
+from lasro_client.audit.cost import Speed, images_per_round, run_costs
 from lasro_client.audit.picture import draw_picture
 from lasro_client.audit.summary import Measured, summarise
-from lasro_client.cli.output import progress_bar
-from lasro_client.evaluation.score_prompts import batch_size, score_images
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
+from lasro_client.evaluation.score_prompts import Progress, batch_size, score_images
 from lasro_client.services.reward_client import RewardClient
 
 LARGEST_REQUEST = 64  # some 100 MB of images of 1024 x 1024
 REQUEST_LIMIT_S = 600.0
 """What the reward API gives one request by default."""
+ProgressBar = Callable[[str], AbstractContextManager[Progress]]
+"""Shows the progress of what it is called with, "drawing" or "scoring"."""
+
+
+def hidden_progress(what: str) -> AbstractContextManager[Progress]:
+    """A ProgressBar that shows nothing."""
+    return nullcontext(lambda done, total: None)
 
 
 def audit(
@@ -44,19 +52,24 @@ def audit(
     seeds: int,
     repeats: int,
     out: Path,
+    progress_bar: ProgressBar = hidden_progress,
 ) -> dict[str, Any]:
-    """Audit a registered reward for such a run: audit.png and audit.json in `out`; returns what the latter holds.
+    """Audit a registered reward for such a run; writes audit.png and audit.json to `out` and returns the latter.
 
-    Raises RewardError for a reward that cannot be reached, before anything is drawn; what fails later is part of the
-    result.
+    Raises RewardError for a reward that cannot be reached, before anything is drawn. Images that it then fails to
+    score are part of the result.
     """
     held_out = read_prompts(config.prompts.held_out)[: config.evaluation.prompts]
     info = client.reward(name)
     probe = client.probe(name)  # also so that loading its model is not taken for its speed
     if probe.status in (Status.UNREACHABLE, Status.BLOCKED):
         raise RewardError(f"reward {name}: {probe.status} ({probe.error}); see `lasro rewards test {name}`")
-    groups = _draw(config, prompts, seeds)
-    measured = _measure(client, info, groups, repeats, images_per_round(config.train, 2), config.seed)
+    groups = _draw(config, prompts, seeds, progress_bar)
+    images = [(group.prompt, png) for group in groups for png in group.images]
+    size, speed = request_size(info, images_per_round(config.train, 2)), Speed.registered(info)
+    with progress_bar("scoring") as progress:
+        rewards_NR, scores, speed = _measure(client, info.name, images, repeats, size, speed, config.seed, progress)
+    measured = Measured(rewards_NR.reshape(len(groups), len(ALL_NUM_STEPS), -1, repeats), scores, speed)
     _, channels, height, width = groups[0].latents_BCHW.shape
     costs = run_costs(config, len(held_out), batch_size((channels, height, width)), measured.speed)
     summary = summarise(config, info, prompts, measured, costs)
@@ -66,11 +79,11 @@ def audit(
 
 
 def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` different prompts, or all there are, drawn without looking at them."""
+    """`count` different prompts, or all there are, drawn at random."""
     return draw_prompts(prompts, min(count, len(prompts)), generator_for(seed, "audit prompts"))
 
 
-def _draw(config: RunSettings, prompts: list[Prompt], seeds: int) -> list[Group]:
+def _draw(config: RunSettings, prompts: list[Prompt], seeds: int, progress_bar: ProgressBar) -> list[Group]:
     model = load_model(config.model)
     model.embed([prompt.text for prompt in prompts])  # a prompt over the token limit fails before the first image
     settings = SamplingSettings(prompts_per_round=1, seeds_per_prompt=seeds)
@@ -83,37 +96,43 @@ def _draw(config: RunSettings, prompts: list[Prompt], seeds: int) -> list[Group]
 
 
 def _measure(
-    client: RewardClient, info: RewardInfo, groups: list[Group], repeats: int, images_together: int, seed: int
-) -> Measured:
-    """Score every image `repeats` times, all of them in another order each time.
+    client: RewardClient,
+    reward: str,
+    images: Sequence[tuple[Prompt, bytes]],
+    repeats: int,
+    size: int,
+    speed: Speed,
+    seed: int,
+    progress: Progress,
+) -> tuple[np.ndarray, list[RewardValue], Speed]:
+    """Score every image `repeats` times, `size` images a request, each time in another order.
 
-    So a score that depends on its neighbours in a call counts as noise, as it would be in a run.
+    So a score that depends on the other images of a call counts as noise, as it would in a run. Returns rewards [N, R]
+    with NaN where one failed, the answers as they came, and the speed with its times.
     """
-    images = [(group.prompt, png) for group in groups for png in group.images]
-    size, speed = request_size(info, images_together), Speed(info.images_per_call, info.concurrency, info.repeats)
     rewards_NR = np.full((len(images), repeats), np.nan)
     scores: list[RewardValue] = []
     waves, scoring_s = 0, 0.0
-    with progress_bar("scoring") as progress:
-        progress(0, len(images) * repeats)
-        for repeat in range(repeats):
-            order = np.random.default_rng([seed, repeat]).permutation(len(images)).tolist()
-            for start in range(0, len(images), size):
-                chosen = order[start : start + size]
-                started_s = time.perf_counter()
-                answers = _score(client, info.name, [images[index] for index in chosen])
-                scoring_s += time.perf_counter() - started_s
-                waves += speed.waves(len(chosen))
-                rewards_NR[chosen, repeat] = [np.nan if answer.score is None else answer.score for answer in answers]
-                scores += answers
-                progress(len(scores), len(images) * repeats)
-    rewards_PGKR = rewards_NR.reshape(len(groups), STAGES, -1, repeats)
-    speed = replace(speed, wave_s=scoring_s / waves, image_s=scoring_s / len(scores))
-    return Measured(rewards_PGKR, scores, speed)
+    progress(0, len(images) * repeats)
+    for repeat in range(repeats):
+        order = np.random.default_rng([seed, repeat]).permutation(len(images)).tolist()
+        for start in range(0, len(images), size):
+            chosen = order[start : start + size]
+            started_s = time.perf_counter()
+            answers = _score(client, reward, [images[index] for index in chosen])
+            scoring_s += time.perf_counter() - started_s
+            waves += speed.waves(len(chosen))
+            rewards_NR[chosen, repeat] = [np.nan if answer.score is None else answer.score for answer in answers]
+            scores += answers
+            progress(len(scores), len(images) * repeats)
+    return rewards_NR, scores, replace(speed, wave_s=scoring_s / waves, image_s=scoring_s / len(scores))
 
 
 def request_size(info: RewardInfo, images_together: int) -> int:
-    """As many images as a run has scored together, or what is sure to be done in time if each call takes all of its."""
+    """Images per request: as many as a run has scored together, but no more than are scored in time at the slowest.
+
+    That is if each call of the reward takes all of its `timeout_s`.
+    """
     waves = max(1, int(REQUEST_LIMIT_S / info.timeout_s))
     in_time = max(1, info.concurrency * waves // info.repeats) * info.images_per_call
     return min(images_together, LARGEST_REQUEST, in_time)

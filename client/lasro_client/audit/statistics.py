@@ -1,9 +1,10 @@
 """How much of a reward's spread is signal: pure functions in float64, for `lasro rewards audit`.
 
-A group is what the run ranks pairs within: a prompt's images, or those of one of its stages. NaN is a measurement
-that failed; it enters nothing.
+A group is what the run ranks pairs within: a prompt's images, or those of one number of denoising steps. NaN is a
+measurement that failed; it counts in nothing.
 
-Shape legend: A groups, J images of a group, R repeats of the same image; P prompts, G stages, K seeds.
+Shape legend: A groups, J images of a group, R repeats of the same image; P prompts, G numbers of denoising steps (one
+and two), K seeds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from lasro_client.evaluation.num_steps import NumSteps
 
 # Of a value as large as the largest: rounding alone makes a constant reward "vary" by some 1e-16 of it.
 ROUNDING = 1e-12
@@ -143,10 +146,10 @@ def stage_share(rewards_PGKR: np.ndarray) -> float | None:
     return max(0.0, 1 - apart / together)
 
 
-def prompt_means(rewards_PGKR: np.ndarray, stage: int) -> list[float | None]:
-    """Mean reward of each prompt in one stage (0 or 1), over what was scored; None where nothing was."""
+def prompt_means(rewards_PGKR: np.ndarray, num_steps: NumSteps) -> list[float | None]:
+    """Mean reward of each prompt's images of that many denoising steps; None where none was scored."""
     means = []
-    for rewards_KR in rewards_PGKR[:, stage]:
+    for rewards_KR in rewards_PGKR[:, num_steps - 1]:
         known = rewards_KR[np.isfinite(rewards_KR)]
         means.append(float(known.mean()) if known.size else None)
     return means

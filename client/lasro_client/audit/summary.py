@@ -1,6 +1,6 @@
 """audit.json: what an audit measured, what follows from it, and every single measurement.
 
-Shape legend: P prompts, G stages, K seeds, R repeats.
+Shape legend: P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from lasro_client.audit.statistics import (
     stage_share,
     variance_components,
 )
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, NumSteps
 from lasro_client.evaluation.paired_statistics import estimate, paired_difference
-from lasro_client.evaluation.result import STAGES
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "longest": 1.0}
 
@@ -44,14 +44,9 @@ class Measured:
 def summarise(
     config: RunSettings, info: RewardInfo, prompts: Sequence[Prompt], measured: Measured, costs: Mapping[str, Cost]
 ) -> dict[str, Any]:
-    """The contents of audit.json; numbers that could not be found are null."""
+    """The contents of audit.json; numbers that could not be measured are None."""
     facts = gather(config, info, measured)
     findings = judge(facts)
-    within_stages = (measured.rewards_PGKR[:, [stage]] for stage in range(len(STAGES)))
-    by_stage = {
-        name: variance_components(ranked_groups(rewards_PGKR, within_stage=True))
-        for name, rewards_PGKR in zip(STAGES, within_stages, strict=True)
-    }
     return {
         "reward": info.name,
         "version": info.version,
@@ -59,7 +54,8 @@ def summarise(
         "findings": [asdict(finding) for finding in findings],
         "model": config.model.path,
         "seed": config.seed,
-        "spread": {"as_ranked": _spread(facts.within)} | {name: _spread(found) for name, found in by_stage.items()},
+        "spread": {"as_ranked": _spread(facts.within)}
+        | {JSON_NAMES[num_steps]: _spread_within(measured.rewards_PGKR, num_steps) for num_steps in ALL_NUM_STEPS},
         "between_stages": facts.between_stages,
         "ties": {
             "margin": facts.margin,
@@ -113,6 +109,12 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
     )
 
 
+def _spread_within(rewards_PGKR: np.ndarray, num_steps: NumSteps) -> dict[str, float | None]:
+    """Of images of that many denoising steps alone."""
+    rewards_P1KR = rewards_PGKR[:, [num_steps - 1]]
+    return _spread(variance_components(ranked_groups(rewards_P1KR, within_stage=True)))
+
+
 def _spread(found: Components) -> dict[str, float | None]:
     share = found.signal_share
     return {
@@ -126,13 +128,13 @@ def _spread(found: Components) -> dict[str, float | None]:
 
 def _means(rewards_PGKR: np.ndarray) -> dict[str, dict[str, float | None]]:
     """Over prompts, so that the standard errors are those of other prompts like these."""
-    one, two = (prompt_means(rewards_PGKR, stage) for stage in range(len(STAGES)))
-    estimates = zip((*STAGES, "difference"), (estimate(one), estimate(two), paired_difference(one, two)), strict=True)
-    return {name: found.as_dict() for name, found in estimates}
+    one, two = (prompt_means(rewards_PGKR, num_steps) for num_steps in ALL_NUM_STEPS)
+    means = {JSON_NAMES[1]: estimate(one), JSON_NAMES[2]: estimate(two), "difference": paired_difference(one, two)}
+    return {name: found.as_dict() for name, found in means.items()}
 
 
 def _latency(scores: Sequence[RewardValue]) -> dict[str, float | None]:
-    """Of the call that an image was in, over all images that were in one."""
+    """Quantiles over all images of how long the call took that the image was in."""
     latencies_s = [score.latency_s for score in scores if score.attempts]
     if not latencies_s:
         return dict.fromkeys(QUANTILES)
@@ -140,12 +142,12 @@ def _latency(scores: Sequence[RewardValue]) -> dict[str, float | None]:
 
 
 def _measurements(prompts: Sequence[Prompt], rewards_PGKR: np.ndarray) -> list[dict[str, Any]]:
-    """Per prompt and stage, for every seed its repeats; null where one failed."""
+    """Per prompt and number of steps, for every seed its repeats; None where one failed."""
     return [
         {"prompt": prompt.text}
         | {
             name: [[None if np.isnan(value) else value for value in row] for row in rewards_KR.tolist()]
-            for name, rewards_KR in zip(STAGES, rewards_GKR, strict=True)
+            for name, rewards_KR in zip(JSON_NAMES.values(), rewards_GKR, strict=True)
         }
         for prompt, rewards_GKR in zip(prompts, rewards_PGKR, strict=True)
     ]

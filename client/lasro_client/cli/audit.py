@@ -11,6 +11,7 @@ import typer
 
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table
 from lasro_client.cli.train import Set, shipped_config
+from lasro_client.evaluation.num_steps import JSON_NAMES
 
 # Longer than the reward API gives a request of one audit; it then says what was not scored in time.
 TIMEOUT_S = 660.0
@@ -58,13 +59,14 @@ def audit_reward(
     run = load_config(config or shipped_config("demo"), settings or [])
     texts = read_prompts(prompts or run.prompts.train)
     from lasro_client.audit.run import audit, choose_prompts  # torch, once the input is known to be good
+    from lasro_client.cli.output import progress_bar
     from lasro_client.evaluation.compare_to_base import reward_service
 
     chosen = choose_prompts(texts, count, run.seed)
     url = reward_api or run.services.reward_api
     with reward_service([name], url, api_key, run.rewards, TIMEOUT_S) as (client, (registered,)):
         folder = out or Path("runs") / f"audit-{registered}"
-        summary = audit(run, registered, client, chosen, seeds, repeats, folder)
+        summary = audit(run, registered, client, chosen, seeds, repeats, folder, progress_bar)
     if as_json:
         print_json(summary)
     else:
@@ -83,13 +85,13 @@ def _print(summary: dict[str, Any]) -> None:
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     spread, ties, failures = summary["spread"]["as_ranked"], summary["ties"], summary["failures"]
     mean, latency, cost = summary["mean"], summary["latency_s"], summary["cost"]
-    both = ("one_step", "two_step")
+    within = [_standard_deviation(summary["spread"][steps]["image_variance"]) for steps in JSON_NAMES.values()]
     return [
-        ("mean, one step / two steps", " / ".join(_estimate(mean[stage]) for stage in both)),
-        ("deviation between prompts", _deviation(spread["prompt_variance"])),
-        ("deviation between images of a prompt", _deviation(spread["image_variance"])),
-        ("  within one step / two steps", " / ".join(_deviation(summary["spread"][s]["image_variance"]) for s in both)),
-        ("deviation between repeats of an image", _deviation(spread["repeat_variance"])),
+        ("mean, one step / two steps", " / ".join(_estimate(mean[steps]) for steps in JSON_NAMES.values())),
+        ("standard deviation between prompts", _standard_deviation(spread["prompt_variance"])),
+        ("standard deviation between images of a prompt", _standard_deviation(spread["image_variance"])),
+        ("  within one step / two steps", " / ".join(within)),
+        ("standard deviation between repeats of an image", _standard_deviation(spread["repeat_variance"])),
         ("pairs that can be ranked right, at best", _share(spread["best_pair_accuracy"])),
         (f"pairs within the tie margin of {ties['margin']:.3g}", _share(ties["tied_share"])),
         ("groups without a ranked pair", f"{ties['constant_groups']} of {ties['groups']}"),
@@ -106,7 +108,7 @@ def _estimate(estimate: dict[str, float | None]) -> str:
     return "-" if mean is None else f"{mean:.3g}" + ("" if sem is None else f" ± {sem:.2g}")
 
 
-def _deviation(variance: float | None) -> str:
+def _standard_deviation(variance: float | None) -> str:
     return "-" if variance is None else f"{math.sqrt(variance):.3g}"
 
 

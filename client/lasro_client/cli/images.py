@@ -67,7 +67,7 @@ def evaluate(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score one- and two-step images with any rewards, trained on or not; with an adapter, beside the base."""
+    """Score one- and two-step images with any rewards, trained on or not; with an adapter, compared with the base."""
     from lasro.training.prompts import read_prompts
 
     texts = read_prompts(prompts)

@@ -62,11 +62,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
-    """Reward -> stage -> {column: {"mean", "sem"}, "n", "failed"} as a table of mean ± standard error."""
+    """Reward -> `one_step` or `two_step` -> {column: {"mean", "sem"}, "n", "failed"}, as a table of mean ± error."""
     rows = [
-        [name, stage.replace("_", " "), *(_estimate(row.get(column)) for column in columns), _count(row)]
-        for name, stages in table.items()
-        for stage, row in stages.items()
+        [name, steps.replace("_", " "), *(_estimate(row.get(column)) for column in columns), _count(row)]
+        for name, rows in table.items()
+        for steps, row in rows.items()
     ]
     print_table(("reward", "sampling", *columns, "n"), rows)
 

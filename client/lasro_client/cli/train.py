@@ -14,6 +14,7 @@ from lasro_client.cli.output import AsJson, RedisUrl, is_main_process, print_jso
 
 if TYPE_CHECKING:
     from lasro.config import RunSettings
+    from lasro_client.run.observer import Observer
 
 Config = Annotated[Path, typer.Argument(help="TOML file of the run.", show_default=False)]
 Set = Annotated[
@@ -36,10 +37,10 @@ def demo(
     if from_scratch:
         from lasro_client.run.from_scratch import surrogate_from_scratch, with_initial_surrogate
 
-        stage1, rehearsal, final = (
-            load_config(shipped_config(name)) for name in ("demo-stage1", "demo-rehearsal", "demo-surrogate")
+        stage1, warm_up, final = (
+            load_config(shipped_config(name)) for name in ("demo-stage1", "demo-warm-up", "demo-surrogate")
         )
-        config = with_initial_surrogate(config, *surrogate_from_scratch(stage1, rehearsal, final, out, stderr()))
+        config = with_initial_surrogate(config, *surrogate_from_scratch(stage1, warm_up, final, out, _observers()))
     _train(config, out, as_json)
 
 
@@ -60,7 +61,7 @@ def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJ
     from lasro_client.run.stage1 import pretrain as run_pretrain
 
     run = load_config(config, settings or [])
-    path = run_pretrain(run, out or Path("runs") / run.name, stderr())
+    path = run_pretrain(run, out or Path("runs") / run.name, _observers())
     if is_main_process():
         print_json({"surrogate": str(path)}) if as_json else print(path)
 
@@ -68,7 +69,7 @@ def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJ
 def up(
     folder: Annotated[Path, typer.Option(help="Logs, Redis data and the trainer's runs.")] = Path("runs/up"),
     rewards: Annotated[bool, typer.Option(help="Serve and register the built-in rewards.")] = True,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that score beside the reward API.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Scoring processes besides the reward API.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Start Redis, the reward API and the surrogate trainer here, and keep them running until SIGTERM or Ctrl-C."""
@@ -103,7 +104,7 @@ def worker(
         int, typer.Option(min=0, max=65535, envvar="LASRO_PORT", help="Port to bind; 0 takes a free one.")
     ] = 0,
 ) -> None:
-    """Score queued groups beside the reward API, until SIGTERM or Ctrl-C; any number of these share the queue.
+    """Score queued groups as the reward API does, until SIGTERM or Ctrl-C; any number of these share the queue.
 
     Rewards over plain http are reached only inside LASRO_ALLOWED_NETWORKS, as by the API.
     """
@@ -120,7 +121,7 @@ def worker(
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     from lasro_client.run.stage2 import train as run_train
 
-    summary = run_train(config, out, stderr())
+    summary = run_train(config, out, _observers())
     if not is_main_process():
         return
     if as_json:
@@ -128,6 +129,15 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
         return
     print_scores(summary["rewards"], ("before", "after", "difference"))
     print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
+
+
+def _observers() -> list[Observer]:
+    """Those of a run that is started here."""
+    from lasro_client.report.page import ReportWriter
+    from lasro_client.watch.prometheus import PrometheusMetrics
+    from lasro_client.watch.terminal import Terminal
+
+    return [PrometheusMetrics(), Terminal(stderr()), ReportWriter()]
 
 
 def shipped_config(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Evaluation from the command line: a model beside its base, with rewards registered elsewhere or served here."""
+"""Evaluation from the command line: a model compared with its base, by rewards registered elsewhere or served here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pydantic import ValidationError
 
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
-from lasro.models.lora import load_adapter
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
 from lasro.validation import explain
 from lasro_client.evaluation.paired_statistics import estimate
-from lasro_client.evaluation.result import STAGES, Evaluation, save_evaluation, summary_table
+from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.evaluation.score_prompts import Progress, evaluate
 from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
 from lasro_client.services.reward_client import RewardClient
@@ -35,14 +34,14 @@ def evaluate_beside_base(
     out: Path | None,
     progress: Progress,
 ) -> Table:
-    """Reward -> stage -> `base` (mean, sem), `n`, `failed`; with an adapter also `adapted` and `difference`.
+    """Reward -> `one_step` or `two_step` -> `base` (mean, sem), `n`, `failed`.
 
-    The difference is paired: same prompts, same seeds. With `out`, images and scores are kept in its folders `base`
-    and `adapted`. Raises RewardError when a reward scored nothing at all.
+    With an adapter also `adapted` and `difference`, which is paired: same prompts, same seeds. With `out`, images and
+    scores are kept in its folders `base` and `adapted`. Raises RewardError when a reward scored nothing at all.
     """
     model = load_model(settings)
     if adapter is not None:
-        load_adapter(model, adapter)
+        model.load_lora(adapter)
     found = []
     for name in ("base", "adapted") if adapter is not None else ("base",):
         folder = None if out is None else out / name
@@ -50,8 +49,8 @@ def evaluate_beside_base(
         if folder is not None:
             save_evaluation(folder / "evaluation.json", found[-1])
     table = _alone(found[0]) if adapter is None else _paired(*found)
-    for name, stages in table.items():
-        if all(row["n"] == 0 for row in stages.values()):
+    for name, rows in table.items():
+        if all(row["n"] == 0 for row in rows.values()):
             raise RewardError(f"{name}: scored none of {len(prompts)} prompts ({found[0].failures.get(name)})")
     return table
 
@@ -59,18 +58,16 @@ def evaluate_beside_base(
 def _alone(found: Evaluation) -> Table:
     table: Table = {}
     for name, scores in found.rewards.items():
-        estimates = {stage: estimate(getattr(scores, stage)) for stage in STAGES}
-        table[name] = {
-            stage: {"base": one.as_dict(), "n": one.n, "failed": one.failed} for stage, one in estimates.items()
-        }
+        estimates = {key: estimate(values) for key, values in scores.by_name().items()}
+        table[name] = {key: {"base": one.as_dict(), "n": one.n, "failed": one.failed} for key, one in estimates.items()}
     return table
 
 
 def _paired(base: Evaluation, adapted: Evaluation) -> Table:
     names = {"before": "base", "after": "adapted"}
     return {
-        name: {stage: {names.get(key, key): value for key, value in row.items()} for stage, row in stages.items()}
-        for name, stages in summary_table(base, adapted).items()
+        name: {steps: {names.get(key, key): value for key, value in row.items()} for steps, row in rows.items()}
+        for name, rows in summary_table(base, adapted).items()
     }
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from lasro.errors import WireError
-from lasro.files import png_bytes, write_atomically, write_json
-from lasro.models.sdxl import TwoStepModel
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.paired_statistics import Estimate, estimate, ratio_of_means
-from lasro_client.evaluation.score_prompts import batch_size, draw_both_stages
+from lasro_client.evaluation.score_prompts import batch_size, draw_one_and_two_steps
 
 # Far from seed + i of any prompt, so that no image of one set is an image of the other.
 OTHER_SEED_OFFSET = 1_000_000
@@ -67,7 +68,7 @@ def drift_figure(base: Sequence[np.ndarray], adapted: Sequence[np.ndarray], othe
     )
 
 
-def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
+def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
     """Draw each prompt in two steps with seed + i by the base and by the adapted model, and compare.
 
     The images go to `folder`/before and /after, the prompts to prompts.json, where a folder is given.
@@ -83,10 +84,10 @@ def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, fol
     return drift_figure(base, adapted, other_seed)
 
 
-def _draw(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
+def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
     step, images = batch_size(model.latent_shape), []
     for start in range(0, len(prompts), step):
         texts = [prompt.text for prompt in prompts[start : start + step]]
-        _, images_BHWC = draw_both_stages(model, texts, range(seed + start, seed + start + len(texts)), base)
+        _, images_BHWC = draw_one_and_two_steps(model, texts, range(seed + start, seed + start + len(texts)), base)
         images += list(images_BHWC)
     return images

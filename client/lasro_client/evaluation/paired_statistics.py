@@ -14,7 +14,7 @@ class Estimate:
     mean: float | None
     """None without any item."""
     sem: float | None
-    """Standard error of the mean, from the sample deviation (n - 1); None below two items."""
+    """Standard error of the mean, from the sample standard deviation (n - 1); None below two items."""
     n: int
     """Items that entered."""
     failed: int

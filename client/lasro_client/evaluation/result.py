@@ -11,17 +11,13 @@ from lasro.errors import NotFoundError, StorageError, WireError
 from lasro.files import write_atomically
 from lasro.validation import explain
 from lasro.wire import Finite, Message, Name
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, ByNumSteps, NumSteps
 from lasro_client.evaluation.paired_statistics import Comparison, Estimate, compare, estimate
 
-STAGES = ("one_step", "two_step")
-STAGE_FOLDERS = {"one_step": "one", "two_step": "two"}
-
-
-class StageScores(Message):
-    """One reward's raw scores in prompt order; None where scoring failed."""
-
-    one_step: list[Finite | None]
-    two_step: list[Finite | None]
+IMAGE_FOLDERS: dict[NumSteps, str] = {1: "one", 2: "two"}
+"""Folders of an evaluation's images."""
+PromptRewards = ByNumSteps[list[Finite | None]]
+"""One reward of every prompt, in prompt order; None where scoring failed."""
 
 
 class Evaluation(Message):
@@ -29,7 +25,7 @@ class Evaluation(Message):
 
     prompts: list[str] = Field(min_length=1)
     seed: int
-    rewards: dict[Name, StageScores]
+    rewards: dict[Name, PromptRewards]
     failures: dict[Name, dict[str, int]] = Field(
         default_factory=dict, description="why scores are missing: count per status, for rewards with any"
     )
@@ -37,9 +33,9 @@ class Evaluation(Message):
     @model_validator(mode="after")
     def _one_score_per_prompt(self) -> Evaluation:
         for name, scores in self.rewards.items():
-            for stage in STAGES:
-                if (count := len(getattr(scores, stage))) != len(self.prompts):
-                    raise ValueError(f"rewards.{name}.{stage}: got {count} scores, expected {len(self.prompts)}")
+            for key, values in scores.by_name().items():
+                if len(values) != len(self.prompts):
+                    raise ValueError(f"rewards.{name}.{key}: got {len(values)} scores, expected {len(self.prompts)}")
         return self
 
 
@@ -59,7 +55,7 @@ def load_evaluation(path: Path) -> Evaluation:
 
 
 Table = dict[str, dict[str, dict[str, Any]]]
-"""Reward -> stage -> before, after, difference (mean, sem), n and failed: the `rewards` of summary.json."""
+"""The `rewards` of summary.json: reward -> `one_step` or `two_step` -> before, after, difference, n and failed."""
 
 
 def summary_table(before: Evaluation, after: Evaluation) -> Table:
@@ -70,20 +66,17 @@ def summary_table(before: Evaluation, after: Evaluation) -> Table:
     if before.prompts != after.prompts or before.seed != after.seed:
         raise WireError("evaluations of different prompts or seeds, expected the same for a paired difference")
     return {
-        name: {stage: _row(compare(getattr(scores, stage), getattr(after.rewards[name], stage))) for stage in STAGES}
+        name: {JSON_NAMES[n]: _row(compare(scores[n], after.rewards[name][n])) for n in ALL_NUM_STEPS}
         for name, scores in before.rewards.items()
         if name in after.rewards
     }
 
 
 def base_table(before: Evaluation) -> Table:
-    """The same rows where nothing is adapted yet: after and difference are null."""
+    """The same rows where nothing is adapted yet: after and difference have no value."""
     nothing = Estimate(None, None, 0, 0)
     return {
-        name: {
-            stage: _row(Comparison(base, nothing, nothing))
-            for stage, base in ((stage, estimate(getattr(scores, stage))) for stage in STAGES)
-        }
+        name: {key: _row(Comparison(estimate(values), nothing, nothing)) for key, values in scores.by_name().items()}
         for name, scores in before.rewards.items()
     }
 

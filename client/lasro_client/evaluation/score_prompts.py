@@ -17,13 +17,15 @@ import numpy as np
 import torch
 
 from lasro.errors import NonFiniteError, WireError
-from lasro.files import png_bytes, write_atomically
-from lasro.models.sdxl import TwoStepModel
+from lasro.files import write_atomically
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import two_step_latents
+from lasro.training.sampling import sample_latents
 from lasro.wire import ScoredItem, ScoreRequest, Status, scores_of
 from lasro_client.evaluation.diffusers_noise import diffusers_noises
-from lasro_client.evaluation.result import STAGE_FOLDERS, STAGES, Evaluation, StageScores
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps, NumSteps
+from lasro_client.evaluation.result import IMAGE_FOLDERS, Evaluation
 from lasro_client.services.reward_client import RewardClient
 
 LARGEST_BATCH = 32
@@ -31,7 +33,7 @@ LARGEST_BATCH = 32
 LATENT_CELLS_PER_BATCH = 1 << 16
 
 Progress = Callable[[int, int], None]
-"""Called with prompts done and prompts in all."""
+"""Called with how many are done, and how many there are."""
 
 
 def batch_size(latent_shape: tuple[int, int, int]) -> int:
@@ -40,8 +42,8 @@ def batch_size(latent_shape: tuple[int, int, int]) -> int:
     return min(LARGEST_BATCH, max(1, LATENT_CELLS_PER_BATCH // (height * width)))
 
 
-def draw_both_stages(
-    model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
+def draw_one_and_two_steps(
+    model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """One-step and two-step images of each prompt, both uint8 [B, H, W, 3], as stock diffusers draws them.
 
@@ -53,7 +55,7 @@ def draw_both_stages(
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
     with torch.no_grad():
         conditioning = model.embed(list(prompts))
-        one_step, last = two_step_latents(model, noises, conditioning, base)
+        one_step, last = sample_latents(model, noises, conditioning, base)
         for prompt, *latents in zip(prompts, one_step, last, strict=True):
             # A decoder turns NaN into a black image, which a reward would score like any other.
             if not all(part.isfinite().all() for part in latents):
@@ -62,7 +64,7 @@ def draw_both_stages(
 
 
 def evaluate(
-    model: TwoStepModel,
+    model: GeneratorModel,
     prompts: Sequence[Prompt],
     rewards: Sequence[str],
     client: RewardClient,
@@ -78,17 +80,17 @@ def evaluate(
     Images go to `folder`/one and /two as 00000.png ... where a folder is given. An item that a reward could not
     score stays None and is counted in `failures`; whole requests that fail raise what the client raises.
     """
-    items: dict[str, list[ScoredItem]] = {stage: [] for stage in STAGES}
+    items: dict[NumSteps, list[ScoredItem]] = {num_steps: [] for num_steps in ALL_NUM_STEPS}
     step = batch_size(model.latent_shape)
     for start in range(0, len(prompts), step):
         batch = prompts[start : start + step]
         seeds = range(seed + start, seed + start + len(batch))
-        images = draw_both_stages(model, [prompt.text for prompt in batch], seeds, base)
-        for stage, images_BHWC in zip(STAGES, images, strict=True):
+        images = draw_one_and_two_steps(model, [prompt.text for prompt in batch], seeds, base)
+        for num_steps, images_BHWC in zip(ALL_NUM_STEPS, images, strict=True):
             pngs = [png_bytes(image) for image in images_BHWC]
             if folder is not None:
-                _save(folder / STAGE_FOLDERS[stage], start, pngs)
-            items[stage] += score_images(client, batch, pngs, rewards)
+                _save(folder / IMAGE_FOLDERS[num_steps], start, pngs)
+            items[num_steps] += score_images(client, batch, pngs, rewards)
         if progress is not None:
             progress(start + len(batch), len(prompts))
     return _gather([prompt.text for prompt in prompts], seed, rewards, items)
@@ -122,14 +124,16 @@ def score_images(
     return items
 
 
-def _gather(prompts: list[str], seed: int, rewards: Sequence[str], items: dict[str, list[ScoredItem]]) -> Evaluation:
+def _gather(
+    prompts: list[str], seed: int, rewards: Sequence[str], items: dict[NumSteps, list[ScoredItem]]
+) -> Evaluation:
     scores, failures = {}, {}
     for name in rewards:
-        scores[name] = StageScores(**{stage: scores_of(items[stage], name) for stage in STAGES})
+        scores[name] = ByNumSteps(scores_of(items[1], name), scores_of(items[2], name))
         statuses = Counter(
             str(item.scores[name].status)
-            for stage in STAGES
-            for item in items[stage]
+            for num_steps in ALL_NUM_STEPS
+            for item in items[num_steps]
             if item.scores[name].status is not Status.OK
         )
         if statuses:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from lasro_client.evaluation.result import STAGE_FOLDERS
+from lasro_client.evaluation.num_steps import NumSteps
+from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.report.run_data import RunData, read_strings
 
 # About 230 images at most and 11 kB each as base64 text keep the whole report under 4 MB.
@@ -87,33 +88,33 @@ def pick(gains: Sequence[float | None], count: int) -> dict[str, list[int]]:
 
 
 def random_pick(total: int, count: int) -> list[int]:
-    """A sample of indices that does not depend on any score, the same in every report of as many prompts."""
+    """Random indices that depend on no score; reports of equally many prompts have the same ones."""
     return sorted(random.Random(SELECTION_SEED).sample(range(total), min(count, total)))
 
 
-def pair_groups(run: RunData, stage: str) -> list[PairGroup]:
+def pair_groups(run: RunData, num_steps: NumSteps) -> list[PairGroup]:
     """The random sample, the largest gains and the largest losses. Empty until both evaluations are in."""
-    if run.before is None or not run.gains(stage):
+    if run.before is None or not run.gains(num_steps):
         return []
     total = len(run.before.prompts)
     chosen = random_pick(total, RANDOM_PAIRS)
     rule = f"{len(chosen)} of {total} held-out prompts, drawn without looking at any score."
-    groups = [PairGroup("A random sample", rule, _pairs(run, stage, chosen))]
-    extremes = pick(run.gains(stage), EXTREME_PAIRS)
+    groups = [PairGroup("A random sample", rule, _pairs(run, num_steps, chosen))]
+    extremes = pick(run.gains(num_steps), EXTREME_PAIRS)
     for key, title in (("gains", "Largest gains"), ("losses", "Largest losses")):
         if indices := extremes[key]:
             moved = "rose" if key == "gains" else "fell"
             rule = f"The {len(indices)} prompts whose reward {moved} most: not typical."
-            groups.append(PairGroup(title, rule, _pairs(run, stage, indices)))
+            groups.append(PairGroup(title, rule, _pairs(run, num_steps, indices)))
     return groups
 
 
-def _pairs(run: RunData, stage: str, indices: Sequence[int]) -> list[Pair]:
+def _pairs(run: RunData, num_steps: NumSteps, indices: Sequence[int]) -> list[Pair]:
     assert run.before is not None
     assert run.after is not None
-    before, after = (run.totals(evaluation, stage) for evaluation in (run.before, run.after))
-    vetoed_before, vetoed_after = (run.vetoed(evaluation, stage) for evaluation in (run.before, run.after))
-    folder, name = run.folder / "evaluation", STAGE_FOLDERS[stage]
+    before, after = (run.totals(evaluation, num_steps) for evaluation in (run.before, run.after))
+    vetoed_before, vetoed_after = (run.vetoed(evaluation, num_steps) for evaluation in (run.before, run.after))
+    folder, name = run.folder / "evaluation", IMAGE_FOLDERS[num_steps]
     return [
         Pair(
             prompt=run.before.prompts[index],
@@ -129,7 +130,7 @@ def _pairs(run: RunData, stage: str, indices: Sequence[int]) -> list[Pair]:
 
 
 def drift_pairs(run: RunData) -> list[Pair]:
-    """The first drift prompts, base beside adapted; empty before they are drawn."""
+    """The first drift prompts, drawn by the base and the adapted model; empty before they are drawn."""
     folder = run.folder / "drift"
     prompts = read_strings(folder / "prompts.json")
     shown = sorted((folder / "after").glob("*.png"))[:DRIFT_PAIRS]
@@ -162,7 +163,7 @@ def progress_strips(run: RunData) -> tuple[list[str], list[Strip]]:
     rounds = spread(sorted(numbered), PROGRESS_ROUNDS)
     if not rounds:
         return [], []
-    base = run.folder / "evaluation" / "before" / STAGE_FOLDERS["two_step"]
+    base = run.folder / "evaluation" / "before" / IMAGE_FOLDERS[2]
     strips = []
     for index, prompt in enumerate(prompts):
         paths = [base / f"{index:05d}.png", *(numbered[number] / f"{index}.png" for number in rounds)]

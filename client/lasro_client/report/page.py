@@ -13,14 +13,30 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lasro.files import write_atomically
+from lasro_client.evaluation.num_steps import JSON_NAMES
 from lasro_client.evaluation.result import Evaluation, base_table
-from lasro_client.report.charts import Chart, Series, chart
+from lasro_client.report.curves import STEP_TITLES, curves
 from lasro_client.report.images import drift_pairs, pair_groups, progress_strips
-from lasro_client.report.run_data import RunData, points, read_run, seconds_left
-from lasro_client.run.divergence import told
+from lasro_client.report.run_data import RunData, read_run, seconds_left
+from lasro_client.run.divergence import describe_trouble
+from lasro_client.run.observer import Observer, RunInfo
+from lasro_client.run.round_record import Stage
 
-STAGE_TITLES = {"two_step": "Two steps", "one_step": "One step"}
-TONES = {"one_step": 1, "two_step": 2}
+CURVE_TITLES: dict[Stage, str] = {"train": "Fine-tuning", "pretrain": "Pre-training the surrogate"}
+
+
+class ReportWriter(Observer):
+    """Rewrites report.html whenever the run folder has something new to show."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def run_started(self, run: RunInfo) -> None:
+        self._folder = run.folder
+
+    def folder_updated(self) -> None:
+        assert self._folder is not None, "run_started() comes first"
+        write_report(self._folder)
 
 
 def write_report(run_folder: Path) -> Path:
@@ -46,20 +62,16 @@ def render(run: RunData) -> str:
     columns, strips = progress_strips(run)
     return environment.get_template("report.html.jinja").render(
         run=run,
-        stages=STAGE_TITLES,
+        step_titles={JSON_NAMES[n]: title for n, title in STEP_TITLES.items()},
         table=_table(run),
         status=_status(run),
-        charts=[
-            (title, found)
-            for title, stage in (("Fine-tuning", "train"), ("Pre-training the surrogate", "pretrain"))
-            if (found := charts(run, stage))
-        ],
-        images={stage: groups for stage in STAGE_TITLES if (groups := pair_groups(run, stage))},
+        charts=[(title, found) for stage, title in CURVE_TITLES.items() if (found := curves(run, stage))],
+        images={JSON_NAMES[n]: groups for n in STEP_TITLES if (groups := pair_groups(run, n))},
         columns=columns,
         strips=strips,
         drift_pairs=drift_pairs(run),
         notices=_notices(run),
-        moved={stage: _moved(run.gains(stage)) for stage in STAGE_TITLES},
+        changes={JSON_NAMES[n]: _count_changes(run.gains(n)) for n in STEP_TITLES},
         settings=json.dumps(run.config, indent=2, ensure_ascii=False),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
@@ -96,30 +108,28 @@ def _table(run: RunData) -> dict[str, Any]:
 
 def _status(run: RunData) -> dict[str, Any]:
     last = run.last
-    total = int(last.get("rounds") or 0)
-    done = int(last["round"]) + 1 if last else 0
+    done, total = (0, 0) if last is None else (last.round + 1, last.num_rounds)
     return {
-        "stage": last.get("stage"),
         "round": done,
         "rounds": total,
         "share": min(1.0, done / total) if total else 0.0,
-        "elapsed_s": last.get("elapsed_s"),
-        "left_s": seconds_left(run.stage(str(last.get("stage")))),
-        "reward_calls": last.get("reward_calls"),
+        "elapsed_s": None if last is None else last.elapsed_s,
+        "left_s": None if last is None else seconds_left(run.stage(last.stage)),
+        "reward_calls": None if last is None else last.reward_calls,
         "budget": run.config.get("budget", {}).get("max_reward_calls"),
     }
 
 
-def _moved(gains: list[float | None]) -> dict[str, int]:
-    """How many prompts gained and lost."""
+def _count_changes(gains: list[float | None]) -> dict[str, int]:
+    """For how many prompts the reward rose and fell."""
     known = [gain for gain in gains if gain is not None]
     return {"rose": sum(gain > 0 for gain in known), "fell": sum(gain < 0 for gain in known), "of": len(known)}
 
 
 def _notices(run: RunData) -> list[str]:
     """Rewards that failed and groups that taught nothing, a sentence each; empty where there were none."""
-    failed = sum(int(line.get("failed_samples") or 0) for line in run.rounds)
-    constant = sum(int(line.get("constant_groups") or 0) for line in run.rounds)
+    failed = sum(record.surrogate.failed_samples for record in run.rounds)
+    constant = sum(record.surrogate.constant_groups for record in run.rounds)
     found = []
     if failed:
         found.append(f"Samples that got no reward: {failed}. They were left out, not counted as a number.")
@@ -128,10 +138,9 @@ def _notices(run: RunData) -> list[str]:
             f"Groups without two samples of different reward, which teach nothing: {constant} in {len(run.rounds)} "
             "rounds. If that is most of them, use more seeds per prompt, other prompts, or a smaller tie margin."
         )
-    troubled = [line for line in run.rounds if line.get("trouble")]
+    troubled = [record for record in run.rounds if record.health.trouble is not None]
     if troubled:
-        last = troubled[-1]
-        found.append(f"Round {int(last['round']) + 1}: {told(last)}")
+        found.append(f"Round {troubled[-1].round + 1}: {describe_trouble(troubled[-1].health)}")
     for when, evaluation in (("base", run.before), ("adapted", run.after)):
         found += _veto_notice(run, when, evaluation) if evaluation else []
         for name, statuses in (evaluation.failures if evaluation else {}).items():
@@ -141,111 +150,11 @@ def _notices(run: RunData) -> list[str]:
 
 
 def _veto_notice(run: RunData, when: str, evaluation: Evaluation) -> list[str]:
-    counts = {title: sum(run.vetoed(evaluation, stage)) for stage, title in STAGE_TITLES.items()}
+    counts = {title: sum(run.vetoed(evaluation, num_steps)) for num_steps, title in STEP_TITLES.items()}
     if not any(counts.values()):
         return []
-    told = ", ".join(f"{count} at {title.lower()}" for title, count in counts.items())
+    parts = ", ".join(f"{count} at {title.lower()}" for title, count in counts.items())
     return [
-        f"Images of the {when} model that a guard vetoed, of {len(evaluation.prompts)}: {told}. "
+        f"Images of the {when} model that a guard vetoed, of {len(evaluation.prompts)}: {parts}. "
         "They count in the table of rewards, not in the gains."
     ]
-
-
-def _both_stages(lines: list[dict[str, Any]], *path: str) -> list[Series]:
-    return [
-        Series(title, TONES[stage], points(lines, *path, stage), smooth=True) for stage, title in STAGE_TITLES.items()
-    ]
-
-
-def _combination(run: RunData) -> str:
-    """What the total is."""
-    what = {
-        "sum": "Weighted sum that is trained on.",
-        "product": "Product of powers that is trained on.",
-        "minimum": "Smallest weighted reward, which is what is trained on.",
-    }[run.objective.combine]
-    if run.objective.normalised:
-        what += " Normalised by what the replay holds, which follows the run: growth shows in the rewards themselves."
-    return what
-
-
-def charts(run: RunData, stage: str) -> list[Chart]:
-    """The curves of one stage, those without any value left out."""
-    lines = run.stage(stage)
-    names = list(dict.fromkeys(name for line in lines for name in line.get("reward") or {}))
-    found = [
-        chart(
-            f"Reward: {name}",
-            "From the reward itself, on each round's own prompts.",
-            _both_stages(lines, "reward", name),
-        )
-        for name in names
-    ]
-    if len(names) > 1:
-        found.append(chart("Total reward", _combination(run), _both_stages(lines, "total")))
-    if run.objective.floors:
-        note = "Share of samples below the floor of a guard. They are left out of the total."
-        found.append(chart("Vetoed", note, _both_stages(lines, "vetoed"), floor=0.0))
-    other = "scout" if stage == "pretrain" else "base"
-    found.append(
-        chart(
-            f"The {other} beside it",
-            f"Total reward of the {other} on the same prompts and noise: compare with the curve above.",
-            _both_stages(lines, "beside"),
-        )
-    )
-    if stage == "train":
-        found += [
-            chart(
-                "Gain over the base",
-                "Reward minus the base's on the same noise, what a run is stopped by; 0 (dashed) is the base.",
-                _both_stages(lines, "gain"),
-                reference=0.0,
-            ),
-            chart(
-                "Drift on the prompts trained on",
-                "Distance of latents from the base's of the same noise; 1: as another seed, 0.71: one picture for all.",
-                _both_stages(lines, "drift"),
-                floor=0.0,
-            ),
-        ]
-    accuracies = [
-        Series("fresh, before training on them", 2, points(lines, "fresh_pair_accuracy")),
-        Series("held out", 1, points(lines, "held_out_pair_accuracy")),
-        Series("trained on", 3, points(lines, "pair_accuracy")),
-    ]
-    found += [
-        chart(
-            "Surrogate score",
-            "Normalised, so only its direction says something. It rising while the reward falls means that the "
-            "generator fools the surrogate.",
-            _both_stages(lines, "score"),
-        ),
-        chart(
-            "Pair accuracy of the surrogate",
-            "Share of pairs ranked as the reward ranks them; 0.5 (dashed) is chance. Trust the fresh and held-out "
-            "curves, the third one flatters.",
-            accuracies,
-            floor=0.45,
-            ceiling=1.0,
-            reference=0.5,
-        ),
-        chart(
-            "Surrogate against reward",
-            "1 − rank correlation within fresh groups: 0 is perfect, 1 is no relation.",
-            [Series("gap", 2, points(lines, "reward_gap"))],
-            floor=0.0,
-        ),
-        _plain("Bradley–Terry loss", "Of the surrogate; ln 2 ≈ 0.69 (dashed) is guessing.", lines, "bt_loss", 0.693),
-        _plain("Generator loss", "Minus the surrogate scores plus the regulariser.", lines, "loss"),
-        _plain("Regulariser", "Squared distance to the frozen base: how far it has moved.", lines, "regulariser"),
-        _plain("Gradient norm", "Before clipping. Jumps mean an untrustworthy surrogate.", lines, "grad_norm"),
-    ]
-    return [one for one in found if one is not None]
-
-
-def _plain(
-    title: str, note: str, lines: list[dict[str, Any]], key: str, reference: float | None = None
-) -> Chart | None:
-    series = [Series(title, 3, points(lines, key))]
-    return chart(title, note, series, ceiling=reference, reference=reference)

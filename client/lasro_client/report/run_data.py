@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ import numpy as np
 
 from lasro.errors import LasroError, NotFoundError, WireError
 from lasro.functional.reward_totals import RewardObjective, Scale, Totals, Values, scale_of, totals
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.evaluation.paired_statistics import differences
-from lasro_client.evaluation.result import STAGES, Evaluation, load_evaluation
+from lasro_client.evaluation.result import Evaluation, load_evaluation
+from lasro_client.run.round_record import RoundRecord, Stage, read_log
 
 RATE_ROUNDS = 20
 
@@ -26,8 +28,8 @@ class RunData:
 
     folder: Path
     config: dict[str, Any]
-    rounds: list[dict[str, Any]]
-    """Lines of log.jsonl in order, one per stage and round."""
+    rounds: list[RoundRecord]
+    """Of log.jsonl, in order."""
     before: Evaluation | None
     after: Evaluation | None
     drift: dict[str, Any] | None
@@ -42,13 +44,13 @@ class RunData:
         return self.summary is not None
 
     @property
-    def last(self) -> dict[str, Any]:
-        """The newest round; empty before the first."""
-        return self.rounds[-1] if self.rounds else {}
+    def last(self) -> RoundRecord | None:
+        """The newest round; None before the first."""
+        return self.rounds[-1] if self.rounds else None
 
-    def stage(self, name: str) -> list[dict[str, Any]]:
-        """The rounds of "pretrain" or "train"."""
-        return [line for line in self.rounds if line.get("stage") == name]
+    def stage(self, stage: Stage) -> list[RoundRecord]:
+        """The rounds of one stage of the method."""
+        return [record for record in self.rounds if record.stage == stage]
 
     @cached_property
     def objective(self) -> RewardObjective:
@@ -64,12 +66,13 @@ class RunData:
         )
         return found if found.required_rewards else RewardObjective(dict.fromkeys(scored, 1.0))
 
-    def combined(self, evaluation: Evaluation, stage: str) -> Totals:
-        """Totals per prompt by the run's objective, rewards normalised by what the base got, in one step and two.
+    def combined(self, evaluation: Evaluation, num_steps: NumSteps) -> Totals:
+        """Totals per prompt by the run's objective; normalised rewards by the base's, of one and two steps together.
 
-        All missing where there is nothing to combine, or what cannot be: the trainer says so when it refuses it.
+        All NaN without a base or without rewards, and where the objective cannot combine them, which the trainer
+        reports.
         """
-        rewards = {name: _column(evaluation, name, stage) for name in self.objective.weights}
+        rewards = {name: _column(evaluation, name, num_steps) for name in self.objective.weights}
         count = len(evaluation.prompts)
         missing = Totals(np.full(count, np.nan), np.zeros(count, bool), np.zeros(count))
         if not rewards or self.before is None:
@@ -79,30 +82,31 @@ class RunData:
         except WireError:
             return missing
 
-    def totals(self, evaluation: Evaluation, stage: str) -> list[float | None]:
+    def totals(self, evaluation: Evaluation, num_steps: NumSteps) -> list[float | None]:
         """Total per prompt; None where a reward that counts is missing, or a guard vetoed the image."""
         return [
-            None if math.isnan(total) else total for total in self.combined(evaluation, stage).valid_total_N.tolist()
+            None if math.isnan(total) else total
+            for total in self.combined(evaluation, num_steps).valid_total_N.tolist()
         ]
 
-    def vetoed(self, evaluation: Evaluation, stage: str) -> list[bool]:
+    def vetoed(self, evaluation: Evaluation, num_steps: NumSteps) -> list[bool]:
         """Whether a guard vetoed the image, per prompt."""
-        return self.combined(evaluation, stage).vetoed_N.tolist()
+        return self.combined(evaluation, num_steps).vetoed_N.tolist()
 
-    def gains(self, stage: str) -> list[float | None]:
+    def gains(self, num_steps: NumSteps) -> list[float | None]:
         """Total after minus before, per prompt; None where either is missing, empty before the end."""
         if self.before is None or self.after is None or self.before.prompts != self.after.prompts:
             return []
-        return differences(self.totals(self.before, stage), self.totals(self.after, stage))
+        return differences(self.totals(self.before, num_steps), self.totals(self.after, num_steps))
 
 
-def _column(evaluation: Evaluation, name: str, stage: str) -> Values:
-    scores = evaluation.rewards.get(name)
-    return np.array(getattr(scores, stage) if scores else [None] * len(evaluation.prompts), dtype=float)
+def _column(evaluation: Evaluation, name: str, num_steps: NumSteps) -> Values:
+    rewards = evaluation.rewards.get(name)
+    return np.array(rewards[num_steps] if rewards else [None] * len(evaluation.prompts), dtype=float)
 
 
 def _scales(before: Evaluation, rewards: Iterable[str]) -> dict[str, Scale]:
-    return {name: scale_of([_column(before, name, stage) for stage in STAGES]) for name in rewards}
+    return {name: scale_of([_column(before, name, num_steps) for num_steps in ALL_NUM_STEPS]) for name in rewards}
 
 
 def read_run(folder: Path) -> RunData:
@@ -112,7 +116,7 @@ def read_run(folder: Path) -> RunData:
     return RunData(
         folder=folder,
         config=read_object(folder / "config.json") or {},
-        rounds=_read_log(folder / "log.jsonl"),
+        rounds=read_log(folder / "log.jsonl"),
         before=_read_evaluation(folder / "evaluation" / "before.json"),
         after=_read_evaluation(folder / "evaluation" / "after.json"),
         drift=read_object(folder / "drift.json"),
@@ -145,41 +149,18 @@ def _read_evaluation(path: Path) -> Evaluation | None:
         return None
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """A round that was repeated after a resume counts once, as it went last; a line being written is skipped."""
-    lines: dict[tuple[str, int], dict[str, Any]] = {}
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    for line in text.split("\n"):
-        try:
-            record = json.loads(line)
-            key = (str(record["stage"]), int(record["round"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-        lines.pop(key, None)
-        lines[key] = record
-    return list(lines.values())
+def points(rounds: Iterable[RoundRecord], read: Callable[[RoundRecord], float | None]) -> list[tuple[int, float]]:
+    """(rounds done, value) where the value was measured and is finite."""
+    values = ((record.round + 1, read(record)) for record in rounds)
+    return [(done, value) for done, value in values if value is not None and math.isfinite(value)]
 
 
-def points(rounds: Iterable[dict[str, Any]], *path: str) -> list[tuple[int, float]]:
-    """(rounds done, value) of a nested field, where it was measured and is finite."""
-    found = []
-    for record in rounds:
-        value: Any = record
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and math.isfinite(value):
-            found.append((int(record["round"]) + 1, float(value)))
-    return found
-
-
-def seconds_left(rounds: list[dict[str, Any]]) -> float | None:
+def seconds_left(rounds: list[RoundRecord]) -> float | None:
     """Estimated time to the last round, from the pace of the newest rounds; None before two rounds are in."""
-    recent = points(rounds[-RATE_ROUNDS:], "elapsed_s")
-    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+    if len(rounds) < 2:
         return None
-    (first, start_s), (last, end_s) = recent[0], recent[-1]
-    remaining = int(rounds[-1].get("rounds") or last) - last
-    return max(0.0, (end_s - start_s) / (last - first) * remaining)
+    first, last = rounds[-RATE_ROUNDS:][0], rounds[-1]
+    if last.round <= first.round:
+        return None
+    pace_s = (last.elapsed_s - first.elapsed_s) / (last.round - first.round)
+    return max(0.0, pace_s * (last.num_rounds - last.round - 1))

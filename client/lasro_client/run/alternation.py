@@ -1,18 +1,17 @@
-"""One round of stage 2 after the other: collect, adapt, ascend, and watch that it does good.
+"""Stage 2, round by round: collect rewards, update the surrogate, update the generator, watch for divergence.
 
-Everything in a round follows from the checkpoint before it: draws depend on seed, round and update, groups and
-requests are named by their content. So rounds that are repeated after a crash are the same rounds, and the services
-answer for them as they did.
+A round depends on nothing but the checkpoint before it: random draws are seeded by seed, round and update; groups and
+requests are named by their content. Rounds that are repeated after a crash are therefore the same rounds, and the
+services answer them from what they have stored.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -26,21 +25,21 @@ from lasro.training.sampling import (
     drift_from_base,
     generator_for,
     sample_groups,
-    two_step_latents,
+    sample_latents,
 )
-from lasro.training.score_source import FetchedSurrogate, RemoteSurrogate
 from lasro.wire import AdaptReply
-from lasro_client.run.collect import STAGES, Collected, adapt_entries, check_time_budget, collect, reward_means
-from lasro_client.run.divergence import Figures, Health
+from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.run.collect import Collected, collect, record_rewards, record_surrogate
+from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.folder import RunFolder
+from lasro_client.run.round_record import GeneratorRecord, HealthRecord, Means, RoundRecord
+from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.feedback import FeedbackClient
-
-PACE_ROUNDS = 5
-"""After the first one, which has its groups still to draw: how long these took says how many fit into the minutes."""
+from lasro_client.services.surrogate_scores import FetchedSurrogate, RemoteSurrogate
 
 
-class FineTuning:
-    """A run between its two evaluations: where it is (`progress`), and its generator when it was best (`best`)."""
+class Alternation:
+    """The rounds of stage 2. `progress`: how far they are; `best`: the trainer's state when the gain was highest."""
 
     def __init__(
         self,
@@ -56,48 +55,46 @@ class FineTuning:
                 f"train.overlap: got true with {feedback.peers.count} processes, expected false; it is for one"
             )
         self.trainer, self.feedback, self.source = trainer, feedback, source
-        self.health = Health(self.config.health)
-        self.progress, self.best = folder.start(trainer, self.health)
+        self.monitor = DivergenceMonitor(self.config.health)
+        self.progress, self.best = folder.start(trainer, self.monitor)
+        self._budget = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
         self._ahead: Collected | None = None
-        self._started = time.monotonic() - self.progress.elapsed_s
-        self._round_ends_s: list[float] = []
-        self._pace_rounds = PACE_ROUNDS
-        self._decay_to(self.rounds)
+        self._decay_over(self.num_rounds)
 
     @property
-    def rounds(self) -> int:
-        """How many there are: as many as were asked for, or fit into the run's minutes."""
+    def num_rounds(self) -> int:
+        """How many there are: as many as were asked for, or as fit into the run's minutes."""
         return self.progress.planned or self.config.train.rounds
 
     @property
     def over(self) -> bool:
         """Whether there is no further round."""
-        return self.progress.ended is not None or self.progress.round >= self.rounds
+        return self.progress.ended is not None or self.progress.round >= self.num_rounds
 
     @property
     def surrogate_version(self) -> int:
-        """That the last round left, or the run began with."""
+        """The version that the last round published, or the one that the run began with."""
         version = self.progress.surrogate_version
         assert version is not None, "begin() comes first"
         return version
 
     def begin(self, version: int) -> None:
-        """Write the first checkpoint of a new run: repeated rounds start from this version of the surrogate."""
+        """Write the first checkpoint of a new run, which names the surrogate version that it starts from."""
         if self.progress.surrogate_version is None:
             self.progress = self.progress._replace(surrogate_version=version)
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Write all that a resume needs, and have the trainer keep what repeated rounds will ask it for."""
-        self.folder.checkpoint(self.progress, self.trainer, self.health, self.best)
+        """Write all that a resume needs, and keep the surrogate versions that repeated rounds will ask for."""
+        self.folder.checkpoint(self.progress, self.trainer, self.monitor, self.best)
         self.feedback.lease(self.surrogate_version)
 
-    def round(self) -> dict[str, Any]:
-        """The next round; returns its line of the log. Raises BudgetError, the round then not counted."""
-        config, round, trainer = self.config, self.progress.round, self.trainer
-        check_time_budget(config, self._started, self.feedback.peers)
+    def round(self) -> RoundRecord:
+        """Do the next round. Raises BudgetError where it may not be done; it then does not count."""
+        config, round = self.config, self.progress.round
+        self._budget.check()
         collected, self._ahead = self._ahead or self._collect(round), None
-        drift = {name: drift_from_base(collected.groups, stage) for name, stage in STAGES.items()}
+        drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
         adapt = partial(
             self.feedback.adapt,
             collected.scored,
@@ -108,139 +105,122 @@ class FineTuning:
         reply, steps = self._improve(round, adapt)
         self.progress = self.progress._replace(
             round=round + 1,
-            elapsed_s=time.monotonic() - self._started,
+            elapsed_s=self._budget.elapsed_s,
             reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
         )
         self._plan()
-        line = {
-            "stage": "train",
-            "round": round,
-            "rounds": self.rounds,
-            "elapsed_s": self.progress.elapsed_s,
-            **reward_means(collected, config, reply.statistics.scales),
-            "drift": drift,
-            **_step_entries(steps),
-            **adapt_entries(reply),
-            "reward_calls": self.progress.reward_calls,
-            "policy_version": trainer.version,
-        }
-        return line | self._judge(round, line)
+        record = RoundRecord(
+            stage="train",
+            round=round,
+            num_rounds=self.num_rounds,
+            elapsed_s=self.progress.elapsed_s,
+            rewards=record_rewards(collected, config, reply.statistics.scales),
+            surrogate=record_surrogate(reply),
+            generator=record_generator(steps, drift),
+            reward_calls=self.progress.reward_calls,
+            policy_version=self.trainer.version,
+        )
+        return replace(record, health=self._judge(record))
 
     def _improve(self, round: int, adapt: Callable[[], AdaptReply]) -> tuple[AdaptReply, list[StepStatistics]]:
-        """Adapt the surrogate and update the generator: one after the other, or, with `train.overlap`, side by side.
+        """Update the surrogate, then the generator; with `train.overlap` both at the same time.
 
-        Side by side the generator ascends what the surrogate was before this round, and draws the next round's groups,
-        whichever of them is faster.
+        At the same time, the generator always follows the surrogate of the round before and the next round's groups
+        are sampled too, so that the result does not depend on which of them is faster.
         """
         if not self.config.train.overlap:
             reply = adapt()
             self.source.refresh(reply.version)
-            return reply, self._ascend(round)
+            return reply, self._update_generator(round)
         self.source.refresh(self.surrogate_version)
-        with ThreadPoolExecutor(1) as beside:
-            adapting = beside.submit(adapt)
-            steps = self._ascend(round)
-            if round + 1 < self.rounds:
+        with ThreadPoolExecutor(1) as executor:
+            adapting = executor.submit(adapt)
+            steps = self._update_generator(round)
+            if round + 1 < self.num_rounds:
                 with suppress(BudgetError):  # raised again when it is that round's turn
                     self._ahead = self._collect(round + 1)
             return adapting.result(), steps
 
     def _plan(self) -> None:
-        """Once the pace is known, say how many rounds the minutes are for: the learning rate falls over these.
+        """Where there is a new estimate of the rounds that fit, let the learning rate fall over these."""
+        fitting = self._budget.fitting_rounds(self.progress.round, self.progress.elapsed_s)
+        if fitting is not None:
+            planned = min(fitting, self.config.train.rounds)
+            self.progress = self.progress._replace(planned=planned)
+            self._decay_over(planned)
 
-        Said again after twice as many rounds, and so on: what else ran beside the first ones may be over.
-        """
-        minutes = self.config.budget.max_minutes
-        if minutes is None:
-            return
-        self._round_ends_s.append(self.progress.elapsed_s)
-        seen = len(self._round_ends_s) - 1
-        if seen < self._pace_rounds:
-            return
-        pace_s = (self._round_ends_s[-1] - self._round_ends_s[0]) / seen
-        self._round_ends_s, self._pace_rounds = self._round_ends_s[-1:], 2 * seen
-        left_s = max(0.0, 60 * minutes - self.progress.elapsed_s)
-        fitting = self.progress.round + int(left_s / pace_s)
-        planned = self.feedback.peers.on_main_and_broadcast(lambda: min(fitting, self.config.train.rounds))
-        self.progress = self.progress._replace(planned=planned)
-        self._decay_to(planned)
-
-    def _decay_to(self, rounds: int) -> None:
+    def _decay_over(self, num_rounds: int) -> None:
         steps = self.config.train.decay_steps
         if steps is not None:
-            self.trainer.decay_steps = max(1, round(steps * rounds / self.config.train.rounds))
+            self.trainer.decay_steps = max(1, round(steps * num_rounds / self.config.train.rounds))
 
     def _collect(self, round: int) -> Collected:
-        _, prompts = self._drawn(round)
+        _, prompts = self._draws(round)
         keep = self.folder.path if self.config.train.keep_samples else None
-        draw = partial(self._groups, round)
+        draw = partial(self._sample, round)
         return collect(self.feedback, self.config, prompts, draw, round, self.trainer.version, keep)
 
-    def _drawn(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
-        """The prompts of a round's groups, and what draws those of its updates."""
+    def _draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
+        """The prompts of a round's groups, and the random generator that draws those of its updates."""
         draws = generator_for(self.config.seed, "train prompts", round)
         return draws, draw_prompts(self.prompts, self.config.train.prompts_per_round, draws)
 
-    def _ascend(self, round: int) -> list[StepStatistics]:
-        """The generator's updates of a round; none while it warms up."""
+    def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
+        """Samples of the generator and, once it has left the base, reference samples of the base."""
+        model, config = self.trainer.model, self.config
+        base = partial(sample_latents, model, base=True) if self.trainer.version else None
+        return sample_groups(
+            model, prompts, config.train, config.seed, "train", round, reference_policy=base, first=first
+        )
+
+    def _update_generator(self, round: int) -> list[StepStatistics]:
+        """The generator's updates of a round; none in the first `train.warmup_rounds`."""
         settings = self.config.train
-        draws, _ = self._drawn(round)
+        draws, _ = self._draws(round)
         steps = []
         for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)
-            steps.append(self.trainer.step([prompt.text for prompt in batch], self.source))
+            steps.append(self.trainer.step(batch, self.source))
         return steps
 
-    def _groups(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
-        model, config = self.trainer.model, self.config
-        beside = partial(two_step_latents, model, base=True) if self.trainer.version else None
-        return sample_groups(model, prompts, config.train, config.seed, "train", round, beside=beside, first=first)
-
-    def _judge(self, round: int, line: dict[str, Any]) -> dict[str, Any]:
-        """What is wrong with the run, and what was done about it as the settings say: entries of the log line."""
-        settings = self.config.health
+    def _judge(self, record: RoundRecord) -> HealthRecord:
+        """Say whether the run diverges, and end it or roll it back as `health` in the settings says."""
+        settings, config = self.config.health, self.config
         figures = Figures(
-            by_weight(line["gain"], self.config), line["reward_gap"], by_weight(line["drift"], self.config)
+            by_weight(record.rewards.gain, config),
+            record.surrogate.reward_gap,
+            by_weight(record.generator.drift, config),
         )
-        if self.health.observe(round, figures):
+        if self.monitor.observe(record.round, figures):
             self.best = {name: tensor.clone() for name, tensor in self.trainer.state().items()}
-        trouble = self.health.trouble()
-        if trouble is None or not trouble.go_back or settings.on_trouble == "ignore":
-            return {"trouble": None if trouble is None else trouble.reason, "action": None}
+        trouble = self.monitor.trouble()
+        if trouble is None:
+            return HealthRecord()
+        if not trouble.go_back or settings.on_trouble == "ignore":
+            return HealthRecord(trouble.reason)
         self.trainer.restore(self.best)
-        self._ahead = None  # drawn by the generator that is given up
-        if settings.on_trouble == "stop" or self.health.roll_backs == settings.max_roll_backs:
+        self._ahead = None  # sampled from the generator that was just given up
+        if settings.on_trouble == "stop" or self.monitor.roll_backs == settings.max_roll_backs:
             self.progress = self.progress._replace(ended=trouble.reason)
-            return {"trouble": trouble.reason, "action": "stop"}
-        self.health.rolled_back()
-        return {"trouble": trouble.reason, "action": "roll_back"}
+            return HealthRecord(trouble.reason, "stop")
+        self.monitor.rolled_back()
+        return HealthRecord(trouble.reason, "roll_back")
 
 
-def by_weight(stages: dict[str, float | None], config: RunSettings) -> float | None:
-    """Mean of both stages' figures, weighted as in the objective; null where one that counts is."""
-    method = config.method
-    weights = {"one_step": method.one_step_weight, "two_step": method.two_step_weight}
-    terms = [(weight, stages[name]) for name, weight in weights.items() if weight > 0]
+def by_weight(values: Means, config: RunSettings) -> float | None:
+    """Mean over one and two steps, weighted as in the method's loss; None where a value with a weight is missing."""
+    weights = (config.method.one_step_weight, config.method.two_step_weight)
+    terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
     known = [(weight, value) for weight, value in terms if value is not None]
     if not terms or len(known) < len(terms):
         return None
     return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
 
 
-def _step_entries(steps: list[StepStatistics]) -> dict[str, Any]:
-    """The generator's entries of a log line, averaged over the round's steps; null in a warm-up round."""
+def record_generator(steps: list[StepStatistics], drift: Means) -> GeneratorRecord:
+    """The generator's updates of a round, averaged."""
     if not steps:
-        return {
-            "score": {"one_step": None, "two_step": None},
-            "loss": None,
-            "regulariser": None,
-            "grad_norm": None,
-        }
+        return GeneratorRecord(drift)
     mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
-    return {
-        "score": {"one_step": mean.score_1, "two_step": mean.score_2},
-        "loss": mean.loss,
-        "regulariser": mean.regulariser,
-        "grad_norm": mean.grad_norm,
-    }
+    return GeneratorRecord(drift, ByNumSteps(mean.score_1, mean.score_2), mean.loss, mean.regulariser, mean.grad_norm)

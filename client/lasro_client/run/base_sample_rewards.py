@@ -1,9 +1,9 @@
-"""What stage 1 learned from, carried into stage 2: rewards are kept, the base's samples are drawn again.
+"""Rewards of stage 1's base samples, carried over to stage 2, which draws the samples themselves again.
 
-Stage 2 starts with an empty replay otherwise, and the surrogate unlearns in tens of rounds what stage 1 taught it.
-Keeping the samples themselves would take gigabytes for a large model; a noise's seed takes none, and the base is
-there. `lasro pretrain` writes `labels.jsonl`, one line per round; `train.initial_base_rewards` of a stage-2 run names
-it.
+Without them stage 2 starts with an empty replay, and within tens of rounds the surrogate forgets what stage 1 taught
+it. The samples of a large model would take gigabytes; the seed of their noise takes no space, and the base is at
+hand. `lasro pretrain` writes `base_rewards.jsonl`, a line per round; `train.initial_base_rewards` of a stage-2 run
+names it.
 
 Shape legend: K seeds of a prompt; lists of rewards have the K one-step samples first, then the two-step ones.
 """
@@ -19,20 +19,23 @@ from pydantic import Field, ValidationError
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
-from lasro.models.sdxl import Conditioning, TwoStepModel
-from lasro.training.sampling import GroupSummary, draw_noises, generator_for, two_step_latents
+from lasro.models.base import GeneratorModel
+from lasro.training.sampling import GroupSummary, draw_noises, generator_for, sample_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.services.feedback import FeedbackClient
 
-BASE_REWARDS_FILE = "labels.jsonl"
+BASE_REWARDS_FILE = "base_rewards.jsonl"
+OLD_BASE_REWARDS_FILE = "labels.jsonl"
+"""Of run folders of version 0.1; found until 0.3."""
 GROUPS_PER_BATCH = 8
 SUFFICIENT_DIGITS = 5
 BEFORE_THE_FIRST_ROUND = -1
 
 
 class GroupRewards(Message):
-    """Rewards of one group's samples of the base."""
+    """Rewards of one group's base samples."""
 
     prompt: str
     rewards: dict[str, list[Finite | None]] = Field(description="2 K each, null where one failed")
@@ -47,39 +50,46 @@ class RoundRewards(Message):
 
 
 class RewardedSeeds(NamedTuple):
-    """One group that can be drawn again: of `drawn` seeds the first, those that it has labels of."""
+    """A group that can be drawn again: the first of the `drawn` seeds that came from `seed`, with their rewards."""
 
     seed: tuple[object, ...]
     drawn: int
-    labels: GroupRewards
+    group: GroupRewards
 
 
 def base_rewards_of(seed: int, round: int, groups: list[GroupSummary], scored: list[GroupStatus]) -> RoundRewards:
-    """Of the model's own samples, which in stage 1 are the base's."""
+    """The rewards of the groups' own samples, which in stage 1 are the base's."""
 
     def column(group: GroupSummary, status: GroupStatus, name: str) -> list[float | None]:
-        scores = scores_of(status.items or [], name)
-        own = [score for score, is_beside in zip(scores, group.beside, strict=True) if not is_beside]
-        return [None if score is None else round_to(score) for score in own]
+        rewards = scores_of(status.items or [], name)
+        own = [reward for reward, is_reference in zip(rewards, group.is_reference, strict=True) if not is_reference]
+        return [None if reward is None else shorten(reward) for reward in own]
 
-    def round_to(score: float) -> float:
-        return float(f"{score:.{SUFFICIENT_DIGITS}g}")
+    def shorten(reward: float) -> float:
+        return float(f"{reward:.{SUFFICIENT_DIGITS}g}")
 
-    labels = [
+    found = [
         GroupRewards(
             prompt=group.prompt.text,
             rewards={name: column(group, status, name) for name in (status.items or [])[0].scores},
         )
         for group, status in zip(groups, scored, strict=True)
     ]
-    return RoundRewards(seed=seed, round=round, groups=labels)
+    return RoundRewards(seed=seed, round=round, groups=found)
+
+
+def find_base_rewards(path: Path) -> Path:
+    """`path`, or the new name of an old labels.jsonl that was renamed when its run was opened again."""
+    renamed = path.with_name(BASE_REWARDS_FILE)
+    return renamed if path.name == OLD_BASE_REWARDS_FILE and not path.exists() and renamed.exists() else path
 
 
 def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | None = None) -> list[RewardedSeeds]:
-    """The `newest` groups of the file, oldest first, of each the first `seeds`; null: all.
+    """The `newest` groups of the file, oldest first, of each the first `seeds`; None: all of them.
 
     Raises ConfigError where one lacks a reward of `rewards`.
     """
+    path = find_base_rewards(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         rounds = [RoundRewards.model_validate_json(line) for line in lines]
@@ -91,33 +101,33 @@ def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | N
         why = explain(error) if isinstance(error, ValidationError) else error
         raise ConfigError(f"train.initial_base_rewards: {path}: {why}; `lasro pretrain` writes such files") from error
     found = [
-        _first(seeds, RewardedSeeds((line.seed, "pretrain", line.round, i), _seeds(labels), labels))
+        _first(seeds, RewardedSeeds((line.seed, "pretrain", line.round, i), _num_seeds(group), group))
         for line in rounds
-        for i, labels in enumerate(line.groups)
+        for i, group in enumerate(line.groups)
     ]
-    for _, _, labels in found:
-        if missing := rewards - set(labels.rewards):
+    for _, _, group in found:
+        if missing := rewards - set(group.rewards):
             raise ConfigError(
-                f"train.initial_base_rewards: {path} has rewards {sorted(labels.rewards)}, expected also "
+                f"train.initial_base_rewards: {path} has rewards {sorted(group.rewards)}, expected also "
                 f"{sorted(missing)}; run `lasro pretrain` with this run's rewards, or leave initial_base_rewards out"
             )
     return found[-newest:]
 
 
-def _seeds(labels: GroupRewards) -> int:
-    return len(next(iter(labels.rewards.values()))) // 2
+def _num_seeds(group: GroupRewards) -> int:
+    return len(next(iter(group.rewards.values()))) // 2
 
 
 def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
     K = whole.drawn
-    columns = {name: r[:K][:seeds] + r[K:][:seeds] for name, r in whole.labels.rewards.items()}
-    return whole._replace(labels=whole.labels.model_copy(update={"rewards": columns}))
+    columns = {name: r[:K][:seeds] + r[K:][:seeds] for name, r in whole.group.rewards.items()}
+    return whole._replace(group=whole.group.model_copy(update={"rewards": columns}))
 
 
-def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
-    """Put stage 1's groups before the first round of the replay. No reward is called, and repeating is harmless.
+def preload_replay(model: GeneratorModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
+    """Put stage 1's groups into the replay, before the first round's. Calls no reward and is safe to repeat.
 
-    Returns the surrogate's pair accuracy on them; None where there is nothing to carry. Raises ConfigError.
+    Returns the surrogate's pair accuracy on them; None where the settings name no file. Raises ConfigError.
     """
     settings = config.train
     if settings.initial_base_rewards is None:
@@ -127,39 +137,38 @@ def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackC
     scored = []
     for start in range(0, len(groups), GROUPS_PER_BATCH):
         batch = groups[start : start + GROUPS_PER_BATCH]
-        latents = drawn_again(model, batch)
+        latents = draw_again(model, batch)
         posts = [
-            _submission(labelled.labels, latents_NCHW, list(config.weights), start + i)
-            for i, (labelled, latents_NCHW) in enumerate(zip(batch, latents, strict=True))
+            _submission(seeds.group, latents_NCHW, list(config.weights), start + i)
+            for i, (seeds, latents_NCHW) in enumerate(zip(batch, latents, strict=True))
         ]
         scored += feedback.post(posts)
     return feedback.adapt(scored, BEFORE_THE_FIRST_ROUND, 0).statistics.fresh_pair_accuracy
 
 
 @torch.no_grad()
-def drawn_again(model: TwoStepModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
-    """Per group its base's samples [2 K, C, H, W], float16 on the CPU."""
-    counts = [_seeds(labelled.labels) for labelled in batch]
-    whole = (draw_noises(model, labelled.drawn, generator_for(*labelled.seed)) for labelled in batch)
+def draw_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
+    """The base's samples of each group [2 K, C, H, W], float16 on the CPU."""
+    counts = [_num_seeds(seeds.group) for seeds in batch]
+    whole = (draw_noises(model, seeds.drawn, generator_for(*seeds.seed)) for seeds in batch)
     draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
-    rows = model.embed([labelled.labels.prompt for labelled in batch])
-    repeats = torch.tensor(counts, device=model.device)
-    conditioning = Conditioning(*(part.repeat_interleave(repeats, 0) for part in rows))
-    stages = [z.to(torch.float16).cpu().split(counts) for z in two_step_latents(model, noises, conditioning, base=True)]
-    return (torch.cat(parts) for parts in zip(*stages, strict=True))
+    rows = model.embed([seeds.group.prompt for seeds in batch])
+    conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
+    samples = [z.to(torch.float16).cpu().split(counts) for z in sample_latents(model, noises, conditioning, base=True)]
+    return (torch.cat(parts) for parts in zip(*samples, strict=True))
 
 
-def _submission(labels: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
+def _submission(group: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
     K = len(latents_NCHW) // 2
     return GroupSubmission(
         group_id=f"stage1-{index:04d}",
         round=BEFORE_THE_FIRST_ROUND,
         index=index,
-        prompt=labels.prompt,
+        prompt=group.prompt,
         policy_version=0,
         rewards=rewards,
-        stages=[1 if i < K else 2 for i in range(2 * K)],
-        scores={name: labels.rewards[name] for name in rewards},
+        stages=[num_steps for num_steps in ALL_NUM_STEPS for _ in range(K)],
+        scores={name: group.rewards[name] for name in rewards},
         latents=pack_tensors({"latents": latents_NCHW.numpy()}),
     )

@@ -1,33 +1,29 @@
-"""What both stages do in a round besides training: have its samples scored, and tell of it.
+"""The first half of a round, in both stages of the method: have its samples scored, and record what the rewards said.
 
 Shape legend: N samples of a group.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lasro.config import RunSettings
-from lasro.errors import BudgetError
 from lasro.functional.reward_totals import Scale, totals
-from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import Group, GroupSummary, outline, submissions
+from lasro.training.sampling import Group, GroupSummary, submissions, summarise_group
 from lasro.wire import AdaptReply, GroupStatus, scores_of, version_of
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
+from lasro_client.run.round_record import Means, RewardRecord, SurrogateRecord
 from lasro_client.run.saved_samples import keep_samples
 from lasro_client.services.feedback import FeedbackClient
 
-STAGES = {"one_step": 1, "two_step": 2}
-
 
 class Collected(NamedTuple):
-    """A round's groups, in order, and what the reward said of them."""
+    """A round's groups with their rewards, in the same order."""
 
     groups: list[GroupSummary]
     scored: list[GroupStatus]
@@ -47,98 +43,83 @@ def collect(
     policy_version: int,
     keep: Path | None = None,
 ) -> Collected:
-    """Have a group of each prompt scored. Of several processes each draws and posts its share; all know the whole.
+    """Sample a group for each prompt and wait for its rewards. Every process does a share and returns all groups.
 
-    `draw` makes the groups of some prompts, of which the first has the index given. In the run's folder `keep`, where
-    there is one, they are kept with their rewards. Raises BudgetError.
+    `draw(prompts, first)` samples the groups of these prompts, the first of which has index `first` in the round.
+    `keep` is the run folder to save latents and rewards in, None to save nothing. Raises BudgetError once
+    `budget.max_reward_calls` is spent.
     """
 
-    def drawn_here() -> Collected:
+    def collect_share() -> Collected:
         share = feedback.peers.share(len(prompts))
         groups = draw(prompts[share], share.start)
         posts = submissions(groups, config, round, policy_version, share.start)
         scored = feedback.post(posts)
         if keep is not None:
             keep_samples(keep, posts, scored)
-        return Collected([outline(group) for group in groups], scored)
+        return Collected([summarise_group(group) for group in groups], scored)
 
-    parts = feedback.peers.all_gather(drawn_here)
-    groups = [group for part in parts for group in part.groups]
-    return Collected(groups, [status for part in parts for status in part.scored])
-
-
-def check_time_budget(config: RunSettings, started_s: float, peers: DistributedContext) -> None:
-    """Raises BudgetError in all processes once the run's minutes since `started_s` (monotonic) are over."""
-    most = config.budget.max_minutes
-    if most is None:
-        return
-
-    def refuse() -> None:
-        if time.monotonic() - started_s >= 60 * most:
-            raise BudgetError(f"budget.max_minutes: the {most:g} minutes are over")
-
-    peers.on_main_and_broadcast(refuse)
+    shares = feedback.peers.all_gather(collect_share)
+    groups = [group for share in shares for group in share.groups]
+    return Collected(groups, [status for share in shares for status in share.scored])
 
 
-def reward_means(collected: Collected, config: RunSettings, scales: Mapping[str, Scale]) -> dict[str, Any]:
-    """The entries of a log line that come from the reward: means per stage, null without a sample.
-
-    Each reward is over all samples that it scored, `total` over those that no guard vetoed, and `vetoed` is the share
-    of the others. `beside` is the total of the other policy's samples, the rest of the model's own; `gain` is own
-    minus beside, of the same noise. `scales` are those that the trainer ranked by.
-    """
+def record_rewards(collected: Collected, config: RunSettings, scales: Mapping[str, Scale]) -> RewardRecord:
+    """Means of the round's rewards; `scales` are those that the trainer normalised rewards by."""
     groups, scored = collected
-    beside_N = np.concatenate([group.beside for group in groups])
-    all_stages_N = np.concatenate([group.stages for group in groups])
-    stages_N = np.where(beside_N, 0, all_stages_N)
+    is_reference_N = np.concatenate([group.is_reference for group in groups])
+    num_steps_N = np.concatenate([group.stages for group in groups])
+    own_steps_N = np.where(is_reference_N, 0, num_steps_N)
     items = [item for status in scored for item in status.items or []]
-    components = {name: np.array(scores_of(items, name), dtype=float) for name in config.weights}
-    found = totals(components, config.reward_objective, scales)
-    vetoed_N = np.where(np.isnan(found.total_N), np.nan, found.vetoed_N)
-    gain_N = np.full(len(beside_N), np.nan)
-    gain_N[beside_N] = found.valid_total_N[_own_of_the_same_noise(groups)] - found.valid_total_N[beside_N]
-    return {
-        "reward": {name: _by_stage(values_N, stages_N) for name, values_N in components.items()},
-        "total": _by_stage(found.valid_total_N, stages_N),
-        "vetoed": _by_stage(vetoed_N, stages_N),
-        "beside": _by_stage(found.valid_total_N, np.where(beside_N, all_stages_N, 0)),
-        "gain": _by_stage(gain_N, all_stages_N),
-        "reward_versions": {name: version_of(items, name) for name in config.weights},
-    }
+    rewards = {name: np.array(scores_of(items, name), dtype=float) for name in config.weights}
+    found = totals(rewards, config.reward_objective, scales)
+    gain_N = np.full(len(is_reference_N), np.nan)
+    own_total_N = found.valid_total_N[_own_of_the_same_noise(groups)]
+    gain_N[is_reference_N] = own_total_N - found.valid_total_N[is_reference_N]
+    return RewardRecord(
+        rewards={name: _means(values_N, own_steps_N) for name, values_N in rewards.items()},
+        total=_means(found.valid_total_N, own_steps_N),
+        vetoed=_means(np.where(np.isnan(found.total_N), np.nan, found.vetoed_N), own_steps_N),
+        reference=_means(found.valid_total_N, np.where(is_reference_N, num_steps_N, 0)),
+        gain=_means(gain_N, num_steps_N),
+        versions={name: version_of(items, name) for name in config.weights},
+    )
 
 
 def _own_of_the_same_noise(groups: list[GroupSummary]) -> np.ndarray:
-    """For each sample beside, in order, where among all samples the model's own of its noise and stage is."""
+    """For each reference sample, in order, the index of the own sample with its noise and number of steps."""
     found, start = [], 0
     for group in groups:
-        beside_N, stages_N = np.array(group.beside), np.array(group.stages)
-        for stage in STAGES.values():
-            count = np.count_nonzero(beside_N & (stages_N == stage))
-            found.append(start + np.flatnonzero(~beside_N & (stages_N == stage))[:count])
-        start += len(stages_N)
+        is_reference_N, num_steps_N = np.array(group.is_reference), np.array(group.stages)
+        for num_steps in ALL_NUM_STEPS:
+            count = np.count_nonzero(is_reference_N & (num_steps_N == num_steps))
+            found.append(start + np.flatnonzero(~is_reference_N & (num_steps_N == num_steps))[:count])
+        start += len(num_steps_N)
     return np.concatenate(found)
 
 
-def _by_stage(values_N: np.ndarray, stages_N: np.ndarray) -> dict[str, float | None]:
-    means = {}
-    for name, stage in STAGES.items():
-        known = values_N[(stages_N == stage) & np.isfinite(values_N)]
-        means[name] = float(known.mean()) if len(known) else None
-    return means
+def _means(values_N: np.ndarray, num_steps_N: np.ndarray) -> Means:
+    """Means of the finite values of each number of steps."""
+
+    def mean(num_steps: int) -> float | None:
+        known = values_N[(num_steps_N == num_steps) & np.isfinite(values_N)]
+        return float(known.mean()) if len(known) else None
+
+    return ByNumSteps.of(mean)
 
 
-def adapt_entries(reply: AdaptReply) -> dict[str, Any]:
-    """The surrogate's entries of a log line."""
+def record_surrogate(reply: AdaptReply) -> SurrogateRecord:
+    """What the trainer measured in this round's surrogate update."""
     statistics = reply.statistics
-    return {
-        "bt_loss": statistics.loss,
-        "pair_accuracy": statistics.pair_accuracy,
-        "fresh_pair_accuracy": statistics.fresh_pair_accuracy,
-        "held_out_pair_accuracy": statistics.held_out_pair_accuracy,
-        "reward_gap": statistics.reward_gap,
-        "stale_groups": statistics.stale_groups,
-        "constant_groups": statistics.constant_groups,
-        "failed_samples": statistics.failed_samples,
-        "scales": {name: asdict(scale) for name, scale in statistics.scales.items()},
-        "surrogate_version": reply.version,
-    }
+    return SurrogateRecord(
+        loss=statistics.loss,
+        pair_accuracy=statistics.pair_accuracy,
+        fresh_pair_accuracy=statistics.fresh_pair_accuracy,
+        held_out_pair_accuracy=statistics.held_out_pair_accuracy,
+        reward_gap=statistics.reward_gap,
+        stale_groups=statistics.stale_groups,
+        constant_groups=statistics.constant_groups,
+        failed_samples=statistics.failed_samples,
+        scales=statistics.scales,
+        version=reply.version,
+    )

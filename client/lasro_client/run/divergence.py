@@ -1,40 +1,39 @@
-"""Whether a fine-tuning run still does good: the true reward against the base's, the surrogate's ranking, the drift.
+"""Detects a run that diverges: by the reward compared with the base's, the surrogate's ranking, and the drift.
 
-Everything is judged by means over a window of rounds, since a single round's gain is mostly noise. It is the gain of
-the weights as they are; their average is often better, and a run that never gained may recover: so nothing is undone
-for a low gain unless a better one was there before.
+All checks use means over a window of rounds, since the gain of a single round is mostly noise. The gain is that of the
+current weights. Their moving average is often better, and a run that has not gained yet may recover, so a low gain
+alone undoes nothing unless an earlier window was clearly better.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lasro.config import HealthSettings
+from lasro_client.run.round_record import Action, HealthRecord
 
 PROOF_ERRORS = 3.0
-"""The best gain is taken for real when it is this many standard errors above the base."""
+"""The best gain counts as proved when it is this many standard errors above the base."""
 KEPT_SHARE = 0.5
-"""Of the best gain: a decline that leaves more than this is no trouble, however sure it is."""
+"""A decline that leaves more than this share of the best gain is no trouble, however significant it is."""
 
 GENTLER = "raise method.regulariser_weight or lower train.learning_rate to go on for longer"
 CLOSER = "raise train.surrogate_steps or lower train.learning_rate, so that the surrogate keeps up"
-CONSEQUENCES: dict[str | None, str] = {
+CONSEQUENCES: dict[Action | None, str] = {
     None: "The run went on.",
     "stop": "The run was ended there; the adapter is that of its best rounds.",
     "roll_back": "The run went on from its best rounds.",
 }
-"""By the `action` of a round's line."""
 
 
-def told(line: Mapping[str, Any]) -> str:
-    """The trouble that a round's line of the log is in, and what became of the run."""
-    return f"{line['trouble']}. {CONSEQUENCES[line.get('action')]}"
+def describe_trouble(health: HealthRecord) -> str:
+    """The trouble of a round, and what was done about it."""
+    return f"{health.trouble}. {CONSEQUENCES[health.action]}"
 
 
 class Figures(NamedTuple):
-    """Of one round. `gain`: reward minus the base's on the same noise; `gap`, `drift` as in the log; null: unknown."""
+    """One round: reward minus the base's of the same noise, reward gap and drift as in the log; None: not measured."""
 
     gain: float | None
     gap: float | None
@@ -42,23 +41,23 @@ class Figures(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """What is wrong, in words, and whether the run is better off where it was best."""
+    """What is wrong, and whether the run had better return to its best weights."""
 
     reason: str
     go_back: bool
 
 
 class Best(NamedTuple):
-    """The best window so far: its mean gain and the round that it ended with; at first the base, before any round."""
+    """The best window so far: its mean gain and its last round. Before any round this is the base."""
 
     gain: float = 0.0
     round: int = -1
     proved: bool = False
-    """Whether it was clearly above the base, by the noise known then."""
+    """Whether it was significantly above the base, by the noise that was known then."""
 
 
-class Health:
-    """Fed with each round in order; everything that it knows is in `state`."""
+class DivergenceMonitor:
+    """Takes in each round in order. `state()` is all that it knows."""
 
     def __init__(self, settings: HealthSettings) -> None:
         self._settings = settings
@@ -70,7 +69,7 @@ class Health:
         self._gap_was_low = False
 
     def observe(self, round: int, figures: Figures) -> bool:
-        """Take in a round; whether its window is the best so far."""
+        """Take in a round; returns whether the window that ends with it is the best so far."""
         self._window = [*self._window, figures][-self._settings.window_rounds :]
         if figures.gain is not None:
             if self._last_gain is not None:
@@ -85,14 +84,14 @@ class Health:
         return True
 
     def _mean(self, name: str) -> float | None:
-        """Over a full window; null where a round of it lacks the figure."""
+        """Over a full window; None where a round of it lacks the figure."""
         values = [getattr(figures, name) for figures in self._window]
         if len(values) < self._settings.window_rounds or None in values:
             return None
         return math.fsum(values) / len(values)
 
     def trouble(self) -> Trouble | None:
-        """What is wrong; null where nothing is."""
+        """What is wrong; None where nothing is."""
         gain, gap, drift = self._mean("gain"), self._mean("gap"), self._mean("drift")
         settings, rounds = self._settings, f"over {self._settings.window_rounds} rounds"
         if drift is not None and drift > settings.max_drift:
@@ -110,7 +109,7 @@ class Health:
         return None
 
     def _error(self) -> float:
-        """Standard error of a window's mean gain, from differences of successive rounds: a trend is no noise."""
+        """Standard error of a window's mean gain, by differences of successive rounds, which a trend hardly affects."""
         if not self._differences:
             return 0.0
         return math.sqrt(self._squares / self._differences / self._settings.window_rounds)
@@ -122,12 +121,12 @@ class Health:
         )
 
     def rolled_back(self) -> None:
-        """Start a new window: the generator is the best one again."""
+        """Start a new window, since the generator has its best weights again."""
         self.roll_backs += 1
         self._window, self._last_gain = [], None
 
     def state(self) -> dict[str, Any]:
-        """All it knows, for JSON."""
+        """All that it knows, for JSON."""
         return {
             "best": self.best,
             "roll_backs": self.roll_backs,

@@ -15,11 +15,16 @@ from torch import Tensor
 from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
 from lasro.files import write_atomically, write_json
-from lasro.functional.generator_loss import Moments
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.wire import pack_tensors, unpack_tensors
-from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, RoundRewards
-from lasro_client.run.divergence import Health
+from lasro_client.run.base_sample_rewards import (
+    BASE_REWARDS_FILE,
+    OLD_BASE_REWARDS_FILE,
+    RoundRewards,
+    find_base_rewards,
+)
+from lasro_client.run.divergence import DivergenceMonitor
+from lasro_client.run.round_record import RoundRecord, Stage, to_json
 
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
@@ -29,9 +34,10 @@ IGNORED_ON_RESUME = {"services"}
 
 
 class Progress(NamedTuple):
-    """How far a run has come, with what version of the surrogate (null: none yet). `ended`: why it goes no further.
+    """How far a run has come. `surrogate_version`: of its last round, None before it joined the trainer.
 
-    `planned`: how many rounds its minutes are for; null until that is seen, and where it may take any time.
+    `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
+    `budget.max_minutes`, None while that is not known or where there is no such limit.
     """
 
     round: int = 0
@@ -43,30 +49,43 @@ class Progress(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """Where a run goes on, and its generator's state when it was best; null before there was a best."""
+    """Where a run continues, and the generator's state when the gain was highest; None before there was a gain."""
 
     progress: Progress
     best: dict[str, Tensor] | None
 
 
 class RunFolder:
-    """`runs/<name>`; made when new, checked against `config` when there is something in it to go on from."""
+    """`runs/<name>` of a stage, "pretrain" or "train". Of several processes only the main one needs to see it."""
 
-    def __init__(self, path: Path, config: RunSettings, stage: str) -> None:
-        self.path, self.config = path, config
-        settings = {"stage": stage} | config.model_dump(mode="json", exclude=IGNORED_ON_RESUME)
-        known = self._read("config.json")
+    def __init__(self, path: Path, config: RunSettings, stage: Stage) -> None:
+        self.path, self.config, self._stage = path, config, stage
+
+    def open(self) -> None:
+        """Make the folder, or check that the run in it has the same settings; raises ConflictError.
+
+        Settings may change as long as no round is done: a run that failed for a wrong setting is started again.
+        """
+        self._rename_old_base_rewards()
+        settings, known = _settings(self._stage, self.config), self._read("config.json")
         keys = [] if known is None else differing_keys(_completed(known), settings)
-        if known is None or (keys and not self._begun()):
-            write_json(path / "config.json", settings)
+        if known is None or (keys and not self._has_rounds()):
+            write_json(self.path / "config.json", settings)
         elif keys:
             raise ConflictError(
-                f"{path}: made with another configuration, differing in {', '.join(keys)}; "
+                f"{self.path}: made with another configuration, differing in {', '.join(keys)}; "
                 "change these back to resume it, or choose another folder with --out"
             )
 
-    def _begun(self) -> bool:
-        """Whether there is anything of a run: one that found no model, say, is begun again with that setting mended."""
+    def _rename_old_base_rewards(self) -> None:
+        old, new = self.path / OLD_BASE_REWARDS_FILE, self.path / BASE_REWARDS_FILE
+        try:
+            if old.exists() and not new.exists():
+                old.rename(new)
+        except OSError as error:
+            raise StorageError(f"{old}: cannot be renamed to {new.name} ({error.strerror}); rename it") from error
+
+    def _has_rounds(self) -> bool:
         return any((self.path / name).exists() for name in (CHECKPOINT_FILE, "log.jsonl", "summary.json"))
 
     def _read(self, name: str) -> Any:
@@ -80,19 +99,19 @@ class RunFolder:
             raise StorageError(f"{self.path / name}: cannot be read ({error})") from error
 
     def summary(self) -> dict[str, Any] | None:
-        """Of a finished run."""
+        """Of a finished run; None where it is not finished."""
         return self._read("summary.json")
 
     def finish(self, summary: dict[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, record: RoundRecord) -> None:
         """Append a round to log.jsonl."""
-        self._append("log.jsonl", json.dumps(line, allow_nan=False))
+        self._append("log.jsonl", to_json(record))
 
-    def label(self, labels: RoundRewards) -> None:
-        """Append a round to labels.jsonl."""
-        self._append(BASE_REWARDS_FILE, labels.model_dump_json())
+    def add_base_rewards(self, rewards: RoundRewards) -> None:
+        """Append a round to base_rewards.jsonl."""
+        self._append(BASE_REWARDS_FILE, rewards.model_dump_json())
 
     def _append(self, name: str, line: str) -> None:
         try:
@@ -102,29 +121,29 @@ class RunFolder:
             raise StorageError(f"{self.path / name}: {error.strerror}; free the disk and resume") from error
 
     def keep_surrogate(self, weights: bytes) -> None:
-        """Write the trained weights in float16: half the file, and ranking does not change by it."""
+        """Write the trained weights in float16: half the size, and the ranking stays the same."""
         tensors, metadata = unpack_tensors(weights)
         halved = {name: array.astype(np.float16) for name, array in tensors.items()}
         write_atomically(self.path / SURROGATE_FILE, pack_tensors(halved, metadata))
 
-    def start(self, trainer: GeneratorTrainer, health: Health | None = None) -> Checkpoint:
-        """Where to go on: round 0, or the checkpoint, whose state `trainer` and `health` take over.
+    def start(self, trainer: GeneratorTrainer, monitor: DivergenceMonitor | None = None) -> Checkpoint:
+        """Where to continue: round 0, or the checkpoint, whose state is loaded into `trainer` and `monitor`.
 
-        Of several processes the first reads the folder, which the others need not see.
+        The main process reads the checkpoint and sends it to the others.
         """
         peers = trainer.peers
-        checkpoint = peers.on_main_and_broadcast(lambda: self._read_checkpoint(trainer, health))
+        checkpoint = peers.on_main_and_broadcast(lambda: self._read_checkpoint(trainer, monitor))
         if peers.count == 1 or checkpoint.progress.surrogate_version is None:
             return checkpoint
-        state, version, moments, trainer.seed = peers.on_main_and_broadcast(
-            lambda: (trainer.state(), trainer.version, trainer.moments, trainer.seed)
+        state, version, method, trainer.seed = peers.on_main_and_broadcast(
+            lambda: (trainer.state(), trainer.version, trainer.method.state(), trainer.seed)
         )
-        trainer.load_state(state, version, moments)
-        if health is not None:
-            health.load(peers.on_main_and_broadcast(health.state))
+        trainer.load_state(state, version, method)
+        if monitor is not None:
+            monitor.load(peers.on_main_and_broadcast(monitor.state))
         return checkpoint
 
-    def _read_checkpoint(self, trainer: GeneratorTrainer, health: Health | None) -> Checkpoint:
+    def _read_checkpoint(self, trainer: GeneratorTrainer, monitor: DivergenceMonitor | None) -> Checkpoint:
         path = self.path / CHECKPOINT_FILE
         if not path.exists():
             self._drop_rounds_after(0)
@@ -132,11 +151,11 @@ class RunFolder:
         arrays, metadata = unpack_tensors(path.read_bytes())
         saved = json.loads(metadata["progress"])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
-        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], moments)
+        method = saved.get("method") or {"moments": saved["moments"]}  # as 0.1 wrote it, which knew LaSRO alone
+        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], method)
         trainer.seed = saved["seed"]
-        if health is not None:
-            health.load(saved["health"])
+        if monitor is not None:
+            monitor.load(saved["health"])
         progress = Progress(**saved["progress"])
         self._drop_rounds_after(progress.round)
         best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
@@ -152,20 +171,20 @@ class RunFolder:
         self,
         progress: Progress,
         trainer: GeneratorTrainer,
-        health: Health | None = None,
+        monitor: DivergenceMonitor | None = None,
         best: dict[str, Tensor] | None = None,
     ) -> None:
-        """All that a resume needs, in one file that is either the old or the new one. The first process writes it."""
+        """Write all that a resume needs, in one file that is replaced as a whole. Only the main process writes."""
         if not trainer.peers.is_main:
             return
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
-        saved |= {"moments": trainer.moments, "health": None if health is None else health.state()}
+        saved |= {"method": trainer.method.state(), "health": None if monitor is None else monitor.state()}
         tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / CHECKPOINT_FILE, body)
 
     def export(self, trainer: GeneratorTrainer) -> None:
-        """Write the averaged adapter for stock diffusers; the folder is replaced as a whole, by the first process."""
+        """Write the averaged adapter for stock diffusers, in place of the last one. Only the main process writes."""
         if not trainer.peers.is_main:
             return
         fresh, final = self.path / ".adapter", self.path / "adapter"
@@ -179,9 +198,17 @@ class RunFolder:
 
 
 def _completed(known: dict[str, Any]) -> dict[str, Any]:
-    """A folder's settings, those that did not exist when it was made at their defaults."""
+    """The settings of config.json; those that did not exist when it was written get their defaults."""
     try:
-        settings = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
+        config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
     except ValidationError:
         return known
-    return {"stage": known.get("stage")} | settings.model_dump(mode="json", exclude=IGNORED_ON_RESUME)
+    return _settings(known.get("stage"), config)
+
+
+def _settings(stage: str | None, config: RunSettings) -> dict[str, Any]:
+    """What config.json holds, with the name that a file of stage 1 has now."""
+    settings = config.model_dump(mode="json", exclude=IGNORED_ON_RESUME)
+    path = config.train.initial_base_rewards
+    settings["train"]["initial_base_rewards"] = None if path is None else str(find_base_rewards(path))
+    return {"stage": stage} | settings

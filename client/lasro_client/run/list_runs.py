@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from lasro import wire
@@ -16,6 +16,7 @@ from lasro.errors import ConflictError, NotFoundError, StorageError
 from lasro.redis_store.connection import connect
 from lasro.redis_store.runs import delete_run as delete_keys
 from lasro.redis_store.runs import run_names
+from lasro_client.run.round_record import read_log
 from lasro_client.services import http
 
 CONFIG, LOG, SUMMARY = "config.json", "log.jsonl", "summary.json"
@@ -100,25 +101,12 @@ def delete_folder(run: Run) -> None:
 
 
 def _read(folder: Path) -> Run:
-    last = _last_round(folder / LOG)
+    records = read_log(folder / LOG)
     state = "finished" if (folder / SUMMARY).exists() else "stopped"
     if _is_running(folder):
         state = "running"
-    done = int(last["round"]) + 1 if "round" in last else 0
-    return Run(folder.name, state, done, int(last.get("rounds", 0)), str(folder))
-
-
-def _last_round(log: Path) -> dict[str, Any]:
-    """The last whole line of the log; a killed run may have left half a line behind it."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            return entry
-    return {}
+    done, rounds = (records[-1].round + 1, records[-1].num_rounds) if records else (0, 0)
+    return Run(folder.name, state, done, rounds, str(folder))
 
 
 def _is_running(folder: Path) -> bool:

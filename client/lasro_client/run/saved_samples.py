@@ -1,7 +1,7 @@
-"""Samples that were paid for, kept in the run's folder: a later stage 1 learns from those of all earlier runs.
+"""Latents and rewards of a run's samples, kept in its folder: a later stage 1 can learn from those of earlier runs.
 
-`samples/ROUND-INDEX.msgpack`, named by the first of the groups in it: latents and rewards, no images. Other than the
-base's (`labels.py`), a generator's samples cannot be drawn again once it has moved on.
+`samples/ROUND-INDEX.msgpack`, named by the first of its groups; images are not kept. Samples of the base can be drawn
+again (`base_sample_rewards.py`), those of a generator cannot once it was updated.
 """
 
 from __future__ import annotations
@@ -26,30 +26,20 @@ class _Groups(Message):
 
 
 def keep_samples(run: Path, posts: Sequence[GroupSubmission], scored: Sequence[GroupStatus]) -> None:
-    """Write these groups of one round with what was said of them; a round that is repeated replaces its files.
+    """Write these groups of one round with their rewards; a round that is repeated replaces its files.
 
     Raises StorageError.
     """
     if not posts:
         return
-    groups = [_known(post, status) for post, status in zip(posts, scored, strict=True)]
+    groups = [_with_rewards(post, status) for post, status in zip(posts, scored, strict=True)]
     name = f"{posts[0].round:06d}-{posts[0].index:04d}.msgpack"
     write_atomically(run / SAMPLES_FOLDER / name, to_msgpack(_Groups(groups=groups)))
 
 
-def _known(post: GroupSubmission, status: GroupStatus) -> GroupSubmission:
-    return GroupSubmission(
-        group_id=post.group_id,
-        round=post.round,
-        index=post.index,
-        prompt=post.prompt,
-        metadata=post.metadata,
-        policy_version=post.policy_version,
-        rewards=post.rewards,
-        stages=post.stages,
-        scores={name: scores_of(status.items or [], name) for name in post.rewards},
-        latents=post.latents,
-    )
+def _with_rewards(post: GroupSubmission, status: GroupStatus) -> GroupSubmission:
+    rewards = {name: scores_of(status.items or [], name) for name in post.rewards}
+    return GroupSubmission.model_validate(dict(post) | {"images": [], "scores": rewards, "max_reward_calls": None})
 
 
 def read_samples(run: Path) -> Iterator[GroupSubmission]:
@@ -67,13 +57,13 @@ def read_samples(run: Path) -> Iterator[GroupSubmission]:
 
 
 def preload_samples(config: RunSettings, feedback: FeedbackClient) -> int:
-    """Put the groups of `pretrain.initial_samples` before the first round of the replay; returns how many.
+    """Put the groups of `pretrain.initial_samples` into the replay, before the first round's; returns how many.
 
-    No reward is called, and repeating is harmless. Raises ConfigError where one lacks a reward of this run.
+    Calls no reward and is safe to repeat. Raises ConfigError where a group lacks a reward of this run.
     """
-    known = (group for run in config.pretrain.initial_samples for group in read_samples(run))
+    kept = (group for run in config.pretrain.initial_samples for group in read_samples(run))
     count = 0
-    while batch := list(islice(known, GROUPS_PER_POST)):
+    while batch := list(islice(kept, GROUPS_PER_POST)):
         posts = [_carried(group, config, index) for index, group in enumerate(batch, count)]
         feedback.adapt(feedback.post(posts), BEFORE_THE_FIRST_ROUND, 0, part=count)
         count += len(posts)

@@ -1,158 +1,209 @@
 """Stage 1: the surrogate learns to rank samples of the base model. `lasro pretrain CONFIG.toml`.
 
-Samples and scores go through the same services as in stage 2; the trained weights end up in
-`surrogate.safetensors` and the rewards in `labels.jsonl`, which `train.initial_surrogate` and
-`train.initial_base_rewards` of a stage-2 run name. Samples that earlier runs kept (`pretrain.initial_samples`) can
-start the replay, or be all there is.
+Samples and rewards go through the same services as in stage 2. The run leaves the trained weights in
+`surrogate.safetensors` and the rewards in `base_rewards.jsonl`, which `train.initial_surrogate` and
+`train.initial_base_rewards` of a stage-2 run name. Samples that earlier runs kept (`pretrain.initial_samples`) go
+into the replay first; with `pretrain.rounds = 0` they are all there is.
 """
 
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
-from lasro.training.score_source import score_source
-from lasro_client.report.page import write_report
+from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
-from lasro_client.run.collect import adapt_entries, check_time_budget, collect, reward_means
+from lasro_client.run.collect import collect, record_rewards, record_surrogate
 from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder
+from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
+from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.saved_samples import preload_samples
 from lasro_client.run.stop_signal import StopRequest
-from lasro_client.services.connect import open_surrogate, services
+from lasro_client.run.time_budget import TimeBudget
+from lasro_client.services.connect import Services, open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
-from lasro_client.watch.terminal import RoundDisplay, clock
+from lasro_client.services.surrogate_scores import score_source
 
 FINAL_STEPS_PER_CALL = 50
 
 
-def pretrain(config: RunSettings, out: Path, console: Console) -> Path:
-    """Run or resume stage 1; returns the file with the trained surrogate. A spent budget ends it early, whole."""
+def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Path:
+    """Run or resume stage 1 in folder `out`; returns the file with the trained surrogate.
+
+    A spent budget ends the rounds early; final steps and files follow as usual. Of several processes the main one
+    calls the observers. A finished run is left as it is.
+    """
     with processes() as peers:
-        return _pretrain(config, out, console, peers)
+        folder = RunFolder(out, config, "pretrain")
+        peers.on_main_and_broadcast(folder.open)
+        if peers.on_main_and_broadcast(folder.summary) is None:
+            observer = Observers(observers if peers.is_main else ())
+            with observer.run(RunInfo(config.name, "pretrain", out, config.budget.max_minutes)):
+                _pretrain(folder, peers, observer)
+        return folder.path / SURROGATE_FILE
 
 
-def _pretrain(config: RunSettings, out: Path, console: Console, peers: DistributedContext) -> Path:
-    folder = peers.on_main_and_broadcast(lambda: RunFolder(out, config, "pretrain"))
-    weights_path = folder.path / SURROGATE_FILE
-    if peers.on_main_and_broadcast(folder.summary) is not None:
-        return weights_path
-    settings, run = config.pretrain, f"{config.name}-pretrain"
+def _pretrain(folder: RunFolder, peers: DistributedContext, observer: Observers) -> None:
+    config = folder.config
     prompts = read_prompts(config.prompts.train)
-    model = load_model(config.model)
-    probe = ProbeGenerator(model, config, peers)
-    keep = folder.path if settings.keep_samples else None
-    timeout_s = config.services.timeout_s
+    probe = ProbeGenerator(load_model(config.model), config, peers)
     progress, _ = folder.start(probe.trainer)
-    started = time.monotonic() - progress.elapsed_s
+    budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with (
         services(config, folder.path, peers) as connected,
-        RoundDisplay(console, "stage 1", settings.rounds, progress.round, config.budget.max_minutes) as display,
+        observer.rounds(config.pretrain.rounds, progress.round),
         StopRequest() as stop,
     ):
-        resumed = progress.surrogate_version
-        version = peers.on_main_and_broadcast(
-            lambda: open_surrogate(connected, run, config, settings.initial_surrogate, resumed)
+        pretraining = Pretraining(folder, probe, connected, prompts, progress, budget, observer)
+        pretraining.begin()
+        pretraining.run_rounds(stop)
+        pretraining.final_steps(stop)
+        status = connected.surrogates.status(pretraining.run)
+        weights = connected.surrogates.weights_of(pretraining.run, status.version)
+        peers.all_gather(lambda: None)  # the main process ends the services
+    if peers.is_main:
+        folder.keep_surrogate(weights)
+        folder.finish(_summarise(config, pretraining.progress, status, budget.elapsed_s))
+        observer.folder_updated()
+
+
+class Pretraining:
+    """The rounds of stage 1; `progress` says how far they are."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        probe: ProbeGenerator,
+        connected: Services,
+        prompts: list[Prompt],
+        progress: Progress,
+        budget: TimeBudget,
+        observer: Observers,
+    ) -> None:
+        self.folder, self.config, self.prompts = folder, folder.config, prompts
+        self.probe, self.progress, self.observer = probe, progress, observer
+        self.run = f"{self.config.name}-pretrain"
+        self._budget, self._connected, self._peers = budget, connected, probe.trainer.peers
+        self._source = score_source(
+            self.config.train.mode, self.run, self.config.surrogate, probe.trainer.model, connected.surrogates
         )
-        source = score_source(config, run, model, connected.surrogates)
-        feedback = FeedbackClient(connected, run, timeout_s, peers)
-        if progress.surrogate_version is None:
-            if settings.initial_samples:
-                display.note(f"samples of {len(settings.initial_samples)} earlier runs go into the replay")
-                carried = peers.on_main_and_broadcast(
-                    lambda: preload_samples(config, FeedbackClient(connected, run, timeout_s))
-                )
-                display.note(f"{carried} groups of earlier runs are in the replay")
-            progress = Progress(surrogate_version=version)
-            folder.checkpoint(progress, probe.trainer)
-        for round in range(progress.round, settings.rounds):
-            generator = generator_for(config.seed, "pretrain prompts", round)
-            chosen = draw_prompts(prompts, settings.prompts_per_round, generator)
+        self._feedback = FeedbackClient(connected, self.run, self.config.services.timeout_s, self._peers)
+
+    def begin(self) -> None:
+        """Create or join the run at the trainer. A new one gets the samples of earlier runs and a checkpoint."""
+        config, resumed = self.config.pretrain, self.progress.surrogate_version
+        version = self._peers.on_main_and_broadcast(
+            lambda: open_surrogate(self._connected, self.run, self.config, config.initial_surrogate, resumed)
+        )
+        if resumed is None:
+            if config.initial_samples:
+                self._peers.on_main_and_broadcast(self._preload)
+            self.progress = Progress(surrogate_version=version)
+            self.folder.checkpoint(self.progress, self.probe.trainer)
+
+    def _preload(self) -> None:
+        runs = len(self.config.pretrain.initial_samples)
+        self.observer.activity(f"samples of {runs} earlier runs go into the replay")
+        feedback = FeedbackClient(self._connected, self.run, self.config.services.timeout_s)
+        groups = preload_samples(self.config, feedback)
+        self.observer.activity(f"{groups} groups of earlier runs are in the replay")
+
+    def run_rounds(self, stop: StopRequest) -> None:
+        """All rounds that are left. A signal ends them early, with a checkpoint."""
+        config, trainer = self.config.train, self.probe.trainer
+        while self.progress.round < self.config.pretrain.rounds:
             try:
-                check_time_budget(config, started, peers)
-                draw = partial(_groups, model, config, probe, round)
-                collected = collect(feedback, config, chosen, draw, round, 0, keep)
+                record = self.round(stop)
             except BudgetError as error:
-                console.print(f"{error}; stage 1 ends after {round} rounds")
+                self.observer.note(f"{error}; stage 1 ends after {self.progress.round} rounds")
                 break
-            reply = feedback.adapt(collected.scored, round, settings.steps_per_round)
-            source.refresh(reply.version)
-            probe.update(round, prompts, generator, source)
-            elapsed_s, reward_calls = time.monotonic() - started, collected.reward_calls
-            line = {
-                "stage": "pretrain",
-                "round": round,
-                "rounds": settings.rounds,
-                "elapsed_s": elapsed_s,
-                **reward_means(collected, config, reply.statistics.scales),
-                **adapt_entries(reply),
-                "reward_calls": reward_calls,
-                "policy_version": 0,
-            }
-            stop.agree(peers)
-            if peers.is_main:
-                folder.log(line)
-                folder.label(base_rewards_of(config.seed, round, *collected))
-            display.update(line)
-            progress = Progress(round + 1, elapsed_s, reward_calls, reply.version)
-            if stop.asked or progress.round % config.train.checkpoint_rounds == 0:
-                folder.checkpoint(progress, probe.trainer)
-                feedback.lease(reply.version)
-            if (round + 1) % config.train.report_rounds == 0 and peers.is_main:
-                write_report(folder.path)
+            self.observer.round_done(record)
+            done = self.progress.round
+            if stop.asked or done % config.checkpoint_rounds == 0:
+                self.folder.checkpoint(self.progress, trainer)
+                self._feedback.lease(record.surrogate.version)
+            if done % config.report_rounds == 0:
+                self.observer.folder_updated()
             stop.raise_if_requested()
-        folder.checkpoint(progress, probe.trainer)
-        _final_steps(config, feedback, display, stop)
-        status = connected.surrogates.status(run)
-        body = connected.surrogates.weights_of(run, status.version)
-        peers.all_gather(lambda: None)  # the first ends the services
-    if not peers.is_main:
-        return weights_path
-    folder.keep_surrogate(body)
-    summary: dict[str, Any] = {
+        self.folder.checkpoint(self.progress, trainer)
+
+    def round(self, stop: StopRequest) -> RoundRecord:
+        """Do and log the next round. Raises BudgetError where it may not be done; it then does not count."""
+        config, settings, round = self.config, self.config.pretrain, self.progress.round
+        draws = generator_for(config.seed, "pretrain prompts", round)
+        chosen = draw_prompts(self.prompts, settings.prompts_per_round, draws)
+        self._budget.check()
+        keep = self.folder.path if settings.keep_samples else None
+        collected = collect(self._feedback, config, chosen, self._sample, round, 0, keep)
+        reply = self._feedback.adapt(collected.scored, round, settings.steps_per_round)
+        self._source.refresh(reply.version)
+        self.probe.update(round, self.prompts, draws, self._source)
+        self.progress = Progress(round + 1, self._budget.elapsed_s, collected.reward_calls, reply.version)
+        record = RoundRecord(
+            stage="pretrain",
+            round=round,
+            num_rounds=settings.rounds,
+            elapsed_s=self.progress.elapsed_s,
+            rewards=record_rewards(collected, config, reply.statistics.scales),
+            surrogate=record_surrogate(reply),
+            reward_calls=self.progress.reward_calls,
+        )
+        stop.agree(self._peers)
+        if self._peers.is_main:
+            self.folder.log(record)
+            self.folder.add_base_rewards(base_rewards_of(config.seed, round, *collected))
+        return record
+
+    def _sample(self, prompts: list[Prompt], first: int) -> list[Group]:
+        """Samples of the base and, while the probe generator is active, its samples as reference."""
+        round = self.progress.round
+        policy = self.probe.policy if self.probe.is_active(round) else None
+        seed = (self.config.seed, "pretrain", round)
+        return sample_groups(
+            self.probe.trainer.model,
+            prompts,
+            self.config.pretrain,
+            *seed,
+            base=True,
+            reference_policy=policy,
+            first=first,
+        )
+
+    def final_steps(self, stop: StopRequest) -> None:
+        """`pretrain.final_steps` surrogate steps, a few per request: a stopped run goes on from the last request."""
+        wanted, started = self.config.pretrain.final_steps, time.monotonic()
+        for done in range(0, wanted, FINAL_STEPS_PER_CALL):
+            steps = min(FINAL_STEPS_PER_CALL, wanted - done)
+            reply = self._feedback.adapt([], self.config.pretrain.rounds, steps, done)
+            left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
+            loss = "" if reply.statistics.loss is None else f"  loss {reply.statistics.loss:.3f}"
+            self.observer.activity(f"final steps {done + steps}/{wanted}{loss}", left_s)
+            stop.agree(self._peers)
+            stop.raise_if_requested()
+
+
+def _summarise(config: RunSettings, progress: Progress, status: RunStatus, duration_s: float) -> dict[str, Any]:
+    """The contents of summary.json."""
+    return {
         "run": config.name,
         "stage": "pretrain",
         "seed": config.seed,
         "rounds": progress.round,
         "surrogate": SURROGATE_FILE,
-        "labels": BASE_REWARDS_FILE,
+        "base_rewards": BASE_REWARDS_FILE,
         "surrogate_version": status.version,
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,
         "held_out_groups": status.held_out_groups,
         "reward_calls": progress.reward_calls,
-        "duration_s": time.monotonic() - started,
+        "duration_s": duration_s,
     }
-    folder.finish(summary)
-    write_report(folder.path)
-    return weights_path
-
-
-def _final_steps(config: RunSettings, feedback: FeedbackClient, display: RoundDisplay, stop: StopRequest) -> None:
-    """Those after all rounds, in parts: a run that is stopped goes on from the last one."""
-    wanted, started = config.pretrain.final_steps, time.monotonic()
-    for done in range(0, wanted, FINAL_STEPS_PER_CALL):
-        steps = min(FINAL_STEPS_PER_CALL, wanted - done)
-        reply = feedback.adapt([], config.pretrain.rounds, steps, done)
-        left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
-        figures = f"loss {reply.statistics.loss:.3f}  " if reply.statistics.loss is not None else ""
-        display.note(f"final steps {done + steps}/{wanted}  {figures}about {clock(left_s)} left")
-        stop.agree(feedback.peers)
-        stop.raise_if_requested()
-
-
-def _groups(
-    model: TwoStepModel, config: RunSettings, probe: ProbeGenerator, round: int, prompts: list[Prompt], first: int
-) -> list[Group]:
-    beside, seed = probe.policy if probe.is_active(round) else None, (config.seed, "pretrain", round)
-    return sample_groups(model, prompts, config.pretrain, *seed, base=True, beside=beside, first=first)

@@ -1,104 +1,131 @@
-"""Stage 2: improve the generator against a surrogate that is adapted online. `lasro train CONFIG.toml`.
+"""Stage 2: improve the generator by a surrogate that keeps learning. `lasro train CONFIG.toml`.
 
 A sample's way: `sampling` draws a group, `reward_client` posts it, the reward API scores it, the surrogate trainer
-learns from it, `generator` ascends the surrogate's gradient; `fine_tuning` is the round, `run_folder` keeps count.
+learns from it, `generator_trainer` follows the surrogate's gradient. `alternation` does one round, `folder` keeps its
+state, and observers hear of it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.methods.registry import create_trainer
 from lasro.models.lora import parameters_set
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
-from lasro.training.generator_trainer import GeneratorTrainer
-from lasro.training.prompts import Prompt, read_prompts
-from lasro.training.score_source import score_source
-from lasro_client.evaluation.drift import measure_drift
-from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation, summary_table
-from lasro_client.evaluation.score_prompts import draw_both_stages, evaluate
-from lasro_client.report.page import write_report
-from lasro_client.run.alternation import FineTuning
+from lasro.training.prompts import read_prompts
+from lasro_client.evaluation.result import Evaluation, summary_table
+from lasro_client.run.alternation import Alternation
 from lasro_client.run.base_sample_rewards import preload_replay
-from lasro_client.run.divergence import told
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder
+from lasro_client.run.held_out import HeldOut
+from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import Services, open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
-from lasro_client.watch.prometheus import round_metrics
-from lasro_client.watch.terminal import RoundDisplay
-
-WATCHED_PROMPTS = 8
+from lasro_client.services.surrogate_scores import score_source
 
 
-def train(config: RunSettings, out: Path, console: Console) -> dict[str, Any]:
+def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> dict[str, Any]:
     """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has.
 
-    Started several times by `accelerate launch`, the processes share the work of the one run.
-    Ctrl-C and SIGTERM end it after the round under way, with a checkpoint, as KeyboardInterrupt and SystemExit.
+    Started several times by `accelerate launch`, the processes share the work of the one run, and the main one calls
+    the observers. Ctrl-C and SIGTERM end the run after the current round with a checkpoint, as KeyboardInterrupt and
+    SystemExit.
     """
     with processes() as peers:
-        return _train(config, out, console, peers)
+        folder = RunFolder(out, config, "train")
+        peers.on_main_and_broadcast(folder.open)
+        finished = peers.on_main_and_broadcast(folder.summary)
+        if finished is not None:
+            return finished
+        observer = Observers(observers if peers.is_main else ())
+        with observer.run(RunInfo(config.name, "train", out, config.budget.max_minutes)):
+            return _train(folder, peers, observer)
 
 
-def _train(config: RunSettings, out: Path, console: Console, peers: DistributedContext) -> dict[str, Any]:
-    folder = peers.on_main_and_broadcast(lambda: RunFolder(out, config, "train"))
-    if (finished := peers.on_main_and_broadcast(folder.summary)) is not None:
-        return finished
+def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) -> dict[str, Any]:
     started = time.monotonic()
-    prompts, held_out = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
-    held_out = held_out[: config.evaluation.prompts]
+    config = folder.config
+    prompts, held_out_prompts = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     model = load_model(config.model)
-    trainer = GeneratorTrainer(model, config, peers)
+    trainer = create_trainer(config, model, peers)
     overlap = config.train.overlap
     with services(config, folder.path, peers, trainer_cores=0.5 if overlap else 1.0) as connected:
-        source = score_source(config, config.name, model, connected.surrogates)
-        tuning = FineTuning(
-            folder, trainer, FeedbackClient(connected, config.name, config.services.timeout_s, peers), source, prompts
-        )
-        resumed_s = tuning.progress.elapsed_s
-        tuning.begin(peers.on_main_and_broadcast(lambda: _opened(tuning, connected, console)))
-        before = peers.on_main_and_broadcast(lambda: _evaluated(folder, "before", model, held_out, connected, console))
-        with _cores_shared(overlap and connected.local and model.device.type == "cpu"):
-            _run_rounds(tuning, held_out, console)
-        peers.on_main_and_broadcast(lambda: _keep_surrogate(tuning, connected))
+        source = score_source(config.train.mode, config.name, config.surrogate, model, connected.surrogates)
+        feedback = FeedbackClient(connected, config.name, config.services.timeout_s, peers)
+        alternation = Alternation(folder, trainer, feedback, source, prompts)
+        resumed_s = alternation.progress.elapsed_s
+        held_out = HeldOut(folder, model, held_out_prompts, connected.rewards, observer)
+        alternation.begin(peers.on_main_and_broadcast(lambda: _open_surrogate(alternation, connected, observer)))
+        before = peers.on_main_and_broadcast(held_out.evaluate_base)
+        with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
+            _run_rounds(alternation, held_out, observer)
+        peers.on_main_and_broadcast(lambda: _save_surrogate(alternation, connected))
         with parameters_set(trainer.parameters, trainer.average):
-            after = peers.on_main_and_broadcast(
-                lambda: _evaluated(folder, "after", model, held_out, connected, console)
-            )
-            drift = peers.on_main_and_broadcast(lambda: _drift(folder, model))
-    summary = {
-        "run": config.name,
-        "seed": config.seed,
-        "rounds": tuning.progress.round,
-        "ended": tuning.progress.ended,
-        "prompts": len(held_out),
-        "rewards": summary_table(before, after),
-        "drift": drift,
-        "reward_calls": tuning.progress.reward_calls,
-        "duration_s": resumed_s + time.monotonic() - started,
-        "adapter": "adapter",
-        "surrogate": SURROGATE_FILE,
-    }
+            after = peers.on_main_and_broadcast(held_out.evaluate_adapted)
+            drift = peers.on_main_and_broadcast(held_out.measure_drift)
+    duration_s = resumed_s + time.monotonic() - started
+    summary = _summarise(alternation, before, after, drift, duration_s)
     if peers.is_main:
         folder.finish(summary)
-        write_report(folder.path)
+        observer.folder_updated()
     return summary
 
 
+def _run_rounds(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
+    """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint."""
+    config, folder, peers = alternation.config.train, alternation.folder, alternation.feedback.peers
+    with StopRequest() as stop, observer.rounds(config.rounds, alternation.progress.round):
+        while not alternation.over:
+            try:
+                record = alternation.round()
+            except BudgetError as error:
+                observer.note(f"{error}; the run ends after {alternation.progress.round} rounds")
+                break
+            stop.agree(peers)
+            if peers.is_main:
+                folder.log(record)
+            observer.round_done(record)
+            done = alternation.progress.round
+            if stop.asked or done % config.checkpoint_rounds == 0:
+                alternation.checkpoint()
+                folder.export(alternation.trainer)
+            if stop.asked:
+                observer.note(f"stopped after {done} rounds; the same command goes on from there")
+                stop.raise_if_requested()
+            if done % config.report_rounds == 0 and peers.is_main:
+                held_out.draw_progress(alternation.trainer, done)
+        alternation.checkpoint()
+        folder.export(alternation.trainer)
+
+
+def _open_surrogate(alternation: Alternation, connected: Services, observer: Observer) -> int:
+    """Create or join the run at the trainer, with what stage 1 left for it; returns the surrogate's version."""
+    config, progress = alternation.config, alternation.progress
+    initial, resumed = config.train.initial_surrogate, progress.surrogate_version
+    version = open_surrogate(connected, config.name, config, initial, resumed)
+    if progress.round == 0:
+        feedback = FeedbackClient(connected, config.name, config.services.timeout_s)
+        accuracy = preload_replay(alternation.trainer.model, config, feedback)
+        if accuracy is not None:
+            observer.note(
+                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
+            )
+    return version
+
+
 @contextmanager
-def _cores_shared(shared: bool) -> Iterator[None]:
-    """With a trainer that computes at the same time: threads of both on all cores would wait for one another."""
+def _shared_cores(shared: bool) -> Iterator[None]:
+    """Leave half of the cores to a trainer that computes at the same time: threads would wait for one another."""
     threads = torch.get_num_threads()
     if shared:
         torch.set_num_threads(max(1, threads // 2))
@@ -108,103 +135,27 @@ def _cores_shared(shared: bool) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _opened(tuning: FineTuning, connected: Services, console: Console) -> int:
-    """Create or join the run at the trainer, with what stage 1 left for it; returns the surrogate's version."""
-    config, progress = tuning.config, tuning.progress
-    initial, resumed = config.train.initial_surrogate, progress.surrogate_version
-    version = open_surrogate(connected, config.name, config, initial, resumed)
-    if progress.round == 0:
-        feedback = FeedbackClient(connected, config.name, config.services.timeout_s)
-        accuracy = preload_replay(tuning.trainer.model, config, feedback)
-        if accuracy is not None:
-            console.print(
-                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
-            )
-    return version
+def _save_surrogate(alternation: Alternation, connected: Services) -> None:
+    """Keep the last surrogate, for a later run to begin with."""
+    weights = connected.surrogates.weights_of(alternation.config.name, alternation.surrogate_version)
+    alternation.folder.keep_surrogate(weights)
 
 
-def _run_rounds(tuning: FineTuning, held_out: list[Prompt], console: Console) -> None:
-    """All rounds that are left, then the adapter; a signal ends them early, with a checkpoint."""
-    config, folder, peers, known = tuning.config.train, tuning.folder, tuning.feedback.peers, None
-    minutes = tuning.config.budget.max_minutes
-    with (
-        StopRequest() as stop,
-        round_metrics(tuning.config.name) if peers.is_main else nullcontext(lambda line: None) as observe,
-        RoundDisplay(console, "stage 2", config.rounds, tuning.progress.round, minutes) as display,
-    ):
-        while not tuning.over:
-            try:
-                line = tuning.round()
-            except BudgetError as error:
-                console.print(f"{error}; the run ends after {tuning.progress.round} rounds")
-                break
-            stop.agree(peers)
-            if peers.is_main:
-                folder.log(line)
-            observe(line)
-            display.update(line)
-            done = tuning.progress.round
-            if line["action"] is not None or (line["trouble"] is not None and known is None):
-                console.print(f"round {done}: {told(line)}", highlight=False, soft_wrap=True)
-            known = line["trouble"]
-            if stop.asked or done % config.checkpoint_rounds == 0:
-                tuning.checkpoint()
-                folder.export(tuning.trainer)
-            if stop.asked:
-                console.print(f"stopped after {done} rounds; the same command goes on from there", soft_wrap=True)
-                stop.raise_if_requested()
-            if done % config.report_rounds == 0 and peers.is_main:
-                _show(folder, tuning.trainer, held_out, done)
-        tuning.checkpoint()
-        folder.export(tuning.trainer)
-
-
-def _keep_surrogate(tuning: FineTuning, connected: Services) -> None:
-    """For a later run to begin with."""
-    weights = connected.surrogates.weights_of(tuning.config.name, tuning.surrogate_version)
-    tuning.folder.keep_surrogate(weights)
-
-
-def _evaluated(
-    folder: RunFolder, name: str, model: TwoStepModel, prompts: list[Prompt], connected: Services, console: Console
-) -> Evaluation:
-    """The evaluation of that name: read back where the run has it, else made and written."""
-    config, path = folder.config, folder.path / "evaluation" / f"{name}.json"
-    if name == "before" and path.exists():
-        return load_evaluation(path)
-    rewards = list(dict.fromkeys([*config.weights, *config.evaluation.rewards]))
-    with console.status(f"evaluating {name} on {len(prompts)} held-out prompts"):
-        evaluation = evaluate(
-            model,
-            prompts,
-            rewards,
-            connected.rewards,
-            config.evaluation.seed,
-            folder.path / "evaluation" / name,
-            base=name == "before",
-        )
-    save_evaluation(path, evaluation)
-    write_report(folder.path)
-    return evaluation
-
-
-def _drift(folder: RunFolder, model: TwoStepModel) -> dict[str, Any] | None:
-    config = folder.config
-    if config.prompts.drift is None or config.evaluation.drift_prompts == 0:
-        return None
-    prompts = read_prompts(config.prompts.drift)[: config.evaluation.drift_prompts]
-    drift = measure_drift(model, prompts, config.evaluation.seed, folder.path / "drift").as_dict()
-    write_json(folder.path / "drift.json", drift)
-    return drift
-
-
-def _show(folder: RunFolder, trainer: GeneratorTrainer, held_out: list[Prompt], round: int) -> None:
-    """Draw the watched prompts with the averaged weights, and rewrite the report."""
-    prompts = [prompt.text for prompt in held_out[:WATCHED_PROMPTS]]
-    seeds = range(folder.config.evaluation.seed, folder.config.evaluation.seed + len(prompts))
-    with parameters_set(trainer.parameters, trainer.average):
-        _, images = draw_both_stages(trainer.model, prompts, seeds)
-    for index, image in enumerate(images):
-        write_atomically(folder.path / "progress" / f"{round:05d}" / f"{index}.png", png_bytes(image))
-    write_json(folder.path / "progress" / "prompts.json", prompts)
-    write_report(folder.path)
+def _summarise(
+    alternation: Alternation, before: Evaluation, after: Evaluation, drift: dict[str, Any] | None, duration_s: float
+) -> dict[str, Any]:
+    """The contents of summary.json."""
+    config, progress = alternation.config, alternation.progress
+    return {
+        "run": config.name,
+        "seed": config.seed,
+        "rounds": progress.round,
+        "ended": progress.ended,
+        "prompts": len(before.prompts),
+        "rewards": summary_table(before, after),
+        "drift": drift,
+        "reward_calls": progress.reward_calls,
+        "duration_s": duration_s,
+        "adapter": "adapter",
+        "surrogate": SURROGATE_FILE,
+    }

@@ -1,4 +1,4 @@
-"""Ending work that takes long when the user asks, at a point from which it can go on. Imports no torch."""
+"""Ends long work when the user asks for it, at a point from which it can be resumed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class StopRequest:
         return self.signal is not None
 
     def agree(self, peers: DistributedContext) -> None:
-        """Hear of it in all processes where one was asked; the same round is the last of all."""
-        told = [signal for signal in peers.all_gather(lambda: self.signal) if signal is not None]
-        self.signal = told[0] if told else None
+        """Stop all processes after the same round where any of them got a signal."""
+        signals = [signal for signal in peers.all_gather(lambda: self.signal) if signal is not None]
+        self.signal = signals[0] if signals else None
 
     def raise_if_requested(self) -> None:
         """End as the signal would have: KeyboardInterrupt, or exit status 143 for SIGTERM; nothing when not asked."""

@@ -1,51 +1,61 @@
-"""What Prometheus learns of a run while it lasts: its log line of each round, at LASRO_METRICS_PORT.
-
-with round_metrics("demo") as observe:
-    observe(line)
-"""
+"""Metrics of a stage-2 run for Prometheus, served at LASRO_METRICS_PORT while its rounds last."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from lasro.errors import ConfigError
+from lasro_client.run.observer import Observer, RunInfo
+from lasro_client.run.round_record import Means, RoundRecord
 
-Observe = Callable[[dict[str, Any]], None]
 PORT, HOST = "LASRO_METRICS_PORT", "LASRO_HOST"
-BY_STAGE = {
-    "total": ("lasro_run_total", "Mean total of the rewards of the generator's own samples, of one round"),
-    "gain": ("lasro_run_gain", "The same minus that of the base on the same noise"),
-    "drift": ("lasro_run_drift", "Distance from the base's latents; 1: as another seed"),
-}
 
 
-@contextmanager
-def round_metrics(run: str) -> Iterator[Observe]:
-    """Serves metrics while inside, and takes a run's log lines; does nothing where LASRO_METRICS_PORT is not set."""
-    port = os.environ.get(PORT)
-    if not port:
-        yield lambda line: None
-        return
-    import prometheus_client
+class PrometheusMetrics(Observer):
+    """Does nothing where LASRO_METRICS_PORT is not set. Raises ConfigError for a port that cannot be served."""
 
-    registry = prometheus_client.CollectorRegistry()
-    observe = _gauges(run, registry)
-    try:
-        server, thread = prometheus_client.start_http_server(int(port), os.environ.get(HOST, "127.0.0.1"), registry)
-    except (OSError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{PORT}: got {port}, which cannot be served ({error}); take a free port") from error
-    try:
-        yield observe
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    def __init__(self) -> None:
+        self._run: RunInfo | None = None
+        self._set: Callable[[RoundRecord], None] | None = None
+        self._stop: Callable[[], None] | None = None
+
+    def run_started(self, run: RunInfo) -> None:
+        self._run = run
+
+    def rounds_started(self, num_rounds: int, done: int) -> None:
+        port = os.environ.get(PORT)
+        if not port or self._run is None or self._run.stage != "train":
+            return
+        import prometheus_client
+
+        registry = prometheus_client.CollectorRegistry()
+        self._set = gauges(self._run.name, registry)
+        try:
+            server, thread = prometheus_client.start_http_server(int(port), os.environ.get(HOST, "127.0.0.1"), registry)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{PORT}: got {port}, which cannot be served ({error}); take a free port") from error
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._stop = stop
+
+    def round_done(self, record: RoundRecord) -> None:
+        if self._set is not None:
+            self._set(record)
+
+    def rounds_ended(self) -> None:
+        if self._stop is not None:
+            self._stop()
+        self._set = self._stop = None
 
 
-def _gauges(run: str, registry: Any) -> Observe:
+def gauges(run: str, registry: Any) -> Callable[[RoundRecord], None]:
+    """Gauges of a run in that `prometheus_client` registry; returns what sets them to a round's values."""
     from prometheus_client import Gauge
 
     def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -57,22 +67,23 @@ def _gauges(run: str, registry: Any) -> Observe:
     reward = gauge(
         "lasro_run_reward", "Mean of a reward over the generator's own samples of a round", "reward", "stage"
     )
-    staged = {key: gauge(name, text, "stage") for key, (name, text) in BY_STAGE.items()}
+    total = gauge("lasro_run_total", "Mean total of the rewards of the generator's own samples, of one round", "stage")
+    gain = gauge("lasro_run_gain", "The same minus that of the base on the same noise", "stage")
+    drift = gauge("lasro_run_drift", "Distance from the base's latents; 1: as another seed", "stage")
 
-    def observe(line: dict[str, Any]) -> None:
-        rounds.labels(run).set(line["round"] + 1)
-        calls.labels(run).set(line["reward_calls"])
-        trouble.labels(run).set(line["trouble"] is not None)
-        for name, stages in line["reward"].items():
-            for stage, value in stages.items():
-                _set(reward.labels(run, name, stage), value)
-        for key, each in staged.items():
-            for stage, value in line[key].items():
-                _set(each.labels(run, stage), value)
+    def set_means(gauge: Gauge, means: Means, *labels: str) -> None:
+        # Not a number where nothing was measured: the value of another round would be taken for this one's.
+        for name, value in means.by_name().items():
+            gauge.labels(run, *labels, name).set(float("nan") if value is None else value)
 
-    return observe
+    def set_all(record: RoundRecord) -> None:
+        rounds.labels(run).set(record.round + 1)
+        calls.labels(run).set(record.reward_calls)
+        trouble.labels(run).set(record.health.trouble is not None)
+        for name, means in record.rewards.rewards.items():
+            set_means(reward, means, name)
+        set_means(total, record.rewards.total)
+        set_means(gain, record.rewards.gain)
+        set_means(drift, record.generator.drift)
 
-
-def _set(gauge: Any, value: float | None) -> None:
-    """Not a number where nothing was measured: the value of another round would be taken for this one's."""
-    gauge.set(float("nan") if value is None else value)
+    return set_all

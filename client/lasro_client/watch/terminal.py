@@ -1,26 +1,79 @@
-"""One line that shows how a run goes: rounds, rewards, pair accuracy, spending and time left."""
+"""How a run goes, on a terminal: a live bar of its rounds; elsewhere, such as in a log, a plain line now and then."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
+
+from lasro_client.run.divergence import describe_trouble
+from lasro_client.run.observer import Observer, RunInfo
+from lasro_client.run.round_record import Means, RoundRecord, Stage
 
 PLAIN_INTERVAL_S = 15.0
+TITLES: dict[Stage, str] = {"pretrain": "stage 1", "train": "stage 2"}
+REFERENCES: dict[Stage, str] = {"pretrain": "probe", "train": "base"}
+"""Whose samples the reference samples are."""
 
 
-class RoundDisplay:
-    """A live bar on a terminal; elsewhere a plain line now and then. Context manager.
+class Terminal(Observer):
+    """Shows the rounds of a run, what it does besides, and the trouble it is in."""
 
-    `max_minutes` is what the run may take, by its log's `elapsed_s`.
-    """
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._title, self._max_s = "", math.inf
+        self._rounds: RoundBar | None = None
+        self._status: Status | None = None
+        self._in_trouble = False
 
-    def __init__(self, console: Console, title: str, rounds: int, done: int, max_minutes: float | None = None) -> None:
-        self.console, self.title, self.rounds, self.done = console, title, rounds, done
-        self._most_s = math.inf if max_minutes is None else 60 * max_minutes
+    def run_started(self, run: RunInfo) -> None:
+        self._title = TITLES[run.stage]
+        self._max_s = math.inf if run.max_minutes is None else 60 * run.max_minutes
+        self._in_trouble = False
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def activity(self, text: str | None, left_s: float | None = None) -> None:
+        if text is not None and left_s is not None:
+            text = f"{text}  about {clock(left_s)} left"
+        if self._rounds is not None:
+            self._rounds.activity(text)
+            return
+        if self._status is not None:
+            self._status.stop()
+        self._status = None if text is None else self._console.status(text)
+        if self._status is not None:
+            self._status.start()
+
+    def rounds_started(self, num_rounds: int, done: int) -> None:
+        self._rounds = RoundBar(self._console, self._title, num_rounds, done, self._max_s)
+
+    def round_done(self, record: RoundRecord) -> None:
+        assert self._rounds is not None, "rounds_started() comes first"
+        self._rounds.update(record)
+        health = record.health
+        if health.action is not None or (health.trouble is not None and not self._in_trouble):
+            self.note(f"round {record.round + 1}: {describe_trouble(health)}")
+        self._in_trouble = health.trouble is not None
+
+    def rounds_ended(self) -> None:
+        if self._rounds is not None:
+            self._rounds.stop()
+        self._rounds = None
+
+    def run_ended(self) -> None:
+        self.activity(None)
+
+
+class RoundBar:
+    """The live bar, or the plain lines. `max_s`: what the run may take by its records' `elapsed_s`."""
+
+    def __init__(self, console: Console, title: str, num_rounds: int, done: int, max_s: float) -> None:
+        self._console, self._title, self._max_s = console, title, max_s
         self._started, self._first, self._printed = time.monotonic(), done, 0.0
         columns = (
             TextColumn("{task.description}"),
@@ -31,63 +84,62 @@ class RoundDisplay:
             TextColumn("{task.fields[figures]}"),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(title, total=rounds, completed=done, figures="", left="-:--")
-
-    def __enter__(self) -> RoundDisplay:
+        self._task = self._bar.add_task(title, total=num_rounds, completed=done, figures="", left="-:--")
         self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self._bar.stop()
 
-    def update(self, line: dict[str, Any]) -> None:
-        """Show a round's log line."""
-        self.done, self.rounds = line["round"] + 1, line["rounds"]
-        figures, now = describe(line), time.monotonic()
-        rounds_s = (now - self._started) / (self.done - self._first) * (self.rounds - self.done)
-        left = clock(max(0.0, min(rounds_s, self._most_s - line["elapsed_s"])))
-        self._bar.update(self._task, completed=self.done, total=self.rounds, figures=figures, left=left)
-        last = self.done == self.rounds
-        if not self.console.is_terminal and (last or now - self._printed >= PLAIN_INTERVAL_S):
+    def update(self, record: RoundRecord) -> None:
+        """Show a round and the time that is left."""
+        done, total, now = record.round + 1, record.num_rounds, time.monotonic()
+        rounds_s = (now - self._started) / (done - self._first) * (total - done)
+        left = clock(max(0.0, min(rounds_s, self._max_s - record.elapsed_s)))
+        figures = describe(record)
+        self._bar.update(self._task, completed=done, total=total, figures=figures, left=left)
+        if done == total or now - self._printed >= PLAIN_INTERVAL_S:
             self._printed = now
-            self.console.print(
-                f"{self.title} {self.done}/{self.rounds}  {figures}  about {left} left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._print(f"{done}/{total}  {figures}  about {left} left")
 
-    def note(self, text: str) -> None:
+    def activity(self, text: str | None) -> None:
         """Show something that is no round."""
-        self._bar.update(self._task, figures=text)
-        if not self.console.is_terminal:
-            self.console.print(f"{self.title} {text}", highlight=False, soft_wrap=True)
+        self._bar.update(self._task, figures=text or "")
+        if text is not None:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"{self._title} {text}", highlight=False, soft_wrap=True)
 
 
-def describe(line: dict[str, Any]) -> str:
-    """The figures of a log line worth watching."""
-    parts = [f"reward {pair(line['total'])}"]
-    if any(line["vetoed"].values()):
-        parts.append(f"vetoed {pair(line['vetoed'])}")
-    if line["beside"]["one_step"] is not None:
-        parts.append(f"{'scout' if line['stage'] == 'pretrain' else 'base'} {pair(line['beside'])}")
-    if "score" in line:
-        parts.append(f"surrogate {pair(line['score'], signed=True)}")
-    for key, name in (("fresh_pair_accuracy", "pairs"), ("held_out_pair_accuracy", "held out")):
-        if line[key] is not None:
-            parts.append(f"{name} {line[key]:.2f}")
-    parts.append(f"{line['reward_calls']} calls")
-    if line["failed_samples"]:
-        parts.append(f"{line['failed_samples']} failed")
+def describe(record: RoundRecord) -> str:
+    """The numbers of a round that are worth watching."""
+    rewards, surrogate = record.rewards, record.surrogate
+    parts = [f"reward {pair(rewards.total)}"]
+    if any(rewards.vetoed.values()):
+        parts.append(f"vetoed {pair(rewards.vetoed)}")
+    if rewards.reference[1] is not None:
+        parts.append(f"{REFERENCES[record.stage]} {pair(rewards.reference)}")
+    if record.stage == "train":
+        parts.append(f"surrogate {pair(record.generator.score, signed=True)}")
+    if surrogate.fresh_pair_accuracy is not None:
+        parts.append(f"pairs {surrogate.fresh_pair_accuracy:.2f}")
+    if surrogate.held_out_pair_accuracy is not None:
+        parts.append(f"held out {surrogate.held_out_pair_accuracy:.2f}")
+    parts.append(f"{record.reward_calls} calls")
+    if surrogate.failed_samples:
+        parts.append(f"{surrogate.failed_samples} failed")
     return "  ".join(parts)
 
 
-def pair(values: dict[str, float | None], signed: bool = False) -> str:
-    """One- and two-step values beside each other."""
+def pair(means: Means, signed: bool = False) -> str:
+    """One-step and two-step value, with a slash in between."""
     shape = "{:+.3f}" if signed else "{:.3f}"
-    return "/".join("-" if value is None else shape.format(value) for value in values.values())
+    return "/".join("-" if value is None else shape.format(value) for value in means.values())
 
 
 def clock(seconds: float) -> str:
+    """1:05, or 2:00:05 from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

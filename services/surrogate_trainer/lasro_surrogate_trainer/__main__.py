@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _serve(settings: TrainerEnvironment) -> None:
-    import torch  # takes seconds: what is wrong with the settings is told before
+    import torch  # takes seconds: wrong settings are reported before
 
     from lasro_surrogate_trainer.app import create_app
 

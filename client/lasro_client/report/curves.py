@@ -1,0 +1,154 @@
+"""Which curves the report shows, and what it says about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lasro_client.evaluation.num_steps import NumSteps
+from lasro_client.report.charts import Chart, Series, chart
+from lasro_client.report.run_data import RunData, points
+from lasro_client.run.round_record import Means, RoundRecord, Stage
+
+STEP_TITLES: dict[NumSteps, str] = {2: "Two steps", 1: "One step"}
+TONES: dict[NumSteps, int] = {1: 1, 2: 2}
+COMBINATIONS = {
+    "sum": "Weighted sum that is trained on.",
+    "product": "Product of powers that is trained on.",
+    "minimum": "Smallest weighted reward, which is what is trained on.",
+}
+
+
+def curves(run: RunData, stage: Stage) -> list[Chart]:
+    """The curves of one stage; those without any value are left out."""
+    rounds = run.stage(stage)
+    found = [
+        *_reward_curves(run, rounds),
+        *_reference_curves(rounds, stage),
+        *_surrogate_curves(rounds),
+        _one("Generator loss", "Minus the surrogate scores plus the regulariser.", rounds, lambda r: r.generator.loss),
+        _one(
+            "Regulariser",
+            "Squared distance to the frozen base: how far it has moved.",
+            rounds,
+            lambda r: r.generator.regulariser,
+        ),
+        _one(
+            "Gradient norm",
+            "Before clipping. Jumps mean an untrustworthy surrogate.",
+            rounds,
+            lambda r: r.generator.grad_norm,
+        ),
+    ]
+    return [one for one in found if one is not None]
+
+
+def _reward_curves(run: RunData, rounds: list[RoundRecord]) -> list[Chart | None]:
+    names = list(dict.fromkeys(name for record in rounds for name in record.rewards.rewards))
+    found = [
+        chart(
+            f"Reward: {name}",
+            "From the reward itself, on each round's own prompts.",
+            _both(rounds, lambda r, name=name: r.rewards.rewards.get(name)),
+        )
+        for name in names
+    ]
+    if len(names) > 1:
+        note = COMBINATIONS[run.objective.combine]
+        if run.objective.normalised:
+            note += (
+                " Normalised by what the replay holds, which follows the run: growth shows in the rewards themselves."
+            )
+        found.append(chart("Total reward", note, _both(rounds, lambda r: r.rewards.total)))
+    if run.objective.floors:
+        note = "Share of samples below the floor of a guard. They are left out of the total."
+        found.append(chart("Vetoed", note, _both(rounds, lambda r: r.rewards.vetoed), floor=0.0))
+    return found
+
+
+def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | None]:
+    """The reference samples: in stage 1 those of the probe generator, in stage 2 the base's."""
+    policy = "probe generator" if stage == "pretrain" else "base"
+    found = [
+        chart(
+            f"The {policy} for comparison",
+            f"Total reward of the {policy} on the same prompts and noise: compare with the curve above.",
+            _both(rounds, lambda r: r.rewards.reference),
+        )
+    ]
+    if stage == "train":
+        found += [
+            chart(
+                "Gain over the base",
+                "Reward minus the base's on the same noise, what a run is stopped by; 0 (dashed) is the base.",
+                _both(rounds, lambda r: r.rewards.gain),
+                reference=0.0,
+            ),
+            chart(
+                "Drift on the prompts trained on",
+                "Distance of latents from the base's of the same noise; 1: as another seed, 0.71: one picture for all.",
+                _both(rounds, lambda r: r.generator.drift),
+                floor=0.0,
+            ),
+        ]
+    return found
+
+
+def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
+    accuracies = [
+        Series("fresh, before training on them", 2, points(rounds, lambda r: r.surrogate.fresh_pair_accuracy)),
+        Series("held out", 1, points(rounds, lambda r: r.surrogate.held_out_pair_accuracy)),
+        Series("trained on", 3, points(rounds, lambda r: r.surrogate.pair_accuracy)),
+    ]
+    return [
+        chart(
+            "Surrogate score",
+            "Normalised, so only its direction says something. It rising while the reward falls means that the "
+            "generator fools the surrogate.",
+            _both(rounds, lambda r: r.generator.score),
+        ),
+        chart(
+            "Pair accuracy of the surrogate",
+            "Share of pairs ranked as the reward ranks them; 0.5 (dashed) is chance. Trust the fresh and held-out "
+            "curves, the third one flatters.",
+            accuracies,
+            floor=0.45,
+            ceiling=1.0,
+            reference=0.5,
+        ),
+        chart(
+            "Surrogate against reward",
+            "1 − rank correlation within fresh groups: 0 is perfect, 1 is no relation.",
+            [Series("gap", 2, points(rounds, lambda r: r.surrogate.reward_gap))],
+            floor=0.0,
+        ),
+        _one(
+            "Bradley–Terry loss",
+            "Of the surrogate; ln 2 ≈ 0.69 (dashed) is guessing.",
+            rounds,
+            lambda r: r.surrogate.loss,
+            reference=0.693,
+        ),
+    ]
+
+
+def _both(rounds: list[RoundRecord], read: Callable[[RoundRecord], Means | None]) -> list[Series]:
+    """The two-step and the one-step curve of a value."""
+
+    def series(num_steps: NumSteps) -> Series:
+        def value(record: RoundRecord) -> float | None:
+            means = read(record)
+            return None if means is None else means[num_steps]
+
+        return Series(STEP_TITLES[num_steps], TONES[num_steps], points(rounds, value))
+
+    return [series(num_steps) for num_steps in STEP_TITLES]
+
+
+def _one(
+    title: str,
+    note: str,
+    rounds: list[RoundRecord],
+    read: Callable[[RoundRecord], float | None],
+    reference: float | None = None,
+) -> Chart | None:
+    return chart(title, note, [Series(title, 3, points(rounds, read))], ceiling=reference, reference=reference)

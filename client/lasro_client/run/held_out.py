@@ -1,0 +1,84 @@
+"""The held-out prompts of a stage-2 run: evaluated before and after, and drawn now and then in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
+from lasro.models.lora import parameters_set
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import Prompt, read_prompts
+from lasro_client.evaluation.drift import measure_drift
+from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation
+from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
+from lasro_client.run.folder import RunFolder
+from lasro_client.run.observer import Observer
+from lasro_client.services.reward_client import RewardClient
+
+PROGRESS_PROMPTS = 8
+
+
+class HeldOut:
+    """The first `evaluation.prompts` held-out prompts. For the main process; all files go to the run folder."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: GeneratorModel,
+        prompts: list[Prompt],
+        client: RewardClient,
+        observer: Observer,
+    ) -> None:
+        self._folder, self._model, self._client, self._observer = folder, model, client, observer
+        self._settings = folder.config.evaluation
+        self.prompts = prompts[: self._settings.prompts]
+
+    def evaluate_base(self) -> Evaluation:
+        """Rewards of the base, read back where an earlier life of the run has measured them."""
+        path = self._path("before")
+        return load_evaluation(path) if path.exists() else self._evaluate("before")
+
+    def evaluate_adapted(self) -> Evaluation:
+        """Rewards of the model with the weights that its adapter has now."""
+        return self._evaluate("after")
+
+    def _evaluate(self, name: str) -> Evaluation:
+        config = self._folder.config
+        rewards = list(dict.fromkeys([*config.weights, *self._settings.rewards]))
+        folder, is_base = self._folder.path / "evaluation" / name, name == "before"
+        self._observer.activity(f"evaluating {name} on {len(self.prompts)} held-out prompts")
+        evaluation = evaluate(
+            self._model, self.prompts, rewards, self._client, self._settings.seed, folder, base=is_base
+        )
+        self._observer.activity(None)
+        save_evaluation(self._path(name), evaluation)
+        self._observer.folder_updated()
+        return evaluation
+
+    def _path(self, name: str) -> Path:
+        return self._folder.path / "evaluation" / f"{name}.json"
+
+    def measure_drift(self) -> dict[str, Any] | None:
+        """Contents of drift.json; None where the settings name no prompts for it."""
+        path, settings = self._folder.config.prompts.drift, self._settings
+        if path is None or settings.drift_prompts == 0:
+            return None
+        prompts = read_prompts(path)[: settings.drift_prompts]
+        drift = measure_drift(self._model, prompts, settings.seed, self._folder.path / "drift").as_dict()
+        write_json(self._folder.path / "drift.json", drift)
+        return drift
+
+    def draw_progress(self, trainer: GeneratorTrainer, round: int) -> None:
+        """Draw the first prompts in two steps with the averaged weights, to progress/ROUND/INDEX.png."""
+        prompts = [prompt.text for prompt in self.prompts[:PROGRESS_PROMPTS]]
+        seeds = range(self._settings.seed, self._settings.seed + len(prompts))
+        with parameters_set(trainer.parameters, trainer.average):
+            _, images = draw_one_and_two_steps(trainer.model, prompts, seeds)
+        folder = self._folder.path / "progress"
+        for index, image in enumerate(images):
+            write_atomically(folder / f"{round:05d}" / f"{index}.png", png_bytes(image))
+        write_json(folder / "prompts.json", prompts)
+        self._observer.folder_updated()

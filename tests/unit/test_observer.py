@@ -1,0 +1,102 @@
+"""Observers: what they hear when something goes wrong, and what the terminal makes of a run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lasro.errors import ConfigError
+from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.run.observer import Observer, Observers, RunInfo
+from lasro_client.run.round_record import GeneratorRecord, HealthRecord, RewardRecord, RoundRecord
+from lasro_client.watch.terminal import Terminal, clock
+
+RUN = RunInfo("demo", "train", Path("unused"), max_minutes=None)
+
+
+class Recorder(Observer):
+    """Keeps the calls that start and end something; `refuses` is one that raises."""
+
+    def __init__(self, name: str, calls: list[str], refuses: str = "") -> None:
+        self._name, self._calls, self._refuses = name, calls, refuses
+
+    def _heard(self, call: str) -> None:
+        self._calls.append(f"{self._name} {call}")
+        if call == self._refuses:
+            raise ConfigError(f"{call} refused")
+
+    def run_started(self, run: RunInfo) -> None:
+        self._heard("run_started")
+
+    def rounds_started(self, num_rounds: int, done: int) -> None:
+        self._heard("rounds_started")
+
+    def rounds_ended(self) -> None:
+        self._heard("rounds_ended")
+
+    def run_ended(self) -> None:
+        self._heard("run_ended")
+
+
+def test_what_was_started_is_ended_when_another_observer_fails() -> None:
+    """Guards against a terminal that stays in its live display, and a metrics port that stays open, after an error."""
+    calls: list[str] = []
+    observers = Observers([Recorder("a", calls), Recorder("b", calls, "rounds_started"), Recorder("c", calls)])
+    with pytest.raises(ConfigError, match="refused"), observers.run(RUN), observers.rounds(3, 0):
+        pytest.fail("no round may start")
+    assert calls[3:] == [
+        "a rounds_started", "b rounds_started", "b rounds_ended", "a rounds_ended",
+        "c run_ended", "b run_ended", "a run_ended",
+    ]  # fmt: skip
+
+
+def lines_of(records: list[RoundRecord]) -> list[str]:
+    """What a terminal that is none, such as a log file, gets of a run with these rounds."""
+    out = io.StringIO()
+    terminal = Terminal(Console(file=out, width=30))
+    observers = Observers([terminal])
+    with observers.run(RUN):
+        observers.activity("evaluating")
+        observers.activity(None)
+        with observers.rounds(len(records), 0):
+            for record in records:
+                observers.round_done(record)
+            observers.activity("final steps 3/9", left_s=65)
+        observers.note("stopped after a while; the same command goes on from there")
+    return out.getvalue().splitlines()
+
+
+def test_a_log_gets_plain_lines_that_are_not_wrapped() -> None:
+    """Guards against messages that cannot be searched for, since they were broken at the width of no terminal."""
+    record = RoundRecord(
+        "train",
+        0,
+        num_rounds=1,
+        rewards=RewardRecord(total=ByNumSteps(0.5, None), reference=ByNumSteps(0.4, 0.3)),
+        generator=GeneratorRecord(score=ByNumSteps(-1.0, 0.25)),
+        reward_calls=12,
+    )
+    assert lines_of([record]) == [
+        "stage 2 1/1  reward 0.500/-  base 0.400/0.300  surrogate -1.000/+0.250  12 calls  about 0:00 left",
+        "stage 2 final steps 3/9  about 1:05 left",
+        "stopped after a while; the same command goes on from there",
+    ]
+
+
+def test_trouble_is_reported_when_it_begins_and_when_something_is_done() -> None:
+    """Guards against a line for each of a hundred rounds in the same trouble, and against a stop without a reason."""
+    health = [HealthRecord(), HealthRecord("it fell"), HealthRecord("it fell"), HealthRecord("it fell", "stop")]
+    records = [RoundRecord("train", round, 4, health=each) for round, each in enumerate(health)]
+    found = [line for line in lines_of(records) if line.startswith("round")]
+    assert found == [
+        "round 2: it fell. The run went on.",
+        "round 4: it fell. The run was ended there; the adapter is that of its best rounds.",
+    ]
+
+
+def test_times_read_as_people_write_them() -> None:
+    """Guards against 65 s shown as 0:65, and hours shown as minutes."""
+    assert [clock(seconds) for seconds in (0, 65, 7205)] == ["0:00", "1:05", "2:00:05"]
