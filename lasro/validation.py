@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 LONGEST_PROBLEM = 300
 LONGEST_VALUE = 60
+TAG = "type"
+"""The setting that tells the kinds of a table apart."""
 
 
 def explain(error: ValidationError, settings: type[BaseModel] | None = None) -> str:
@@ -33,32 +35,52 @@ def _message(problem: ErrorDetails) -> str:
 
 
 def _of_setting(problem: ErrorDetails, settings: type[BaseModel]) -> str:
-    where, value = problem["loc"], problem["input"]
+    where, value = _without_tags(problem["loc"], settings), problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{_name(where)}: no such setting; {_instead(where, settings)}"
+        return f"{_name(where)}: no such setting; {_instead(problem['loc'], settings)}"
+    if problem["type"] == "union_tag_invalid" and isinstance(value, Mapping):
+        known = ", ".join(str(_tag(kind)) for kind in _kinds_at(problem["loc"], settings))
+        return f"{_name([*where, TAG])}: got {repr(value.get(TAG))[:LONGEST_VALUE]}, expected one of {known}"
     if isinstance(value, str | int | float):
         return f"{_name(where)}: got {repr(value)[:LONGEST_VALUE]}. {problem['msg']}"
-    return _message(problem)
+    return f"{_name(where)}: {problem['msg']}"
 
 
 def _name(where: Sequence[int | str]) -> str:
     return ".".join(map(str, where)) or "body"
 
 
+def _without_tags(where: Sequence[int | str], settings: type[BaseModel]) -> list[int | str]:
+    """A place as the user wrote it: within a union pydantic also names the kind, as in `method.lasro.score_clip`."""
+    return [key for index, key in enumerate(where) if not _chosen(key, _kinds_at(where[:index], settings))]
+
+
 def _instead(where: Sequence[int | str], settings: type[BaseModel]) -> str:
     """What a setting that does not exist is most like, or all that its table has."""
     *table, key = where
-    fields = sorted(_model_at(table, settings).model_fields)
+    fields = sorted(_kinds_at(table, settings)[0].model_fields)
     meant = difflib.get_close_matches(str(key), fields, n=1)
-    return f"did you mean {_name([*table, *meant])}?" if meant else f"expected one of {', '.join(fields)}"
+    if not meant:
+        return f"expected one of {', '.join(fields)}"
+    return f"did you mean {_name([*_without_tags(table, settings), *meant])}?"
 
 
-def _model_at(table: Sequence[int | str], settings: type[BaseModel]) -> type[BaseModel]:
-    """The model of a table: [] is the whole file, ["rewards", 0] the first of its rewards."""
+def _kinds_at(table: Sequence[int | str], settings: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that a table may be of: [] is the whole file, ["rewards", 0] the first of its rewards."""
+    kinds = [settings]
     for key in table:
-        if isinstance(key, str) and key in settings.model_fields:
-            settings = next(_models_in(settings.model_fields[key].annotation), settings)
-    return settings
+        field = None if isinstance(key, int) else kinds[0].model_fields.get(key)
+        kinds = _chosen(key, kinds) or (kinds if field is None else list(_models_in(field.annotation)) or kinds)
+    return kinds
+
+
+def _chosen(key: int | str, kinds: Sequence[type[BaseModel]]) -> list[type[BaseModel]]:
+    """Of the kinds of a union the one that this tag names; empty where it is no tag."""
+    return [kind for kind in kinds if len(kinds) > 1 and _tag(kind) == key]
+
+
+def _tag(kind: type[BaseModel]) -> Any:
+    return kind.model_fields[TAG].default if TAG in kind.model_fields else None
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

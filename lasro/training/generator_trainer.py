@@ -87,8 +87,8 @@ class GeneratorTrainer:
         self.moments: list[Moments | None] = [None, None]
         self.version = 0
         self.decay_steps = config.train.decay_steps
-        lcm = config.objective.regulariser == "lcm"
-        self.lcm = LcmRegulariser(model, config.objective) if lcm else None
+        lcm = config.method.regulariser == "lcm"
+        self.lcm = LcmRegulariser(model, config.method) if lcm else None
 
     def step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
         """One AdamW step on L = c L_reg - c1 S[R(z1)] - c2 S[R(z2)], means over the prompts.
@@ -101,7 +101,7 @@ class GeneratorTrainer:
             return self._step(prompts, source)
 
     def _step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
-        settings = self.config.objective
+        settings = self.config.method
         generator = generator_for(self.seed, "generator", self.version)
         steps = self._sample(prompts, generator)
         regulariser = self._regulariser(steps, generator)
@@ -166,7 +166,7 @@ class GeneratorTrainer:
     def _moments(self, stage: int, scores_B: Tensor) -> Moments:
         """The moving moments of a stage after all processes' scores."""
         of_all = torch.cat(self.peers.all_gather(scores_B.cpu))
-        moments = update_moments(self.moments[stage], of_all, self.config.objective.score_momentum)
+        moments = update_moments(self.moments[stage], of_all, self.config.method.score_momentum)
         self.moments[stage] = moments
         return moments
 
@@ -189,7 +189,7 @@ class GeneratorTrainer:
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"generator update {self.version}: gradient norm {norm}, expected a finite one; "
-                "lower train.learning_rate or raise objective.regulariser_weight"
+                "lower train.learning_rate or raise method.regulariser_weight"
             )
         settings = self.config.train
         rate = learning_rate(settings.learning_rate, self.version + 1, settings.warmup_steps, self.decay_steps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lasro.config import ObjectiveSettings
+from lasro.config import AscentSettings
 from lasro.errors import ConfigError
 from lasro.functional.consistency import lcm_timesteps
 from lasro.functional.generator_loss import lcm_distillation
@@ -22,7 +22,7 @@ BATCH = 8
 class LcmRegulariser:
     """L_lcm of random stored latents at random solver steps; the guidance is the one that the model is sampled at."""
 
-    def __init__(self, model: TwoStepModel, settings: ObjectiveSettings) -> None:
+    def __init__(self, model: TwoStepModel, settings: AscentSettings) -> None:
         assert settings.teacher is not None
         assert settings.teacher_latents is not None
         self.model = model
@@ -30,11 +30,11 @@ class LcmRegulariser:
         try:
             tensors, metadata = unpack_tensors(settings.teacher_latents.read_bytes())
         except OSError as error:
-            raise ConfigError(f"objective.teacher_latents: {settings.teacher_latents} ({error.strerror})") from error
+            raise ConfigError(f"method.teacher_latents: {settings.teacher_latents} ({error.strerror})") from error
         latents = tensors.get("latents")
         if latents is None or latents.shape[1:] != model.latent_shape:
             got = None if latents is None else latents.shape[1:]
-            raise ConfigError(f"objective.teacher_latents: got latents {got}, expected [N, *{model.latent_shape}]")
+            raise ConfigError(f"method.teacher_latents: got latents {got}, expected [N, *{model.latent_shape}]")
         self.latents_NCHW = torch.from_numpy(latents).float()
         self.prompts = unpack_prompts(metadata, len(latents))
         self.timesteps = lcm_timesteps(SOLVER_STEPS)[::-1]

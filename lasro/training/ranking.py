@@ -33,4 +33,4 @@ class Ranker:
     def pairs(self, group: Group) -> tuple[Tensor, Tensor]:
         """Ranked pairs (winners_P, losers_P)."""
         stages_N = torch.from_numpy(group.stages_N)
-        return ranked_pairs(self.values(group), stages_N, self.settings.tie_margin, self.settings.rank_within_stage)
+        return ranked_pairs(self.values(group), stages_N, self.settings.tie_margin, self.settings.rank_within_num_steps)

@@ -108,7 +108,7 @@ def test_an_unknown_key_is_refused(minimal: Path) -> None:
         ("train.mode=weight", r"train\.mode: got 'weight'\. Input should be 'gradient' or 'weights'$"),
         ("train.learning_rate=nan", "train.learning_rate"),
         ("surrogate.trunk=half", "surrogate.trunk"),
-        ('objective.regulariser="lcm"', "needs both teacher and teacher_latents"),
+        ('method.regulariser="lcm"', "needs both teacher and teacher_latents"),
         ('rewards=[{name="r"},{name="r"}]', "each name once"),
         ('rewards=[{name="r",floor=nan}]', "rewards.0.floor"),
         ('services.reward_api="http://x"', "give both"),
@@ -203,3 +203,55 @@ def test_services_may_move_but_nothing_else(minimal: Path, tmp_path: Path) -> No
         ).open()
     with pytest.raises(ConflictError, match="differing in stage"):
         RunFolder(tmp_path / "run", load_config(minimal), "pretrain").open()
+
+
+def test_every_kind_of_path_is_taken_from_the_folder_of_the_file(minimal: Path) -> None:
+    """Bug: `model.unet`, the teacher and "models/x" were taken from the working directory, against the docs."""
+    (minimal.parent / "models" / "x").mkdir(parents=True)
+    keys = ("model.path", "model.unet", "method.teacher")
+    config = load_config(minimal, [*(f"{key}=models/x" for key in keys), "method.teacher_latents=z.safetensors"])
+    beside = str(minimal.parent / "models" / "x")
+    assert (config.model.path, config.model.unet, config.method.teacher) == (beside, beside, beside)
+    assert config.method.teacher_latents == minimal.parent / "z.safetensors"
+    assert config.rewards[0].import_path == minimal.parent
+    assert load_config(minimal, ["model.path=owner/model"]).model.path == "owner/model", "a hub id"
+
+
+def test_names_of_the_last_release_are_read_with_a_warning(
+    minimal: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Guards against a configuration or a run of the last release that the next one refuses."""
+    old = {
+        "pretrain.beside_seeds=3": "beside_seeds is now reference_seeds",
+        "pretrain.scout_after=7": "scout_after is now probe_after",
+        "pretrain.scout_rounds=8": "scout_rounds is now probe_rounds",
+        "train.initial_labels=l.jsonl": "initial_labels is now initial_base_rewards",
+        "surrogate.rank_within_stage=true": "rank_within_stage is now rank_within_num_steps",
+        "objective.regulariser_weight=2.5": "objective.regulariser_weight is now method.regulariser_weight",
+    }
+    config = load_config(minimal, list(old))
+    assert len(caplog.messages) == len(old)
+    assert all(any(text in line for line in caplog.messages) for text in old.values())
+    assert (config.pretrain.reference_seeds, config.pretrain.probe_after, config.pretrain.probe_rounds) == (3, 7, 8)
+    assert config.train.initial_base_rewards == minimal.parent / "l.jsonl"
+    assert config.surrogate.rank_within_num_steps
+    assert config.method.regulariser_weight == 2.5
+    with pytest.raises(ConfigError, match=r"objective\.score_clip: got it together with method\.score_clip"):
+        load_config(minimal, ["objective.score_clip=2", "method.score_clip=2"])
+    RunFolder(tmp_path / "run", config, "train").open()
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    written["objective"]["score_clip"] = written["method"].pop("score_clip")
+    written["surrogate"]["rank_within_stage"] = written["surrogate"].pop("rank_within_num_steps")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written))
+    (tmp_path / "run" / "log.jsonl").touch()
+    caplog.clear()
+    RunFolder(tmp_path / "run", config, "train").open()
+    assert not caplog.messages, "what an earlier run wrote is nothing its user can change"
+
+
+def test_an_unknown_method_is_told_with_the_known_ones(minimal: Path) -> None:
+    """Guards against pydantic's account of a union in place of the names that there are."""
+    with pytest.raises(ConfigError, match=r"method\.type: got 'ppo'.*lasro"):
+        load_config(minimal, ["method.type=ppo"])
+    with pytest.raises(ConfigError, match=r"method\.score_klip: no such setting; did you mean method\.score_clip\?"):
+        load_config(minimal, ["method.score_klip=2"])

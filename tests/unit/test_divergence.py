@@ -92,7 +92,7 @@ def test_drift_over_the_limit_is_trouble():
     assert trouble is not None
     assert trouble.go_back
     assert "drifted 0.82" in trouble.reason
-    assert "raise objective.regulariser_weight" in trouble.reason, "a run that is ended says what to do"
+    assert "raise method.regulariser_weight" in trouble.reason, "a run that is ended says what to do"
 
 
 def test_rounds_without_a_figure_are_no_trouble():

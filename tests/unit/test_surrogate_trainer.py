@@ -188,8 +188,8 @@ def test_optimiser_state_brings_back_the_very_next_step(frozen):
 def test_pairs_follow_margin_and_stage():
     """Guards against ties ranked by rounding, and stages compared where they must not be."""
     group = replay_of(1).draw(1, np.random.default_rng(0))[0]
-    assert len(pairs(group, tie_margin=0.0, rank_within_stage=False)) == 8 * 7 // 2
-    assert len(pairs(group, tie_margin=0.0, rank_within_stage=True)) == 2 * (4 * 3 // 2)
+    assert len(pairs(group, tie_margin=0.0, rank_within_num_steps=False)) == 8 * 7 // 2
+    assert len(pairs(group, tie_margin=0.0, rank_within_num_steps=True)) == 2 * (4 * 3 // 2)
     assert pairs(group, tie_margin=10.0) == set()
 
 
@@ -204,7 +204,7 @@ def test_pairs_of_vetoed_and_failed_samples():
     above = {(i, j) for i in (0, 1) for j in (2, 3)}
     assert pairs(group, guarded, tie_margin=0.02) == above | {(1, 0), (2, 3)}
     assert pairs(group, guarded, tie_margin=100.0) == above
-    assert pairs(group, guarded, tie_margin=0.02, rank_within_stage=True) == {(1, 0), (2, 3)}
+    assert pairs(group, guarded, tie_margin=0.02, rank_within_num_steps=True) == {(1, 0), (2, 3)}
 
 
 def test_weights_of_another_shape_are_refused(frozen):

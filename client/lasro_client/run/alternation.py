@@ -210,8 +210,8 @@ class Alternation:
 
 def by_weight(values: Means, config: RunSettings) -> float | None:
     """Mean over one and two steps, weighted as in the objective; None where a value with a weight is missing."""
-    objective = config.objective
-    weights = (objective.one_step_weight, objective.two_step_weight)
+    method = config.method
+    weights = (method.one_step_weight, method.two_step_weight)
     terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
     known = [(weight, value) for weight, value in terms if value is not None]
     if not terms or len(known) < len(terms):

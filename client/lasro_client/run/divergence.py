@@ -18,7 +18,7 @@ PROOF_ERRORS = 3.0
 KEPT_SHARE = 0.5
 """A decline that leaves more than this share of the best gain is no trouble, however significant it is."""
 
-GENTLER = "raise objective.regulariser_weight or lower train.learning_rate to go on for longer"
+GENTLER = "raise method.regulariser_weight or lower train.learning_rate to go on for longer"
 CLOSER = "raise train.surrogate_steps or lower train.learning_rate, so that the surrogate keeps up"
 CONSEQUENCES: dict[Action | None, str] = {
     None: "The run went on.",

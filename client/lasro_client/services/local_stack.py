@@ -66,7 +66,7 @@ class LocalStack:
         self.reward_api = self.surrogate_trainer = self.redis = ""
         self._with_trainer, self._worker_count = trainer, workers
         self._trainer_threads = max(1, int(trainer_cores * cores()))
-        self._served = {reward.name: reward.serve for reward in rewards if reward.serve is not None}
+        self._served = [reward for reward in rewards if reward.serve is not None]
         self._api_key = os.environ.get("LASRO_API_KEY")
         self._embedded: EmbeddedRedis | None = None
         self._listeners: list[socket.socket] = []
@@ -113,10 +113,15 @@ class LocalStack:
             children.append(worker)
             health.append(url + "/health/ready")
         urls = {}
-        for name, target in self._served.items():
-            child, urls[name] = self._service(f"reward-{name}", ["lasro.reward_sdk", target], REWARD_ENVIRONMENT)
+        for reward in self._served:
+            assert reward.serve is not None
+            path = os.pathsep.join(filter(None, [str(reward.import_path), os.environ.get("PYTHONPATH")]))
+            environment = {**REWARD_ENVIRONMENT, "PYTHONPATH": path}
+            child, urls[reward.name] = self._service(
+                f"reward-{reward.name}", ["lasro.reward_sdk", reward.serve], environment
+            )
             children.append(child)
-            health.append(urls[name] + "/health/live")
+            health.append(urls[reward.name] + "/health/live")
         self._supervisor.watch(children)
         for url in health:
             self._wait_for(url, deadline)

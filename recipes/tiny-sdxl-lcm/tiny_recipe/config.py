@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from lasro.config import Positive, Rate, Settings, Share
+from lasro.config.base import Positive, Rate, Settings, Share
 from lasro.errors import ConfigError
 from lasro.validation import explain
 from lasro.wire import Name

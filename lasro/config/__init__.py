@@ -1,0 +1,44 @@
+"""Settings of a run: TOML checked by frozen pydantic models, one file a section. Imports no torch."""
+
+from lasro.config.base import BUNDLED, Autocast, Dtype, Settings
+from lasro.config.load import differing_keys, load_config
+from lasro.config.method import AscentSettings, LasroSettings, MethodChoice
+from lasro.config.model import LoraSettings, ModelSettings
+from lasro.config.rewards import ObjectiveSettings, RewardSettings
+from lasro.config.run import (
+    BudgetSettings,
+    EvaluationSettings,
+    HealthSettings,
+    PromptSettings,
+    RunSettings,
+    ServiceSettings,
+)
+from lasro.config.surrogate import SurrogateRun, SurrogateSettings
+from lasro.config.training import PretrainSettings, SamplingSettings, TrainSettings
+
+__all__ = [
+    "BUNDLED",
+    "AscentSettings",
+    "Autocast",
+    "BudgetSettings",
+    "Dtype",
+    "EvaluationSettings",
+    "HealthSettings",
+    "LasroSettings",
+    "LoraSettings",
+    "MethodChoice",
+    "ModelSettings",
+    "ObjectiveSettings",
+    "PretrainSettings",
+    "PromptSettings",
+    "RewardSettings",
+    "RunSettings",
+    "SamplingSettings",
+    "ServiceSettings",
+    "Settings",
+    "SurrogateRun",
+    "SurrogateSettings",
+    "TrainSettings",
+    "differing_keys",
+    "load_config",
+]

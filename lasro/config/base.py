@@ -1,0 +1,94 @@
+"""What all settings have in common: immutable, unknown keys refused, paths taken from the folder of the TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Autocast = Literal["none", "auto", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+BUNDLED = "bundled"
+
+
+class Source(NamedTuple):
+    """Where settings come from: pydantic's validation context of a TOML file. Without one, paths stay as they are."""
+
+    folder: Path
+    """Of the file: relative paths start here."""
+    warn: Callable[[str], None]
+    """Takes a line about each old name that is still read."""
+
+
+def _from_folder(path: Path, info: ValidationInfo) -> Path:
+    source: Source | None = info.context
+    return path if source is None else (source.folder / path.expanduser()).resolve()
+
+
+def _weights(value: str, info: ValidationInfo) -> str:
+    return value if value == BUNDLED else str(_from_folder(Path(value), info))
+
+
+def _folder_or_hub_id(value: str, info: ValidationInfo) -> str:
+    """A path where it looks like one or is there beside the file; anything else is a hub id."""
+    if value == BUNDLED or info.context is None:
+        return value
+    path = _from_folder(Path(value), info)
+    return str(path) if value.startswith((".", "~", "/")) or path.exists() else value
+
+
+ConfigPath = Annotated[Path, AfterValidator(_from_folder)]
+"""A file or folder; relative to the TOML file."""
+WeightsFile = Annotated[str, AfterValidator(_weights)]
+"""`bundled`, or a file as `ConfigPath`."""
+ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
+"""`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder beside the TOML file."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Names of the last release and what they are now; read for one release."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_names(cls, data: Any, info: ValidationInfo) -> Any:
+        if not isinstance(data, Mapping) or data.keys().isdisjoint(cls.renamed):
+            return data
+        current = dict(data)
+        for old, new in cls.renamed.items():
+            if old in current:
+                move_key(current, old, current, new, info)
+        return current
+
+
+def move_key(
+    table: dict[str, Any],
+    old: str,
+    target: dict[str, Any],
+    new: str,
+    info: ValidationInfo,
+    old_table: str = "",
+    new_table: str = "",
+) -> None:
+    """Move `table[old]` to `target[new]` and say so; raises ValueError where both are there.
+
+    `old_table`, `new_table`: what the message puts before the names, where the tables differ.
+    """
+    if new in target:
+        raise ValueError(f"{old_table}{old}: got it together with {new_table}{new}, its new name; remove the old one")
+    target[new] = table.pop(old)
+    source: Source | None = info.context
+    if source is not None:
+        source.warn(
+            f"{old_table}{old} is now {new_table}{new}; the old name is read in this release and not in the next"
+        )

@@ -1,0 +1,158 @@
+"""A whole run, as its TOML file says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from lasro.config.base import ConfigPath, Positive, Settings, move_key
+from lasro.config.method import LasroSettings, MethodChoice
+from lasro.config.model import LoraSettings, ModelSettings
+from lasro.config.rewards import ObjectiveSettings, RewardSettings
+from lasro.config.surrogate import SurrogateSettings
+from lasro.config.training import PretrainSettings, TrainSettings
+from lasro.functional.reward_totals import RewardObjective
+from lasro.wire import Name
+
+MOVED_TO_METHOD = {
+    "one_step_weight",
+    "two_step_weight",
+    "regulariser",
+    "regulariser_weight",
+    "score_clip",
+    "score_momentum",
+    "teacher",
+    "teacher_latents",
+}
+
+
+class PromptSettings(Settings):
+    """Prompt files: one a line, or JSONL with `prompt` and `metadata`. Paths are relative to the TOML file."""
+
+    train: ConfigPath
+    """Prompts trained on."""
+    held_out: ConfigPath
+    """Prompts evaluated on, never trained on."""
+    drift: ConfigPath | None = None
+    """Prompts that should keep looking as the base draws them; absent: drift is not measured."""
+
+
+class HealthSettings(Settings):
+    """When a fine-tuning run is in trouble, and what is done then. Figures are means over `window_rounds`."""
+
+    on_trouble: Literal["stop", "roll_back", "ignore"] = "stop"
+    """End with the best averaged weights, go on from the best ones, or only watch."""
+    window_rounds: Annotated[int, Field(ge=2)] = 20
+    """Rounds averaged: one round's gain is mostly noise."""
+    decline_errors: Positive = 5.0
+    """Trouble: the gain over the base is below half of its best, and below its best by this many standard errors."""
+    max_reward_gap: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """Trouble: 1 - rank correlation of score and reward in fresh groups above this, after a window below it."""
+    max_drift: Positive = 0.65
+    """Trouble: latents this far from the base's of the same noise. 1: as another seed; 0.71: the same for any noise."""
+    max_roll_backs: Annotated[int, Field(ge=0)] = 3
+    """Where on_trouble = "roll_back"; the run ends at the next trouble after these."""
+
+
+class EvaluationSettings(Settings):
+    """Before and after, on the held-out prompts, with paired seeds."""
+
+    prompts: Annotated[int, Field(ge=1)] = 128
+    """How many held-out prompts."""
+    seed: int = 10_000
+    """Prompt i is drawn with seed + i."""
+    rewards: tuple[Name, ...] = ()
+    """Rewards also reported, not trained on."""
+    drift_prompts: Annotated[int, Field(ge=0)] = 32
+    """How many drift prompts."""
+
+
+class BudgetSettings(Settings):
+    """What the run may spend."""
+
+    max_reward_calls: Annotated[int, Field(ge=0)] | None = None
+    """Images scored by a reward, cache hits not counted; absent: no limit."""
+    max_minutes: Positive | None = None
+    """Of all that comes before the evaluation at the end, in all resumes together; absent: no limit. How many rounds
+    fit is told from the first five, again after ten more, and so on; `train.decay_steps` shrinks with them."""
+
+
+class ServiceSettings(Settings):
+    """Where the services are; absent: where LASRO_REWARD_API_URL and LASRO_SURROGATE_TRAINER_URL say, and where these
+    are not set either, a local stack is started for the run."""
+
+    reward_api: str | None = None
+    """URL."""
+    surrogate_trainer: str | None = None
+    """URL."""
+    timeout_s: Positive = 300.0
+    """For one call, waiting for scores and training included."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ServiceSettings:
+        if (self.reward_api is None) != (self.surrogate_trainer is None):
+            raise ValueError("give both reward_api and surrogate_trainer, or neither to start a local stack")
+        return self
+
+
+class RunSettings(Settings):
+    """A whole run, as its TOML file says it."""
+
+    name: Name
+    """Name of the run at the services and of its folder."""
+    seed: int = 0
+    """Of prompts, noises, batches and initial weights."""
+    model: ModelSettings = ModelSettings()
+    prompts: PromptSettings
+    rewards: Annotated[tuple[RewardSettings, ...], Field(min_length=1)]
+    surrogate: SurrogateSettings = SurrogateSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    lora: LoraSettings = LoraSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    method: MethodChoice = LasroSettings()
+    train: TrainSettings = TrainSettings()
+    health: HealthSettings = HealthSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    budget: BudgetSettings = BudgetSettings()
+    services: ServiceSettings = ServiceSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_objective(cls, data: Any, info: ValidationInfo) -> Any:
+        """Read `[objective]` as it was before there were methods; its keys but `combine` are those of `[method]`."""
+        objective = data.get("objective") if isinstance(data, Mapping) else None
+        if not isinstance(objective, Mapping) or objective.keys().isdisjoint(MOVED_TO_METHOD):
+            return data
+        tables = {"objective": dict(objective), "method": dict(data.get("method", {}))}
+        for key in MOVED_TO_METHOD & objective.keys():
+            move_key(tables["objective"], key, tables["method"], key, info, "objective.", "method.")
+        return {**data, **tables}
+
+    @model_validator(mode="after")
+    def _distinct_rewards(self) -> RunSettings:
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) != len(names):
+            raise ValueError(f"rewards: got {names}, expected each name once")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_combine(self) -> RunSettings:
+        self.reward_objective  # noqa: B018 - raises where they do not
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each reward in the objective."""
+        return {reward.name: reward.weight for reward in self.rewards}
+
+    @property
+    def reward_objective(self) -> RewardObjective:
+        """How the rewards make one total."""
+        return RewardObjective(
+            weights=self.weights,
+            combine=self.objective.combine,
+            floors={reward.name: reward.floor for reward in self.rewards if reward.floor is not None},
+            normalised=[reward.name for reward in self.rewards if reward.normalise],
+        )

@@ -1,0 +1,85 @@
+"""The surrogate reward R_psi(z, c): its network, its training, and what the trainer must know of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from lasro.config.base import Autocast, Device, Positive, Rate, Settings, Share
+from lasro.config.model import ModelSettings
+from lasro.functional.reward_totals import Combine, RewardObjective
+from lasro.wire import Finite, Name
+
+
+class SurrogateSettings(Settings):
+    """The surrogate R_psi(z, c) and how it is trained."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"rank_within_stage": "rank_within_num_steps"}
+
+    trunk: Literal["full", "adapter"] = "full"
+    """Train conv_in, down and mid blocks themselves, or LoRA adapters on them."""
+    adapter_rank: Annotated[int, Field(ge=1, le=512)] = 32
+    """LoRA rank where trunk = "adapter"."""
+    head_channels: Annotated[int, Field(ge=8, le=4096)] = 128
+    """Width of the CNN head."""
+    max_timestep: Annotated[int, Field(ge=1, le=1000)] = 200
+    """Inputs are diffused to a random timestep below this one."""
+    rank_within_num_steps: bool = False
+    """Compare one-step samples only with one-step samples; off: those of both numbers of steps together."""
+    tie_margin: Annotated[float, Field(ge=0)] = 0.02
+    """Pairs whose totals differ by no more than this are dropped; of normalised rewards, in standard deviations."""
+    learning_rate: Rate = 1e-4
+    """Of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps over which the learning rate rises linearly: a fresh AdamW would shake pre-trained weights."""
+    decay_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps over which the learning rate falls to a twentieth, by a cosine; absent: it stays."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Of AdamW."""
+    clip_norm: Positive = 1.0
+    """Largest gradient norm."""
+    groups_per_step: Annotated[int, Field(ge=1, le=512)] = 6
+    """Groups in one optimiser step."""
+    buffer_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    """Newest groups kept in the replay buffer."""
+    recent_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 30
+    """Half of each batch is drawn from this many newest groups, half from all."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 10
+    """Groups of a generator more updates than this behind the newest are replayed, but do not count as fresh."""
+    held_out_share: Share = 0.05
+    """Share of groups kept out of training to measure pair accuracy."""
+    device: Device = "auto"
+    """Where the trainer runs it."""
+    autocast: Autocast = "none"
+    """Dtype of the arithmetic in training; scores and gradients served follow `serve_autocast`."""
+    serve_autocast: Autocast = "none"
+    """Dtype of the arithmetic behind `score` and `gradient`."""
+    seed: int = 0
+    """Of batches, timesteps and noise."""
+
+
+class SurrogateRun(Settings):
+    """Body of `PUT /v1/runs/{run}`: all that the trainer needs to know of a run."""
+
+    model: ModelSettings = ModelSettings()
+    surrogate: SurrogateSettings = SurrogateSettings()
+    weights: dict[Name, Finite] = Field(min_length=1)
+    """Weight of each reward in the total that is ranked."""
+    combine: Combine = "sum"
+    """What makes the total: the weighted sum, product of powers, or smallest weighted reward."""
+    floors: dict[Name, Finite] = Field(default_factory=dict)
+    """Rewards below which a sample is vetoed, and ranks below all that are not."""
+    normalised: tuple[Name, ...] = ()
+    """Rewards taken in standard deviations from their mean, both of the groups in the replay."""
+
+    @model_validator(mode="after")
+    def _rewards_combine(self) -> SurrogateRun:
+        self.reward_objective  # noqa: B018 - raises where they do not
+        return self
+
+    @property
+    def reward_objective(self) -> RewardObjective:
+        """How the rewards make one total."""
+        return RewardObjective(self.weights, self.combine, self.floors, self.normalised)

@@ -1,0 +1,115 @@
+"""The two stages of a run: what they sample, how long they last, and how the generator is updated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, WeightsFile
+
+
+class SamplingSettings(Settings):
+    """One round of collecting."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"beside_seeds": "reference_seeds"}
+
+    prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
+    """Groups made per round."""
+    seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
+    """K: noises per prompt; each gives a one-step and a two-step sample."""
+    reference_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Noises per prompt that reference samples are drawn from too: the base's in stage 2, a probe generator's in
+    stage 1; absent: all K."""
+    keep_samples: bool = False
+    """Keep latents and rewards of all samples in the run's folder, for `pretrain.initial_samples` of a later run."""
+
+    @property
+    def num_reference_seeds(self) -> int:
+        """`reference_seeds`, at most all."""
+        return min(self.reference_seeds or self.seeds_per_prompt, self.seeds_per_prompt)
+
+
+class PretrainSettings(SamplingSettings):
+    """Stage 1: the surrogate learns to rank samples of the base model."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        **SamplingSettings.renamed,
+        "scout_after": "probe_after",
+        "scout_rounds": "probe_rounds",
+    }
+
+    rounds: Annotated[int, Field(ge=0)] = 100
+    """Rounds of collecting and training; 0: learn from `initial_samples` alone."""
+    initial_surrogate: WeightsFile | None = None
+    """`bundled` or a safetensors file written by an earlier run; absent: an untrained one."""
+    initial_samples: tuple[ConfigPath, ...] = ()
+    """Folders of runs that had `keep_samples`, stage 1 or 2: all that they paid for starts the replay."""
+    prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Groups made per round."""
+    steps_per_round: Annotated[int, Field(ge=0)] = 4
+    """Surrogate steps after each round."""
+    probe_after: Annotated[int, Field(ge=0)] = 50
+    """First rounds, with samples of the base alone."""
+    probe_rounds: Annotated[int, Field(ge=0)] = 50
+    """Rounds that a probe generator ascends the surrogate, its samples scored as the base's are, before a fresh one
+    replaces it; 0: none."""
+    final_steps: Annotated[int, Field(ge=0)] = 0
+    """Surrogate steps once all rounds are in."""
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> PretrainSettings:
+        if self.rounds == 0 and not self.initial_samples:
+            raise ValueError("rounds: got 0 without initial_samples, expected at least 1 or runs that kept samples")
+        return self
+
+
+class TrainSettings(SamplingSettings):
+    """Stage 2: alternate between the generator and the surrogate."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        **SamplingSettings.renamed,
+        "initial_labels": "initial_base_rewards",
+    }
+
+    rounds: Annotated[int, Field(ge=1)] = 150
+    """Rounds of collecting, adapting and updating."""
+    mode: Literal["gradient", "weights"] = "weights"
+    """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
+    generator_steps: Annotated[int, Field(ge=1, le=100)] = 1
+    """Generator updates per round."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Prompts per generator update."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """How many of them go through the networks together; absent: all. The same update in less memory, a pass more."""
+    two_step_every: Annotated[int, Field(ge=1)] = 1
+    """Prompts for each that takes the second step too, whose gradient is several times smaller; 1: all do."""
+    learning_rate: Rate = 5e-4
+    """Of the generator's AdamW."""
+    warmup_steps: Annotated[int, Field(ge=1)] = 10
+    """Generator updates over which the learning rate rises linearly."""
+    decay_steps: Annotated[int, Field(ge=1)] | None = None
+    """Generator updates over which the learning rate falls to a twentieth, by a cosine; absent: it stays."""
+    clip_norm: Positive = 1.0
+    """Largest gradient norm."""
+    ema: Share = 0.95
+    """Decay of the averaged weights that are evaluated and exported."""
+    surrogate_steps: Annotated[int, Field(ge=0)] = 4
+    """Surrogate steps per round."""
+    overlap: bool = False
+    """While the surrogate adapts to a round, update the generator by what it was before, and draw the next round."""
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    """First rounds that fill the replay and adapt the surrogate without touching the generator."""
+    initial_surrogate: WeightsFile | None = None
+    """`bundled` or a safetensors file written by `lasro pretrain`; absent: an untrained one."""
+    initial_base_rewards: ConfigPath | None = None
+    """The base_rewards.jsonl of the same `lasro pretrain`: its groups start the replay; absent: it is empty."""
+    carried_groups: Annotated[int, Field(ge=1, le=100_000)] = 120
+    """Newest groups of `initial_base_rewards` that are drawn again and carried over."""
+    carried_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
+    """First seeds of each of these groups; absent: all of them."""
+    checkpoint_rounds: Annotated[int, Field(ge=1)] = 10
+    """Rounds between checkpoints."""
+    report_rounds: Annotated[int, Field(ge=1)] = 10
+    """Rounds between rewrites of report.html."""
