@@ -34,6 +34,7 @@ from lasro.models.sdxl import Conditioning, TwoStepModel
 from lasro.models.surrogate import draw_augmentation
 from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.lcm_regulariser import LcmRegulariser
+from lasro.training.process_codec import CpuTensor
 from lasro.training.sampling import TWO_STEPS, draw_noises, generator_for
 from lasro.training.score_source import ScoreSource
 
@@ -165,7 +166,7 @@ class GeneratorTrainer:
 
     def _moments(self, stage: int, scores_B: Tensor) -> Moments:
         """The moving moments of a stage after all processes' scores."""
-        of_all = torch.cat(self.peers.all_gather(scores_B.cpu))
+        of_all = torch.cat(self.peers.all_gather(scores_B.cpu, CpuTensor))
         moments = update_moments(self.moments[stage], of_all, self.config.method.score_momentum)
         self.moments[stage] = moments
         return moments

@@ -54,7 +54,7 @@ def services(
         known = urls(config.services)
         local = known is None
         if known is None:
-            known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores))
+            known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores), Urls)
         rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
         surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
         yield _checked(Services(rewards, surrogates, local), config)
