@@ -24,7 +24,7 @@ from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import Evaluation, summary_table
 from lasro_client.run.alternation import Alternation
-from lasro_client.run.folder import SURROGATE_FILE, RunFolder
+from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
@@ -33,7 +33,7 @@ from lasro_client.services.connect import services
 from lasro_client.services.feedback import FeedbackClient
 
 
-def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> dict[str, Any]:
+def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
     """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has.
 
     Started several times by `accelerate launch`, the processes share the work of the one run, and the main one calls
@@ -42,8 +42,8 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
     """
     with processes() as peers:
         folder = RunFolder(out, config, "train")
-        peers.on_main_and_broadcast(folder.open)
-        finished = peers.on_main_and_broadcast(folder.summary)
+        peers.on_main_and_broadcast(folder.open, None)
+        finished = peers.on_main_and_broadcast(folder.summary, Summary | None)
         if finished is not None:
             return finished
         observer = Observers(observers if peers.is_main else ())
@@ -51,7 +51,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
             return _train(folder, peers, observer)
 
 
-def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) -> dict[str, Any]:
+def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) -> Summary:
     started = time.monotonic()
     config = folder.config
     prompts, held_out_prompts = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
@@ -66,14 +66,14 @@ def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) ->
         resumed_s = alternation.progress.elapsed_s
         held_out = HeldOut(folder, model, held_out_prompts, connected.rewards, observer)
         resumed = alternation.progress.surrogate_version
-        alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer)))
-        before = peers.on_main_and_broadcast(held_out.evaluate_base)
+        alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
+        before = peers.on_main_and_broadcast(held_out.evaluate_base, Evaluation)
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(alternation, held_out, observer)
-        peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version))
+        peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         with parameters_set(trainer.parameters, trainer.average):
-            after = peers.on_main_and_broadcast(held_out.evaluate_adapted)
-            drift = peers.on_main_and_broadcast(held_out.measure_drift)
+            after = peers.on_main_and_broadcast(held_out.evaluate_adapted, Evaluation)
+            drift = peers.on_main_and_broadcast(held_out.measure_drift, dict[str, Any] | None)
     duration_s = resumed_s + time.monotonic() - started
     summary = _summarise(alternation, before, after, drift, duration_s)
     if peers.is_main:
@@ -123,7 +123,7 @@ def _shared_cores(shared: bool) -> Iterator[None]:
 
 def _summarise(
     alternation: Alternation, before: Evaluation, after: Evaluation, drift: dict[str, Any] | None, duration_s: float
-) -> dict[str, Any]:
+) -> Summary:
     """The contents of summary.json."""
     config, progress = alternation.config, alternation.progress
     return {

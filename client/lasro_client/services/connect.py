@@ -62,7 +62,7 @@ def services(
         known = urls(config.services)
         local = known is None
         if known is None:
-            known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores))
+            known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores), Urls)
         rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
         trainer = None
         if known.surrogate_trainer:
