@@ -80,7 +80,7 @@ tiny-model-report: $(INSTALLED)
 # be reached, whatever pip finds. The rest then leaves it as it is. Before it a pip that finds out quickly what goes
 # together. Modules are compiled at the end, on all cores: pip compiles one after the other. Two in five are tests, or
 # models and pipelines that nobody here imports; some packages have templates that are no modules.
-UNUSED := /(tests|torch/testing|pip|setuptools|transformers/models/(?!auto|clip|siglip)\w+|diffusers/pipelines/(?!stable_diffusion_xl)\w+)/
+UNUSED := /(tests|torch/testing|pip|setuptools|transformers/models/(?!auto|clip|siglip)\w+|diffusers/pipelines/(?!stable_diffusion)\w+)/
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -22,13 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from lasro.config import RunSettings, load_config
+from lasro.methods.registry import create_trainer
+from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
 from lasro.reward_sdk import Reward, load_reward
-from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import read_prompts
-from lasro.training.sampling import draw_noises, draw_prompts, generator_for, two_step_latents
+from lasro.training.sampling import draw_noises, draw_prompts, generator_for, sample_latents
 from lasro.training.score_source import LocalSurrogate
 from lasro_client.evaluation.num_steps import JSON_NAMES
 from lasro_client.evaluation.paired_statistics import estimate
@@ -37,7 +38,7 @@ from lasro_client.services.connect import surrogate_weights
 Rewards = list[float | None]
 
 
-def local_surrogate(model: TwoStepModel, config: RunSettings, initial: str) -> LocalSurrogate:
+def local_surrogate(model: GeneratorModel, config: RunSettings, initial: str) -> LocalSurrogate:
     surrogate = build_surrogate(model, config.surrogate)
     surrogate.load_safetensors(surrogate_weights(initial))
     return LocalSurrogate(surrogate)
@@ -48,7 +49,7 @@ def served_reward(config: RunSettings) -> Reward:
     return load_reward(next(reward.serve for reward in config.rewards if reward.serve is not None))
 
 
-def true_rewards(model: TwoStepModel, reward: Reward, latents_BCHW: Tensor, prompts: list[str]) -> Rewards:
+def true_rewards(model: GeneratorModel, reward: Reward, latents_BCHW: Tensor, prompts: list[str]) -> Rewards:
     """The reward of each latent's image, None where it failed."""
     images = [Image.fromarray(image) for image in model.decode(latents_BCHW, mixed=True)]
     scores = reward(images, prompts, [None] * len(prompts))
@@ -56,10 +57,10 @@ def true_rewards(model: TwoStepModel, reward: Reward, latents_BCHW: Tensor, prom
 
 
 @torch.no_grad()
-def rewards_of(model: TwoStepModel, reward: Reward, prompts: list[str], seed: int) -> dict[str, Rewards]:
+def rewards_of(model: GeneratorModel, reward: Reward, prompts: list[str], seed: int) -> dict[str, Rewards]:
     """The true reward of each prompt's one- and two-step image, on the same noise at every call."""
     noises = draw_noises(model, len(prompts), torch.Generator().manual_seed(seed))
-    latents = two_step_latents(model, noises, model.embed(prompts))
+    latents = sample_latents(model, noises, model.embed(prompts))
     return {name: true_rewards(model, reward, z, prompts) for name, z in zip(JSON_NAMES.values(), latents, strict=True)}
 
 
@@ -71,7 +72,7 @@ def change(after: Rewards, before: Rewards) -> dict[str, Any]:
 def measure(config: RunSettings, initial: str, count: int, updates: int, every: int, seed: int) -> dict[str, Any]:
     """Mean change of the true reward after every few updates, by number of steps, with its standard error."""
     model, reward = load_model(config.model), served_reward(config)
-    source, trainer = local_surrogate(model, config, initial), GeneratorTrainer(model, config)
+    source, trainer = local_surrogate(model, config, initial), create_trainer(config, model)
     train = read_prompts(config.prompts.train)
     held_out = [prompt.text for prompt in read_prompts(config.prompts.held_out)][-count:]
     before = rewards_of(model, reward, held_out, seed)
@@ -79,7 +80,7 @@ def measure(config: RunSettings, initial: str, count: int, updates: int, every: 
     result |= {name: {"base": estimate(before[name]).as_dict()} for name in JSON_NAMES.values()}
     draws = generator_for(seed, "climb")
     for update in range(1, updates + 1):
-        trainer.step([prompt.text for prompt in draw_prompts(train, config.train.batch_size, draws)], source)
+        trainer.step(draw_prompts(train, config.train.batch_size, draws), source)
         if update % every == 0:
             with parameters_set(trainer.parameters, trainer.average):
                 after = rewards_of(model, reward, held_out, seed)

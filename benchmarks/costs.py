@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import torch
 
 from lasro.config import RunSettings, load_config
-from lasro.files import png_bytes
 from lasro.functional.reward_totals import RewardObjective
+from lasro.images import png_bytes
+from lasro.methods.registry import create_trainer
+from lasro.models.base import GeneratorModel
 from lasro.models.frozen import FrozenModel
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
-from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
-from lasro.training.replay_buffer import Group as ReplayGroup
-from lasro.training.replay_buffer import ReplayBuffer
-from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, submission, two_step_latents
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
+from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, sample_latents, submission
 from lasro.training.score_source import LocalSurrogate
 from lasro.training.surrogate_trainer import SurrogateTrainer
 from lasro.wire import pack_tensors
@@ -60,15 +60,15 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def sampling_costs(model: TwoStepModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
+def sampling_costs(model: GeneratorModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
     """Drawing, decoding and packing the samples of a round."""
     chosen = prompts[: config.train.prompts_per_round]
     count = len(chosen) * config.train.seeds_per_prompt
     noises = draw_noises(model, count, generator_for("costs"))
     with torch.no_grad():
         conditioning = model.embed([prompt.text for prompt in chosen]).repeat_each(config.train.seeds_per_prompt)
-        latents = two_step_latents(model, noises, conditioning)[1]
-        draw = seconds(lambda: two_step_latents(model, noises, conditioning), repeats)
+        latents = sample_latents(model, noises, conditioning)[1]
+        draw = seconds(lambda: sample_latents(model, noises, conditioning), repeats)
         decode = seconds(lambda: model.decode(latents, mixed=True), repeats)
     images = model.decode(latents, mixed=True)
     encode = seconds(lambda: [png_bytes(image) for image in images], repeats)
@@ -82,23 +82,23 @@ def sampling_costs(model: TwoStepModel, config: RunSettings, prompts: list[Promp
     ]
 
 
-def update_costs(model: TwoStepModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
+def update_costs(model: GeneratorModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
     """One update of the generator, and what processes or services exchange for it."""
-    trainer = GeneratorTrainer(model, config)
+    trainer = create_trainer(config, model)
     surrogate = build_surrogate(model, config.surrogate)
-    source, texts = LocalSurrogate(surrogate), [prompt.text for prompt in prompts[: config.train.batch_size]]
-    update = seconds(lambda: trainer.step(texts, source), repeats)
+    source, batch = LocalSurrogate(surrogate), prompts[: config.train.batch_size]
+    update = seconds(lambda: trainer.step(batch, source), repeats)
     weights = pack_tensors({name: tensor.numpy() for name, tensor in surrogate.trained_state().items()})
     latent = model.latent_shape[0] * model.latent_shape[1] * model.latent_shape[2] * 4
     return [
-        Cost("update the generator", update / len(texts) * 1e3, "ms", "prompt of the batch"),
+        Cost("update the generator", update / len(batch) * 1e3, "ms", "prompt of the batch"),
         Cost("gradient that processes sum", sum(p.numel() for p in trainer.parameters) * 4 / 1e6, "MB", "update"),
         Cost("weights mode: surrogate fetched", len(weights) / 1e6, "MB", "round and process"),
         Cost("gradient mode: sent and fetched", 6 * latent / 1e3, "kB", "prompt of the batch"),
     ]
 
 
-def surrogate_costs(model: TwoStepModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
+def surrogate_costs(model: GeneratorModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
     """One step of the surrogate, on groups as large as a run's."""
     groups = sample_groups(model, prompts[: config.surrogate.groups_per_step], config.train, "costs", base=True)
     name, replay = config.rewards[0].name, ReplayBuffer(1000, 100, 0.0)

@@ -63,7 +63,7 @@ def submission(index: int, image: bytes, latents: bytes) -> wire.GroupSubmission
 
 def sample_of(group: wire.GroupSubmission) -> bytes:
     fields = group.model_dump(include={"group_id", "round", "index", "prompt", "policy_version", "stages", "latents"})
-    return wire.to_msgpack(wire.ScoredGroup(**fields, scores={"slow": [0.5, 0.5]}, versions={"slow": 1}))
+    return wire.to_msgpack(wire.ScoredGroup(**fields, rewards={"slow": [0.5, 0.5]}, versions={"slow": 1}))
 
 
 def rate(count: int, started_s: float) -> float:

@@ -23,31 +23,32 @@ from torch import Tensor
 from benchmarks.climb import Rewards, change, served_reward, true_rewards
 from lasro.config import RunSettings, load_config
 from lasro.functional.consistency import sample
-from lasro.models.lora import load_adapter
-from lasro.models.sdxl import Conditioning, TwoStepModel, load_model
+from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.registry import load_model
 from lasro.training.prompts import read_prompts
-from lasro.training.sampling import TWO_STEPS, draw_noises
+from lasro.training.sampling import draw_noises
 
 BY_ADAPTER = {"both": (True, True), "first": (True, False), "second": (False, True)}
 
 
 @torch.no_grad()
 def latents_by(
-    model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, by_adapter: tuple[bool, bool]
+    model: GeneratorModel, noises: list[Tensor], conditioning: Conditioning, by_adapter: tuple[bool, bool]
 ) -> Tensor:
-    """Two-step latents [B, C, H, W], each step drawn by the adapted UNet or by the base."""
-    base = dict(zip(TWO_STEPS, (not adapted for adapted in by_adapter), strict=True))
-
-    def predict(x_t_BCHW: Tensor, timestep: int) -> Tensor:
-        return model.predict_clean(x_t_BCHW, timestep, conditioning, base=base[timestep])
-
-    return sample(predict, noises, TWO_STEPS, model.alphas_cumprod_T)[-1]
+    """Two-step latents [B, C, H, W], each step drawn by the adapted generator or by the base."""
+    steps = model.steps(2)
+    taken = sample(
+        lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditioning, base=not by_adapter[i]),
+        lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
+        noises,
+    )
+    return taken[-1].z_BCHW
 
 
 def measure(config: RunSettings, adapter: Path, count: int, seed: int) -> dict[str, Any]:
     """Mean change of the two-step images' true reward, by the steps that the adapter draws."""
     model, reward = load_model(config.model), served_reward(config)
-    load_adapter(model, adapter)
+    model.load_lora(adapter)
     prompts = [prompt.text for prompt in read_prompts(config.prompts.held_out)][:count]
     noises = draw_noises(model, len(prompts), torch.Generator().manual_seed(seed))
     conditioning = model.embed(prompts)

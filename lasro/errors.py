@@ -1,6 +1,6 @@
 """Every exception that LaSRO raises on purpose, drawn once.
 
-    LasroError                    anything below; `http_status` and `title` say how a service reports it
+    LasroError                    anything below; `http_status`, `title` and `slug` say how a service reports it
     ├── ConfigError               a setting is unknown, missing or out of range
     ├── ModelError                a model folder or hub id that cannot be used
     ├── PromptTooLongError        a prompt over the tokenizer's limit
@@ -29,101 +29,130 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+PROBLEM_TYPE_PREFIX = "urn:lasro:problem:"
+
 
 class LasroError(Exception):
-    """Base class. `http_status` and `title` are what problem+json carries."""
+    """Base class. A service answers with `http_status`, `title` and `problem_type` as a problem document (RFC 9457).
+
+    `slug` names the class in that type and never changes; `title` is for people.
+    """
 
     http_status: ClassVar[int] = 500
     title: ClassVar[str] = "internal error"
+    slug: ClassVar[str] = "internal-error"
+
+    @classmethod
+    def problem_type(cls) -> str:
+        """The URI by which a client finds the class again."""
+        return PROBLEM_TYPE_PREFIX + cls.slug
 
 
 class ConfigError(LasroError, ValueError):
     http_status = 422
     title = "bad configuration"
+    slug = "bad-configuration"
 
 
 class ModelError(LasroError, ValueError):
     http_status = 422
     title = "unusable model"
+    slug = "unusable-model"
 
 
 class PromptTooLongError(LasroError, ValueError):
     http_status = 422
     title = "prompt too long"
+    slug = "prompt-too-long"
 
 
 class WireError(LasroError, ValueError):
     http_status = 422
     title = "malformed message"
+    slug = "malformed-message"
 
 
 class NonFiniteError(LasroError, ValueError):
     http_status = 422
     title = "not finite"
+    slug = "not-finite"
 
 
 class NotFoundError(LasroError, LookupError):
     http_status = 404
     title = "not found"
+    slug = "not-found"
 
 
 class ConflictError(LasroError):
     http_status = 409
     title = "conflict"
+    slug = "conflict"
 
 
 class AuthError(LasroError):
     http_status = 401
     title = "not authorised"
+    slug = "not-authorised"
 
 
 class RewardError(LasroError):
     http_status = 424
     title = "reward failed"
+    slug = "reward-failed"
 
 
 class BudgetError(RewardError):
     http_status = 429
     title = "reward budget spent"
+    slug = "budget-spent"
 
 
 class BlockedError(RewardError):
     http_status = 422
     title = "blocked"
+    slug = "blocked"
 
 
 class BusyError(LasroError):
     http_status = 503
     title = "busy"
+    slug = "busy"
 
 
 class QueueFullError(BusyError):
     http_status = 429
     title = "queue full"
+    slug = "queue-full"
 
 
 class StorageError(LasroError, OSError):
     http_status = 507
     title = "storage failed"
+    slug = "storage-failed"
 
 
 class DeviceMemoryError(LasroError, MemoryError):
     http_status = 507
     title = "out of GPU memory"
+    slug = "out-of-gpu-memory"
 
 
 class UnreachableError(LasroError, ConnectionError):
     http_status = 502
     title = "unreachable"
+    slug = "unreachable"
 
 
 class TimeoutExceededError(UnreachableError, TimeoutError):
     http_status = 504
     title = "timed out"
+    slug = "timed-out"
 
 
 class LockedOutError(UnreachableError):
     title = "locked out"
+    slug = "locked-out"
 
 
 class ServiceError(LasroError):

@@ -1,46 +1,64 @@
-"""Files of a run folder: written whole or not at all, so that a killed run leaves nothing half."""
+"""Files that are written whole or not at all, and that a power cut does not take back. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from lasro.errors import StorageError
 
+ADVICE = "free the disk or choose another folder"
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, making its folder; raises StorageError, the old file then left as it was."""
-    temporary: str | None = None
+
+@contextmanager
+def storage_errors(path: Path, advice: str = ADVICE) -> Iterator[None]:
+    """Raise an OSError from inside as StorageError: one line with `path`, the system's reason and `advice`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; a run folder is meant to be shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another") from error
+        reason = error.strerror or error
+        raise StorageError(f"{path}: {reason}; expected a writable folder with room, {advice}") from error
+
+
+def write_atomically(path: Path, content: bytes, advice: str = ADVICE) -> None:
+    """Replace `path` by `content`, mode 0644, and make its folder where there is none; durable on return.
+
+    Raises StorageError, with `advice` at its end. The old file then stands as it was; only where the folder itself
+    cannot be synced may the new one stand there already.
+    """
+    with storage_errors(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files that only their owner can read; a run folder is meant to be shared.
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable: without it a power cut may bring the old file back, or none."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinity are refused with ValueError."""
     write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def png_bytes(image_HWC: np.ndarray) -> bytes:
-    """`image_HWC` (uint8, RGB) as PNG: lossless, so that the same pixels get the same reward."""
-    buffer = io.BytesIO()
-    Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

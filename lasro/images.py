@@ -1,4 +1,4 @@
-"""Read images that arrived from elsewhere. Imports no torch."""
+"""Read images that arrived from elsewhere, and write PNGs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
@@ -27,6 +28,13 @@ def check_image(body: bytes, max_pixels: int) -> None:
     A PNG's checksums tell whether it is whole, without decoding it; the others are decoded.
     """
     _used(body, max_pixels, lambda opened: opened.verify() if opened.format == "PNG" else opened.load())
+
+
+def png_bytes(image_HWC: np.ndarray) -> bytes:
+    """`image_HWC` (uint8, RGB) as PNG: lossless, so that the same pixels get the same reward."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _used(body: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:

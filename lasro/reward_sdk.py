@@ -31,9 +31,10 @@ from lasro import wire
 from lasro.errors import BusyError, ConfigError, TimeoutExceededError, WireError
 from lasro.images import decode_image
 from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, reward
-from lasro.service.app import ServiceEnvironment, create_service, read_message, reply
-from lasro.service.app import run_service as serve
+from lasro.service.app import create_service, read_message, reply
+from lasro.service.environment import ServiceEnvironment
 from lasro.service.openapi import message_body, problems
+from lasro.service.serve import run_service
 from lasro.service.signing import Verifier, reply_id, signed_headers, signing_key
 from lasro.validation import explain
 
@@ -48,7 +49,7 @@ class RewardEnvironment(ServiceEnvironment):
     max_request_pixels: int = Field(1 << 28, ge=1)
     """Largest sum over the images of one request."""
     max_waiting: int = Field(32, ge=1)
-    """Requests in hand at once; further ones are answered 503."""
+    """Requests in flight at once; further ones are answered 503."""
     signing_secret: SecretStr | None = None
     """whsec_...: calls must be signed with it (Standard Webhooks), and replies are."""
 
@@ -92,7 +93,7 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
     async def score(request: Request) -> Response:
         nonlocal waiting
         if waiting >= settings.max_waiting:
-            raise BusyError(f"{waiting} requests are in hand; try again later or raise LASRO_MAX_WAITING")
+            raise BusyError(f"{waiting} requests are in flight; try again later or raise LASRO_MAX_WAITING")
         waiting += 1
         give_up_s = time.monotonic() + _timeout_s(request.headers.get(wire.TIMEOUT_HEADER, ""))
         try:
@@ -120,7 +121,7 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
 
 
 def _timeout_s(header: str) -> float:
-    """What callers other than LaSRO's API send there, if anything, is no reason to refuse them."""
+    """The caller's limit in seconds; infinite where the header is no positive number, since any caller may set it."""
     try:
         seconds = float(header)
     except ValueError:
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         settings = RewardEnvironment()  # pyright: ignore[reportCallIssue]
-        serve(create_reward_app(load_reward(arguments[0]), settings), settings)
+        run_service(create_reward_app(load_reward(arguments[0]), settings), settings)
     except ValidationError as error:
         print(f"LASRO_* variables: {explain(error)}", file=sys.stderr)
         return 1

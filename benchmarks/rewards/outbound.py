@@ -19,10 +19,10 @@ from benchmarks.rewards.figures import Figure
 from benchmarks.rewards.load import Load
 from lasro import wire
 from lasro.redis_store.registry import Registration
-from lasro.service.app import freeze_startup_objects
+from lasro.service.serve import freeze_startup_objects
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints.batching import Item
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -81,7 +81,7 @@ async def _post(client: httpx.AsyncClient, url: str, body: bytes) -> None:
 @asynccontextmanager
 async def _ours(url: str, images: list[bytes]) -> AsyncIterator[Call]:
     settings = RewardApiSettings(allowed_networks="127.0.0.0/8")
-    endpoints = Endpoints(settings, RewardMetrics(CollectorRegistry()))
+    endpoints = EndpointPool(settings, RewardMetrics(CollectorRegistry()))
     spec = wire.RewardSpec(
         name="trivial", url=url, protocol=wire.Protocol.NATIVE, max_batch=len(images), concurrency=CONCURRENCY
     )
@@ -89,8 +89,8 @@ async def _ours(url: str, images: list[bytes]) -> AsyncIterator[Call]:
     items = [Item("p", image, None) for image in images]
 
     async def call(worker: int) -> None:
-        parts = await endpoint.score(items, Caller(Deadline.after(TIMEOUT_S), f"request-{worker}"))
-        failed = [part.outcome.error for (part,) in parts if part.outcome.status is not wire.Status.OK]
+        outcomes = await endpoint.score(items, Caller(Deadline.after(TIMEOUT_S), f"request-{worker}"))
+        failed = [outcome.call.error for (outcome,) in outcomes if outcome.call.status is not wire.Status.OK]
         assert not failed, failed
 
     yield call

@@ -37,8 +37,5 @@ class LoraSettings(Settings):
     """LoRA rank."""
     alpha: Positive = 16.0
     """LoRA alpha; the update is scaled by alpha / rank."""
-    targets: tuple[str, ...] = (
-        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-        "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-    )  # fmt: skip
-    """Endings of module names that get an adapter."""
+    targets: tuple[str, ...] = ()
+    """Endings of module names that get an adapter; empty: those of the model's family."""

@@ -12,16 +12,16 @@ from torch.nn.functional import logsigmoid
 
 
 def ranked_pairs(
-    rewards_N: Tensor, stages_N: Tensor, margin: float, within_stage: bool = False
+    rewards_N: Tensor, num_steps_N: Tensor, margin: float, within_num_steps: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Indices (winners_P, losers_P), int64, of all pairs of one prompt whose rewards differ by more than `margin`.
 
-    A reward of NaN stands for a failed one and is in no pair. `within_stage` pairs one-step samples only with
-    one-step samples, and two-step ones likewise (`stages_N` holds 1 or 2).
+    `num_steps_N` is the number of denoising steps that made each sample, 1 or 2; with `within_num_steps` only samples
+    of as many steps are paired. A reward of NaN stands for a failed one and is in no pair.
     """
     better_NN = rewards_N[:, None] - rewards_N[None, :] > margin
-    if within_stage:
-        better_NN &= stages_N[:, None] == stages_N[None, :]
+    if within_num_steps:
+        better_NN &= num_steps_N[:, None] == num_steps_N[None, :]
     winners_P, losers_P = better_NN.nonzero(as_tuple=True)
     return winners_P, losers_P
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lasro.functional.consistency import add_noise, clean_from_output, ddim_step, noise_from_output
+from lasro.functional.noise_schedule import add_noise, clean_from_output, ddim_step, noise_from_output
 
 
 class Moments(NamedTuple):

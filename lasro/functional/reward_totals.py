@@ -1,13 +1,13 @@
-"""Several rewards made one total per sample, and what that total ranks: pure functions of float64 arrays.
+"""Several rewards combined to one total per sample, and the ranking by it: pure functions of float64 arrays.
 
     combine = "sum":      total = sum_k  w_k r_k
     combine = "product":  total = prod_k r_k ^ w_k        rewards and weights of at least 0
     combine = "minimum":  total = min_k  w_k r_k
 
-over the rewards with a weight, a normalised one entering as (r_k - mean) / deviation. A reward with a floor is a
-guard: what is below the floor is vetoed, and ranks below all that is not, the farther below the lower.
+over the rewards with a weight; a normalised reward enters as (r_k - mean) / standard deviation. A reward with a floor
+is a guard: a sample below the floor is vetoed. Vetoed samples rank below all others, lower the farther they are below.
 
-Rewards are what is stored. Totals are computed when they are used, so a replayed or cached reward never goes stale.
+Only rewards are stored. Totals are computed when they are used, so a replayed or cached reward never goes stale.
 
 Shape legend: N samples, G groups of samples of one prompt. NaN stands for a reward that failed, or the total of it.
 """
@@ -27,12 +27,15 @@ from lasro.errors import ConfigError, WireError
 Combine = Literal["sum", "product", "minimum"]
 Values = NDArray[np.float64]
 ROUNDING = 1e-9
-"""A deviation below this share of the largest value is rounding, not variation."""
+"""A standard deviation below this share of the largest value is rounding, not variation."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a reward is normalised by. A deviation of 0: it has not varied yet, and is left out of the total."""
+    """Mean and standard deviation by which a reward is normalised, in units of the reward.
+
+    A reward with a standard deviation of 0 has not varied yet, and is left out of the total.
+    """
 
     mean: float
     deviation: float
@@ -43,7 +46,7 @@ UNSCALED = Scale(0.0, 1.0)
 
 @dataclass(frozen=True)
 class RewardObjective:
-    """How the rewards of a run are combined. Weight 0 without a floor: logged only.
+    """How the rewards of a run are combined. A reward of weight 0 without a floor is only logged.
 
     Raises ConfigError for a combination that has no meaning.
     """
@@ -51,7 +54,7 @@ class RewardObjective:
     weights: Mapping[str, float]
     combine: Combine = "sum"
     floors: Mapping[str, float] = field(default_factory=dict)
-    """Of guards, in units of the reward itself."""
+    """Lowest value of each guard that is not vetoed, in units of its reward."""
     normalised: Collection[str] = ()
 
     def __post_init__(self) -> None:
@@ -74,10 +77,10 @@ class RewardObjective:
 
 
 class Totals(NamedTuple):
-    """Of N samples. `total_N` leaves the guards aside; it is NaN where a reward with a weight or a floor failed.
+    """Totals of N samples. `total_N` ignores floors; it is NaN where a reward with a weight or a floor failed.
 
-    `floor_violation_N` is how far a vetoed sample is below the floors, summed over guards, each normalised where its
-    reward is; 0 elsewhere. A sample that failed is not vetoed.
+    `floor_violation_N` is the distance of a vetoed sample below the floors, summed over guards, in standard deviations
+    where the guard's reward is normalised, else in its unit; 0 elsewhere. A sample that failed is not vetoed.
     """
 
     total_N: Values
@@ -86,14 +89,14 @@ class Totals(NamedTuple):
 
     @property
     def valid_total_N(self) -> Values:
-        """`total_N` with NaN for what is vetoed too: the numbers that a mean may be taken of."""
+        """`total_N` with NaN for vetoed samples too: the values that may be averaged."""
         return np.where(self.vetoed_N, np.nan, self.total_N)
 
 
 def scale_of(values_GN: Sequence[Values]) -> Scale:
-    """Mean of all values that are not NaN, and their deviation within their groups, pooled over the groups.
+    """Mean of all values that are not NaN, and their standard deviation within groups, pooled over the groups.
 
-    Within, because samples are only ever compared within a group: it is there that rewards are to count alike.
+    Samples are only ever compared within a group, so that is where the rewards' spreads are to be made equal.
     """
     values = np.concatenate([*values_GN, np.empty(0)])
     groups = np.repeat(np.arange(len(values_GN)), [len(values_N) for values_N in values_GN])
@@ -111,7 +114,7 @@ def scale_of(values_GN: Sequence[Values]) -> Scale:
 
 
 def check_product(rewards: Mapping[str, Values], objective: RewardObjective) -> None:
-    """Raises WireError naming a negative reward where they are multiplied: such a product says nothing."""
+    """Raise WireError naming a negative reward where rewards are multiplied: such a product has no meaning."""
     if objective.combine != "product":
         return
     for name, weight in objective.weights.items():
@@ -127,7 +130,7 @@ def totals(
 ) -> Totals:
     """Totals of N samples from their `rewards` by name, [N] each; `scales` has one for each normalised reward.
 
-    Without any weight all totals are 0, and guards alone rank. A total beyond float64 counts as failed.
+    Where no reward has a weight all totals are 0 and only guards rank. A total beyond float64 counts as failed.
     Raises WireError as `check_product` does.
     """
     check_product(rewards, objective)
@@ -162,10 +165,10 @@ def _combined(rewards: Mapping[str, Values], objective: RewardObjective) -> Valu
 
 
 def ranking_values(found: Totals, margin: float) -> Values:
-    """One number per sample of a group, in which a difference of more than `margin` is a ranking; NaN for none.
+    """One value per sample of a group: of two that differ by more than `margin`, the higher ranks above.
 
-    What is vetoed is put below all that is not by more than the margin, and apart by how far it is below the floors.
-    Only differences mean something.
+    Vetoed samples get values below all others, by more than the margin, and apart by their floor violation. NaN where a
+    reward failed. Only differences have a meaning.
     """
     valid_total_N = found.valid_total_N[np.isfinite(found.valid_total_N)]
     lowest = valid_total_N.min() if len(valid_total_N) else 0.0

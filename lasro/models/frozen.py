@@ -1,4 +1,4 @@
-"""Frozen models, loaded once for all runs that use them."""
+"""Frozen models, loaded once and shared by all runs that use them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import threading
 import weakref
 
 from lasro.config import ModelSettings
-from lasro.models.sdxl import Conditioning, TwoStepModel, load_model
+from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.registry import load_model
 
 
 class FrozenModel:
-    """A model that several threads may use: its weights never change, its prompt cache is behind a lock."""
+    """A model that several threads may use: its weights never change, a lock guards its prompt cache."""
 
-    def __init__(self, model: TwoStepModel) -> None:
+    def __init__(self, model: GeneratorModel) -> None:
         self.model = model
         self._lock = threading.Lock()
 
@@ -21,21 +22,16 @@ class FrozenModel:
         with self._lock:
             return self.model.embed(prompts)
 
-    @property
-    def image_side(self) -> int:
-        """Pixels of an image's side."""
-        return self.model.latent_shape[1] * self.model.pipeline.vae_scale_factor
-
 
 class ModelCache:
-    """Models by their settings, kept only while a run holds them."""
+    """Loaded models by their settings. A model is freed once no run holds it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: weakref.WeakValueDictionary[ModelSettings, FrozenModel] = weakref.WeakValueDictionary()
 
     def get(self, model: ModelSettings, device: str) -> FrozenModel:
-        """A run's model on the surrogate's device, loaded where nobody else has it; raises ModelError."""
+        """The model on `device`, loaded unless a run already holds it; raises ModelError."""
         settings = model.model_copy(update={"device": device})
         with self._lock:
             frozen = self._models.get(settings)

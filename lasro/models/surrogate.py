@@ -1,4 +1,4 @@
-"""The surrogate reward R_psi(z, c): a UNet's down and mid blocks with a CNN head, on noise-augmented latents.
+"""The surrogate reward R_psi(z, c): a part of the generator's network with a CNN head, on noise-augmented latents.
 
 Source: LaSRO (Jia et al., arXiv 2411.15247), stage 1. The augmentation is ours: the latent is diffused to a small
 random timestep, in training and in use, which keeps the gradient from finding adversarial latents.
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from lasro.config import SurrogateSettings
 from lasro.errors import WireError
-from lasro.functional.consistency import add_noise
+from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import autocast
-from lasro.models.sdxl import Conditioning, TwoStepModel
-from lasro.models.unet_encoder import UNetTrunk
 from lasro.wire import unpack_tensors
 
 HEAD_GROUPS = 16
@@ -50,10 +48,10 @@ def cnn_head(in_channels: int, channels: int) -> nn.Sequential:
 class SurrogateReward(nn.Module):
     """R_psi(z, c). Several may share one frozen UNet; what each trains is its own."""
 
-    def __init__(self, model: TwoStepModel, settings: SurrogateSettings) -> None:
+    def __init__(self, model: GeneratorModel, settings: SurrogateSettings) -> None:
         super().__init__()
         self.model, self.settings = model, settings
-        self.trunk = UNetTrunk(model.base)
+        self.trunk = model.feature_extractor()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             if settings.trunk == "full":
@@ -72,11 +70,9 @@ class SurrogateReward(nn.Module):
         dtype: str = "none",
     ) -> Tensor:
         """Scores [B] float32 of clean latents, diffused to `timesteps_B` by `noise_BCHW`. `dtype`: autocast."""
-        abar = self.model.alphas_cumprod_T[timesteps_B].reshape(-1, 1, 1, 1)
-        x_t = add_noise(latents_BCHW.float(), noise_BCHW, abar)
-        arguments = self.model.unet_arguments(Conditioning(*(rows.float() for rows in conditioning)))
+        x_t = self.model.diffuse(latents_BCHW.float(), noise_BCHW, timesteps_B)
         with autocast(self.model.device, dtype):
-            features = self.trunk(x_t, timesteps_B, arguments)
+            features = self.trunk(x_t, timesteps_B, conditioning.float())
         return self.head(features.float())[:, 0]
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -107,7 +103,7 @@ class SurrogateReward(nn.Module):
         self.load_trained({name: torch.from_numpy(array) for name, array in tensors.items()})
 
 
-def build_surrogate(model: TwoStepModel, settings: SurrogateSettings) -> SurrogateReward:
+def build_surrogate(model: GeneratorModel, settings: SurrogateSettings) -> SurrogateReward:
     """An untrained surrogate over `model`'s frozen UNet."""
     return SurrogateReward(model, settings)
 

@@ -1,4 +1,4 @@
-"""The trunk of the surrogate: the down and mid blocks of a diffusion UNet.
+"""The surrogate's feature extractor for UNets: the down and mid blocks of the generator's own (LaSRO, stage 1).
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -6,15 +6,17 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from lasro.models.sdxl import shared_view
+from lasro.models.base import Conditioning, FeatureExtractor
+from lasro.models.shared_view import shared_view
 
 
-class UNetTrunk(nn.Module):
+class UNetEncoder(FeatureExtractor):
     """conv_in, down and mid blocks of a UNet with its embeddings: latents to the mid block's feature map.
 
     What `train_blocks` copies is the trunk's own and trainable; all else is shared with the frozen base.
@@ -22,8 +24,10 @@ class UNetTrunk(nn.Module):
 
     trained_parts = ("conv_in", "down_blocks", "mid_block")
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, arguments: Callable[[Conditioning], dict[str, Any]]) -> None:
+        """`arguments` makes the UNet's keyword arguments of a conditioning."""
         super().__init__()
+        self._arguments = arguments
         view: Any = shared_view(unet)
         view.up_blocks = nn.ModuleList()
         view.conv_norm_out, view.conv_out = nn.Identity(), nn.Identity()
@@ -52,15 +56,18 @@ class UNetTrunk(nn.Module):
             if "lora_" in name:
                 parameter.data = parameter.data.float()
 
-    def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Features [B, out_channels, H', W'] of the mid block, as UNet2DConditionModel.forward computes them."""
         unet: Any = self.unet
+        arguments = self._arguments(conditioning)
         embedding = unet.get_time_embed(sample=x_t_BCHW, timestep=timesteps_B)
         embedding = unet.time_embedding(embedding, arguments.get("timestep_cond"))
         states = arguments["encoder_hidden_states"]
-        embedding = embedding + unet.get_aug_embed(
-            emb=embedding, encoder_hidden_states=states, added_cond_kwargs=arguments["added_cond_kwargs"]
+        added = unet.get_aug_embed(
+            emb=embedding, encoder_hidden_states=states, added_cond_kwargs=arguments.get("added_cond_kwargs")
         )
+        if added is not None:
+            embedding = embedding + added
         hidden = unet.conv_in(x_t_BCHW)
         for block in unet.down_blocks:
             if getattr(block, "has_cross_attention", False):

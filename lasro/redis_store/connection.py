@@ -28,9 +28,9 @@ SOCKET_TIMEOUT_S = 15.0
 """For any reply: above MAX_BLOCK_MS, so that it fires only when the server hangs."""
 CONNECT_TIMEOUT_S = 3.0
 READ_BYTES = 1 << 20
-"""Taken from the socket at once: a reply with samples holds megabytes."""
+"""Bytes asked of the socket per read: a reply with samples holds megabytes."""
 LONGEST_REASON = 500
-"""Characters kept of why something was set aside."""
+"""Most characters kept of the reason why an entry is dead-lettered."""
 NO_WRITES = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
 
 

@@ -1,6 +1,7 @@
-"""What was set aside, for a person to look at: groups that were never scored, samples that could not be used.
+"""Dead letters, for a person to look at: groups that were never scored, samples that could not be used.
 
-An id is that of the entry; before that of a sample stands its run and a slash. Raises UnreachableError, StorageError.
+The id of a dead letter is that of its stream entry; a sample's has its run and a slash before it. Every function may
+raise UnreachableError or StorageError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lasro.redis_store.runs import run_names
 
 
 class DeadLetter(NamedTuple):
-    """`run` and `group` are absent where the entry names none, `deliveries` for samples."""
+    """`run` and `group` are None where the entry names none, `deliveries` is None for samples."""
 
     id: str
     kind: str
@@ -38,7 +39,7 @@ def dead_letters(client: redis.Redis) -> list[DeadLetter]:
 
 
 def retry(client: redis.Redis, letter: DeadLetter) -> bool:
-    """Put a group back into the queue, or a sample back on its stream; false where that means nothing any more."""
+    """Put a group back into the queue, or a sample back on its stream; false where there is nothing to put back."""
     if letter.kind == "entry":
         return False
     with redis_errors():
@@ -49,7 +50,7 @@ def retry(client: redis.Redis, letter: DeadLetter) -> bool:
 
 
 def drop(client: redis.Redis, letter: DeadLetter) -> None:
-    """Forget it for good. A group's id may be submitted again."""
+    """Delete a dead letter for good. The id of a dropped group may be submitted again."""
     with redis_errors():
         if letter.run is not None and letter.group is not None:
             names = [keys.DEAD_WORK, keys.group(letter.run, letter.group), keys.groups(letter.run)]

@@ -27,7 +27,7 @@ from lasro.service.child_process import PARENT_VARIABLE, last_log_line
 
 MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 REWRITE_SIZE = "256mb"
-"""Of the append-only file, below which it is not rewritten."""
+"""Size below which the append-only file is not rewritten."""
 SERVER_NAMES = ("valkey-server", "redis-server")
 
 
@@ -129,7 +129,10 @@ class EmbeddedRedis:
             return False
 
     def stop(self, timeout_s: float = 4.0) -> None:
-        """SIGTERM, on which it writes its data out; SIGKILL after `timeout_s`. Harmless when not running."""
+        """End the server: SIGTERM, on which it writes its data out, then SIGKILL after `timeout_s` seconds.
+
+        Does nothing where it is not running.
+        """
         if self.process is not None:
             self.process.terminate()
             try:
@@ -140,7 +143,7 @@ class EmbeddedRedis:
         self.release()
 
     def release(self) -> None:
-        """Give the folder free once the server has ended."""
+        """Release the folder's lock once the server has ended."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -157,7 +160,7 @@ class EmbeddedRedis:
         return self._socket_folder / "redis.sock"
 
     def _take_lock(self) -> IO[bytes]:
-        """Two servers on one append-only file would ruin it, so the server holds a lock that it inherits."""
+        """A lock on the folder, which the server inherits: two servers would ruin one append-only file."""
         if self._lock is not None:
             return self._lock
         lock = (self.folder / "lock").open("ab")
@@ -182,8 +185,8 @@ class EmbeddedRedis:
             "dir": str(self.folder),
             "appendonly": "yes",
             "appendfsync": "everysec",
-            # A queue is mostly files and latents, which no longer get smaller, and soon empty again: to compress it
-            # takes three quarters of the time of rewriting the append-only file, and to do that often copies in vain.
+            # A queue is mostly images and latents, which do not get smaller, and is soon empty again. Compressing takes
+            # three quarters of the time of rewriting the append-only file, and frequent rewrites copy unnecessarily.
             "rdbcompression": "no",
             "auto-aof-rewrite-min-size": REWRITE_SIZE,
             "save": "",

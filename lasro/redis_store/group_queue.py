@@ -1,7 +1,7 @@
-"""Groups on their way from submission to the sample stream: queued, claimed, scored, delivered once.
+"""Groups from submission to the sample stream: queued, claimed, scored, delivered once.
 
-A group is a hash; its place in the queue is an entry of the work stream. Scoring may happen twice after a crash,
-`finish` takes effect once.
+A group is a hash; an entry of the work stream is its place in the queue. After a crash a group may be scored twice, but
+only the first `finish` takes effect.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_ENTRY_BYTES = 65_000
 """Of a sample on the stream: above it Redis' allocator wastes a quarter, so larger ones become blobs."""
 ENTRY_OVERHEAD_BYTES = 256
 TRIP_KIB = 320
-"""Groups are added in round trips of up to so much together, two at once: while one is written the other is read."""
+"""Most KiB of groups added in one round trip. Two are in flight: while Redis reads one, the other is written."""
 NAME = re.compile(wire.NAME_PATTERN)
 _ITEMS = TypeAdapter(list[wire.ScoredItem])
 
@@ -44,7 +44,7 @@ class Claim:
 
 
 class _Adding(NamedTuple):
-    """What `add_group` is to be called with."""
+    """Keys and arguments for one call of the script `add_group`."""
 
     keys: list[str]
     arguments: list[Any]
@@ -56,10 +56,10 @@ class _Adding(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond which nothing more is queued; absent: none."""
+    """How much may wait; beyond it `add` raises BusyError. None: no limit."""
 
     groups: int | None = None
-    """Groups of all runs that wait to be scored or were set aside."""
+    """Groups of all runs that wait to be scored or are dead-lettered."""
     unread_samples: int | None = None
     """Scored groups of the run that its trainer has not read."""
 
@@ -109,7 +109,7 @@ class GroupQueue(WorkStream):
             )
         if outcome == b"full":
             raise BusyError(
-                f"group {group_id}: {limits.groups} groups are queued or set aside, see `lasro queue ls`; "
+                f"group {group_id}: {limits.groups} groups are queued or dead-lettered, see `lasro queue ls`; "
                 "try again later or raise LASRO_MAX_GROUPS"
             )
         if outcome == b"behind":
@@ -120,7 +120,7 @@ class GroupQueue(WorkStream):
         return wire.GroupAccepted(group_id=group_id, state=wire.GroupState(state.decode()), reward_calls=spent)
 
     async def _add_all(self, groups: list[_Adding]) -> list[Any]:
-        """Of each group what the script replies, or the error that it met with."""
+        """Per group the script's reply, or the error that it raised."""
         replies: list[Any] = await self._added(groups)
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self._redis.script_load(self._add.script)
@@ -151,16 +151,16 @@ class GroupQueue(WorkStream):
         )
 
     async def is_queued(self, run: str, group_id: str) -> bool:
-        """Whether the group waits for its scores; false once it is scored or set aside, and when it is unknown."""
+        """Whether the group waits for its scores; false once it is scored or dead-lettered, and where it is unknown."""
         with redis_errors():
             state: Any = await self._redis.hget(keys.group(run, group_id), "state")  # pyright: ignore[reportGeneralTypeIssues]
         return state == wire.GroupState.QUEUED.value.encode()
 
     async def claim(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Claim]:
-        """Take up to `count` groups: such as other workers left untouched for `stale_ms` first, then new ones.
+        """Claim up to `count` groups, as `take` does.
 
-        Waits up to `block_ms` (at most MAX_BLOCK_MS) when there is none. What cannot be read, or was delivered
-        MAX_DELIVERIES times in vain, is set aside with the reason; entries whose group is gone are forgotten.
+        A group that cannot be read, or was delivered MAX_DELIVERIES times unsuccessfully, is dead-lettered with the
+        reason. Entries whose group is gone are deleted.
         """
         entries = await self.take(consumer, count, block_ms, stale_ms)
         claims = [await self._load(entry) for entry in entries]
@@ -169,8 +169,8 @@ class GroupQueue(WorkStream):
     async def _load(self, entry: Entry) -> Claim | None:
         group = group_named(entry.fields)
         if group is None:
-            log.warning("work entry %s set aside: it names no group", entry.id)
-            await self.bury(entry, f"got the fields {sorted(entry.fields)[:8]}, expected run and group", None)
+            log.warning("work entry %s is dead-lettered: it names no group", entry.id)
+            await self.dead_letter(entry, f"got the fields {sorted(entry.fields)[:8]}, expected run and group", None)
             return None
         with redis_errors():
             payload: Any = await self._redis.hget(keys.group(*group), "payload")  # pyright: ignore[reportGeneralTypeIssues]
@@ -183,7 +183,7 @@ class GroupQueue(WorkStream):
             except WireError as error:
                 reason = str(error)
         log.warning("group %s of run %s leaves the queue unscored: %s", group[1], group[0], reason)
-        await self.bury(entry, reason, group)
+        await self.dead_letter(entry, reason, group)
         return None
 
     async def spend(self, claim: Claim, calls: int) -> None:
@@ -225,7 +225,7 @@ def group_named(fields: Fields) -> tuple[str, str] | None:
 
 
 def _digest(submission: wire.GroupSubmission, payload: bytes) -> str:
-    """Of what makes two submissions the same group: all but the limit, which may be raised between two tries."""
+    """SHA-256 of a submission without its limit, which a client may raise before it submits the same group again."""
     if submission.max_reward_calls is not None:
         payload = wire.to_msgpack(submission.model_copy(update={"max_reward_calls": None}))
     return hashlib.sha256(payload).hexdigest()
@@ -239,7 +239,7 @@ def _sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> w
         prompt=submission.prompt,
         policy_version=submission.policy_version,
         stages=submission.stages,
-        scores={name: wire.scores_of(items, name) for name in submission.rewards},
+        rewards={name: wire.scores_of(items, name) for name in submission.rewards},
         versions={name: wire.version_of(items, name) for name in submission.rewards},
         latents=submission.latents,
     )

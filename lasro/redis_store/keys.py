@@ -16,7 +16,7 @@ SCORE = PREFIX + "score:"
 WORK = PREFIX + "work"
 """Stream: one entry (run, group) per group to be scored, of all runs."""
 DEAD_WORK = PREFIX + "dead-work"
-"""Stream: groups that were given up (run, group, reason, deliveries), and work entries that name no group."""
+"""Stream: dead-lettered groups (run, group, reason, deliveries), and work entries that name no group."""
 RUNS = PREFIX + "runs"
 """Set: names of the runs that groups were submitted to."""
 
@@ -37,7 +37,7 @@ def groups(run: str) -> str:
 
 
 def group(run: str, group_id: str) -> str:
-    """Hash: digest, state, reserved, payload until scored, items afterwards, reason once given up."""
+    """Hash: digest, state, reserved, payload until scored, items afterwards, reason once dead-lettered."""
     return f"{PREFIX}run:{run}:group:{group_id}"
 
 

@@ -21,7 +21,7 @@ class WorkerFigures(NamedTuple):
 
 
 class WorkFigures(NamedTuple):
-    """Groups of all runs that are not scored: not claimed yet, claimed, set aside; and the age of the oldest."""
+    """Groups of all runs that are not scored: not claimed yet, claimed, dead-lettered; and the age of the oldest."""
 
     waiting: int
     claimed: int

@@ -1,8 +1,8 @@
 """Round trips to Redis that several callers share.
 
-What is asked while as many trips are under way as may be goes into the next one: nobody is given what was read before
-they asked, and nobody waits for company. A round trip costs redis-py more than all else that answering from the cache
-takes, and as much as all else that adding a group takes.
+A question that finds a free round trip goes at once and waits for no other. While `max_concurrent` trips are in flight,
+further questions gather for the next one, so no caller gets an answer that was read before it asked. A round trip costs
+redis-py more time than the rest of a cached answer, and as much as the rest of adding a group.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class _Waiter(NamedTuple, Generic[K, V]):
 
 
 class PipelinedBatcher(Generic[K, V]):
-    """`make` answers each of some questions, in order; what it raises, everybody who shared the trip gets.
+    """Gathers the questions of several callers into calls of `make`.
 
-    A trip carries questions of a `weight` of up to `largest` together, unless a single one is heavier;
-    `max_concurrent` trips are made side by side.
+    `make` takes a list of questions and answers them in order; an exception from it reaches every caller of that trip.
+    The questions of one trip weigh at most `largest` together, except that one heavier question goes alone. At most
+    `max_concurrent` trips are in flight.
     """
 
     def __init__(
@@ -38,15 +39,15 @@ class PipelinedBatcher(Generic[K, V]):
         largest: int,
         max_concurrent: int = 1,
     ) -> None:
-        self._make, self._weight, self._largest, self._at_once = make, weight, largest, max_concurrent
+        self._make, self._weight, self._largest, self._max_concurrent = make, weight, largest, max_concurrent
         self._waiters: deque[_Waiter[K, V]] = deque()
-        self._under_way: set[asyncio.Task[Sequence[V]]] = set()
+        self._in_flight: set[asyncio.Task[Sequence[V]]] = set()
 
     async def get(self, asked: K) -> V:
         """The answer to one question."""
         waiter: _Waiter[K, V] = _Waiter(asked, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
-        if len(self._under_way) < self._at_once:
+        if len(self._in_flight) < self._max_concurrent:
             self._start()
         return await waiter.answer
 
@@ -56,14 +57,14 @@ class PipelinedBatcher(Generic[K, V]):
         while self._waiters and (weight := weight + self._weight(self._waiters[0].asked)) <= self._largest:
             sharing.append(self._waiters.popleft())
         trip = asyncio.create_task(self._made([waiter.asked for waiter in sharing]))
-        self._under_way.add(trip)
+        self._in_flight.add(trip)
         trip.add_done_callback(partial(self._done, sharing))
 
     async def _made(self, asked: list[K]) -> Sequence[V]:
         return await self._make(asked)
 
     def _done(self, sharing: list[_Waiter[K, V]], trip: asyncio.Task[Sequence[V]]) -> None:
-        self._under_way.discard(trip)
+        self._in_flight.discard(trip)
         if self._waiters:
             self._start()
         given_up = UnreachableError("the service is shutting down; try again")

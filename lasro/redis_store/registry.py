@@ -20,7 +20,10 @@ class Registration(NamedTuple):
     version: int
 
     def info(self, images_per_call: int) -> wire.RewardInfo:
-        """What may be told of it: no secret, no header values. What its protocol carries is known to its callers."""
+        """What others may see of the reward: no secret and no header values.
+
+        `images_per_call` comes from the caller, since it depends on the protocol.
+        """
         shown = self.spec.model_dump(exclude={"secret", "headers"})
         return wire.RewardInfo(
             **shown,

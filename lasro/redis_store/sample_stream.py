@@ -1,8 +1,8 @@
-"""A run's scored groups, as the trainer reads them: in order, each until it is acknowledged.
+"""A run's scored groups as its trainer reads them: in order, until each is acknowledged.
 
-One trainer reads a run, under one consumer name. What it was given and has not acknowledged stays pending in
-Redis: a new `SampleStream` of the same run is given those first, oldest first, then what is new. A reply lost
-on the way is recovered the same way, and what this object has handed out already is not handed out again.
+One trainer reads a run, under one consumer name. Entries that it read and did not acknowledge stay pending in Redis. A
+new `SampleStream` of the same run reads those first, oldest first, then new ones. Entries of a reply that was lost are
+read again the same way. No object hands out an entry twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SampleStream:
     def __init__(self, client: redis.Redis, run: str) -> None:
         self._redis, self._run, self._key = client, run, keys.samples(run)
         self._ack = client.register_script(script("ack_samples"))
-        self._bury = client.register_script(script("bury_sample"))
+        self._dead_letter = client.register_script(script("dead_letter_sample"))
         self._replay_from: bytes | None = FIRST
         self._handed_out: dict[str, str] = {}  # entry id -> digest of its blob, empty where it has none
 
@@ -86,7 +86,7 @@ class SampleStream:
         samples = []
         entries.reverse()
         while entries:
-            # Each is let go of before the next is decoded: memory just freed is taken again, and fresh memory costs
+            # Each entry is freed before the next is decoded: memory just freed is used again, and fresh memory costs
             # ten times as much as the copy into it.
             raw_id, given = entries.pop()
             entry_id, fields = raw_id.decode(), given or {}
@@ -95,7 +95,7 @@ class SampleStream:
             try:
                 sample = self._sample(fields)
             except WireError as error:
-                self._set_aside(entry_id, str(error))
+                self._write_dead_letter(entry_id, str(error))
                 continue
             self._handed_out[entry_id] = "" if b"sample" in fields else fields[b"blob"].decode()
             samples.append((entry_id, sample))
@@ -111,20 +111,20 @@ class SampleStream:
             body = stored
         return wire.from_msgpack(wire.ScoredGroup, body)
 
-    def _set_aside(self, entry_id: str, reason: str) -> None:
-        log.warning("run %s: sample entry %s set aside: %s", self._run, entry_id, reason)
-        self._bury([self._key, keys.dead_samples(self._run)], [GROUP, entry_id, reason[:LONGEST_REASON]])
+    def _write_dead_letter(self, entry_id: str, reason: str) -> None:
+        log.warning("run %s: sample entry %s is dead-lettered: %s", self._run, entry_id, reason)
+        self._dead_letter([self._key, keys.dead_samples(self._run)], [GROUP, entry_id, reason[:LONGEST_REASON]])
 
-    def bury(self, entry_id: str, reason: str) -> None:
-        """Set a sample that was read but cannot be used aside, with the reason; `lasro queue` shows it."""
+    def dead_letter(self, entry_id: str, reason: str) -> None:
+        """Move a sample that was read but cannot be used to the dead-letter stream; `lasro queue ls` shows it."""
         with redis_errors():
-            self._set_aside(entry_id, reason)
+            self._write_dead_letter(entry_id, reason)
         self._handed_out.pop(entry_id, None)
 
     def ack(self, entry_ids: Sequence[str]) -> None:
-        """Acknowledge these entries; what no other group of readers needs is forgotten for good, blobs included.
+        """Acknowledge these entries. Those that no other consumer group has to read are deleted, with their blobs.
 
-        Those already forgotten are passed over.
+        Entries that are deleted already are skipped.
         """
         for start in range(0, len(entry_ids), MOST_ACKED):
             ids = entry_ids[start : start + MOST_ACKED]
@@ -135,7 +135,7 @@ class SampleStream:
                 self._handed_out.pop(entry_id, None)
 
     def lag(self) -> int:
-        """Samples on the stream that were never read. Acknowledged ones are gone, so: all but the pending."""
+        """Samples on the stream that were never read: all but the pending, since acknowledged ones are deleted."""
         with redis_errors():
             try:
                 pending: Any = self._redis.xpending(self._key, GROUP)

@@ -1,6 +1,6 @@
 """Whether a Redis server may hold the queue: what it would lose, and when.
 
-Told from INFO, which managed servers answer too where they forbid CONFIG.
+Read from INFO, which managed servers answer too where they forbid CONFIG.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ async def check_server_async(client: redis.asyncio.Redis) -> list[str]:
 
 
 def refuse_unfit_redis(url: str | None) -> None:
-    """What a service asks before it starts; one that does not answer yet is waited for later.
+    """Raise ConfigError for a Redis that would lose groups or refuses the service's password.
 
-    Raises ConfigError where it would lose groups, or never let the service in.
+    A service calls this before it starts. A Redis that does not answer yet passes: the service waits for it later.
     """
     with suppress(UnreachableError, StorageError), connect(url) as client:
         try:

@@ -1,7 +1,7 @@
-"""The stream of work that all scoring workers share: who holds which entry, for how long, and how often in vain.
+"""The stream of work that all scoring workers share, read through one consumer group.
 
-A worker holds what it has claimed for as long as it renews its claims. What it leaves untouched, another takes over;
-what was delivered MAX_DELIVERIES times without an outcome is set aside, since it may be what kills its workers.
+A worker holds an entry for as long as it renews its claim. Another worker takes over what is not renewed. An entry that
+was delivered MAX_DELIVERIES times without an outcome is dead-lettered, since it may be what kills its workers.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_err
 GROUP = "scorers"
 MAX_DELIVERIES = 5
 RETURNED = "returned"
-"""Name that holds what workers have given back."""
+"""Consumer that holds the entries which workers gave back when they ended."""
 RETURNED_IDLE_MS = 24 * 3600 * 1000
-"""Idle time of what was given back: more than any `stale_ms`, so that it is taken at once."""
+"""Idle time set on entries that were given back: more than any `stale_ms`, so the next `take` gets them."""
 SILENT_MS = 3600 * 1000
-"""Names of workers that hold nothing are forgotten after so long."""
+"""Idle consumers that hold no entry are deleted after this time."""
 Fields = dict[bytes, bytes]
 
 
 class Entry(NamedTuple):
-    """`deliveries` counts this one."""
+    """One claimed entry. `deliveries` counts how often it was handed to a worker, this time included."""
 
     id: str
     fields: Fields
@@ -40,13 +40,14 @@ class WorkStream:
         self._redis = client
         self._keep = client.register_script(script("keep_work"))
         self._put_back = client.register_script(script("put_back_work"))
-        self._bury = client.register_script(script("bury_work"))
+        self._dead_letter = client.register_script(script("dead_letter_work"))
         self._stale_from = b"0-0"
 
     async def take(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Entry]:
-        """Up to `count` entries: such as were left untouched for `stale_ms` first, then new ones.
+        """Claim up to `count` entries for `consumer`.
 
-        Waits up to `block_ms` (at most MAX_BLOCK_MS) when there is none.
+        Entries whose claim was not renewed for `stale_ms` milliseconds come first. Only where there are none, new ones
+        are read, with a wait of up to `block_ms` (at most MAX_BLOCK_MS) for the first.
         """
         with redis_errors():
             try:
@@ -58,7 +59,7 @@ class WorkStream:
             return await self._take(consumer, count, block_ms, stale_ms)
 
     async def _take(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Entry]:
-        # One call looks at ten times `count` entries at most: the cursor lets the next look at those behind them.
+        # One call looks at ten times `count` entries at most: the next goes on from where it stopped.
         stale: Any = await self._redis.xautoclaim(
             keys.WORK, GROUP, consumer, stale_ms, self._stale_from.decode(), count=count
         )
@@ -90,7 +91,7 @@ class WorkStream:
                 raise
 
     async def keep(self, consumer: str, entry_ids: list[str]) -> set[str]:
-        """Tell the other workers that these entries are being worked on; returns those that are no longer held."""
+        """Renew the consumer's claims on these entries; returns the ids that it no longer holds."""
         if not entry_ids:
             return set()
         with redis_errors():
@@ -98,20 +99,23 @@ class WorkStream:
         return {entry_id.decode() for entry_id in lost}
 
     async def put_back(self, consumer: str, entry_id: str) -> None:
-        """Leave an entry for later, not counting this delivery: it becomes stale as if its worker had died now."""
+        """Give one entry back without counting this delivery. It becomes stale as if its worker had died now."""
         with redis_errors():
             await self._put_back(keys=[keys.WORK], args=[GROUP, consumer, consumer, 0, SILENT_MS, entry_id])
 
     async def leave(self, consumer: str) -> None:
-        """Stop working under this name: what is unfinished may be claimed by others at once, and is not counted."""
+        """Give back all entries of the consumer. Others may claim them at once, and this delivery does not count."""
         with redis_errors():
             await self._put_back(keys=[keys.WORK], args=[GROUP, consumer, RETURNED, RETURNED_IDLE_MS, SILENT_MS])
 
-    async def bury(self, entry: Entry, reason: str, group: tuple[str, str] | None) -> None:
-        """Set an entry aside for good, with its `group` (run, group id) where it names one."""
+    async def dead_letter(self, entry: Entry, reason: str, group: tuple[str, str] | None) -> None:
+        """Move an entry to the dead-letter stream with the reason, and its `group` (run, group id) where it names one.
+
+        Nobody is given it again, unless `lasro queue retry` puts it back.
+        """
         names = [] if group is None else [keys.group(*group), keys.calls(group[0])]
         with redis_errors():
-            await self._bury(
+            await self._dead_letter(
                 keys=[keys.WORK, keys.DEAD_WORK, *names],
                 args=[GROUP, entry.id, reason[:LONGEST_REASON], entry.deliveries, *(group or ())],
             )

@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, and what the machine lends this one."""
+"""Child processes that never outlive their parent, and the cores of this one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
-    """That this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -53,13 +53,13 @@ def last_log_line(log_path: Path, tail_bytes: int = 4096) -> str:
             lines = log.read().decode("utf-8", "replace").split("\n")
     except OSError:
         lines = []
-    return _told(next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log"))
+    return _message_of(next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log"))
 
 
-def _told(line: str) -> str:
+def _message_of(line: str) -> str:
     try:
-        told = json.loads(line)
-        text = str(told.get("exception") or told["message"]).strip()
+        fields = json.loads(line)
+        text = str(fields.get("exception") or fields["message"]).strip()
     except (ValueError, KeyError, AttributeError):
         return line
     return text.rpartition("\n")[2]

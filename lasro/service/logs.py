@@ -18,12 +18,12 @@ _encoded = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def request_id() -> str:
-    """Of the request being answered in this task; empty outside one."""
+    """The id of the request that this task answers; empty outside a request."""
     return _request_id.get()
 
 
 def set_request_id(value: str) -> None:
-    """For this task and those started from it."""
+    """Set the request id for this task and for tasks started from it."""
     _request_id.set(value)
 
 
@@ -52,17 +52,17 @@ class JsonFormatter(logging.Formatter):
 
 @lru_cache(2)
 def _second(timestamp: int) -> str:
-    """In UTC; told anew only once a second, for it takes as long as encoding a line."""
+    """The time in UTC, formatted once a second: formatting takes as long as encoding a line."""
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def set_up_logs(level: str, form: Literal["json", "text"]) -> None:
-    """Of this process, to stderr, other libraries' warnings included."""
+    """Send the logs of this process to stderr, those of other libraries included."""
     # No format here shows these, nor the line that logs, and to find them out costs half of what a line costs.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # pyright: ignore[reportAttributeAccessIssue] - the way that logging's HOWTO names
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for name in ("httpx", "httpcore"):  # they tell of every request with its URL and headers
+    for name in ("httpx", "httpcore"):  # they log every request with its URL and headers
         logging.getLogger(name).setLevel(logging.WARNING)

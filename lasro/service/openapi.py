@@ -9,8 +9,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from lasro import wire
-
-PROBLEM_TYPE = "application/problem+json"
+from lasro.service.problem import PROBLEM_TYPE
 
 
 class BareRoute(APIRoute):

@@ -1,6 +1,4 @@
-"""One update of the generator: sample two steps, ask for d score / d latent, backpropagate it, average.
-
-Where the gradient comes from is an argument, a `ScoreSource`.
+"""Updates of a generator: it samples its steps, takes a method's loss, and keeps adapter, optimiser and average.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -8,41 +6,38 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lasro.config import RunSettings
+from lasro.config import LoraSettings, TrainSettings
 from lasro.errors import NonFiniteError
-from lasro.functional.consistency import add_noise
-from lasro.functional.generator_loss import (
-    Moments,
-    ema_update,
-    normalise_and_clip,
-    score_ascent,
-    stay_near_base,
-    update_moments,
-)
+from lasro.functional.consistency import sample
+from lasro.functional.generator_loss import ema_update
 from lasro.functional.lr_schedule import learning_rate
+from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
 from lasro.models.device import device_memory
-from lasro.models.lora import add_generator_lora, parameters_set, save_adapter
-from lasro.models.sdxl import Conditioning, TwoStepModel
-from lasro.models.surrogate import draw_augmentation
+from lasro.models.lora import parameters_set
 from lasro.training.distributed import DistributedContext, check_enough
-from lasro.training.lcm_regulariser import LcmRegulariser
-from lasro.training.process_codec import CpuTensor
-from lasro.training.sampling import TWO_STEPS, draw_noises, generator_for
-from lasro.training.score_source import ScoreSource
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import draw_noises, generator_for
+
+if TYPE_CHECKING:
+    from lasro.methods.base import Method
+    from lasro.training.score_source import ScoreSource
 
 MEMORY_ADVICE = "lower train.micro_batch_size, or set model.gradient_checkpointing = true"
+NUM_STEPS = 2
+"""Each update samples, scores and trains one step and two."""
 
 
 class StepStatistics(NamedTuple):
-    """`score_1`, `score_2`: mean S[R] of one- and two-step samples, dimensionless."""
+    """`score_1`, `score_2`: mean of what a method ascends at one step and two; LaSRO's S[R] has no dimension."""
 
     loss: float
     regulariser: float
@@ -52,12 +47,12 @@ class StepStatistics(NamedTuple):
 
 
 class StepSamples(NamedTuple):
-    """What this process has of one consistency step: `rows` of the `total` that all processes take to that step."""
+    """What this process has of one sampling step: `rows` of the `total` that all processes take to that step."""
 
-    timestep: int
+    step: SamplingStep
     x_t_BCHW: Tensor
     z_BCHW: Tensor
-    prompts: list[str]
+    prompts: list[Prompt]
     conditioning: Conditioning
     rows: slice
     total: int
@@ -69,143 +64,118 @@ class StepSamples(NamedTuple):
 
 
 class GeneratorTrainer:
-    """The generator's adapter, its optimiser, its average, and the moments of the scores: all that a resume needs.
+    """The generator's adapter, its optimiser and its average, and the method that moves it: all that a resume needs.
 
     Among several processes each has the same; see `step`.
     """
 
-    def __init__(self, model: TwoStepModel, config: RunSettings, peers: DistributedContext | None = None) -> None:
-        self.model, self.config, self.seed = model, config, config.seed
+    def __init__(
+        self,
+        model: GeneratorModel,
+        method: Method,
+        lora: LoraSettings,
+        settings: TrainSettings,
+        seed: int,
+        peers: DistributedContext | None = None,
+    ) -> None:
+        self.model, self.method, self.lora, self.settings, self.seed = model, method, lora, settings, seed
         self.peers = peers or DistributedContext()
-        train = config.train
-        check_enough("train.batch_size / train.two_step_every", train.batch_size // train.two_step_every, self.peers)
-        self.parameters = add_generator_lora(model, config.lora, config.seed)
+        least = settings.batch_size // settings.two_step_every
+        check_enough("train.batch_size / train.two_step_every", least, self.peers)
+        self.parameters = model.add_lora(lora, seed)
         self.average = [p.detach().clone() for p in self.parameters]
         self._untrained = [p.detach().clone() for p in self.parameters]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.train.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.moments: list[Moments | None] = [None, None]
         self.version = 0
-        self.decay_steps = config.train.decay_steps
-        lcm = config.method.regulariser == "lcm"
-        self.lcm = LcmRegulariser(model, config.method) if lcm else None
+        self.decay_steps = settings.decay_steps
+        self._method_start = method.state()
 
-    def step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
-        """One AdamW step on L = c L_reg - c1 S[R(z1)] - c2 S[R(z2)], means over the prompts.
+    def step(self, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
+        """One update by the method, on these prompts.
 
-        z2 is drawn for every `train.two_step_every`-th prompt. Of several processes, all called with the same prompts,
-        each takes a share of them; S has the moments of all.
-        Raises NonFiniteError before anything that is not finite could enter the optimiser, and DeviceMemoryError.
+        Of several processes, all called with the same prompts, each takes a share of them. Raises NonFiniteError before
+        anything that is not finite could enter the optimiser, and DeviceMemoryError.
         """
-        with device_memory(f"generator update {self.version} of {len(prompts)} prompts", MEMORY_ADVICE):
-            return self._step(prompts, source)
+        with device_memory(f"generator update {self.version} of {len(batch)} prompts", MEMORY_ADVICE):
+            return self.method.update(self, batch, source)
 
-    def _step(self, prompts: list[str], source: ScoreSource) -> StepStatistics:
-        settings = self.config.method
-        generator = generator_for(self.seed, "generator", self.version)
-        steps = self._sample(prompts, generator)
-        regulariser = self._regulariser(steps, generator)
-        objective = settings.regulariser_weight * regulariser
-        loss, means = objective.item(), []
-        for stage, weight in enumerate((settings.one_step_weight, settings.two_step_weight)):
-            samples = steps[stage]
-            scores, slope = self._scores(samples, source, generator)
-            moments = self._moments(stage, scores)
-            term, gradient = score_ascent(scores, slope, moments, settings.score_clip, weight)
-            objective = objective + samples.share * (samples.z_BCHW * gradient).sum()
-            loss += samples.share * term.item()
-            means.append(samples.share * normalise_and_clip(scores, moments, settings.score_clip).mean().item())
-        told = torch.tensor([loss, regulariser.item(), *means], dtype=torch.float64)
-        self.peers.sum_([told])
-        return StepStatistics(*told.tolist(), grad_norm=self._descend(objective))
+    # --- for methods -----------------------------------------------------------------------------------------
 
-    def _sample(self, prompts: list[str], generator: torch.Generator) -> list[StepSamples]:
-        """This process's share of both steps. z1 enters the second one as a constant, as in `two_step.sample`."""
-        model, every = self.model, self.config.train.two_step_every
-        x_1, noise_2 = draw_noises(model, len(prompts), generator)
-        here = self.peers.share(len(prompts))
-        conditioning = model.embed(prompts[here])
-        z_1 = self._predict(x_1[here], TWO_STEPS[0], conditioning)
-        first = StepSamples(TWO_STEPS[0], x_1[here], z_1, prompts[here], conditioning, here, len(prompts))
-        rows = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
-        chosen = torch.arange(rows.start * every, here.stop, every, device=model.device)
-        within = chosen - here.start
-        x_2 = add_noise(z_1.detach()[within], noise_2[chosen], model.alphas_cumprod_T[TWO_STEPS[1]])
-        conditioning = conditioning.rows(within)
-        z_2 = self._predict(x_2, TWO_STEPS[1], conditioning)
-        texts, total = [prompts[row] for row in chosen.tolist()], math.ceil(len(prompts) / every)
-        return [first, StepSamples(TWO_STEPS[1], x_2, z_2, texts, conditioning, rows, total)]
+    def draws(self) -> torch.Generator:
+        """What this update draws from: it depends on the seed and the number of the update alone."""
+        return generator_for(self.seed, "generator", self.version)
 
-    def _predict(self, x_t_BCHW: Tensor, timestep: int, conditioning: Conditioning, base: bool = False) -> Tensor:
+    def sample(self, batch: Sequence[Prompt], draws: torch.Generator) -> list[StepSamples]:
+        """This process's share of one step and of two, with a gradient within each step (see `consistency.sample`).
+
+        The second step is taken for every `train.two_step_every`-th prompt.
+        """
+        model, every = self.model, self.settings.two_step_every
+        noises = draw_noises(model, len(batch), draws, NUM_STEPS)
+        here = self.peers.share(len(batch))
+        later = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
+        chosen = torch.arange(later.start * every, here.stop, every, device=model.device)
+        steps, first = model.steps(NUM_STEPS), model.embed([prompt.text for prompt in batch[here]])
+        conditioning = [first, first.rows(chosen - here.start)]
+        taken = sample(
+            lambda x_t_BCHW, i: self.predict(x_t_BCHW, steps[i], conditioning[i]),
+            lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
+            [noises[0][here], noises[1][chosen]],
+            rows=[chosen - here.start],
+        )
+        prompts = [list(batch[here]), [batch[row] for row in chosen.tolist()]]
+        rows, totals = [here, later], [len(batch), math.ceil(len(batch) / every)]
+        return [StepSamples(steps[i], *taken[i], prompts[i], conditioning[i], rows[i], totals[i]) for i in range(2)]
+
+    def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:
         """f_theta(x_t, t, c), a micro-batch's activations held at a time: backward computes them once more."""
         predict = partial(self.model.predict_clean, base=base)
-        parts = self._micro_batches(len(x_t_BCHW))
+        parts = self.micro_batches(len(x_t_BCHW))
         if len(parts) == 1:
-            return predict(x_t_BCHW, timestep, conditioning)
-        inputs = [(x_t_BCHW[part], timestep, conditioning.rows(part)) for part in parts]
+            return predict(x_t_BCHW, step, conditioning)
+        inputs = [(x_t_BCHW[part], step, conditioning.rows(part)) for part in parts]
         return torch.cat([checkpoint(predict, *each, use_reentrant=False) for each in inputs])
 
-    def _micro_batches(self, count: int) -> list[slice]:
+    def micro_batches(self, count: int) -> list[slice]:
         """Rows that go through a network together."""
-        size = self.config.train.micro_batch_size or count
+        size = self.settings.micro_batch_size or count
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def _scores(self, samples: StepSamples, source: ScoreSource, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """R(z) and dR/dz of samples, augmented by draws that are the same for any number of processes."""
-        shape, device = (samples.total, *self.model.latent_shape), self.model.device
-        drawn = draw_augmentation(shape, self.config.surrogate.max_timestep, generator)
-        t, noise = (values[samples.rows].to(device) for values in drawn)
-        z = samples.z_BCHW.detach()
-        of_parts = [
-            source.score_and_gradient(z[part], t[part], noise[part], samples.prompts[part])
-            for part in self._micro_batches(len(z))
-        ]
-        scores_B, gradient_BCHW = (torch.cat(values) for values in zip(*of_parts, strict=True))
-        return scores_B, gradient_BCHW
+    def sum_over_processes(self, figures: Sequence[float]) -> list[float]:
+        """Each figure added up over all processes."""
+        summed = torch.tensor(figures, dtype=torch.float64)
+        self.peers.sum_([summed])
+        return summed.tolist()
 
-    def _moments(self, stage: int, scores_B: Tensor) -> Moments:
-        """The moving moments of a stage after all processes' scores."""
-        of_all = torch.cat(self.peers.all_gather(scores_B.cpu, CpuTensor))
-        moments = update_moments(self.moments[stage], of_all, self.config.method.score_momentum)
-        self.moments[stage] = moments
-        return moments
-
-    def _regulariser(self, steps: list[StepSamples], generator: torch.Generator) -> Tensor:
-        """This process's part of L_reg."""
-        if self.lcm is not None:
-            return self.lcm.loss(generator) * steps[0].share
-        total = torch.zeros((), device=self.model.device)
-        for step in steps:
-            with torch.no_grad():
-                z_base = self._predict(step.x_t_BCHW, step.timestep, step.conditioning, base=True)
-            total = total + step.share * stay_near_base(step.z_BCHW, z_base)
-        return total
-
-    def _descend(self, objective: Tensor) -> float:
+    def apply(self, loss: Tensor) -> float:
+        """One AdamW step on this process's part of the loss, a scalar; returns the gradient's norm before clipping."""
         self.optimiser.zero_grad(set_to_none=True)
-        objective.backward()
+        loss.backward()
         self.peers.sum_(parameter.grad for parameter in self.parameters if parameter.grad is not None)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm).item()
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"generator update {self.version}: gradient norm {norm}, expected a finite one; "
                 "lower train.learning_rate or raise method.regulariser_weight"
             )
-        settings = self.config.train
+        settings = self.settings
         rate = learning_rate(settings.learning_rate, self.version + 1, settings.warmup_steps, self.decay_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
-        ema_update(self.average, list(self.parameters), self.config.train.ema)
+        ema_update(self.average, list(self.parameters), settings.ema)
         self.version += 1
         return norm
 
+    # --- state -----------------------------------------------------------------------------------------------
+
     def restore(self, state: dict[str, Tensor] | None) -> None:
-        """Go on from an earlier `state()`, null for the untouched base. Updates are counted on: no draw is repeated."""
+        """Go on from an earlier `state()`, None for the untouched base. Updates are counted on: no draw is repeated."""
         self.optimiser.state.clear()
         if state is not None:
-            self.load_state(state, self.version, self.moments)
+            self._load_tensors(state)
             return
         with torch.no_grad():
             for values in (list(self.parameters), self.average):
@@ -216,12 +186,12 @@ class GeneratorTrainer:
         """Begin again from the base with a fresh optimiser, and with the draws of another seed."""
         self.restore(None)
         self.seed, self.version = seed, 0
-        self.moments = [None, None]
+        self.method.load_state(self._method_start)
 
     def save(self, folder: Path) -> Path:
         """Write the averaged adapter so that stock diffusers loads it with `load_lora_weights(folder)`."""
         with parameters_set(self.parameters, self.average):
-            return save_adapter(self.model, folder, self.config.lora)
+            return self.model.save_lora(folder, self.lora)
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a resume needs, by name."""
@@ -231,8 +201,13 @@ class GeneratorTrainer:
             tensors |= {f"{i}.{key}": value for key, value in self.optimiser.state.get(parameter, {}).items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
-    def load_state(self, tensors: dict[str, Tensor], version: int, moments: list[Moments | None]) -> None:
-        """Continue from `state()`."""
+    def load_state(self, tensors: dict[str, Tensor], version: int, method_state: dict[str, Any]) -> None:
+        """Continue from `state()`, the number of updates, and the method's own state."""
+        self._load_tensors(tensors)
+        self.version = version
+        self.method.load_state(method_state)
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
         for i, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
             with torch.no_grad():
                 parameter.copy_(tensors[f"{i}.parameter"])
@@ -242,4 +217,3 @@ class GeneratorTrainer:
                 self.optimiser.state[parameter] = {key: tensors[f"{i}.{key}"].clone() for key in keys}
                 for key in keys[1:]:
                     self.optimiser.state[parameter][key] = self.optimiser.state[parameter][key].to(parameter.device)
-        self.version, self.moments = version, moments

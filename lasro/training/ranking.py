@@ -1,4 +1,4 @@
-"""How the samples of a group rank: by the run's objective, its rewards normalised by what the replay holds.
+"""How the samples of a group rank: by the run's objective, with rewards normalised over the replay buffer.
 
 Shape legend: N samples of a group, P ranked pairs.
 """
@@ -14,23 +14,23 @@ from torch import Tensor
 from lasro.config import SurrogateSettings
 from lasro.functional.bradley_terry import ranked_pairs
 from lasro.functional.reward_totals import RewardObjective, Scale, ranking_values, totals
-from lasro.training.replay_buffer import Group
+from lasro.training.replay_buffer import ReplayGroup
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """An objective with the scales of its normalised rewards, taken from the replay when a batch is drawn."""
+    """An objective, with the scales of its normalised rewards as of when a batch is drawn from the replay buffer."""
 
     settings: SurrogateSettings
     objective: RewardObjective
     scales: Mapping[str, Scale]
 
-    def values(self, group: Group) -> Tensor:
+    def values(self, group: ReplayGroup) -> Tensor:
         """What ranks each sample, float64 [N]; NaN where a reward that counts failed."""
         found = totals(group.rewards, self.objective, self.scales)
         return torch.from_numpy(ranking_values(found, self.settings.tie_margin))
 
-    def pairs(self, group: Group) -> tuple[Tensor, Tensor]:
+    def pairs(self, group: ReplayGroup) -> tuple[Tensor, Tensor]:
         """Ranked pairs (winners_P, losers_P)."""
-        stages_N = torch.from_numpy(group.stages_N)
-        return ranked_pairs(self.values(group), stages_N, self.settings.tie_margin, self.settings.rank_within_num_steps)
+        num_steps_N, settings = torch.from_numpy(group.num_steps_N), self.settings
+        return ranked_pairs(self.values(group), num_steps_N, settings.tie_margin, settings.rank_within_num_steps)

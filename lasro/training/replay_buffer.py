@@ -1,7 +1,7 @@
 """The replay buffer: groups ordered by (round, index), never by arrival, so that batches can be reproduced.
 
-A group enters training when an adapt request names it, not when it arrives: what the stream delivers earlier or
-later than the request cannot change a batch.
+A group becomes active, that is trained on, when an adapt request names it, not when it arrives. So batches do not
+depend on when the stream delivers it.
 
 Shape legend: N samples of a group, CHW one latent.
 """
@@ -24,43 +24,45 @@ HELD_OUT_GROUPS = 30
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """One prompt's scored samples: latents [N, C, H, W] float16, and by name what each reward gave, [N] float64.
+class ReplayGroup:
+    """One prompt's scored samples, as the replay buffer keeps them.
 
-    NaN stands for a reward that failed. Totals are computed when the group is used (`ranking.py`).
+    `num_steps_N` int64 is the number of denoising steps of each sample, 1 or 2. `rewards` has the values of each reward
+    by name, [N] float64, NaN where one failed. `latents_NCHW` is float16. Totals are computed when the group is used
+    (`ranking.py`).
     """
 
     group_id: str
     round: int
     index: int
     prompt: str
-    stages_N: np.ndarray
+    num_steps_N: np.ndarray
     rewards: Mapping[str, np.ndarray]
     latents_NCHW: np.ndarray
     policy_version: int = 0
-    """Updates of the generator that made it."""
+    """Updates of the generator before it made this group."""
 
     @property
     def order(self) -> tuple[int, int, str]:
         return self.round, self.index, self.group_id
 
 
-def raw_rewards(scores: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
+def raw_rewards(rewards: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
     """The named rewards as float64 [N], NaN where one failed.
 
     Raises WireError for a reward that was not scored at all or not for every sample.
     """
     for name in names:
-        if name not in scores:
-            raise WireError(f"scores: got {sorted(scores)}, expected also {name}, which this run names")
-        if len(scores[name]) != count:
-            raise WireError(f"scores of {name}: got {len(scores[name])}, expected one per sample ({count})")
-    return {name: np.array(scores[name], dtype=float) for name in names}
+        if name not in rewards:
+            raise WireError(f"rewards: got {sorted(rewards)}, expected also {name}, which this run names")
+        if len(rewards[name]) != count:
+            raise WireError(f"rewards of {name}: got {len(rewards[name])}, expected one per sample ({count})")
+    return {name: np.array(rewards[name], dtype=float) for name in names}
 
 
 def group_from_sample(
     sample: wire.ScoredGroup, objective: RewardObjective, latent_shape: tuple[int, int, int]
-) -> Group:
+) -> ReplayGroup:
     """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
     tensors, _ = wire.unpack_tensors(sample.latents)
     count = len(sample.stages)
@@ -72,14 +74,14 @@ def group_from_sample(
         latents_NCHW = latents.astype(np.float16)
     if not np.isfinite(latents_NCHW).all():
         raise NonFiniteError("latents: got values over 65504, expected what float16 can hold")
-    rewards = raw_rewards(sample.scores, objective.weights, count)
+    rewards = raw_rewards(sample.rewards, objective.weights, count)
     check_product(rewards, objective)
-    return Group(
+    return ReplayGroup(
         group_id=sample.group_id,
         round=sample.round,
         index=sample.index,
         prompt=sample.prompt,
-        stages_N=np.array(sample.stages, dtype=np.int64),
+        num_steps_N=np.array(sample.stages, dtype=np.int64),
         rewards=rewards,
         latents_NCHW=latents_NCHW,
         policy_version=sample.policy_version,
@@ -87,9 +89,9 @@ def group_from_sample(
 
 
 def is_held_out(round: int, index: int, share: float) -> bool:
-    """Whether a group is kept out of training: the same answer in every process, for about `share` of them.
+    """Whether a group is held out of training: about `share` of all groups, the same ones in every process.
 
-    By its place and not by its id, so that a round sampled again cannot put one twin on either side.
+    It depends on round and index and not on the id, so that a round that is sampled again has the same groups held out.
     """
     digest = hashlib.blake2b(f"{round}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
@@ -98,21 +100,21 @@ def is_held_out(round: int, index: int, share: float) -> bool:
 class ReplayBuffer:
     """Groups of one run; safe to use from several threads.
 
-    `buffer_groups` newest are kept for training, and the newest 30 of the held-out ones.
+    It keeps the newest `buffer_groups` training groups and the newest 30 held-out ones.
     """
 
     def __init__(self, buffer_groups: int, recent_groups: int, held_out_share: float) -> None:
         self.buffer_groups, self.recent_groups = buffer_groups, recent_groups
         self.held_out_share = held_out_share
         self._lock = threading.Lock()
-        self._waiting: dict[str, Group] = {}
+        self._waiting: dict[str, ReplayGroup] = {}
         self._entered: set[str] = set()
-        self._training: list[Group] = []
-        self._held_out: list[Group] = []
+        self._training: list[ReplayGroup] = []
+        self._held_out: list[ReplayGroup] = []
         self._policy_version = 0
 
-    def add(self, group: Group) -> bool:
-        """Take an arrived group; False for one that was here before, which changes nothing."""
+    def add(self, group: ReplayGroup) -> bool:
+        """Keep an arrived group until `activate` names it; False for one that is known, which changes nothing."""
         with self._lock:
             if group.group_id in self._entered or group.group_id in self._waiting:
                 return False
@@ -120,7 +122,10 @@ class ReplayBuffer:
             return True
 
     def activate(self, group_ids: Sequence[str]) -> list[str]:
-        """Let those of the named groups that wait into training; none named: all that wait. Returns their names."""
+        """Start training on the named groups that are waiting, or on all that are when none is named.
+
+        Returns the ids of those that were activated.
+        """
         with self._lock:
             names = [name for name in dict.fromkeys(group_ids or self._waiting) if name in self._waiting]
             for name in names:
@@ -128,11 +133,11 @@ class ReplayBuffer:
         return names
 
     def mark_entered(self, group_ids: Iterable[str]) -> None:
-        """Never take these groups again: they were trained on, and may have left the buffer since."""
+        """Refuse these groups from now on: they were trained on, and may have left the buffer since."""
         with self._lock:
             self._entered.update(group_ids)
 
-    def _enter(self, group: Group) -> None:
+    def _enter(self, group: ReplayGroup) -> None:
         self._entered.add(group.group_id)
         self._policy_version = max(self._policy_version, group.policy_version)
         held_out = is_held_out(group.round, group.index, self.held_out_share)
@@ -146,14 +151,14 @@ class ReplayBuffer:
         with self._lock:
             return [name for name in group_ids if name not in self._entered and name not in self._waiting]
 
-    def named(self, group_ids: Iterable[str]) -> list[Group]:
-        """Those of the named groups that are still kept, in order."""
+    def named(self, group_ids: Iterable[str]) -> list[ReplayGroup]:
+        """The named groups that are still kept, in order."""
         wanted = set(group_ids)
         with self._lock:
             kept = [group for group in (*self._training, *self._held_out) if group.group_id in wanted]
         return sorted(kept, key=lambda group: group.order)
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Group]:
+    def draw(self, count: int, rng: np.random.Generator) -> list[ReplayGroup]:
         """Up to `count` distinct groups in order: half of them from the `recent_groups` newest, half from all."""
         with self._lock:
             groups = list(self._training)
@@ -163,12 +168,12 @@ class ReplayBuffer:
         return [groups[i] for i in sorted([*newest, *others])]
 
     def scales(self, rewards: Iterable[str]) -> dict[str, Scale]:
-        """Mean and deviation of each named reward over the groups in training, whatever the order they came in."""
+        """Mean and standard deviation of each named reward over the training groups, whatever order they came in."""
         with self._lock:
             groups = list(self._training)
         return {name: scale_of([group.rewards[name] for group in groups]) for name in rewards}
 
-    def held_out(self) -> list[Group]:
+    def held_out(self) -> list[ReplayGroup]:
         """Groups kept out of training, oldest first."""
         with self._lock:
             return list(self._held_out)
@@ -180,7 +185,7 @@ class ReplayBuffer:
 
     @property
     def policy_version(self) -> int:
-        """Of the generator that made the newest group so far."""
+        """Updates of the generator before it made the newest group so far."""
         return self._policy_version
 
     @property

@@ -8,7 +8,7 @@ Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -18,15 +18,14 @@ from torch import Tensor
 
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import NonFiniteError
-from lasro.files import png_bytes
-from lasro.functional.consistency import lcm_timesteps, sample
+from lasro.functional.consistency import sample
+from lasro.images import png_bytes
+from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
-from lasro.models.sdxl import Conditioning, TwoStepModel
 from lasro.service.child_process import cores
 from lasro.training.prompts import Prompt
-from lasro.wire import GroupSubmission, pack_tensors, to_msgpack
+from lasro.wire import GroupSubmission, NumSteps, pack_tensors, to_msgpack
 
-TWO_STEPS = lcm_timesteps(2)
 Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
 """Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
 
@@ -39,7 +38,7 @@ class Group(NamedTuple):
 
     prompt: Prompt
     latents_BCHW: Tensor
-    stages: list[int]
+    stages: list[NumSteps]
     is_reference: list[bool]
     images: list[bytes]
 
@@ -57,7 +56,7 @@ class GroupSummary(NamedTuple):
     """A group without its latents and images, as a round's record needs it; `distances` by number of steps."""
 
     prompt: Prompt
-    stages: list[int]
+    stages: Sequence[int]
     is_reference: list[bool]
     distances: dict[int, Distances]
 
@@ -68,7 +67,7 @@ def generator_for(*parts: object) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def draw_noises(model: TwoStepModel, count: int, generator: torch.Generator, steps: int = 2) -> list[Tensor]:
+def draw_noises(model: GeneratorModel, count: int, generator: torch.Generator, steps: int = 2) -> list[Tensor]:
     """One noise [count, C, H, W] per step, on the model's device."""
     shape = (count, *model.latent_shape)
     return [torch.randn(shape, generator=generator).to(model.device) for _ in range(steps)]
@@ -80,18 +79,25 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
-def two_step_latents(
-    model: TwoStepModel, noises: list[Tensor], conditioning: Conditioning, base: bool = False
+def sample_latents(
+    model: GeneratorModel, noises: Sequence[Tensor], conditioning: Conditioning, base: bool = False
 ) -> list[Tensor]:
-    """One-step and two-step latents [B, C, H, W] of the same noise, of the frozen base where `base` is set."""
-    return sample(
-        lambda x_t, t: model.predict_clean(x_t, t, conditioning, base=base), noises, TWO_STEPS, model.alphas_cumprod_T
+    """Clean latents [B, C, H, W] after each of `len(noises)` steps, of the frozen base where `base` is set.
+
+    Of two steps the first are the one-step samples of the same noise.
+    """
+    steps = model.steps(len(noises))
+    taken = sample(
+        lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditioning, base),
+        lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
+        noises,
     )
+    return [step.z_BCHW for step in taken]
 
 
 @torch.no_grad()
 def sample_groups(
-    model: TwoStepModel,
+    model: GeneratorModel,
     prompts: list[Prompt],
     settings: SamplingSettings,
     *seed: object,
@@ -113,12 +119,12 @@ def sample_groups(
     conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     others = []
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
-        own = two_step_latents(model, noises, conditioning, base)
+        own = sample_latents(model, noises, conditioning, base)
         if reference_policy is not None:
             first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.num_reference_seeds
             others = reference_policy([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
     shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
-    stages = [i % 2 + 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
+    stages: list[NumSteps] = [2 if i % 2 else 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
     is_reference = [False] * 2 * K + [True] * (len(stages) - 2 * K)
     latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
     for prompt, latents_BCHW in zip(prompts, latents, strict=True):
@@ -133,7 +139,7 @@ def sample_groups(
         ]
 
 
-def _pngs(model: TwoStepModel, latents_BCHW: Tensor) -> list[bytes]:
+def _pngs(model: GeneratorModel, latents_BCHW: Tensor) -> list[bytes]:
     return [png_bytes(image) for image in model.decode(latents_BCHW, mixed=True)]
 
 
@@ -173,19 +179,17 @@ def submission(group: Group, config: RunSettings, round: int, index: int, policy
     """
     latents = group.latents_BCHW.to(torch.float16).numpy()
     name = f"r{round:06d}-{index:04d}"
-    made = GroupSubmission.model_validate(
-        {
-            "group_id": name,
-            "round": round,
-            "index": index,
-            "prompt": group.prompt.text,
-            "metadata": group.prompt.metadata,
-            "policy_version": policy_version,
-            "rewards": [reward.name for reward in config.rewards],
-            "stages": group.stages,
-            "images": group.images,
-            "latents": pack_tensors({"latents": latents}),
-        }
+    made = GroupSubmission(
+        group_id=name,
+        round=round,
+        index=index,
+        prompt=group.prompt.text,
+        metadata=group.prompt.metadata,
+        policy_version=policy_version,
+        rewards=[reward.name for reward in config.rewards],
+        stages=group.stages,
+        images=group.images,
+        latents=pack_tensors({"latents": latents}),
     )
     digest = hashlib.sha256(to_msgpack(made)).hexdigest()[:16]
     limit = config.budget.max_reward_calls

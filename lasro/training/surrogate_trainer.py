@@ -1,7 +1,7 @@
-"""Training the surrogate: Bradley-Terry steps on replayed groups, and how well it ranks what it has not seen.
+"""Training the surrogate: Bradley-Terry steps on replayed groups, and how well it ranks groups that it has not seen.
 
-What a step draws (groups, timesteps, noise) depends on the run's seed and the number of the step alone, so that the
-same groups give the same weights whatever else happened in between.
+What a step draws (groups, timesteps, noise) depends only on the run's seed and the number of the step. So the same
+groups give the same weights, whatever happened in between.
 
 Shape legend: G groups, N samples of one group, S samples of all groups of a step, P ranked pairs, CHW one latent.
 """
@@ -26,21 +26,19 @@ from lasro.functional.lr_schedule import learning_rate
 from lasro.functional.reward_totals import RewardObjective
 from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
-from lasro.models.sdxl import Conditioning
 from lasro.models.surrogate import build_surrogate, draw_augmentation
 from lasro.training.ranking import Ranker
-from lasro.training.replay_buffer import Group, ReplayBuffer
-from lasro_surrogate_trainer.journal import Measured
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
 
 BETAS = (0.9, 0.99)
 HELD_OUT_EVERY_STEPS = 32
-"""Scoring the held-out groups costs about as much as a step, so they are scored once in this many."""
+"""Scoring the held-out groups costs about as much as a step, so they are scored only once in so many steps."""
 MEASURING_SEED = 20_411
 MEMORY_ADVICE = "lower surrogate.groups_per_step or seeds_per_prompt, or set model.gradient_checkpointing = true"
 
 
 class StepResult(NamedTuple):
-    """Of one optimiser step: loss and pair accuracy before it, and how many pairs it learned from."""
+    """One optimiser step: loss and pair accuracy before it (0 to 1), and the number of ranked pairs in its batch."""
 
     loss: float
     accuracy: float
@@ -49,20 +47,38 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the surrogate ranks some groups. Null where there is no pair or no correlation to measure."""
+    """How the surrogate ranks some groups.
+
+    `accuracy`: share of pairs ranked right; `gap`: mean of 1 - Spearman's correlation. None where there is no pair, or
+    no correlation to measure.
+    """
 
     accuracy: float | None
     gap: float | None
 
 
+class SurrogateMetrics(wire.Message):
+    """How well the surrogate ranked when it was last measured; None where there was nothing to measure yet.
+
+    Its JSON lies in the trainer's journal, so its fields keep their names.
+    """
+
+    held_out_accuracy: wire.Finite | None = None
+    """Share of pairs of the held-out groups ranked right."""
+    held_out_step: int | None = None
+    """Optimiser steps behind the surrogate that was measured so."""
+    reward_gap: wire.Finite | None = None
+    """Mean of 1 - Spearman's correlation of score and reward within fresh groups."""
+
+
 class SurrogateTrainer:
-    """The surrogate being trained, with its optimiser and count of steps. One thread uses it."""
+    """The surrogate being trained, its optimiser and its count of steps. Not thread-safe."""
 
     def __init__(self, frozen: FrozenModel, settings: SurrogateSettings, objective: RewardObjective) -> None:
         self.frozen, self.settings, self.objective = frozen, settings, objective
         self.surrogate = build_surrogate(frozen.model, settings)
         self.steps = 0
-        self.measured = Measured()
+        self.metrics = SurrogateMetrics()
         self._optimiser = self._new_optimiser()
 
     def _new_optimiser(self) -> torch.optim.AdamW:
@@ -72,24 +88,25 @@ class SurrogateTrainer:
         )
 
     def load(self, state: dict[str, np.ndarray], steps: int) -> None:
-        """Go on from these weights with a fresh optimiser; raises WireError for what does not fit."""
+        """Continue from these weights with a new optimiser; raises WireError for weights of another shape."""
         self.load_weights(state)
         self.steps = steps
         self._optimiser = self._new_optimiser()
 
     def load_weights(self, state: dict[str, np.ndarray]) -> None:
-        """Take these weights and leave optimiser and count of steps as they are; raises WireError."""
+        """Replace the weights only, not optimiser and count of steps; raises WireError for weights of another shape."""
         self.surrogate.load_trained({name: torch.from_numpy(array) for name, array in state.items()})
 
     def state(self) -> dict[str, np.ndarray]:
+        """Copies of the trained weights by name, float32."""
         return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
 
     def ranker(self, replay: ReplayBuffer) -> Ranker:
-        """Of the groups that are in the replay now."""
+        """Ranks groups with the reward scales of the replay buffer as it is now."""
         return Ranker(self.settings, self.objective, replay.scales(self.objective.normalised))
 
     def optimiser_state(self) -> dict[str, np.ndarray]:
-        """Of AdamW: `NAME/step`, `NAME/exp_avg` and `NAME/exp_avg_sq` of each parameter that was ever updated."""
+        """AdamW's `NAME/step`, `NAME/exp_avg` and `NAME/exp_avg_sq` for each parameter that was ever updated."""
         return {
             f"{name}/{key}": value.detach().cpu().numpy()
             for name, parameter in self.surrogate.named_parameters()
@@ -108,9 +125,10 @@ class SurrogateTrainer:
                 self._optimiser.state[parameter] = {"step": step, **moments}
 
     def step(self, replay: ReplayBuffer) -> StepResult | None:
-        """Draw a batch and take one optimiser step; None where the batch has no ranked pair to learn from.
+        """Draw a batch of groups and take one optimiser step; None where the batch has no ranked pair.
 
-        Raises NonFiniteError for a loss or gradient that is not finite; the weights are then as before.
+        Raises NonFiniteError for a loss or gradient that is not finite, with the weights as before, and
+        DeviceMemoryError.
         """
         seeds = np.random.SeedSequence([self.settings.seed % 2**63, self.steps])
         groups = replay.draw(self.settings.groups_per_step, np.random.default_rng(seeds))
@@ -118,7 +136,7 @@ class SurrogateTrainer:
         winners_P, losers_P = self._batch_pairs(groups, self.ranker(replay))
         if len(winners_P) == 0:
             return None
-        samples = sum(len(group.stages_N) for group in groups)
+        samples = sum(len(group.num_steps_N) for group in groups)
         with device_memory(f"surrogate step {self.steps} of {samples} samples", MEMORY_ADVICE):
             scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
             loss = bradley_terry_loss(scores_S, winners_P, losers_P)
@@ -126,23 +144,23 @@ class SurrogateTrainer:
         accuracy = pair_accuracy(scores_S.detach(), winners_P, losers_P)
         return StepResult(loss.item(), accuracy or 0.0, len(winners_P))
 
-    def _batch_pairs(self, groups: Sequence[Group], ranker: Ranker) -> tuple[Tensor, Tensor]:
+    def _batch_pairs(self, groups: Sequence[ReplayGroup], ranker: Ranker) -> tuple[Tensor, Tensor]:
         empty = torch.empty(0, dtype=torch.int64)
         winners, losers, offset = [empty], [empty], 0
         for group in groups:
             winners_P, losers_P = ranker.pairs(group)
             winners.append(winners_P + offset)
             losers.append(losers_P + offset)
-            offset += len(group.stages_N)
+            offset += len(group.num_steps_N)
         device = self.frozen.model.device
         return torch.cat(winners).to(device), torch.cat(losers).to(device)
 
-    def _augmented_scores(self, groups: Sequence[Group], generator: torch.Generator) -> Tensor:
+    def _augmented_scores(self, groups: Sequence[ReplayGroup], generator: torch.Generator) -> Tensor:
         device = self.frozen.model.device
         latents_SCHW = torch.from_numpy(np.concatenate([group.latents_NCHW for group in groups])).to(device)
-        counts_G = torch.tensor([len(group.stages_N) for group in groups], device=device)
-        rows_GT = self.frozen.embed([group.prompt for group in groups])
-        conditioning = Conditioning(*(rows.repeat_interleave(counts_G, 0) for rows in rows_GT))
+        counts_G = torch.tensor([len(group.num_steps_N) for group in groups], device=device)
+        conditioning_G = self.frozen.embed([group.prompt for group in groups])
+        conditioning = conditioning_G.repeat_each(counts_G)
         shape = (len(latents_SCHW), *self.frozen.model.latent_shape)
         timesteps_S, noise_SCHW = draw_augmentation(shape, self.settings.max_timestep, generator)
         return self.surrogate(
@@ -166,14 +184,14 @@ class SurrogateTrainer:
         self._optimiser.step()
 
     @torch.no_grad()
-    def rank(self, groups: Sequence[Group], ranker: Ranker) -> Ranking:
-        """Pair accuracy over all pairs, and the mean of 1 - Spearman's correlation, at one fixed augmentation."""
+    def rank(self, groups: Sequence[ReplayGroup], ranker: Ranker) -> Ranking:
+        """Pair accuracy over all pairs, and the mean of 1 - Spearman's correlation, with one fixed augmentation."""
         device, settings = self.frozen.model.device, self.settings
         generator = torch.Generator().manual_seed(MEASURING_SEED)
         timestep, noise = draw_augmentation((1, *self.frozen.model.latent_shape), settings.max_timestep, generator)
         right, pairs, gaps = 0.0, 0, []
         for group in groups:
-            count = len(group.stages_N)
+            count = len(group.num_steps_N)
             scores_N = self.surrogate(
                 torch.from_numpy(group.latents_NCHW).to(device),
                 timestep.to(device).expand(count),
@@ -192,22 +210,22 @@ class SurrogateTrainer:
                 gaps.append(1 - correlation)
         return Ranking(right / pairs if pairs else None, float(np.mean(gaps)) if gaps else None)
 
-    def measure(self, fresh: Ranking, held_out: Sequence[Group], ranker: Ranker) -> None:
-        """Take in how it ranked fresh groups, and score the held-out ones where that is due."""
-        known, gap = self.measured, self.measured.reward_gap if fresh.gap is None else fresh.gap
+    def measure(self, fresh: Ranking, held_out: Sequence[ReplayGroup], ranker: Ranker) -> None:
+        """Update `metrics` by the ranking of fresh groups; score the held-out ones where that is due."""
+        known, gap = self.metrics, self.metrics.reward_gap if fresh.gap is None else fresh.gap
         accuracy, step = known.held_out_accuracy, known.held_out_step
         if held_out and (step is None or self.steps - step >= HELD_OUT_EVERY_STEPS):
             accuracy, step = self.rank(held_out, ranker).accuracy, self.steps
-        self.measured = Measured(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
+        self.metrics = SurrogateMetrics(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
 
 
 def adapt(
     trainer: SurrogateTrainer, replay: ReplayBuffer, request: wire.AdaptRequest, stopped: Callable[[], bool]
 ) -> wire.AdaptStatistics:
-    """Rank the new groups as they come, then train for `request.steps` steps; raises NonFiniteError.
+    """Rank the new groups before training on them, then train for `request.steps` steps.
 
-    Groups of a generator more than `max_policy_lag` updates behind the newest are trained on, but are not fresh.
-    `stopped` is asked before each step; where it says yes, BusyError ends the adaptation.
+    Groups made more than `max_policy_lag` generator updates before the newest are trained on, but are not fresh.
+    Raises NonFiniteError, and BusyError once `stopped` returns True; it is called before each step.
     """
     started = time.perf_counter()
     new_groups = replay.named(request.new_groups)
@@ -227,7 +245,7 @@ def adapt(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
         fresh_pair_accuracy=fresh.accuracy,
-        held_out_pair_accuracy=trainer.measured.held_out_accuracy,
+        held_out_pair_accuracy=trainer.metrics.held_out_accuracy,
         reward_gap=fresh.gap,
         pairs=sum(result.pairs for result in results),
         constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),

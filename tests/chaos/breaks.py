@@ -71,9 +71,9 @@ def trim_by_length(module: str) -> None:
 def take_all(module: str) -> None:
     """The replay takes a group again that it has seen."""
     if module == TRAINER:
-        from lasro.training.replay_buffer import Group, ReplayBuffer
+        from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
 
-        def add(self: ReplayBuffer, group: Group) -> bool:
+        def add(self: ReplayBuffer, group: ReplayGroup) -> bool:
             with self._lock:
                 self._waiting[group.group_id] = group
                 return True
@@ -88,8 +88,8 @@ def failed_is_zero(module: str) -> None:
 
         def sample(submission: wire.GroupSubmission, items: list[wire.ScoredItem]) -> wire.ScoredGroup:
             made = make(submission, items)
-            scores = {name: [score or 0.0 for score in column] for name, column in made.scores.items()}
-            return made.model_copy(update={"scores": scores})
+            rewards = {name: [reward or 0.0 for reward in column] for name, column in made.rewards.items()}
+            return made.model_copy(update={"rewards": rewards})
 
         group_queue._sample = sample
 

@@ -61,15 +61,15 @@ class Ledger:
 
     def _check(self, run: str, sample: wire.ScoredGroup) -> None:
         group = self._workload.group(run, sample.round, sample.index)
-        scores = sample.scores[REWARD]
-        wrong = sum(score not in (None, true) for score, true in zip(scores, group.rewards, strict=True))
+        rewards = sample.rewards[REWARD]
+        wrong = sum(reward not in (None, true) for reward, true in zip(rewards, group.rewards, strict=True))
         told = (sample.group_id, sample.prompt, sample.stages, sample.latents)
         if told != (group.group_id, group.prompt, group.stages, group.latents):
             wrong = len(group.stages)
         self.wrong += wrong
         if not self.entered[run][sample.group_id]:
             self.samples += len(group.stages)
-            self.failed += sum(score is None for score in scores) - group.rewards.count(None)
+            self.failed += sum(reward is None for reward in rewards) - group.rewards.count(None)
         self.entered[run][sample.group_id] += 1
 
     # --- at the end ------------------------------------------------------------------------------------------

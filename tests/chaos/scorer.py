@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lasro.reward_function import RejectedItem
 from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
-from lasro.service.app import run_service
+from lasro.service.serve import run_service
 from tests.chaos.workload import truth
 
 SLOW_S = 3.0

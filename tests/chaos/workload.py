@@ -44,7 +44,7 @@ class Group:
     round: int
     index: int
     prompt: str
-    stages: list[int]
+    stages: list[wire.NumSteps]
     pixels: list[bytes]
     latents_NCHW: np.ndarray
 
@@ -87,7 +87,7 @@ class Workload(wire.Message):
         name = hashlib.blake2b(f"{self.seed}/{run}/{round}/{index}".encode(), digest_size=16).digest()
         rng = np.random.default_rng(int.from_bytes(name, "big"))
         large = (round * self.per_round + index) % LARGE_EVERY == LARGE_EVERY - 1
-        stages = [1, 2] * (LARGE_SEEDS if large else 1)
+        stages: list[wire.NumSteps] = [1, 2] * (LARGE_SEEDS if large else 1)
         return Group(
             group_id=f"r{round:06d}-{index:04d}",
             round=round,
@@ -101,18 +101,16 @@ class Workload(wire.Message):
 
 def submission(group: Group) -> wire.GroupSubmission:
     """The group as a client posts it."""
-    return wire.GroupSubmission.model_validate(
-        {
-            "group_id": group.group_id,
-            "round": group.round,
-            "index": group.index,
-            "prompt": group.prompt,
-            "policy_version": group.round,
-            "rewards": [REWARD],
-            "stages": group.stages,
-            "images": [_png(pixels) for pixels in group.pixels],
-            "latents": group.latents,
-        }
+    return wire.GroupSubmission(
+        group_id=group.group_id,
+        round=group.round,
+        index=group.index,
+        prompt=group.prompt,
+        policy_version=group.round,
+        rewards=[REWARD],
+        stages=group.stages,
+        images=[_png(pixels) for pixels in group.pixels],
+        latents=group.latents,
     )
 
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ConflictError, PromptTooLongError
-from lasro.models.lora import add_generator_lora, save_adapter
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.generate import Steps, generate
 
@@ -44,9 +43,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = LoraSettings(rank=4, alpha=12.0)
     model = load_model(ModelSettings(device="cpu"))
     generator = torch.Generator().manual_seed(0)
-    for parameter in add_generator_lora(model, settings, seed=0):
+    for parameter in model.add_lora(settings, seed=0):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
-    save_adapter(model, folder, settings)
+    model.save_lora(folder, settings)
     return folder
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from lasro.config import RunSettings, SurrogateRun
-from lasro.models.sdxl import load_model
+from lasro.methods.registry import create_trainer
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
-from lasro.training.generator_trainer import GeneratorTrainer
-from lasro.training.score_source import FetchedSurrogate, RemoteSurrogate, ScoreSource
+from lasro.training.prompts import Prompt
+from lasro.training.score_source import ScoreSource
 from lasro_client.services.surrogate_client import SurrogateClient
+from lasro_client.services.surrogate_scores import FetchedSurrogate, RemoteSurrogate
 from lasro_surrogate_trainer.app import create_app
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
@@ -34,13 +36,13 @@ def settings(model_path: str, trunk: str) -> RunSettings:
 
 def gradients(config: RunSettings, source: ScoreSource, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Of one update, before clipping and AdamW could hide a difference."""
-    trainer = GeneratorTrainer(load_model(config.model), config)
+    trainer = create_trainer(config, load_model(config.model))
     with torch.no_grad():
         for parameter in trainer.parameters:
             parameter.add_(0.02)
     monkeypatch.setattr(trainer.optimiser, "step", lambda: None)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(1.0))
-    trainer.step(PROMPTS, source)
+    trainer.step([Prompt(text) for text in PROMPTS], source)
     found = [p.grad for p in trainer.parameters if p.grad is not None]
     assert len(found) == len(trainer.parameters)
     return found
@@ -56,7 +58,7 @@ def test_both_modes_give_the_same_generator_gradient(
     with SurrogateClient(serve(create_app(environment)), timeout_s=60) as client:
         body = SurrogateRun(model=config.model, surrogate=config.surrogate, weights={"any": 1.0})
         version = client.create(config.name, body).version
-        remote = RemoteSurrogate(client, config.name)
+        remote = RemoteSurrogate(client, config.name, config.surrogate.max_timestep)
         local = FetchedSurrogate(client, config.name, build_surrogate(load_model(config.model), config.surrogate))
         remote.refresh(version)
         local.refresh(version)

@@ -23,12 +23,12 @@ from lasro.errors import LasroError, WireError
 from lasro.images import check_image, decode_image
 from lasro.wire import Protocol
 from lasro_reward_api.checks import check_group
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
 
 SHAPE = (4, 2, 2)
 MAX_PIXELS = 1 << 16
-SPEAKER_SETTINGS = {
+CODEC_SETTINGS = {
     Protocol.UNIRL: {"reward": "r"},
     Protocol.OPENAI_CHAT: {"model": "m"},
     Protocol.OIP_V2: {"model": "m", "output": "SCORE"},
@@ -60,7 +60,7 @@ def image(body: bytes) -> None:
 
 
 def reply(protocol: Protocol, content_type: str) -> Callable[[bytes], object]:
-    return lambda body: SPEAKERS[protocol].decode(content_type, body, 2, SPEAKER_SETTINGS.get(protocol, {}))
+    return lambda body: CODECS[protocol].decode(content_type, body, 2, CODEC_SETTINGS.get(protocol, {}))
 
 
 DECODERS: dict[str, Callable[[bytes], object]] = {
@@ -74,7 +74,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "image": image,
     "trainer-latents": lambda body: read_latents(body, SHAPE),
     "trainer-gradient": lambda body: read_gradient(body, SHAPE, 200),
-    "trainer-images": lambda body: read_images([body], 4),
+    "trainer-images": lambda body: read_images([body], (4, 4)),
     "native-msgpack": reply(Protocol.NATIVE, MSGPACK),
     **{protocol.value: reply(protocol, JSON) for protocol in Protocol},
 }
@@ -98,7 +98,7 @@ def whole_bodies() -> dict[str, list[bytes]]:
         stages=[1, 2], images=[encoded_image("PNG")] * 2, latents=packed(latents=latents),
     )  # fmt: skip
     sample = wire.ScoredGroup(
-        group_id="g", round=0, index=0, prompt="p", policy_version=0, stages=[1, 2], scores={"r": [0.5, None]},
+        group_id="g", round=0, index=0, prompt="p", policy_version=0, stages=[1, 2], rewards={"r": [0.5, None]},
         versions={"r": 1}, latents=packed(latents=latents),
     )  # fmt: skip
     spec = wire.RewardSpec(name="r", url="https://a.example/", protocol=Protocol.NATIVE, range=(0, 1))
@@ -132,13 +132,13 @@ def whole_bodies() -> dict[str, list[bytes]]:
 
 def decode(name: str, body: bytes) -> None:
     """Run a decoder; anything it raises that is not LaSRO's own is a bug."""
-    told = ""
+    message = ""
     try:
         DECODERS[name](body)
     except LasroError as error:
-        told = str(error)
-    assert "\n" not in told
-    assert len(told) < 2000
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 2000
 
 
 @st.composite

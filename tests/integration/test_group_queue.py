@@ -132,7 +132,7 @@ def test_finish_delivers_once_and_forgets_the_images(run_queue, redis_client: re
     run_queue(body)
     stream = SampleStream(redis_client, RUN)
     ((_, delivered),) = stream.read(5)
-    assert delivered.scores == {"r": [0.25, None]}
+    assert delivered.rewards == {"r": [0.25, None]}
     assert delivered.versions == {"r": 4}
     assert (delivered.round, delivered.index, delivered.policy_version) == (1, 2, 3)
     assert redis_client.hexists(keys.group(RUN, "g"), "payload") == 0
@@ -157,8 +157,8 @@ def test_a_server_that_knows_its_entries_delivers_once_even_to_a_group_that_was_
             redis_client.delete(keys.group(RUN, group_id))
 
     run_queue(body)
-    scores = [sample.scores["r"][0] for _, sample in SampleStream(redis_client, RUN).read(9)]
-    assert scores == ([0.5, 0.75] if native else [0.5, 0.25, 0.75])
+    rewards = [sample.rewards["r"][0] for _, sample in SampleStream(redis_client, RUN).read(9)]
+    assert rewards == ([0.5, 0.75] if native else [0.5, 0.25, 0.75])
     redis_client.delete(keys.samples(RUN))  # as the deletion of a run does: its ids are free again
     run_queue(body)
     assert len(SampleStream(redis_client, RUN).read(9)) == (2 if native else 3)
@@ -259,7 +259,7 @@ def test_a_group_of_a_deleted_run_is_dropped(run_queue, redis_client: redis.Redi
     assert redis_client.xlen(keys.WORK) == 0
 
 
-def test_a_payload_of_another_schema_is_set_aside_with_the_reason(run_queue, redis_client: redis.Redis) -> None:
+def test_a_payload_of_another_schema_is_dead_lettered_with_the_reason(run_queue, redis_client: redis.Redis) -> None:
     """Bug: what cannot be read is claimed for ever, or dropped and sent again for ever, and nobody learns of it."""
     newer = msgpack.packb({**submission().model_dump(), "schema_version": 2})
 
@@ -296,7 +296,7 @@ def test_a_payload_of_another_schema_is_set_aside_with_the_reason(run_queue, red
     ],
     ids=["junk", "half", "colon", "not-text", "long", "wide", "ours"],
 )
-def test_entries_that_name_no_group_are_set_aside(
+def test_entries_that_name_no_group_are_dead_lettered(
     run_queue, redis_client: redis.Redis, fields: dict[str | bytes, Any]
 ) -> None:
     """Bug: a foreign entry on the stream ends the worker, and everything behind it waits for ever."""
@@ -316,7 +316,7 @@ def test_entries_that_name_no_group_are_set_aside(
     assert dead_letters(redis_client) == []
 
 
-def test_what_kills_its_workers_is_set_aside_after_five_deliveries(run_queue, redis_client: redis.Redis) -> None:
+def test_what_kills_its_workers_is_dead_lettered_after_five_deliveries(run_queue, redis_client: redis.Redis) -> None:
     """Bug: a group that no worker survives is handed from one to the next until none is left."""
 
     async def body(queue: GroupQueue) -> None:
@@ -336,16 +336,16 @@ def test_what_kills_its_workers_is_set_aside_after_five_deliveries(run_queue, re
     assert redis_client.hget(keys.calls(RUN), "reserved") == b"0"
 
 
-def test_what_was_set_aside_is_scored_after_a_retry_and_submitted_again_after_a_drop(
+def test_what_was_dead_lettered_is_scored_after_a_retry_and_submitted_again_after_a_drop(
     run_queue, redis_client: redis.Redis
 ) -> None:
-    """Bug: a group that was set aside is lost for good, or its id is taken for ever."""
+    """Bug: a group that was dead-lettered is lost for good, or its id is taken for ever."""
 
     async def body(queue: GroupQueue) -> None:
         for group_id in ("kept", "dropped"):
             await queue.add(RUN, submission(group_id), 2)
         for entry in await queue.take("one", 5, 0, 10_000):
-            await queue.bury(entry, "for a test", group_named(entry.fields))
+            await queue.dead_letter(entry, "for a test", group_named(entry.fields))
         kept, dropped = named(redis_client, [letter.id for letter in dead_letters(redis_client)])
         assert retry(redis_client, kept)
         assert not retry(redis_client, kept)
@@ -459,7 +459,7 @@ def test_two_runs_do_not_touch_each_other(run_queue, redis_client: redis.Redis) 
         for entry in entries:
             run, group_id = group_named(entry.fields) or ("", "")
             if group_id == "dead":
-                await queue.bury(entry, "for a test", (run, group_id))
+                await queue.dead_letter(entry, "for a test", (run, group_id))
             elif group_id == "scored":
                 await queue.finish(Claim(entry.id, run, submission("scored")), items(0.5))
         await queue.leave("one")

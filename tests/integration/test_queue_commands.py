@@ -29,7 +29,7 @@ def submission(group_id: str) -> wire.GroupSubmission:
 
 @pytest.fixture
 def url(redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A queue with one group waiting, one claimed, one set aside and an entry that names no group."""
+    """A queue with one group waiting, one claimed, one dead-lettered and an entry that names no group."""
     monkeypatch.setenv("LASRO_REDIS_URL", redis_url)
 
     async def fill() -> None:
@@ -38,11 +38,11 @@ def url(redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPat
             for group_id in ("dead", "claimed", "waits"):
                 await queue.add(RUN, submission(group_id), 2)
             (entry,) = await queue.take("worker-1", 1, 0, 10_000)
-            await queue.bury(entry, "it bites", (RUN, "dead"))
+            await queue.dead_letter(entry, "it bites", (RUN, "dead"))
             await queue.claim("worker-1", 1, 0, 10_000)
             redis_client.xadd(keys.WORK, {"junk": "x"})
             *_, junk = await queue.take("worker-2", 2, 0, 10_000)
-            await queue.bury(junk, "names no group", None)
+            await queue.dead_letter(junk, "names no group", None)
             await queue.leave("worker-2")
 
     asyncio.run(fill())
@@ -56,7 +56,7 @@ def lasro(*arguments: str, expected: int = 0) -> Any:
 
 
 def test_what_waits_where_is_shown(url: str) -> None:
-    """Bug: the figures count what is claimed as waiting, or what was set aside as neither."""
+    """Bug: the figures count what is claimed as waiting, or what was dead-lettered as neither."""
     shown = lasro("queue", "ls")
     work = shown["work"]
     assert (work["waiting"], work["claimed"], work["dead"]) == (0, 2, 2)

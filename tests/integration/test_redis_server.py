@@ -184,7 +184,7 @@ def test_every_script_runs_in_a_cluster(cluster_url: str) -> None:
                 await queue.finish(claim, items)
             for entry in await queue.take("one", 2, 0, 0):
                 group_id = entry.fields[b"group"].decode()
-                await queue.bury(entry, "for a test", ("run", group_id))
+                await queue.dead_letter(entry, "for a test", ("run", group_id))
             await queue.leave("one")
 
     asyncio.run(queue_and_score())
@@ -194,7 +194,7 @@ def test_every_script_runs_in_a_cluster(cluster_url: str) -> None:
         drop(client, dropped)
         stream = SampleStream(client, "run")
         (first, _), (second, _) = stream.read(5)
-        stream.bury(first, "for a test")
+        stream.dead_letter(first, "for a test")
         (sample,) = dead_letters(client)
         assert retry(client, sample)
         stream.ack([second])

@@ -28,7 +28,7 @@ def sample(name: str) -> wire.ScoredGroup:
         prompt="a red star",
         policy_version=0,
         stages=[1, 2],
-        scores={"mean": [0.1, 0.2]},
+        rewards={"mean": [0.1, 0.2]},
         versions={"mean": 1},
         latents=wire.pack_tensors({"latents": np.zeros((2, *SHAPE), np.float32)}),
     )

@@ -32,7 +32,7 @@ def sample(index: int, latents: bytes = b"x") -> wire.ScoredGroup:
         prompt="p",
         policy_version=0,
         stages=[1, 2],
-        scores={"r": [0.5, None]},
+        rewards={"r": [0.5, None]},
         versions={"r": 1},
         latents=latents,
     )
@@ -41,6 +41,12 @@ def sample(index: int, latents: bytes = b"x") -> wire.ScoredGroup:
 def deliver(client: redis.Redis, *indices: int) -> None:
     for index in indices:
         client.xadd(keys.samples(RUN), {"sample": wire.to_msgpack(sample(index))})
+
+
+def deliver_as_release_0_1(client: redis.Redis, index: int) -> None:
+    """As it was written before `scores` of a group became `rewards`."""
+    fields = {"scores" if name == "rewards" else name: value for name, value in sample(index).model_dump().items()}
+    client.xadd(keys.samples(RUN), {"sample": wire.to_msgpack(fields)})
 
 
 def _all(client: redis.Redis) -> Any:
@@ -94,6 +100,15 @@ class CuttingProxy:
                     ends[source].sendall(data)
 
 
+def test_what_release_0_1_left_on_the_stream_is_read(redis_client: redis.Redis) -> None:
+    """Bug: after an upgrade the groups that wait on the stream are dead-lettered for their field `scores`."""
+    deliver_as_release_0_1(redis_client, 0)
+    deliver(redis_client, 1)
+    read = SampleStream(redis_client, RUN).read(9)
+    assert [found for _, found in read] == [sample(0), sample(1)]
+    assert dead_letters(redis_client) == []
+
+
 def test_a_new_reader_gets_what_the_last_one_left_unacknowledged(redis_client: redis.Redis) -> None:
     """Bug: a trainer killed between reading and its checkpoint loses the samples it had read."""
     stream = SampleStream(redis_client, RUN)
@@ -136,7 +151,7 @@ def test_lag_counts_what_was_never_read(redis_client: redis.Redis) -> None:
         {"reason": "theirs", "entry": "0-1"},
     ],
 )
-def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
+def test_unreadable_entries_are_dead_lettered_and_the_stream_goes_on(
     redis_client: redis.Redis, fields: dict[Any, Any]
 ) -> None:
     """Bug: one corrupt entry stops the trainer for ever, or vanishes without a trace."""
@@ -146,13 +161,13 @@ def test_unreadable_entries_are_set_aside_and_the_stream_goes_on(
     deliver(redis_client, 1)
     assert indices(stream.read(10)) == [0, 1]
     found: Any = redis_client.xrange(keys.dead_samples(RUN))
-    ((_, buried),) = found
-    assert buried[b"reason"]
+    ((_, dead),) = found
+    assert dead[b"reason"]
     assert SampleStream(redis_client, RUN).read(10) != []
     assert redis_client.xlen(keys.samples(RUN)) == 2
 
 
-def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop(redis_client: redis.Redis) -> None:
+def test_a_sample_that_was_dead_lettered_is_read_after_a_retry_and_gone_after_a_drop(redis_client: redis.Redis) -> None:
     """Bug: a sample that an older trainer could not read is lost for the newer one; or its blob stays for ever."""
     stream = SampleStream(redis_client, RUN)
     redis_client.sadd(keys.RUNS, RUN)
@@ -163,7 +178,7 @@ def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop
     redis_client.sadd(keys.blobs(RUN), digest)
     redis_client.xadd(keys.samples(RUN), {"blob": digest})
     for entry_id, _ in stream.read(5):
-        stream.bury(entry_id, "of no use")
+        stream.dead_letter(entry_id, "of no use")
     first, second = dead_letters(redis_client)
     assert (first.kind, first.run, first.reason) == ("sample", RUN, "of no use")
     assert retry(redis_client, first)
@@ -171,7 +186,7 @@ def test_a_sample_that_was_set_aside_is_read_after_a_retry_and_gone_after_a_drop
     assert retry(redis_client, second)
     ((entry_id, found),) = stream.read(5)
     assert found.index == 1
-    stream.bury(entry_id, "of no use again")
+    stream.dead_letter(entry_id, "of no use again")
     (last,) = dead_letters(redis_client)
     drop(redis_client, last)
     assert dead_letters(redis_client) == []

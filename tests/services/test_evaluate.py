@@ -13,8 +13,7 @@ from PIL import Image
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import NonFiniteError, NotFoundError
-from lasro.models.lora import add_generator_lora
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.reward_sdk import RejectedItem, create_reward_app, reward
 from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
@@ -55,7 +54,7 @@ def model(tiny_model_path):
 
 def with_adapter(model, scale):
     generator = torch.Generator().manual_seed(1)
-    for parameter in add_generator_lora(model, LoraSettings(rank=2), seed=0):
+    for parameter in model.add_lora(LoraSettings(rank=2), seed=0):
         parameter.data = torch.randn(parameter.shape, generator=generator) * scale
     return model
 

@@ -12,7 +12,7 @@ import torch
 from lasro import wire
 from lasro.config import ModelSettings, SamplingSettings
 from lasro.errors import ConfigError, WireError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.training.prompts import Prompt
@@ -48,7 +48,7 @@ def test_known_scores_reach_the_trainer_without_a_call(api: RewardClient, redis_
     assert status.state is GroupState.SCORED
     assert status.reward_calls == 0
     [(entry_id, sample)] = (stream := SampleStream(connect(redis_url), RUN)).read(10, 1000)
-    assert sample.scores == {"offline": [0.25, None]}
+    assert sample.rewards == {"offline": [0.25, None]}
     assert sample.round == -1
     stream.ack([entry_id])
     stream.delete()

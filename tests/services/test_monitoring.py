@@ -1,4 +1,4 @@
-"""deploy/monitoring: its rules and its dashboard name what the running services tell."""
+"""deploy/monitoring: its rules and its dashboard name metrics that the running services export."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ModelError
 from lasro.reward_sdk import create_reward_app, load_reward
-from lasro.service.app import bind
+from lasro.service.serve import bind
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observers, RunInfo
 from lasro_client.run.round_record import RewardRecord, RoundRecord

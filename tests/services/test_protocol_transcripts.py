@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from lasro.wire import Protocol
 from lasro_client.cli.rewards import rewards_app
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 
 LINE = 110
 TENSORS = [{"name": "IMAGE", "holds": "images"}, {"name": "PROMPT", "holds": "prompts"}]
@@ -108,7 +108,7 @@ def transcript(case: Case, url: str, server_url: str, recorder: Recorder) -> str
     add = ("add", name, server_url + case.path, *protocol, *case.more, *mapping)
     commands = [(add, lasro(url, *add)), (test := ("test", name, "--json"), lasro(url, *test))]
     recorder.exchanges.clear()
-    count = 1 if SPEAKERS[case.protocol].one_image(case.mapping) else 2
+    count = 1 if CODECS[case.protocol].one_image(case.mapping) else 2
     images = [base64.b64encode(png(shade)).decode() for shade in SHADES[:count]]
     request = {"prompts": ["a red square"] * count, "images": images, "rewards": [name]}
     answer = httpx.post(f"{url}/v1/score", json=request, timeout=60).json()

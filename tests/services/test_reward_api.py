@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgpack
 import numpy as np
 import pytest
 import redis
@@ -58,7 +59,7 @@ class RedScorer:
         if request.headers["content-type"] == wire.MSGPACK_TYPE:
             batch = wire.from_msgpack(wire.NativeRequest, await request.body())
             self.batches.append(batch.model_dump())
-            body = wire.msgpack.packb({"scores": [red(image) for image in batch.images]})
+            body = msgpack.packb({"scores": [red(image) for image in batch.images]})
             return Response(body, media_type=wire.MSGPACK_TYPE)
         batch = await request.json()
         self.batches.append(batch)
@@ -131,9 +132,9 @@ def test_secrets_reach_the_endpoint_and_nobody_else(
     assert api.probe(spec.name).status is Status.OK
     assert scorer[0].headers["authorization"] == "Bearer s3cr3t"
     assert scorer[0].headers["x-tenant"] == "t3n4nt"
-    told = httpx.get(f"{url}/v1/rewards").text + httpx.get(f"{url}/v1/rewards/{spec.name}").text
-    assert "s3cr3t" not in told
-    assert "t3n4nt" not in told
+    shown = httpx.get(f"{url}/v1/rewards").text + httpx.get(f"{url}/v1/rewards/{spec.name}").text
+    assert "s3cr3t" not in shown
+    assert "t3n4nt" not in shown
 
 
 @pytest.mark.parametrize(
@@ -371,7 +372,7 @@ def test_a_group_is_scored_once_and_delivered(
     with connect(redis_url) as client:
         ((_, sample),) = SampleStream(client, run).read(10)
         assert client.hexists(keys.group(run, "g"), "payload") == 0
-    assert sample.scores == {spec.name: [n / 255 for n in (1, 2, 3, 4)]}
+    assert sample.rewards == {spec.name: [n / 255 for n in (1, 2, 3, 4)]}
     assert sample.latents == submission.latents
     assert sample.versions == {spec.name: 1}
 
@@ -392,7 +393,7 @@ def test_a_failing_reward_still_finishes_the_group(api: RewardClient, spec: Rewa
     assert {item.scores[spec.name].status for item in status.items or []} == {Status.UNREACHABLE}
     with connect(redis_url) as client:
         ((_, sample),) = SampleStream(client, run).read(10)
-    assert sample.scores == {spec.name: [None] * 4}
+    assert sample.rewards == {spec.name: [None] * 4}
 
 
 def test_the_budget_is_enforced_before_any_call(

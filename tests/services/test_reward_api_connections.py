@@ -13,11 +13,11 @@ import pytest
 
 from lasro.wire import Protocol, RewardSpec, Status
 from lasro_reward_api.endpoints.address_guard import AddressGuard, parse_networks
-from lasro_reward_api.endpoints.connections import USER_AGENT, Connections, Failed
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.endpoints.connections import USER_AGENT, ConnectionPool, FailedAttempt
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import HttpRequest, ItemResult
 
-Result = list[ItemResult] | Failed
+Result = list[ItemResult] | FailedAttempt
 Attempt = Callable[..., Awaitable[Result]]
 CONCURRENCY = 4
 
@@ -67,13 +67,13 @@ async def calling(server: Server, **spec: Any) -> AsyncIterator[Attempt]:
         url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
         reward = RewardSpec(name="connected", url=url, protocol=Protocol.NATIVE, concurrency=CONCURRENCY, **spec)
         guard = AddressGuard(parse_networks("127.0.0.0/8"))
-        connections = Connections(reward, 1 << 20, guard, ssl.create_default_context())
-        native = SPEAKERS[Protocol.NATIVE]
+        connections = ConnectionPool(reward, 1 << 20, guard, ssl.create_default_context())
+        native = CODECS[Protocol.NATIVE]
 
         async def attempt(timeout_s: float = 20.0) -> Result:
-            parts = HttpRequest(b"{}", {"Content-Type": "application/json"})
+            request = HttpRequest(b"{}", {"Content-Type": "application/json"})
             return await connections.attempt(
-                parts, lambda kind, body: native.decode(kind, body, 1, {}), timeout_s, {"X-Request-ID": "r"}
+                request, lambda kind, body: native.decode(kind, body, 1, {}), timeout_s, {"X-Request-ID": "r"}
             )
 
         yield attempt
@@ -121,7 +121,7 @@ def test_a_late_reply_is_nobody_elses() -> None:
         server = Server(delays_s={1: 0.3})
         async with calling(server) as attempt:
             late = await attempt(0.05)
-            assert isinstance(late, Failed)
+            assert isinstance(late, FailedAttempt)
             assert late.status is Status.TIMEOUT
             await asyncio.sleep(0.4)
             assert await attempt() == [2]

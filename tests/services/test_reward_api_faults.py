@@ -17,9 +17,11 @@ from PIL import Image
 from refusals import CALLING, REGISTERING, SCORING, SECRET, Refusal, Servers
 from starlette.types import ASGIApp
 
-from lasro.errors import WireError
+from lasro.errors import LasroError, WireError
 from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
+from lasro.service.problem import HTTP_PROBLEMS
 from lasro.wire import Protocol, RewardSpec, RewardValue, ScoreRequest, Status
+from lasro_client.services.http import KINDS
 from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
@@ -190,6 +192,7 @@ def test_what_is_refused_is_a_problem_with_its_reason(answers: dict[str, httpx.R
     answer = answers[refusal.what]
     assert (answer.status_code, answer.headers["content-type"]) == (refusal.status, "application/problem+json")
     assert answer.json()["status"] == refusal.status
+    assert answer.json()["type"].startswith("urn:lasro:problem:")
     assert refusal.detail in answer.json()["detail"]
 
 
@@ -199,14 +202,22 @@ def test_the_page_of_faults_tells_what_happens(
     """Bug: the documentation promises another status than the service gives."""
 
     def scored(faults: list[Fault]) -> str:
-        rows = [(fault.what, f"`{outcomes[fault.what].status}`", told(outcomes[fault.what].error)) for fault in faults]
+        rows = [
+            (fault.what, f"`{outcomes[fault.what].status}`", table_cell(outcomes[fault.what].error)) for fault in faults
+        ]
         return table(("the endpoint's fault", "status of the image", "error"), rows)
 
     def refused(what: str, refusals: list[Refusal]) -> str:
-        rows = [(one.what, str(one.status), told(answers[one.what].json()["detail"])) for one in refusals]
+        rows = [(one.what, str(one.status), table_cell(answers[one.what].json()["detail"])) for one in refusals]
         return table((what, "HTTP", "detail"), rows)
 
+    kinds = sorted((*KINDS, LasroError, *HTTP_PROBLEMS), key=lambda kind: (kind.http_status, kind.title))
+    types = [
+        (f"`{kind.problem_type()}`", str(kind.http_status), kind.title, f"`{kind.__name__}`" if kind in KINDS else "")
+        for kind in kinds
+    ]
     parts = {
+        "types": table(("type", "HTTP", "title", "in Python"), types),
         "replies": scored(REPLIES),
         "places": scored(PLACES),
         "scoring": refused("the request's fault", SCORING),
@@ -216,7 +227,7 @@ def test_the_page_of_faults_tells_what_happens(
     check_page("faults.md", parts, write_docs)
 
 
-def told(text: str | None) -> str:
+def table_cell(text: str | None) -> str:
     """A message as one cell of a table, without what differs from run to run and from system to system."""
     text = text or ""
     for chance, instead in (

@@ -29,7 +29,7 @@ from lasro.redis_store.connection import connect_async
 from lasro.redis_store.registry import RewardRegistry
 from lasro.wire import ScoreRequest
 from lasro_reward_api.app import create_app
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.scoring_process import forget_deleted
 from lasro_reward_api.settings import RewardApiSettings
@@ -71,10 +71,10 @@ def scorer_url(serve: Serve) -> str:
     @app.post("/echo/{where}")
     async def echo(request: Request, where: str) -> Response:
         """Gives away what it was sent, as a badly written scorer's error message does."""
-        told = f"got {request.headers['authorization']} and {request.headers['x-tenant']}"
+        shown = f"got {request.headers['authorization']} and {request.headers['x-tenant']}"
         if where == "item":
-            return Response(json.dumps({"scores": [None], "errors": [told]}))
-        return Response(told, status_code=400)
+            return Response(json.dumps({"scores": [None], "errors": [shown]}))
+        return Response(shown, status_code=400)
 
     return serve(app)
 
@@ -150,7 +150,7 @@ def test_a_reward_deleted_elsewhere_is_forgotten_here(redis_url: str) -> None:
 
     async def scenario() -> set[str]:
         metrics = RewardMetrics(CollectorRegistry())
-        endpoints = Endpoints(RewardApiSettings(), metrics)
+        endpoints = EndpointPool(RewardApiSettings(), metrics)
         async with connect_async(redis_url) as client:
             metrics.called("deleted-elsewhere", 0.1)
             task = asyncio.create_task(forget_deleted(RewardRegistry(client), endpoints, 0.01))
@@ -166,7 +166,7 @@ def test_a_reward_deleted_elsewhere_is_forgotten_here(redis_url: str) -> None:
 def test_secrets_are_neither_logged_nor_returned(url: str, scorer_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Bug: a scorer's error message or a log at level debug gives away the keys of paid scorers."""
     caplog.set_level(logging.DEBUG)
-    told = ""
+    shown = ""
     for path in ("/", "/echo/item", "/echo/body", "/down"):
         spec = {"url": scorer_url + path, "secret": SECRET, "headers": {"X-Tenant": HEADER_VALUE}}
         name = register(url, scorer_url, **spec)
@@ -180,10 +180,10 @@ def test_secrets_are_neither_logged_nor_returned(url: str, scorer_url: str, capl
                 f"{url}/v1/rewards/{name}", json={"name": name, "protocol": "native"} | spec | {"secret": SECRET * 99}
             ),
         ):
-            told += answer.text
-    told += httpx.get(f"{url}/metrics").text + httpx.get(f"{url}/v1/rewards").text
-    assert "[redacted]" in told
-    for text in (told, caplog.text):
+            shown += answer.text
+    shown += httpx.get(f"{url}/metrics").text + httpx.get(f"{url}/v1/rewards").text
+    assert "[redacted]" in shown
+    for text in (shown, caplog.text):
         assert SECRET not in text
         assert HEADER_VALUE not in text
 

@@ -26,10 +26,10 @@ from lasro.wire import Protocol, RewardSpec, Status
 from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
 from lasro_reward_api.endpoints.address_guard import AddressGuard, parse_networks
-from lasro_reward_api.endpoints.connections import Connections, Failed
-from lasro_reward_api.endpoints.pool import MAX_OPEN, Endpoints
+from lasro_reward_api.endpoints.connections import ConnectionPool, FailedAttempt
+from lasro_reward_api.endpoints.pool import MAX_OPEN, EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import HttpRequest, ItemResult
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -42,15 +42,15 @@ def spec(url: str, name: str = "outside") -> RewardSpec:
     return RewardSpec(name=name, url=url, protocol=Protocol.NATIVE, timeout_s=20)
 
 
-def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> list[ItemResult] | Failed:
+def attempt(url: str, tls: ssl.SSLContext, max_reply_bytes: int = 1 << 20) -> list[ItemResult] | FailedAttempt:
     """One call of one image, from inside a running loop's own thread."""
 
-    async def call() -> list[ItemResult] | Failed:
-        connections = Connections(spec(url), max_reply_bytes, LOOPBACK, tls)
-        native = SPEAKERS[Protocol.NATIVE]
+    async def call() -> list[ItemResult] | FailedAttempt:
+        connections = ConnectionPool(spec(url), max_reply_bytes, LOOPBACK, tls)
+        native = CODECS[Protocol.NATIVE]
         try:
-            parts = HttpRequest(b"{}", {"Content-Type": "application/json"})
-            return await connections.attempt(parts, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
+            request = HttpRequest(b"{}", {"Content-Type": "application/json"})
+            return await connections.attempt(request, lambda kind, body: native.decode(kind, body, 1, {}), 20.0, {})
         finally:
             await connections.aclose()
 
@@ -101,7 +101,7 @@ def test_tls_names_are_checked_though_the_address_is_pinned(
     if trusted:
         authority.configure_trust(context)
 
-    async def scenario() -> list[ItemResult] | Failed:
+    async def scenario() -> list[ItemResult] | FailedAttempt:
         async with tls_scorer(authority) as port:
             return await asyncio.to_thread(attempt, f"https://{host}:{port}/", context)
 
@@ -109,7 +109,7 @@ def test_tls_names_are_checked_though_the_address_is_pinned(
     if reason is None:
         assert result == [1.5]
     else:
-        assert isinstance(result, Failed)
+        assert isinstance(result, FailedAttempt)
         assert result.status is Status.UNREACHABLE
         assert reason in result.error
 
@@ -152,7 +152,7 @@ def test_a_gigabyte_of_reply_costs_no_memory(serve: Serve, status: int) -> None:
     grown_kib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) // (
         1 if sys.platform == "linux" else 1024
     )
-    assert isinstance(result, Failed)
+    assert isinstance(result, FailedAttempt)
     assert result.status is (Status.BAD_REPLY if status == 200 else Status.HTTP_ERROR)
     assert grown_kib < 128 * 1024
 
@@ -165,16 +165,16 @@ def test_a_gigabyte_of_reply_costs_no_memory(serve: Serve, status: int) -> None:
 def test_no_way_of_writing_an_address_gets_past_the_guard(address: str) -> None:
     """Bug: one of the many ways to spell loopback or the metadata service is connected to."""
 
-    async def call() -> list[ItemResult] | Failed:
+    async def call() -> list[ItemResult] | FailedAttempt:
         nowhere = AddressGuard(())
-        connections = Connections(spec(f"https://{address}:1/"), 1024, nowhere, ssl.create_default_context())
+        connections = ConnectionPool(spec(f"https://{address}:1/"), 1024, nowhere, ssl.create_default_context())
         try:
             return await connections.attempt(HttpRequest(b"{}"), lambda kind, body: [], 20.0, {})
         finally:
             await connections.aclose()
 
     result = asyncio.run(call())
-    assert isinstance(result, Failed)
+    assert isinstance(result, FailedAttempt)
     assert result.status in (Status.BLOCKED, Status.UNREACHABLE)
     assert result.status is Status.BLOCKED or "cannot be resolved" in result.error
 
@@ -203,7 +203,7 @@ def test_connections_are_kept_to_few_rewards_only() -> None:
     """Bug: every reward ever called keeps a client, its pool and its TLS sessions open."""
 
     async def scenario() -> None:
-        endpoints = Endpoints(RewardApiSettings(), RewardMetrics(CollectorRegistry()))
+        endpoints = EndpointPool(RewardApiSettings(), RewardMetrics(CollectorRegistry()))
         for number in range(MAX_OPEN + 50):
             endpoints.get(Registration(spec("https://scorer.example/", f"r{number}"), 1))
         await endpoints.tidy()

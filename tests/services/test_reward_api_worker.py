@@ -33,7 +33,7 @@ from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.app import create_app
 from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.scoring import Scorer
 from lasro_reward_api.settings import RewardApiSettings
@@ -78,7 +78,7 @@ class HalfScorer:
         return {"scores": [0.5] * count}
 
 
-def scorer_of(client: redis.asyncio.Redis, registry: RewardRegistry, endpoints: Endpoints) -> Scorer:
+def scorer_of(client: redis.asyncio.Redis, registry: RewardRegistry, endpoints: EndpointPool) -> Scorer:
     admission = Admission(Limits(1, 1, 1), lambda name, count: None)
     return Scorer(registry, endpoints, ScoreCache(client, 60), admission, 1 << 20)
 
@@ -108,7 +108,7 @@ def test_a_crash_between_scoring_and_delivery_delivers_once(
     async def body() -> None:
         settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")  # pyright: ignore[reportArgumentType]
         async with connect_async(redis_url) as client:
-            registry, endpoints = RewardRegistry(client), Endpoints(settings, RewardMetrics(CollectorRegistry()))
+            registry, endpoints = RewardRegistry(client), EndpointPool(settings, RewardMetrics(CollectorRegistry()))
             await registry.put(scorer.spec, replace=True)
             scoring = scorer_of(client, registry, endpoints)
             dying, queue = DiesBeforeFinish(client), GroupQueue(client)
@@ -149,7 +149,7 @@ def test_a_slow_group_is_not_taken_from_a_living_worker(
         async with connect_async(redis_url) as client:
             registry, endpoints, queue = (
                 RewardRegistry(client),
-                Endpoints(settings, RewardMetrics(CollectorRegistry())),
+                EndpointPool(settings, RewardMetrics(CollectorRegistry())),
                 GroupQueue(client),
             )
             await registry.put(scorer.spec, replace=True)
@@ -187,7 +187,7 @@ def test_the_worker_ends_though_its_cancellation_is_swallowed(redis_url: str) ->
     async def body() -> None:
         settings = RewardApiSettings(redis_url=redis_url)  # pyright: ignore[reportArgumentType]
         async with connect_async(redis_url) as client:
-            registry, endpoints = RewardRegistry(client), Endpoints(settings, RewardMetrics(CollectorRegistry()))
+            registry, endpoints = RewardRegistry(client), EndpointPool(settings, RewardMetrics(CollectorRegistry()))
             scoring = scorer_of(client, registry, endpoints)
             worker = asyncio.create_task(score_groups(SwallowsCancellation(client), scoring, "swallower", 2, 0.03))
             await asyncio.sleep(0.2)

@@ -189,17 +189,17 @@ def test_a_redis_that_evicts_is_refused_at_start(worker: Start, redis_client: re
     assert "Traceback" not in log
 
 
-def test_a_group_that_was_set_aside_ends_the_wait(api: RewardClient, redis_url: str, redis_client: redis.Redis) -> None:
+def test_a_dead_lettered_group_ends_the_wait(api: RewardClient, redis_url: str, redis_client: redis.Redis) -> None:
     """Bug: a client waits until its timeout for a group that nobody will score, without a reason."""
 
-    async def bury() -> None:
+    async def dead_letter() -> None:
         async with connect_async(redis_url) as client:
             queue = GroupQueue(client)
             (entry,) = await queue.take("test", 1, 0, 10_000)
-            await queue.bury(entry, "it bites", (RUN, "g0"))
+            await queue.dead_letter(entry, "it bites", (RUN, "g0"))
 
     api.submit(RUN, submission(0))
-    asyncio.run(bury())
+    asyncio.run(dead_letter())
     status = api.group(RUN, "g0", wait_s=20)
     assert (status.state, status.error, status.items) == (GroupState.DEAD, "it bites", None)
     with pytest.raises(RewardError, match=r"it bites.*lasro queue ls"):

@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from lasro.errors import BusyError
-from lasro.service.app import bind
+from lasro.service.serve import bind
 from lasro_client.services.http import send
 from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings

@@ -21,15 +21,15 @@ from PIL import Image
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
-from lasro.service.app import bind
+from lasro.service.serve import bind
 from lasro.training.replay_buffer import is_held_out
 from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer.app import create_app
-from lasro_surrogate_trainer.folder_lock import held
+from lasro_surrogate_trainer.folder_lock import hold_folder
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import check_folder
 
@@ -101,7 +101,7 @@ def separable_sample(number: int, rewards: Sequence[float | None] | None = None)
         prompt=PROMPTS[number % len(PROMPTS)],
         policy_version=0,
         stages=[1, 2] * SEEDS,
-        scores={"mean": list(rewards or latents[:, 0].mean(axis=(1, 2)).tolist())},
+        rewards={"mean": list(rewards or latents[:, 0].mean(axis=(1, 2)).tolist())},
         versions={"mean": 1},
         latents=wire.pack_tensors({"latents": latents}),
     )
@@ -280,7 +280,7 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     )
     feed(redis_url, "waiting", [separable_sample(0), bad])
     request = wire.AdaptRequest(request_id="a", new_groups=["g0", "g7"], steps=1, timeout_s=1)
-    with pytest.raises(TimeoutExceededError, match=r"1 of 2 groups not here after 1 s: g7"):
+    with pytest.raises(TimeoutExceededError, match=r"1 of 2 groups have not arrived after 1 s: g7"):
         trainer.adapt("waiting", request)
     started = time.monotonic()
     with pytest.raises(WireError, match=r"group g1 .*\[12, 4, 9, 9\].*\[12, 4, 8, 8\]"):
@@ -290,10 +290,10 @@ def test_groups_that_do_not_arrive_or_cannot_be_used_are_named(trainer, config, 
     assert adapt(trainer, "waiting", "a", ["g0", "g7"], 1).version == 1
 
 
-def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer, config, redis_url):
+def test_a_sample_that_cannot_be_trained_on_is_dead_lettered_with_the_reason(trainer, config, redis_url):
     """Guards against acknowledging it: what was paid for was gone for good, and nothing but a log line told of it."""
     trainer.create("unfit", config)
-    feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"scores": {"other": [0.5] * 2 * SEEDS}})])
+    feed(redis_url, "unfit", [separable_sample(1).model_copy(update={"rewards": {"other": [0.5] * 2 * SEEDS}})])
     with connect(redis_url) as client:
         wait_for(lambda: client.xlen(keys.dead_samples("unfit")) == 1)
         dead: Any = client.xrange(keys.dead_samples("unfit"))
@@ -305,21 +305,21 @@ def test_a_sample_that_cannot_be_trained_on_is_set_aside_with_the_reason(trainer
 
 
 def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_url):
-    """Guards against a guard that a high total outbids, units that drown a reward, and scales nobody is told."""
+    """Guards against a guard that a high total outbids, units that drown a reward, and scales that nobody reports."""
     objective = {"weights": {"mean": 1.0, "kb": 1.0, "guard": 0.0}, "floors": {"guard": 0.5}, "normalised": ["kb"]}
     trainer.create("guarded", SurrogateRun.model_validate(config.model_dump() | objective))
     samples, means, sizes, guards = [], [], [], []
     for number in range(8):
         sample, rng = separable_sample(number), np.random.default_rng(number)
-        mean = np.array(sample.scores["mean"])
+        mean = np.array(sample.rewards["mean"])
         kb, guard = 3000 + 500 * rng.normal(size=len(mean)), np.where(mean > 0, 0.2, 0.9)
         guard[0] = 0.5
-        scores = {"mean": mean.tolist(), "kb": kb.tolist(), "guard": [None, *guard[1:].tolist()]}
-        samples.append(sample.model_copy(update={"scores": scores}))
+        rewards = {"mean": mean.tolist(), "kb": kb.tolist(), "guard": [None, *guard[1:].tolist()]}
+        samples.append(sample.model_copy(update={"rewards": rewards}))
         for found, values in ((means, mean), (sizes, kb), (guards, guard)):
             found.append(values[1:])
     training = [i for i, sample in enumerate(samples) if not is_held_out(sample.round, sample.index, 0.2)]
-    kept = [np.array(samples[i].scores["kb"]) for i in training]
+    kept = [np.array(samples[i].rewards["kb"]) for i in training]
     statistics = adapt(trainer, "guarded", "one", feed(redis_url, "guarded", samples), steps=60).statistics
     assert statistics.failed_samples == len(samples)
     deviation = np.sqrt(sum(((v - v.mean()) ** 2).sum() for v in kept) / sum(len(v) - 1 for v in kept))
@@ -335,7 +335,7 @@ def test_a_run_of_several_rewards_ranks_by_all_of_them(trainer, config, redis_ur
 
 
 def test_a_negative_reward_of_a_product_is_named(trainer, config, redis_url):
-    """Guards against a trainer thread that dies of it, and a run that is not told why."""
+    """Guards against a trainer thread that dies of it, and a run that does not learn why."""
     trainer.create("product", config.model_copy(update={"combine": "product"}))
     good, bad = separable_sample(0, [0.5, 0.25] * SEEDS), separable_sample(1, [0.5, -0.25] * SEEDS)
     groups = feed(redis_url, "product", [good, bad])
@@ -458,7 +458,7 @@ def kept(trainer: SurrogateClient, run: str) -> list[int]:
     return [info.version for info in trainer.versions(run) if info.kept]
 
 
-def test_leased_versions_are_kept_and_what_is_known_of_each_is_told(trainer, config, redis_url):
+def test_leased_versions_are_kept_and_listed_with_what_was_measured(trainer, config, redis_url):
     """Guards against a client that repeats rounds after a crash and finds their versions gone."""
     trainer.create("leased", config)
     groups = feed(redis_url, "leased", [separable_sample(number).model_copy(update={"policy_version": 3})
@@ -576,9 +576,13 @@ def test_a_call_outlives_a_restart_of_the_trainer(redis_url, config, tmp_path):
 
 def test_two_trainers_do_not_share_a_folder(tmp_path):
     """Guards against a second trainer on the same folder writing over the first one's commits."""
-    with held(tmp_path), pytest.raises(ConflictError, match="another trainer works in this folder"), held(tmp_path, 0):
+    with (
+        hold_folder(tmp_path),
+        pytest.raises(ConflictError, match="another trainer works in this folder"),
+        hold_folder(tmp_path, 0),
+    ):
         raise AssertionError("both hold it")
-    with held(tmp_path, 0):
+    with hold_folder(tmp_path, 0):
         pass
 
 
@@ -641,7 +645,7 @@ def test_not_ready_without_redis(config, tmp_path, redis_url):
         assert "Redis cannot be reached" in answer.json()["detail"]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_service_starts(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_the_service_starts(tmp_path: Path) -> None:
     """Bug: a trainer on a read-only volume is up, and fails at its first group."""
     check_folder(tmp_path / "made")
     assert list((tmp_path / "made").iterdir()) == []

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 from lasro.config import RunSettings
-from lasro.models.sdxl import load_model
+from lasro.methods.registry import create_trainer
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
-from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import Prompt
 
 EVERY = (1, 2)
 """What `train.two_step_every` is tried with."""
-PROMPTS = ["a red star", "a blue square", "a green ring", "a pink heart", "a gray cross"]
+PROMPTS = [Prompt(text) for text in ("a red star", "a blue square", "a green ring", "a pink heart", "a gray cross")]
 
 
 class CurvedScore:
     """Scores by a quadratic, so that gradients differ between samples and depend on the noise drawn for each."""
+
+    max_timestep = 200
 
     def score_and_gradient(
         self, latents_BCHW: Tensor, timesteps_B: Tensor, noise_BCHW: Tensor, prompts: list[str]
@@ -49,7 +52,7 @@ def updates(model_path: str, two_step_every: int, peers: DistributedContext) -> 
             "train": {"batch_size": len(PROMPTS), "two_step_every": two_step_every},
         }
     )
-    trainer = GeneratorTrainer(load_model(config.model), config, peers)
+    trainer = create_trainer(config, load_model(config.model), peers)
     steps = [list(trainer.step(PROMPTS, CurvedScore())) for _ in range(4)]
     return [*steps, [parameter.norm().item() for parameter in trainer.parameters]]
 

@@ -14,9 +14,9 @@ import torch
 from lasro import wire
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError
-from lasro.models.sdxl import load_model
+from lasro.methods.registry import create_trainer
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext
-from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro_client.run import time_budget
 from lasro_client.run.alternation import Alternation
@@ -29,6 +29,8 @@ GAINS = [0.0, 0.1, 0.2, 0.3, -0.2, -0.3, 0.1, 0.2, 0.4, 0.4]
 
 class Written:
     """A reward of 0.5 for the base and 0.5 + gain for the generator, and a surrogate with the same slope everywhere."""
+
+    max_timestep = 200
 
     def __init__(self) -> None:
         self.leased: list[int] = []
@@ -112,7 +114,7 @@ def make(
             "budget": {"max_minutes": max_minutes},
         }
     )
-    trainer = GeneratorTrainer(load_model(config.model), config)
+    trainer = create_trainer(config, load_model(config.model))
     services: Any = written or Written()
     run_folder = RunFolder(folder, config, "train")
     run_folder.open()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lasro.files import png_bytes
+from lasro.images import png_bytes
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import Group
 from lasro_client.audit.picture import EDGE_PX, GAP_PX, LINE_PX, MARGIN_PX, draw_picture, extremes

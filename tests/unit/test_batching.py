@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lasro.wire import Status
 from lasro_reward_api.deadline import Caller, Deadline
-from lasro_reward_api.endpoints.batching import Batcher, Item, Outcome, Part
+from lasro_reward_api.endpoints.batching import Batcher, CallOutcome, Item, ItemOutcome
 from lasro_reward_api.protocols.base import Batch, HttpRequest
 
 MAX_BATCH, SLOTS = 4, 2
@@ -34,14 +34,14 @@ class Scorer:
         self.delay_s, self.running, self.ready, self.sizes, self.prompts = delay_s, 0, 0, [], []
 
     def prepare(self, batch: Batch) -> Batch:
-        """The parts tell whose they are, so that `send` can tell whether it was given others'."""
-        return replace(batch, parts=HttpRequest(repr(batch.prompts).encode()))
+        """The request says whose it is, so that `send` can tell whether it was given others'."""
+        return replace(batch, request=HttpRequest(repr(batch.prompts).encode()))
 
-    async def send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
-        assert batch.parts is None or batch.parts.content == repr(batch.prompts).encode()
-        self.ready += batch.parts is not None
+    async def send(self, batch: Batch, callers: Sequence[Caller]) -> CallOutcome:
+        assert batch.request is None or batch.request.content == repr(batch.prompts).encode()
+        self.ready += batch.request is not None
         if "unencodable" in batch.metadata:
-            return Outcome(Status.REJECTED, error="cannot be encoded", attempts=0, divisible=True)
+            return CallOutcome(Status.REJECTED, error="cannot be encoded", attempts=0, divisible=True)
         self.running += 1
         assert self.running <= SLOTS
         self.sizes.append(len(batch.prompts))
@@ -49,15 +49,15 @@ class Scorer:
         await asyncio.sleep(self.delay_s)
         self.running -= 1
         if "breaks" in batch.metadata:
-            return Outcome(Status.HTTP_ERROR, error="HTTP 424", divisible=True)
-        return Outcome(Status.OK, [value(prompt) for prompt in batch.prompts])
+            return CallOutcome(Status.HTTP_ERROR, error="HTTP 424", divisible=True)
+        return CallOutcome(Status.OK, [value(prompt) for prompt in batch.prompts])
 
     def batcher(self, wait_s: float = 0.002) -> Batcher:
         return Batcher(self.send, self.prepare, asyncio.Semaphore(SLOTS), MAX_BATCH, wait_s)
 
 
-def scores(parts: list[Part]) -> list[float]:
-    return [float(part.outcome.answers[part.place]) for part in parts if part.outcome.answers]  # pyright: ignore[reportArgumentType]
+def scores(outcomes: list[ItemOutcome]) -> list[float]:
+    return [float(call.answers[index]) for call, index in outcomes if call.answers]  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def test_every_image_gets_its_own_answer_whatever_the_others_do(requests: list[P
             call.cancel()
         if plan.fate in ("unencodable", "breaks"):
             status = Status.REJECTED if plan.fate == "unencodable" else Status.HTTP_ERROR
-            assert {part.outcome.status for part in await call} == {status}
+            assert {outcome.call.status for outcome in await call} == {status}
         elif plan.fate == "plain":
             assert scores(await call) == [number * 1000.0 + index for index in range(plan.count)]
         else:
             (done,) = await asyncio.gather(call, return_exceptions=True)
-            for index, part in enumerate(done if isinstance(done, list) else []):
-                assert part.outcome.status is Status.TIMEOUT or scores([part]) == [number * 1000.0 + index]
+            for index, outcome in enumerate(done if isinstance(done, list) else []):
+                assert outcome.call.status is Status.TIMEOUT or scores([outcome]) == [number * 1000.0 + index]
 
     async def scenario() -> None:
         scorer = Scorer(0.001)
@@ -137,7 +137,7 @@ def test_what_has_to_wait_is_made_ready_meanwhile() -> None:
         await asyncio.sleep(0)
         waiting[0].cancel()
         found = await asyncio.gather(*calls, *waiting[1:], *in_two_parts)
-        assert [scores(parts)[0] for parts in found] == [0.0, 1000.0, 3000.0, 4000.0, 5000.0]
+        assert [scores(outcomes)[0] for outcomes in found] == [0.0, 1000.0, 3000.0, 4000.0, 5000.0]
         assert (scorer.sizes, scorer.ready) == ([MAX_BATCH] * 4, 1)
 
     asyncio.run(scenario())
@@ -146,14 +146,14 @@ def test_what_has_to_wait_is_made_ready_meanwhile() -> None:
 def test_an_image_that_cannot_be_sent_costs_the_others_nothing() -> None:
     """Bug: one image's odd metadata rejects the images of the same request that share its call, or is sent."""
 
-    async def scenario() -> tuple[list[Part], list[str]]:
+    async def scenario() -> tuple[list[ItemOutcome], list[str]]:
         scorer = Scorer()
         mixed = [Item(f"1:{n}", b"", "unencodable" if n in (2, 5) else None) for n in range(8)]
         return await scorer.batcher().score(mixed, Caller()), scorer.prompts
 
-    parts, prompts = asyncio.run(scenario())
-    assert [part.outcome.status is Status.REJECTED for part in parts] == [n in (2, 5) for n in range(8)]
-    assert scores(parts) == [1000.0 + n for n in range(8) if n not in (2, 5)]
+    outcomes, prompts = asyncio.run(scenario())
+    assert [call.status is Status.REJECTED for call, _ in outcomes] == [n in (2, 5) for n in range(8)]
+    assert scores(outcomes) == [1000.0 + n for n in range(8) if n not in (2, 5)]
     assert sorted(prompts) == [f"1:{n}" for n in range(8) if n not in (2, 5)]
 
 
@@ -182,7 +182,7 @@ def test_what_nobody_waits_for_any_more_is_not_sent() -> None:
         busy = [asyncio.create_task(batcher.score(items(n, MAX_BATCH), Caller())) for n in range(SLOTS)]
         await asyncio.sleep(0.02)
         late = await batcher.score(items(7, 3), Caller(Deadline.after(0.01)))
-        assert [part.outcome.status for part in late] == [Status.TIMEOUT] * 3
+        assert [outcome.call.status for outcome in late] == [Status.TIMEOUT] * 3
         await asyncio.gather(*busy)
         await batcher.score(items(8, 1), Caller())
         return scorer.prompts
@@ -194,7 +194,7 @@ def test_what_nobody_waits_for_any_more_is_not_sent() -> None:
 def test_a_call_that_breaks_down_leaves_nobody_waiting() -> None:
     """Bug: an unforeseen error in the call, or the end of the service, hangs every request that shared it."""
 
-    async def failing(batch: Batch, callers: Sequence[Caller]) -> Outcome:
+    async def failing(batch: Batch, callers: Sequence[Caller]) -> CallOutcome:
         raise ZeroDivisionError
 
     async def scenario() -> None:

@@ -21,14 +21,14 @@ def pairs(*args: object, **kwargs: object) -> set[tuple[int, int]]:
 
 def test_all_pairs_of_a_prompt_are_ranked() -> None:
     """Guards against swapping winner and loser, and against pairing ties: 0.5 and 0.51 differ by the margin only."""
-    rewards, stages = torch.tensor([0.1, 0.5, 0.51, 0.9], dtype=F64), torch.tensor([1, 1, 2, 2])
-    assert pairs(rewards, stages, 0.02) == {(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)}
+    rewards, num_steps = torch.tensor([0.1, 0.5, 0.51, 0.9], dtype=F64), torch.tensor([1, 1, 2, 2])
+    assert pairs(rewards, num_steps, 0.02) == {(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)}
 
 
-def test_pairs_within_a_stage() -> None:
+def test_pairs_within_a_number_of_steps() -> None:
     """Guards against learning to tell one-step from two-step samples instead of good from bad."""
-    rewards, stages = torch.tensor([0.1, 0.5, 0.51, 0.9], dtype=F64), torch.tensor([1, 1, 2, 2])
-    assert pairs(rewards, stages, 0.02, within_stage=True) == {(1, 0), (3, 2)}
+    rewards, num_steps = torch.tensor([0.1, 0.5, 0.51, 0.9], dtype=F64), torch.tensor([1, 1, 2, 2])
+    assert pairs(rewards, num_steps, 0.02, within_num_steps=True) == {(1, 0), (3, 2)}
 
 
 def test_failed_rewards_are_in_no_pair() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lasro.config import load_config
 from lasro.demo.shapes import caption, draw, random_scene
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate, draw_augmentation
 from lasro_client.services.connect import surrogate_weights
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
-from lasro.functional import consistency as two_step
-from lasro.functional.consistency import lcm_timesteps, sample
+from lasro.functional import consistency, noise_schedule
+from lasro.functional.consistency import sample
+from lasro.functional.noise_schedule import lcm_timesteps
 
 
 def test_timesteps_are_those_of_diffusers() -> None:
@@ -30,7 +31,7 @@ def test_impossible_step_counts_are_refused(steps: int) -> None:
 
 def test_boundary_scalings_by_hand() -> None:
     """Guards against scaling t by 1 instead of 10: s = 10 * 0.1 = 1 gives 0.25/1.25 and 1/sqrt(1.25)."""
-    c_skip, c_out = two_step.boundary_scalings(torch.tensor([0.0, 0.1], dtype=torch.float64))
+    c_skip, c_out = consistency.boundary_scalings(torch.tensor([0.0, 0.1], dtype=torch.float64))
     torch.testing.assert_close(c_skip, torch.tensor([1.0, 0.2], dtype=torch.float64))
     torch.testing.assert_close(c_out, torch.tensor([0.0, 0.8**0.5], dtype=torch.float64))
 
@@ -41,17 +42,23 @@ def test_network_outputs_give_back_latent_and_noise(prediction_type: str) -> Non
     generator = torch.Generator().manual_seed(0)
     z, noise = torch.randn(2, 3, 4, 2, 2, dtype=torch.float64, generator=generator)
     abar = torch.tensor(0.36, dtype=torch.float64)
-    x_t = two_step.add_noise(z, noise, abar)
+    x_t = noise_schedule.add_noise(z, noise, abar)
     outputs = {"epsilon": noise, "v_prediction": 0.6 * noise - 0.8 * z, "sample": z}
     output = outputs[prediction_type]
-    torch.testing.assert_close(two_step.clean_from_output(output, x_t, abar, prediction_type), z)
-    torch.testing.assert_close(two_step.noise_from_output(output, x_t, abar, prediction_type), noise)
+    torch.testing.assert_close(noise_schedule.clean_from_output(output, x_t, abar, prediction_type), z)
+    torch.testing.assert_close(noise_schedule.noise_from_output(output, x_t, abar, prediction_type), noise)
 
 
 def test_unknown_parameterisation_is_refused() -> None:
     """Guards against treating an unknown prediction type as epsilon."""
     with pytest.raises(ValueError, match="expected epsilon, v_prediction or sample"):
-        two_step.clean_from_output(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), "flow")
+        noise_schedule.clean_from_output(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), "flow")
+
+
+def renoise(z: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
+    """With abar_499 = 0.36, and never for the first step."""
+    assert i == 1
+    return noise_schedule.add_noise(z, noise, torch.tensor(0.36, dtype=torch.float64))
 
 
 def test_two_steps_by_hand() -> None:
@@ -59,12 +66,11 @@ def test_two_steps_by_hand() -> None:
 
     f(x, t) = x / 2; x_999 = 4 gives z1 = 2; abar_499 = 0.36 gives x_499 = 0.6 * 2 + 0.8 * 5 = 5.2, z2 = 2.6.
     """
-    alphas = torch.full((1000,), 0.0, dtype=torch.float64)
-    alphas[499] = 0.36
     noises = [torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (4.0, 5.0)]
-    z1, z2 = sample(lambda x_t, t: x_t / 2, noises, [999, 499], alphas)
-    assert z1.item() == pytest.approx(2.0)
-    assert z2.item() == pytest.approx(2.6)
+    first, second = sample(lambda x_t, i: x_t / 2, renoise, noises)
+    assert first.z_BCHW.item() == pytest.approx(2.0)
+    assert second.x_t_BCHW.item() == pytest.approx(5.2)
+    assert second.z_BCHW.item() == pytest.approx(2.6)
 
 
 def test_no_gradient_through_the_second_step_into_the_first() -> None:
@@ -73,19 +79,22 @@ def test_no_gradient_through_the_second_step_into_the_first() -> None:
     theta = 0.5, z1 = 2: d z2 / d theta = x_499 = 5.2, not 5.2 + theta * 0.6 * d z1 / d theta.
     """
     theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    alphas = torch.zeros(1000, dtype=torch.float64)
-    alphas[499] = 0.36
     noises = [torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (4.0, 5.0)]
-    _, z2 = sample(lambda x_t, t: theta * x_t, noises, [999, 499], alphas)
-    z2.sum().backward()
+    sample(lambda x_t, i: theta * x_t, renoise, noises)[1].z_BCHW.sum().backward()
     assert theta.grad is not None
     assert theta.grad.item() == pytest.approx(5.2)
 
 
-def test_count_of_noises_must_match_the_steps() -> None:
-    """Guards against zip cutting a sampling short in silence."""
-    with pytest.raises(ValueError, match="got 1, expected one per timestep"):
-        sample(lambda x_t, t: x_t, [torch.zeros(1, 1, 1, 1)], [999, 499], torch.zeros(1000))
+def test_only_the_named_rows_go_on_to_the_second_step() -> None:
+    """Guards against a row that meets another row's noise: of z1 = 1, 2, 3 the last one goes on, with its own noise.
+
+    x = 0.6 * 3 + 0.8 * 5 = 5.8, z2 = 2.9.
+    """
+    first = torch.tensor([2.0, 4.0, 6.0], dtype=torch.float64).reshape(3, 1, 1, 1)
+    noises = [first, torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)]
+    taken = sample(lambda x_t, i: x_t / 2, renoise, noises, rows=[torch.tensor([2])])
+    assert [len(step.z_BCHW) for step in taken] == [3, 1]
+    assert taken[1].z_BCHW.item() == pytest.approx(2.9)
 
 
 def test_sampler_formulas_pass_gradcheck() -> None:
@@ -93,13 +102,13 @@ def test_sampler_formulas_pass_gradcheck() -> None:
     generator = torch.Generator().manual_seed(0)
     output, x_t = (torch.randn(1, 2, 2, 2, dtype=torch.float64, generator=generator).requires_grad_() for _ in "ab")
     abar = torch.tensor(0.3, dtype=torch.float64)
-    scalings = two_step.boundary_scalings(torch.tensor(0.05, dtype=torch.float64))
+    scalings = consistency.boundary_scalings(torch.tensor(0.05, dtype=torch.float64))
 
     def f(output: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
-        return two_step.consistency(two_step.clean_from_output(output, x_t, abar), x_t, *scalings)
+        return consistency.consistency(noise_schedule.clean_from_output(output, x_t, abar), x_t, *scalings)
 
     assert torch.autograd.gradcheck(f, (output, x_t))
-    assert torch.autograd.gradcheck(lambda z, n: two_step.add_noise(z, n, abar), (output, x_t))
+    assert torch.autograd.gradcheck(lambda z, n: noise_schedule.add_noise(z, n, abar), (output, x_t))
 
 
 def test_guidance_embedding_is_that_of_diffusers() -> None:
@@ -108,4 +117,4 @@ def test_guidance_embedding_is_that_of_diffusers() -> None:
 
     w = torch.tensor([1.0, 4.0, 7.5])
     expected = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, w - 1, embedding_dim=256)  # type: ignore[arg-type]
-    torch.testing.assert_close(two_step.guidance_embedding(w, 256), expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(consistency.guidance_embedding(w, 256), expected, atol=2e-4, rtol=0)

@@ -11,7 +11,7 @@ import pytest
 
 from lasro.config import RunSettings
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -56,7 +56,7 @@ def test_protocol_settings_in_examples_are_accepted():
     protocols = [protocol for protocol in protocols if protocol != "flow-factory"]
     assert set(protocols) == set(Protocol) - {"native", "flow-factory"}
     for protocol, settings in zip(protocols, commands, strict=True):
-        SPEAKERS[Protocol(protocol)].check(json.loads(settings))
+        CODECS[Protocol(protocol)].check(json.loads(settings))
 
 
 def test_every_page_is_on_the_map():

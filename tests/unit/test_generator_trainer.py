@@ -10,16 +10,21 @@ from shared_update import CurvedScore
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, NonFiniteError
-from lasro.functional.consistency import add_noise
-from lasro.models.sdxl import load_model
+from lasro.methods.registry import create_trainer
+from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.registry import load_model
 from lasro.training.generator_trainer import GeneratorTrainer
-from lasro.training.sampling import TWO_STEPS, draw_noises, generator_for, two_step_latents
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import draw_noises, generator_for, sample_latents
 
-PROMPTS = ["a red star", "a blue square"]
+PROMPTS = [Prompt("a red star"), Prompt("a blue square")]
+FIVE = [*PROMPTS, Prompt("a green ring"), Prompt("a pink heart"), Prompt("a gray cross")]
 
 
 class Slope:
     """Scores of zero whose gradient is the same number everywhere."""
+
+    max_timestep = 200
 
     def __init__(self, slope: float) -> None:
         self.slope = slope
@@ -54,7 +59,7 @@ class Asked(Slope):
         return super().score_and_gradient(latents_BCHW, timesteps_B, noise_BCHW, prompts)
 
 
-def trainer_of(tiny_model_path: Path, objective: dict[str, float] | None = None, **train: int) -> GeneratorTrainer:
+def trainer_of(tiny_model_path: Path, method: dict[str, float] | None = None, **train: int) -> GeneratorTrainer:
     config = RunSettings.model_validate(
         {
             "name": "generator",
@@ -62,11 +67,11 @@ def trainer_of(tiny_model_path: Path, objective: dict[str, float] | None = None,
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
-            "objective": objective or {},
+            "method": method or {},
             "train": train,
         }
     )
-    return GeneratorTrainer(load_model(config.model), config)
+    return create_trainer(config, load_model(config.model))
 
 
 @pytest.fixture
@@ -86,12 +91,15 @@ def test_a_fresh_adapter_is_the_base(trainer: GeneratorTrainer) -> None:
 def test_the_regulariser_adds_both_steps(trainer: GeneratorTrainer) -> None:
     """Guards against averaging the steps, and against a base for the second one that starts from its own first one."""
     trainer.step(PROMPTS, Slope(1.0))
-    model, conditioning = trainer.model, trainer.model.embed(PROMPTS)
+    model, conditioning = trainer.model, trainer.model.embed([prompt.text for prompt in PROMPTS])
     noises = draw_noises(model, len(PROMPTS), generator_for(trainer.seed, "generator", trainer.version))
     with torch.no_grad():
-        z_1, z_2 = two_step_latents(model, noises, conditioning)
-        inputs = [noises[0], add_noise(z_1, noises[1], model.alphas_cumprod_T[TWO_STEPS[1]])]
-        bases = [model.predict_clean(x_t, t, conditioning, base=True) for x_t, t in zip(inputs, TWO_STEPS, strict=True)]
+        z_1, z_2 = sample_latents(model, noises, conditioning)
+        steps = model.steps(2)
+        inputs = [noises[0], model.renoise(z_1, noises[1], steps[1])]
+        bases = [
+            model.predict_clean(x_t, step, conditioning, base=True) for x_t, step in zip(inputs, steps, strict=True)
+        ]
     expected = [(z - base).square().mean().item() for z, base in zip((z_1, z_2), bases, strict=True)]
     assert min(expected) > 0
     assert trainer.step(PROMPTS, Slope(1.0)).regulariser == pytest.approx(sum(expected), rel=1e-4)
@@ -119,11 +127,11 @@ def test_a_full_gpu_is_told_with_what_to_lower(trainer: GeneratorTrainer) -> Non
 def test_state_brings_back_the_very_next_update(trainer: GeneratorTrainer) -> None:
     """Guards against a checkpoint without the optimiser or the moments: the update after it must be the same."""
     trainer.step(PROMPTS, Slope(1.0))
-    kept, version, moments = trainer.state(), trainer.version, list(trainer.moments)
+    kept, version, method = trainer.state(), trainer.version, trainer.method.state()
     kept = {name: tensor.clone() for name, tensor in kept.items()}
     trainer.step(PROMPTS, Slope(1.0))
     expected = values(trainer)
-    trainer.load_state(kept, version, moments)
+    trainer.load_state(kept, version, method)
     trainer.step(PROMPTS, Slope(1.0))
     assert all(torch.equal(a, b) for a, b in zip(expected, values(trainer), strict=True))
     assert any(tensor.abs().max() > 0 for tensor in trainer.average)
@@ -131,10 +139,10 @@ def test_state_brings_back_the_very_next_update(trainer: GeneratorTrainer) -> No
 
 def test_a_part_of_the_prompts_takes_the_second_step(tiny_model_path: Path) -> None:
     """Guards against prompts that get another prompt's latents, and against the second step weighing as its part."""
-    five = [*PROMPTS, "a green ring", "a pink heart", "a gray cross"]
     asked = Asked(1.0)
     alone = {"one_step_weight": 0.0}
-    norms = [trainer_of(tiny_model_path, alone, two_step_every=n).step(five, asked).grad_norm for n in (1, 2)]
+    norms = [trainer_of(tiny_model_path, alone, two_step_every=n).step(FIVE, asked).grad_norm for n in (1, 2)]
+    five = [prompt.text for prompt in FIVE]
     assert asked.prompts == [five, five, five, five[::2]]
     assert norms[1] == pytest.approx(norms[0], rel=0.2)
 
@@ -148,15 +156,15 @@ def test_no_prompt_for_the_second_step_is_refused(tiny_model_path: Path) -> None
 def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: Path) -> None:
     """Guards against rows that get another row's prompt, noise or weight, against moments of a part of the batch, and
     against a network that holds the whole batch all the same."""
-    five = [*PROMPTS, "a green ring", "a pink heart", "a gray cross"]
     whole, parts = trainer_of(tiny_model_path), trainer_of(tiny_model_path, micro_batch_size=2)
     rows: list[int] = []
+    assert isinstance(parts.model, LatentConsistencyModel)
     parts.model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     whole.step(PROMPTS, CurvedScore())
-    parts.load_state(whole.state(), whole.version, list(whole.moments))
-    told = [trainer.step(five, CurvedScore()) for trainer in (whole, parts)]
+    parts.load_state(whole.state(), whole.version, whole.method.state())
+    statistics = [trainer.step(FIVE, CurvedScore()) for trainer in (whole, parts)]
     assert max(rows) == 2
-    assert told[1] == pytest.approx(told[0], rel=1e-4)
+    assert statistics[1] == pytest.approx(statistics[0], rel=1e-4)
     gradients = [
         torch.cat([p.grad.flatten() for p in each.parameters if p.grad is not None]) for each in (whole, parts)
     ]

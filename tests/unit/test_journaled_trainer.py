@@ -45,7 +45,7 @@ def sample(number: int) -> wire.ScoredGroup:
         prompt=PROMPTS[number % 7],
         policy_version=number // 2,
         stages=[1, 2, 1, 2],
-        scores={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
+        rewards={"mean": latents.mean(axis=(1, 2, 3)).astype(float).tolist()},
         versions={"mean": 1},
         latents=wire.pack_tensors({"latents": latents}),
     )
@@ -112,7 +112,7 @@ class Crash(BaseException):
 @pytest.fixture
 def fail_at(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Counts writes to disk; the one asked for raises instead, before or after the file is there."""
-    whole, state = store.write_whole, {"count": 0}
+    whole, state = store.write_file, {"count": 0}
 
     def arm(number: int, error: BaseException, after: bool) -> None:
         state["count"] = -number
@@ -126,7 +126,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Iterator:
                 raise error
 
         for module in ("store", "journal"):
-            monkeypatch.setattr(f"lasro_surrogate_trainer.{module}.write_whole", write)
+            monkeypatch.setattr(f"lasro_surrogate_trainer.{module}.write_file", write)
 
     yield arm
     monkeypatch.undo()
@@ -142,7 +142,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     ],
 )
 def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undisturbed, fail_at, redo_s, after):
-    """Guards against files that tell of a step that was never finished, or steps that no file tells of."""
+    """Guards against files of a step that was never finished, or steps without files."""
     crashes = 0
     for write in range(30):
         folder = tmp_path / str(write)
@@ -168,7 +168,7 @@ def test_a_crash_at_any_write_changes_nothing(frozen, config, tmp_path, undistur
 
 @pytest.mark.parametrize("write", [0, 1, 2], ids=["groups", "weights", "commit"])
 @pytest.mark.parametrize("after", [False, True])
-def test_a_failing_disk_is_told_and_the_round_can_be_repeated(
+def test_a_failing_disk_is_reported_and_the_round_can_be_repeated(
     frozen, config, tmp_path, undisturbed, fail_at, write, after
 ):
     """Guards against training further from weights that nobody can fetch, in the same process, with room again."""

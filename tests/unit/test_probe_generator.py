@@ -9,11 +9,11 @@ import torch
 
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
-from lasro.files import png_bytes
-from lasro.models.sdxl import load_model
+from lasro.images import png_bytes
+from lasro.models.registry import load_model
 from lasro.training import sampling
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, two_step_latents
+from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, sample_latents
 from lasro_client.run.probe_generator import ProbeGenerator
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
@@ -21,6 +21,8 @@ PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
 
 class Uphill:
     """A score whose gradient is 1 everywhere."""
+
+    max_timestep = 200
 
     def score_and_gradient(
         self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
@@ -48,7 +50,7 @@ def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator
     """Guards against a probe generator that is never thrown away: the next learns what the last was fooled by."""
     noises = draw_noises(probe.trainer.model, 2, torch.Generator().manual_seed(0))
     conditioning = probe.trainer.model.embed(["a red star"] * 2)
-    base = torch.cat(two_step_latents(probe.trainer.model, noises, conditioning, base=True))
+    base = torch.cat(sample_latents(probe.trainer.model, noises, conditioning, base=True))
     out, moved = [], []
     for round in range(8):
         out.append(probe.is_active(round))
@@ -103,7 +105,7 @@ def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
     def too_large(*_: object) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(sampling, "two_step_latents", too_large)
+    monkeypatch.setattr(sampling, "sample_latents", too_large)
     with pytest.raises(DeviceMemoryError, match=r"^drawing 2 prompts x 2 seeds: CUDA out of memory; lower prompts_per"):
         sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed")
 

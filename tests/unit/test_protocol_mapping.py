@@ -10,10 +10,10 @@ import pytest
 
 from lasro.errors import ConfigError, WireError
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
-SPEAKER = SPEAKERS[Protocol.MAPPING]
+CODEC = CODECS[Protocol.MAPPING]
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])
 FIRST = Batch(["a cat"], [b"\x89PNG"], [{"a": [1, None]}])
 EACH = {"request": {"$each": "{{image}}"}, "scores": "scores"}
@@ -21,13 +21,13 @@ ONE = {"request": {"i": "{{image}}"}, "scores": "scores"}
 
 
 def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
+    return CODEC.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    CODEC.check(settings)
+    request = CODEC.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def test_a_template_is_filled_for_a_batch_or_for_one_image() -> None:
@@ -35,14 +35,14 @@ def test_a_template_is_filled_for_a_batch_or_for_one_image() -> None:
     batch = Batch(["{{image}}", "b"], BATCH.images, [{"k": {"n": 3}}, {"k": {"n": None}}])
     item = {"t": "<{{prompt}}>", "n": "{{metadata.k.n}}", "s": "n={{metadata.k.n}}", "url": "{{image_type}};{{image}}"}
     settings = {"request": {"top": 2, "items": {"$each": item}}, "scores": "s"}
-    parts, body = asked(batch, settings)
-    assert parts.path == ""
+    request, body = asked(batch, settings)
+    assert request.path == ""
     assert body["top"] == 2
     assert body["items"][0] == {"t": "<{{image}}>", "n": 3, "s": "n=3", "url": "image/png;iVBORw=="}
     assert body["items"][1] == {"t": "<b>", "n": None, "s": "n=null", "url": "image/jpeg;/9j/"}
-    assert not SPEAKER.one_image(settings)
+    assert not CODEC.one_image(settings)
     one = {"request": ["{{metadata}}", "{{image}}"], "scores": "s"}
-    assert SPEAKER.one_image(one)
+    assert CODEC.one_image(one)
     assert asked(FIRST, one)[1] == [{"a": [1, None]}, "iVBORw=="]
 
 
@@ -67,7 +67,7 @@ def test_metadata_that_is_not_there_is_named() -> None:
 def test_paths_lead_to_scores_and_reasons(scores: str, errors: str | None, reply: Any, answers: list[Any]) -> None:
     """Bug: scores are read from the wrong place, or a reason is lost."""
     settings = EACH | {"scores": scores, "errors": errors}
-    SPEAKER.check(settings)
+    CODEC.check(settings)
     assert decoded(reply, 2, settings) == answers
 
 
@@ -120,4 +120,4 @@ def nested(levels: int) -> Any:
 def test_templates_and_paths_that_cannot_work_are_refused(settings: Any, reason: str) -> None:
     """Bug: a slip in a template is sent to the scorer as it stands, image after image."""
     with pytest.raises(ConfigError, match=reason):
-        SPEAKER.check(settings)
+        CODEC.check(settings)

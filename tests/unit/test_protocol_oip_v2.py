@@ -10,22 +10,22 @@ import pytest
 
 from lasro.errors import ConfigError, WireError
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult
 
-SPEAKER = SPEAKERS[Protocol.OIP_V2]
+CODEC = CODECS[Protocol.OIP_V2]
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])
 MODEL = {"model": "judge"}
 
 
 def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
+    return CODEC.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    CODEC.check(settings)
+    request = CODEC.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 TRITON: dict[str, Any] = {
@@ -46,8 +46,8 @@ def tensor(data: Any, shape: Any = (2,), datatype: str = "FP32", name: str = "sc
 
 def test_oip_asks_as_the_specification_has_it() -> None:
     """Bug: KServe or Triton refuses the tensors."""
-    parts, body = asked(BATCH, MODEL)
-    assert parts.path == "/v2/models/judge/infer"
+    request, body = asked(BATCH, MODEL)
+    assert request.path == "/v2/models/judge/infer"
     assert body == {
         "inputs": [
             {"name": "prompt", "shape": [2], "datatype": "BYTES", "data": ["a cat", "a dog"]},
@@ -55,8 +55,8 @@ def test_oip_asks_as_the_specification_has_it() -> None:
         ],
         "outputs": [{"name": "score"}],
     }
-    parts, body = asked(BATCH, TRITON)
-    assert parts.path == "/v2/models/aesthetic/versions/2/infer"
+    request, body = asked(BATCH, TRITON)
+    assert request.path == "/v2/models/aesthetic/versions/2/infer"
     assert [entry["shape"] for entry in body["inputs"]] == [[2, 1], [2, 1]]
     assert body["inputs"][0]["parameters"] == {"content_type": "base64"}
     assert body["inputs"][1]["data"] == ['{"a": [1, null]}', "null"]
@@ -113,4 +113,4 @@ def test_oip_replies_that_are_refused(reply: Any, reason: str) -> None:
 def test_settings_of_a_model_that_cannot_work_are_refused(settings: Any, reason: str) -> None:
     """Bug: a model name leads to another path of the server, or the model never sees the image."""
     with pytest.raises(ConfigError, match=reason):
-        SPEAKER.check(settings)
+        CODEC.check(settings)

@@ -10,23 +10,23 @@ import pytest
 
 from lasro.errors import ConfigError, WireError
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
-SPEAKER = SPEAKERS[Protocol.OPENAI_CHAT]
+CODEC = CODECS[Protocol.OPENAI_CHAT]
 FIRST = Batch(["a cat"], [b"\x89PNG"], [{"a": [1, None]}])
 MODEL = {"model": "judge"}
 YES_NO = MODEL | {"answers": {"yes": 1, "no": 0}}
 
 
 def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
+    return CODEC.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    CODEC.check(settings)
+    request = CODEC.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def said(content: Any, finish_reason: str | None = "stop", **more: Any) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def thought(*pairs: tuple[str, float]) -> dict[str, Any]:
 
 def test_a_judge_is_asked_with_image_and_prompt() -> None:
     """Bug: the judge does not see the image or the prompt, answers at random or streams."""
-    parts, body = asked(FIRST, MODEL | {"parameters": {"seed": 3}})
-    assert parts.path == "/chat/completions"
+    request, body = asked(FIRST, MODEL | {"parameters": {"seed": 3}})
+    assert request.path == "/chat/completions"
     [message] = body.pop("messages")
     assert body == {"model": "judge", "stream": False, "n": 1, "temperature": 0, "max_tokens": 16, "seed": 3}
     image, text = message["content"]
@@ -162,4 +162,4 @@ def test_probabilities_that_say_nothing_are_refused(reply: Any, reason: str) -> 
 def test_settings_of_a_judge_that_contradict_are_refused(settings: Any, reason: str) -> None:
     """Bug: a reward is registered that can never score, or whose setting has no effect."""
     with pytest.raises(ConfigError, match=reason):
-        SPEAKER.check(settings)
+        CODEC.check(settings)

@@ -9,27 +9,27 @@ import pytest
 
 from lasro.errors import WireError
 from lasro.wire import Protocol
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
-SPEAKER = SPEAKERS[Protocol.UNIRL]
+CODEC = CODECS[Protocol.UNIRL]
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])
 
 
 def decoded(reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKER.decode("application/json", json.dumps(reply).encode(), count, settings)
+    return CODEC.decode("application/json", json.dumps(reply).encode(), count, settings)
 
 
 def asked(batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKER.check(settings)
-    parts = SPEAKER.encode(batch, settings)
-    return parts, json.loads(parts.content)
+    CODEC.check(settings)
+    request = CODEC.encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def test_unirl_asks_as_its_own_client_does() -> None:
     """Bug: UniRL's service answers 422 to a field of another name."""
-    parts, body = asked(BATCH, {"reward": "clip"})
-    assert parts.path == "/score"
+    request, body = asked(BATCH, {"reward": "clip"})
+    assert request.path == "/score"
     assert body["requests"][0] == {
         "history": [{"text": "a cat", "image_b64": "iVBORw=="}],
         "required_rewards": ["clip"],

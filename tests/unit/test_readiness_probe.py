@@ -15,7 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from lasro.errors import BusyError
-from lasro.service.app import ServiceEnvironment, create_service
+from lasro.service.app import create_service
+from lasro.service.environment import ServiceEnvironment
 from lasro.service.readiness_probe import main, problem
 
 

@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective, scale_of
-from lasro.training.replay_buffer import HELD_OUT_GROUPS, Group, ReplayBuffer, group_from_sample, is_held_out
+from lasro.training.replay_buffer import HELD_OUT_GROUPS, ReplayBuffer, ReplayGroup, group_from_sample, is_held_out
 
 SHAPE = (4, 2, 2)
 
 
-def group(number: int, per_round: int = 3) -> Group:
-    return Group(
+def group(number: int, per_round: int = 3) -> ReplayGroup:
+    return ReplayGroup(
         group_id=f"g{number}",
         round=number // per_round,
         index=number % per_round,
         prompt="a red star",
-        stages_N=np.array([1, 2]),
+        num_steps_N=np.array([1, 2]),
         rewards={"a": np.array([float(number), number / 2])},
         latents_NCHW=np.zeros((2, *SHAPE), np.float16),
     )
 
 
-def sample(scores: dict[str, list[float | None]], latents: np.ndarray | None = None) -> wire.ScoredGroup:
+def sample(rewards: dict[str, list[float | None]], latents: np.ndarray | None = None) -> wire.ScoredGroup:
     body = np.zeros((2, *SHAPE), np.float32) if latents is None else latents
     return wire.ScoredGroup(
         group_id="g",
@@ -38,7 +38,7 @@ def sample(scores: dict[str, list[float | None]], latents: np.ndarray | None = N
         prompt="a red star",
         policy_version=0,
         stages=[1, 2],
-        scores=scores,
+        rewards=rewards,
         versions={},
         latents=wire.pack_tensors({"latents": body}),
     )
@@ -148,8 +148,8 @@ def test_scales_are_those_of_the_groups_in_training():
 
 def test_every_reward_is_kept_as_it_came():
     """Guards against a failed reward being counted as a number, and a floor missed by the rounding of float32."""
-    scores: dict[str, list[float | None]] = {"a": [0.7, None], "logged": [None, 0.25], "foreign": [1.0, 1.0]}
-    made = group_from_sample(sample(scores), RewardObjective({"a": 2.0, "logged": 0.0}), SHAPE)
+    rewards: dict[str, list[float | None]] = {"a": [0.7, None], "logged": [None, 0.25], "foreign": [1.0, 1.0]}
+    made = group_from_sample(sample(rewards), RewardObjective({"a": 2.0, "logged": 0.0}), SHAPE)
     assert made.rewards.keys() == {"a", "logged"}
     np.testing.assert_array_equal(made.rewards["a"], [0.7, np.nan])
     np.testing.assert_array_equal(made.rewards["logged"], [np.nan, 0.25])
@@ -163,7 +163,7 @@ def test_a_negative_reward_of_a_product_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("scores", "latents", "expected"),
+    ("rewards", "latents", "expected"),
     [
         ({"b": [1.0, 2.0]}, None, "expected also a"),
         ({"a": [1.0]}, None, "got 1, expected one per sample"),
@@ -172,7 +172,7 @@ def test_a_negative_reward_of_a_product_is_refused():
         ({"a": [1.0, 2.0]}, np.full((2, *SHAPE), 1e6, np.float32), "float16"),
     ],
 )
-def test_what_must_not_be_trained_on_is_refused(scores, latents, expected):
+def test_what_must_not_be_trained_on_is_refused(rewards, latents, expected):
     """Guards against wrong counts, shapes and NaN entering the optimiser."""
     with pytest.raises((WireError, NonFiniteError), match=expected):
-        group_from_sample(sample(scores, latents), RewardObjective({"a": 1.0}), SHAPE)
+        group_from_sample(sample(rewards, latents), RewardObjective({"a": 1.0}), SHAPE)

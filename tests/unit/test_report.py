@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lasro.errors import NotFoundError
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.report.charts import moving_average, nice_ticks, tick_label

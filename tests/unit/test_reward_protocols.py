@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lasro.errors import ConfigError, WireError
 from lasro.wire import MSGPACK_TYPE, NativeRequest, Protocol, from_json
-from lasro_reward_api.protocols import SPEAKERS
+from lasro_reward_api.protocols import CODECS
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 
 MODEL = {"model": "judge"}
@@ -74,13 +74,13 @@ def replies() -> st.SearchStrategy[Any]:
 
 
 def decoded(protocol: Protocol, reply: Any, count: int, settings: dict[str, Any]) -> list[ItemResult]:
-    return SPEAKERS[protocol].decode(JSON, json.dumps(reply).encode(), count, settings)
+    return CODECS[protocol].decode(JSON, json.dumps(reply).encode(), count, settings)
 
 
 def asked(protocol: Protocol, batch: Batch, settings: dict[str, Any]) -> tuple[HttpRequest, Any]:
-    SPEAKERS[protocol].check(settings)
-    parts = SPEAKERS[protocol].encode(batch, settings)
-    return parts, json.loads(parts.content)
+    CODECS[protocol].check(settings)
+    request = CODECS[protocol].encode(batch, settings)
+    return request, json.loads(request.content)
 
 
 def refused_briefly(error: Exception) -> None:
@@ -90,9 +90,9 @@ def refused_briefly(error: Exception) -> None:
 
 def check_answers(case: tuple[Protocol, dict[str, Any]], content_type: str, body: bytes) -> None:
     protocol, settings = case
-    count = 1 if SPEAKERS[protocol].one_image(settings) else 3
+    count = 1 if CODECS[protocol].one_image(settings) else 3
     try:
-        answers = SPEAKERS[protocol].decode(content_type, body, count, settings)
+        answers = CODECS[protocol].decode(content_type, body, count, settings)
     except WireError as error:
         refused_briefly(error)
         return
@@ -129,19 +129,19 @@ def test_any_msgpack_is_three_finite_numbers_or_refused(reply: Any) -> None:
 def test_any_settings_are_taken_or_refused_as_configuration(protocol: Protocol, settings: dict[str, Any]) -> None:
     """Bug: odd settings answer 500 at registration, or are taken and fail at every call."""
     try:
-        SPEAKERS[protocol].check(settings)
+        CODECS[protocol].check(settings)
     except ConfigError as error:
         refused_briefly(error)
         return
-    batch = FIRST if SPEAKERS[protocol].one_image(settings) else BATCH
-    assert SPEAKERS[protocol].encode(batch, settings).content
+    batch = FIRST if CODECS[protocol].one_image(settings) else BATCH
+    assert CODECS[protocol].encode(batch, settings).content
 
 
 @pytest.mark.parametrize("protocol", sorted(Protocol))
 def test_every_protocol_is_there_and_refuses_what_it_does_not_know(protocol: Protocol) -> None:
     """Bug: a protocol that the contract names is missing, or a misspelt setting has no effect."""
     with pytest.raises(ConfigError, match="nonsense"):
-        SPEAKERS[protocol].check({"nonsense": 1})
+        CODECS[protocol].check({"nonsense": 1})
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def test_every_protocol_is_there_and_refuses_what_it_does_not_know(protocol: Pro
 )
 def test_native_replies_that_are_taken(body: bytes, answers: list[Any]) -> None:
     """Bug: a correct scorer is refused."""
-    assert SPEAKERS[Protocol.NATIVE].decode(JSON, body, 3, {}) == answers
+    assert CODECS[Protocol.NATIVE].decode(JSON, body, 3, {}) == answers
 
 
 def test_native_asks_as_documented() -> None:
     """Bug: the request drifts from what users wrote their endpoints for."""
-    parts, body = asked(Protocol.NATIVE, Batch(["p"], [b"\x89PNG"], [{"a": [1, None]}]), {})
+    request, body = asked(Protocol.NATIVE, Batch(["p"], [b"\x89PNG"], [{"a": [1, None]}]), {})
     assert body == {"prompts": ["p"], "images": ["iVBORw=="], "metadata": [{"a": [1, None]}]}
-    assert parts.path == ""
+    assert request.path == ""
 
 
 finite = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
@@ -172,14 +172,14 @@ json_values = st.recursive(finite | st.text(), lambda inner: st.lists(inner) | s
 def test_native_json_is_the_message_of_the_contract(items: list[tuple[str, bytes, Any]]) -> None:
     """Bug: put together by hand, the body is no JSON for odd prompts, or another message than wire.NativeRequest."""
     prompts, images, metadata = (list(column) for column in zip(*items, strict=True))
-    parts = SPEAKERS[Protocol.NATIVE].encode(Batch(prompts, images, metadata), {})
-    assert from_json(NativeRequest, parts.content) == NativeRequest(prompts=prompts, images=images, metadata=metadata)
+    request = CODECS[Protocol.NATIVE].encode(Batch(prompts, images, metadata), {})
+    assert from_json(NativeRequest, request.content) == NativeRequest(prompts=prompts, images=images, metadata=metadata)
 
 
 def test_flow_factory_asks_as_its_own_client_does() -> None:
     """Bug: an existing Flow-Factory server does not plug in unchanged."""
-    parts, body = asked(Protocol.FLOW_FACTORY, Batch(["p"], [b"\x89PNG"], [None]), {})
+    request, body = asked(Protocol.FLOW_FACTORY, Batch(["p"], [b"\x89PNG"], [None]), {})
     assert body == {"prompt": ["p"], "image": ["iVBORw=="]}
-    assert parts.path == "/compute"
+    assert request.path == "/compute"
     with pytest.raises(WireError, match="reports an error"):
         decoded(Protocol.FLOW_FACTORY, {"rewards": [1], "error": "CUDA"}, 1, {})

@@ -69,7 +69,7 @@ def test_scale_by_hand() -> None:
 
 
 @pytest.mark.parametrize("groups", [[], [[NAN]], [[0.0, 0.0]], [[7.0], [9.0]], [[0.1] * 3, [0.7] * 7], [[0.3, NAN]]])
-def test_what_does_not_vary_within_a_group_has_no_deviation(groups: list[list[float]]) -> None:
+def test_what_does_not_vary_within_a_group_has_a_standard_deviation_of_0(groups: list[list[float]]) -> None:
     """Guards against a division by zero, or by the rounding of a mean, which would drown every other reward."""
     assert scale_of([np.array(group) for group in groups]).deviation == 0
 
@@ -86,7 +86,7 @@ def test_normalised_totals_by_hand(combine: Combine) -> None:
 
 
 def test_guards_by_hand() -> None:
-    """Guards against a floor that vetoes what just reaches it, and shortfalls in the wrong unit or of what passes."""
+    """Guards against a floor that vetoes what just reaches it, and violations in the wrong unit or of what passes."""
     given = rewards(a=[1.0, 2.0, 3.0, 4.0], kb=[10.0, 9.0, 11.0, 6.0], safe=[0.7, 0.7, 0.4, 0.6])
     objective = RewardObjective({"a": 1.0, "kb": 0.0, "safe": 0.0}, floors={"kb": 10.0, "safe": 0.7})
     found = totals(given, objective)
@@ -156,12 +156,12 @@ def test_a_vetoed_sample_never_ranks_above(given: Rewards, objective: RewardObje
     found = totals(given, objective, scales(objective, given))
     values = ranking_values(found, margin)
     passed = values[~found.vetoed_N & ~np.isnan(values)]
-    vetoed, shortfall = values[found.vetoed_N], found.floor_violation_N[found.vetoed_N]
+    vetoed, violation = values[found.vetoed_N], found.floor_violation_N[found.vetoed_N]
     below = {i: any(given[n][i] < floor for n, floor in objective.floors.items()) for i in range(len(values))}
     assert found.vetoed_N.tolist() == [below[i] and not np.isnan(values[i]) for i in below]
     assert (passed[:, None] - vetoed[None, :] > margin).all()
     assert passed.tolist() == found.total_N[~found.vetoed_N & ~np.isnan(values)].tolist()
-    differences = (values_N[:, None] - values_N[None, :] for values_N in (vetoed, -shortfall))
+    differences = (values_N[:, None] - values_N[None, :] for values_N in (vetoed, -violation))
     np.testing.assert_allclose(next(differences), next(differences), atol=1e-9)
 
 

@@ -11,18 +11,28 @@ import torch
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ModelError, PromptTooLongError, WireError
-from lasro.functional.consistency import lcm_timesteps, sample
+from lasro.models.base import GeneratorModel
 from lasro.models.device import autocast, computes_in_bfloat16
-from lasro.models.lora import add_generator_lora, load_adapter, parameters_set, save_adapter
-from lasro.models.sdxl import TwoStepModel, load_model, load_teacher, shared_view
+from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.lora import parameters_set
+from lasro.models.registry import load_model
+from lasro.models.shared_view import shared_view
+from lasro.training.sampling import sample_latents
 
 PROMPTS = ["a red circle left of a blue square", "dog face, noto style"]
 
 
 @pytest.fixture(scope="module")
-def model() -> TwoStepModel:
+def model() -> LatentConsistencyModel:
     """The bundled model, never changed by a test."""
-    return load_model(ModelSettings(device="cpu"))
+    return load(ModelSettings(device="cpu"))
+
+
+def load(settings: ModelSettings) -> LatentConsistencyModel:
+    """With the parts of its family."""
+    model = load_model(settings)
+    assert isinstance(model, LatentConsistencyModel)
+    return model
 
 
 def stock_pipeline() -> Any:
@@ -42,22 +52,16 @@ def stock_latents(pipeline: Any, prompt: str, steps: int, seed: int) -> torch.Te
     ).images
 
 
-def our_latents(model: TwoStepModel, prompt: str, steps: int, seed: int) -> torch.Tensor:
+def our_latents(model: GeneratorModel, prompt: str, steps: int, seed: int) -> torch.Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     noises = [torch.randn(1, *model.latent_shape, generator=generator) for _ in range(steps)]
     conditioning = model.embed([prompt])
     with torch.no_grad():
-        latents = sample(
-            lambda x_t, t: model.predict_clean(x_t, t, conditioning),
-            noises,
-            lcm_timesteps(steps),
-            model.alphas_cumprod_T,
-        )
-    return latents[-1]
+        return sample_latents(model, noises, conditioning)[-1]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_latents_are_those_of_stock_diffusers(model: TwoStepModel, steps: int) -> None:
+def test_latents_are_those_of_stock_diffusers(model: GeneratorModel, steps: int) -> None:
     """Guards against any difference in timesteps, scalings, guidance, size ids or the order of noises."""
     pipeline = stock_pipeline()
     for seed, prompt in enumerate(PROMPTS):
@@ -69,17 +73,17 @@ def test_latents_are_those_of_stock_diffusers(model: TwoStepModel, steps: int) -
 def test_a_saved_adapter_loads_in_stock_diffusers(tmp_path: Path, rank: int, alpha: float) -> None:
     """Guards against alpha / rank being lost on the way, or applied twice: all of it must sit in the file."""
     model, settings = load_model(ModelSettings(device="cpu")), LoraSettings(rank=rank, alpha=alpha)
-    parameters = add_generator_lora(model, settings, seed=0)
+    parameters = model.add_lora(settings, seed=0)
     base = our_latents(model, PROMPTS[0], 2, 0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for parameter in parameters:
             parameter.add_(torch.randn_like(parameter) * 0.03)
-    assert save_adapter(model, tmp_path / "adapter", settings).is_file()
+    assert model.save_lora(tmp_path / "adapter", settings).is_file()
     stock = stock_pipeline()
     stock.load_lora_weights(tmp_path / "adapter")
     reloaded = load_model(ModelSettings(device="cpu"))
-    load_adapter(reloaded, tmp_path / "adapter")
+    reloaded.load_lora(tmp_path / "adapter")
     for steps in (1, 2, 4):
         ours = our_latents(model, PROMPTS[0], steps, 0)
         assert (ours - stock_latents(stock, PROMPTS[0], steps, 0)).abs().max() <= 1e-4
@@ -87,7 +91,7 @@ def test_a_saved_adapter_loads_in_stock_diffusers(tmp_path: Path, rank: int, alp
     assert (our_latents(model, PROMPTS[0], 2, 0) - base).abs().max() > 0.01, "the adapter changes nothing"
 
 
-def test_images_survive_the_vae(model: TwoStepModel) -> None:
+def test_images_survive_the_vae(model: GeneratorModel) -> None:
     """Guards against a wrong scaling factor: decoding and encoding again comes back near the latents."""
     z = our_latents(model, PROMPTS[0], 2, 0)
     images = model.decode(z)
@@ -99,16 +103,16 @@ def test_images_survive_the_vae(model: TwoStepModel) -> None:
 
 def test_the_base_is_untouched_by_the_adapter(tiny_model_path: Path) -> None:
     """Guards against the regulariser's base drifting along with the generator, and against a second copy in memory."""
-    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
-    x_t, conditioning = torch.randn(2, *model.latent_shape), model.embed(PROMPTS)
-    before = model.predict_clean(x_t, 999, conditioning)
-    parameters = add_generator_lora(model, LoraSettings(rank=2), seed=0)
+    model = load(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    x_t, conditioning, (step,) = torch.randn(2, *model.latent_shape), model.embed(PROMPTS), model.steps(1)
+    before = model.predict_clean(x_t, step, conditioning)
+    parameters = model.add_lora(LoraSettings(rank=2), seed=0)
     with parameters_set(parameters, [torch.full_like(p, 0.1) for p in parameters]):
-        adapted = model.predict_clean(x_t, 999, conditioning)
-        base = model.predict_clean(x_t, 999, conditioning, base=True)
+        adapted = model.predict_clean(x_t, step, conditioning)
+        base = model.predict_clean(x_t, step, conditioning, base=True)
     torch.testing.assert_close(base, before)
     assert (adapted - before).abs().max() > 1e-3
-    torch.testing.assert_close(model.predict_clean(x_t, 999, conditioning), before)
+    torch.testing.assert_close(model.predict_clean(x_t, step, conditioning), before)
     owned = {p.data_ptr() for p in model.unet.parameters()}
     assert {p.data_ptr() for p in model.base.parameters()} <= owned
 
@@ -118,16 +122,17 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model_path: Path) -> No
     gradients = []
     for checkpointing in (False, True):
         settings = ModelSettings(path=str(tiny_model_path), device="cpu", gradient_checkpointing=checkpointing)
-        model = load_model(settings)
-        parameters = add_generator_lora(model, LoraSettings(rank=2), seed=0)
+        model = load(settings)
+        parameters = model.add_lora(LoraSettings(rank=2), seed=0)
         with torch.no_grad():
             for parameter in parameters:
                 parameter.add_(0.05)
         x_t = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
         conditioning = model.embed(PROMPTS)
         model.unet.train()
-        z = model.predict_clean(x_t, 499, conditioning)
-        model.predict_clean(x_t, 999, conditioning, base=True)
+        first, second = model.steps(2)
+        z = model.predict_clean(x_t, second, conditioning)
+        model.predict_clean(x_t, first, conditioning, base=True)
         z.square().mean().backward()
         gradients.append([p.grad for p in parameters])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -141,12 +146,14 @@ def test_embeddings_do_not_depend_on_the_batch(tiny_model_path: Path) -> None:
     alone = model.embed([PROMPTS[1]])
     together = other.embed([*PROMPTS, PROMPTS[1]])
     again = other.embed([PROMPTS[1]])
-    for kept, first in ((together.embeds_BTD[1], alone.embeds_BTD[0]), (together.pooled_BP[2], alone.pooled_BP[0])):
-        assert torch.equal(kept, first)
-    assert torch.equal(again.embeds_BTD, alone.embeds_BTD)
+    assert together.tensors.keys() == alone.tensors.keys() == {"embeds", "pooled"}
+    for name, alone_rows in alone.tensors.items():
+        assert torch.equal(together[name][1], alone_rows[0])
+        assert torch.equal(together[name][2], alone_rows[0])
+        assert torch.equal(again[name], alone_rows)
 
 
-def test_a_prompt_over_the_limit_is_refused(model: TwoStepModel) -> None:
+def test_a_prompt_over_the_limit_is_refused(model: GeneratorModel) -> None:
     """Guards against cutting a prompt short, which trains on another prompt than the reward judges."""
     with pytest.raises(PromptTooLongError, match="expected at most 32"):
         model.embed(["a red circle " * 20])
@@ -157,15 +164,18 @@ def test_unusable_models_are_named(tmp_path: Path, tiny_model_path: Path) -> Non
     with pytest.raises(ModelError, match=r"no model_index\.json"):
         load_model(ModelSettings(path=str(tmp_path / "absent")))
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"lacks unet, vae, scheduler, tokenizer.*found nothing"):
+        load_model(ModelSettings(path=str(tmp_path)))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
+    with pytest.raises(ModelError, match="got a PixArtAlphaPipeline, expected one of StableDiffusionXLPipeline"):
         load_model(ModelSettings(path=str(tmp_path)))
     model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
     with pytest.raises(ModelError, match="none of which"):
-        add_generator_lora(model, LoraSettings(targets=("to_nothing",)), seed=0)
+        model.add_lora(LoraSettings(targets=("to_nothing",)), seed=0)
     with pytest.raises(ModelError, match="no such adapter"):
-        load_adapter(model, tmp_path / "none")
+        model.load_lora(tmp_path / "none")
     with pytest.raises(ModelError, match="teacher"):
-        load_teacher(model, str(tmp_path / "none"))
+        model.distillation_loss(str(tmp_path / "none"))
 
 
 def test_shared_view_costs_no_memory() -> None:

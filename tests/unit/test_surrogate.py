@@ -11,47 +11,50 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
 from lasro.errors import WireError
-from lasro.models.lora import add_generator_lora
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.base import GeneratorModel
+from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.registry import load_model
 from lasro.models.surrogate import SurrogateReward, build_surrogate, cnn_head, draw_augmentation, score_and_gradient
-from lasro.models.unet_encoder import UNetTrunk
+from lasro.models.unet_encoder import UNetEncoder
 
 PROMPTS = ["a red star", "a blue square"]
 TRUNKS = ["full", "adapter"]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_path: Path) -> TwoStepModel:
-    return load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+def model(tiny_model_path: Path) -> LatentConsistencyModel:
+    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    assert isinstance(model, LatentConsistencyModel)
+    return model
 
 
-def surrogate(model: TwoStepModel, trunk: str, seed: int = 0) -> SurrogateReward:
+def surrogate(model: GeneratorModel, trunk: str, seed: int = 0) -> SurrogateReward:
     settings = {"trunk": trunk, "adapter_rank": 2, "head_channels": 8, "seed": seed}
     return build_surrogate(model, SurrogateSettings.model_validate(settings))
 
 
-def inputs(model: TwoStepModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(model: GeneratorModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *model.latent_shape, generator=generator)
     return latents, *draw_augmentation((2, *model.latent_shape), 200, generator)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_untrained_trunk_is_the_unets_own_encoder(model: TwoStepModel, trunk: str) -> None:
+def test_untrained_trunk_is_the_unets_own_encoder(model: LatentConsistencyModel, trunk: str) -> None:
     """Guards against a forgotten embedding: the features must be what the UNet's mid block computes in full."""
     seen: list[torch.Tensor] = []
     hook = model.base.mid_block.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
     x_t, timesteps, _ = inputs(model)
-    arguments = model.unet_arguments(model.embed(PROMPTS))
+    conditioning = model.embed(PROMPTS)
     with torch.no_grad():
-        model.base(x_t, timesteps, **arguments)
+        model.base(x_t, timesteps, **model.unet_arguments(conditioning))
         hook.remove()
-        features = surrogate(model, trunk).trunk(x_t, timesteps, arguments)
+        features = surrogate(model, trunk).trunk(x_t, timesteps, conditioning)
     torch.testing.assert_close(features, seen[0])
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_what_is_trained_travels_and_nothing_else(model: TwoStepModel, trunk: str) -> None:
+def test_what_is_trained_travels_and_nothing_else(model: LatentConsistencyModel, trunk: str) -> None:
     """Guards against weights that travel incomplete: a receiver with them must score as the sender does."""
     latents, timesteps, noise = inputs(model)
     sender, receiver = surrogate(model, trunk, seed=1), surrogate(model, trunk, seed=2)
@@ -75,7 +78,7 @@ def test_three_adapters_on_one_base_do_not_meet(tiny_model_path: Path) -> None:
     latents, timesteps, noise = inputs(alone)
     expected = surrogate(alone, "adapter", seed=1)(latents, timesteps, noise, alone.embed(PROMPTS))
     shared = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
-    generator = add_generator_lora(shared, LoraSettings(rank=2), seed=0)
+    generator = shared.add_lora(LoraSettings(rank=2), seed=0)
     first, second = surrogate(shared, "adapter", seed=1), surrogate(shared, "adapter", seed=2)
     with torch.no_grad():
         for parameter in [*generator, *(p for p in second.parameters() if p.requires_grad)]:
@@ -84,7 +87,7 @@ def test_three_adapters_on_one_base_do_not_meet(tiny_model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_gradient_is_that_of_the_score(model: TwoStepModel, trunk: str) -> None:
+def test_gradient_is_that_of_the_score(model: LatentConsistencyModel, trunk: str) -> None:
     """Guards against a detached path: the directional derivative must match finite differences (float32)."""
     latents, timesteps, noise = inputs(model)
     conditioning, reward = model.embed(PROMPTS), surrogate(model, trunk)
@@ -99,7 +102,7 @@ def test_gradient_is_that_of_the_score(model: TwoStepModel, trunk: str) -> None:
     assert all(p.grad is None for p in reward.parameters())
 
 
-def test_misfitting_weights_are_named(model: TwoStepModel) -> None:
+def test_misfitting_weights_are_named(model: LatentConsistencyModel) -> None:
     """Guards against loading a part of somebody else's weights, which scores nonsense without a word."""
     full, adapter = surrogate(model, "full"), surrogate(model, "adapter")
     with pytest.raises(WireError, match="names differ"):
@@ -126,7 +129,7 @@ def test_augmentation_stays_below_its_limit() -> None:
 
 
 @pytest.mark.parametrize("mid_block", ["UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None])
-def test_every_mid_block_of_distilled_unets(model: TwoStepModel, mid_block: str | None) -> None:
+def test_every_mid_block_of_distilled_unets(model: LatentConsistencyModel, mid_block: str | None) -> None:
     """Guards against LCM-SSD-1B failing: its distilled UNet has a mid block without attention, others have none."""
     config = {**model.base.config, "mid_block_type": mid_block}
     with torch.random.fork_rng(devices=[]):
@@ -134,15 +137,15 @@ def test_every_mid_block_of_distilled_unets(model: TwoStepModel, mid_block: str 
         unet: Any = UNet2DConditionModel.from_config(config)
         unet.eval()
     x_t, timesteps, _ = inputs(model)
-    arguments = model.unet_arguments(model.embed(PROMPTS))
+    conditioning = model.embed(PROMPTS)
     seen: list[Any] = []
     part = unet.down_blocks[-1] if mid_block is None else unet.mid_block
     hook = part.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
     with torch.no_grad():
-        unet(x_t, timesteps, **arguments)
+        unet(x_t, timesteps, **model.unet_arguments(conditioning))
         hook.remove()
-        trunk = UNetTrunk(unet)
+        trunk = UNetEncoder(unet, model.unet_arguments)
         trunk.train_blocks()
-        features = trunk(x_t, timesteps, arguments)
+        features = trunk(x_t, timesteps, conditioning)
     expected = seen[0][0] if mid_block is None else seen[0]
     torch.testing.assert_close(features, expected)

@@ -14,7 +14,7 @@ from lasro.errors import BusyError, DeviceMemoryError, NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.models.frozen import FrozenModel, ModelCache
 from lasro.training.ranking import Ranker
-from lasro.training.replay_buffer import Group, ReplayBuffer
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
 from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
 
 SHAPE = (4, 8, 8)
@@ -39,12 +39,12 @@ def replay_of(count: int) -> ReplayBuffer:
         rng = np.random.default_rng(number)
         latents = rng.normal(size=(8, *SHAPE)) + rng.normal(size=(8, 1, 1, 1))
         replay.add(
-            Group(
+            ReplayGroup(
                 group_id=f"g{number}",
                 round=number,
                 index=0,
                 prompt="a red star",
-                stages_N=np.array([1, 2] * 4),
+                num_steps_N=np.array([1, 2] * 4),
                 rewards={"mean": latents.mean(axis=(1, 2, 3))},
                 latents_NCHW=latents.astype(np.float16),
             )
@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_is_not_applied(frozen):
     assert all(np.array_equal(array, state[name]) for name, array in trainer.state().items())
 
 
-def test_a_full_gpu_is_told_with_what_to_lower(frozen, monkeypatch):
+def test_a_full_gpu_is_reported_with_what_to_lower(frozen, monkeypatch):
     """Bug: a traceback of torch's in the service's log, and 500 for the client."""
 
     def full(*_: object) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_statistics_of_new_groups(frozen):
     untrained = trainer.rank(replay.named(["g3", "g5"]), RANKER)
     statistics = adapt(trainer, replay, request(30, ["g3", "g5"]), lambda: False)
     assert statistics.fresh_pair_accuracy == untrained.accuracy
-    assert trainer.measured.reward_gap == statistics.reward_gap == untrained.gap
+    assert trainer.metrics.reward_gap == statistics.reward_gap == untrained.gap
     again = adapt(trainer, replay, request(0, ["g3", "g5"]), lambda: False)
     assert again.fresh_pair_accuracy is not None
     assert again.fresh_pair_accuracy > (untrained.accuracy or 0)
@@ -150,7 +150,7 @@ def test_statistics_of_new_groups(frozen):
     assert statistics.held_out_pair_accuracy is None
 
 
-def pairs(group: Group, objective: RewardObjective = OBJECTIVE, **settings: object) -> set[tuple[int, int]]:
+def pairs(group: ReplayGroup, objective: RewardObjective = OBJECTIVE, **settings: object) -> set[tuple[int, int]]:
     winners_P, losers_P = Ranker(changed(**settings), objective, {}).pairs(group)
     return set(zip(winners_P.tolist(), losers_P.tolist(), strict=True))
 
@@ -185,8 +185,8 @@ def test_optimiser_state_brings_back_the_very_next_step(frozen):
     assert not all(np.array_equal(array, expected[name]) for name, array in fresh.state().items())
 
 
-def test_pairs_follow_margin_and_stage():
-    """Guards against ties ranked by rounding, and stages compared where they must not be."""
+def test_pairs_follow_margin_and_number_of_steps():
+    """Guards against ties ranked by rounding, and one-step samples paired with two-step ones where they must not be."""
     group = replay_of(1).draw(1, np.random.default_rng(0))[0]
     assert len(pairs(group, tie_margin=0.0, rank_within_num_steps=False)) == 8 * 7 // 2
     assert len(pairs(group, tie_margin=0.0, rank_within_num_steps=True)) == 2 * (4 * 3 // 2)
@@ -197,7 +197,7 @@ def test_pairs_of_vetoed_and_failed_samples():
     """Guards against a guard that is outbid by the margin or the total, and a failed guard that ranks either way."""
     group = dataclasses.replace(
         replay_of(1).draw(1, np.random.default_rng(0))[0],
-        stages_N=np.array([1, 1, 2, 2, 2]),
+        num_steps_N=np.array([1, 1, 2, 2, 2]),
         rewards={"a": np.array([0.1, 0.2, 5.0, 9.0, 9.0]), "guard": np.array([0.5, 0.7, 0.4, 0.1, np.nan])},
     )
     guarded = RewardObjective({"a": 1.0, "guard": 0.0}, floors={"guard": 0.5})

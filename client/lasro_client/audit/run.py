@@ -21,7 +21,7 @@ import numpy as np
 from lasro.config import RunSettings, SamplingSettings
 from lasro.errors import RewardError
 from lasro.files import write_atomically, write_json
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro.wire import RewardInfo, RewardValue, Status

@@ -103,7 +103,7 @@ def _redis() -> str:
 
 def _model() -> str:
     from lasro.config import ModelSettings
-    from lasro.models.sdxl import load_model
+    from lasro.models.registry import load_model
     from lasro_client.evaluation.generate import draw
 
     model = load_model(ModelSettings())

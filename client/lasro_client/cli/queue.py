@@ -1,4 +1,4 @@
-"""Commands about the queue in Redis: what waits, and what was set aside."""
+"""Commands about the queue in Redis: what waits, and what is dead-lettered."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from lasro.redis_store.dead_letters import DeadLetter
     from lasro.redis_store.overview import WorkFigures
 
-queue_app = typer.Typer(help="Groups that wait to be scored, and what was set aside.", no_args_is_help=True)
+queue_app = typer.Typer(help="Groups that wait to be scored, and dead letters.", no_args_is_help=True)
 Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID...", help="As `lasro queue ls` shows them.", show_default=False)
 ]
-All = Annotated[bool, typer.Option("--all", help="Everything that was set aside.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 SHOWN_REASON = 120
 
 
 @queue_app.command("ls")
 def list_queue(redis: RedisUrl, as_json: AsJson = False) -> None:
-    """Groups to be scored and by whom, samples to be trained on, and what was set aside."""
+    """Groups to be scored and by whom, samples to be trained on, and dead letters."""
     from lasro.redis_store.connection import connect
     from lasro.redis_store.dead_letters import dead_letters
     from lasro.redis_store.overview import run_figures, work_figures
@@ -47,12 +47,12 @@ def list_queue(redis: RedisUrl, as_json: AsJson = False) -> None:
         print_table([name.replace("_", " ") for name in runs[0]._fields], runs)
     if letters:
         print()
-        print_table(("set aside", *letters[0]._fields[1:]), [_row(letter) for letter in letters])
+        print_table(("dead-lettered", *letters[0]._fields[1:]), [_row(letter) for letter in letters])
 
 
 @queue_app.command("retry")
 def retry_dead(redis: RedisUrl, ids: Ids = None, everything: All = False, as_json: AsJson = False) -> None:
-    """Put groups that were set aside back into the queue, and samples back on their stream.
+    """Put dead-lettered groups back into the queue, and samples back on their stream.
 
     Exit status 1 where a named one is nothing that could be put back.
     """
@@ -79,7 +79,7 @@ def drop_dead(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Forget for good what was set aside; a group's id may then be submitted again."""
+    """Delete dead letters for good; the id of a group may then be submitted again."""
     from lasro.redis_store.connection import connect
     from lasro.redis_store.dead_letters import drop
 

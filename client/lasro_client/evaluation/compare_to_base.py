@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
-from lasro.models.lora import load_adapter
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
 from lasro.validation import explain
 from lasro_client.evaluation.paired_statistics import estimate
@@ -42,7 +41,7 @@ def evaluate_beside_base(
     """
     model = load_model(settings)
     if adapter is not None:
-        load_adapter(model, adapter)
+        model.load_lora(adapter)
     found = []
     for name in ("base", "adapted") if adapter is not None else ("base",):
         folder = None if out is None else out / name

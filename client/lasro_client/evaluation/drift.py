@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from lasro.errors import WireError
-from lasro.files import png_bytes, write_atomically, write_json
-from lasro.models.sdxl import TwoStepModel
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.paired_statistics import Estimate, estimate, ratio_of_means
 from lasro_client.evaluation.score_prompts import batch_size, draw_one_and_two_steps
@@ -67,7 +68,7 @@ def drift_figure(base: Sequence[np.ndarray], adapted: Sequence[np.ndarray], othe
     )
 
 
-def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
+def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
     """Draw each prompt in two steps with seed + i by the base and by the adapted model, and compare.
 
     The images go to `folder`/before and /after, the prompts to prompts.json, where a folder is given.
@@ -83,7 +84,7 @@ def measure_drift(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, fol
     return drift_figure(base, adapted, other_seed)
 
 
-def _draw(model: TwoStepModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
+def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
     step, images = batch_size(model.latent_shape), []
     for start in range(0, len(prompts), step):
         texts = [prompt.text for prompt in prompts[start : start + step]]

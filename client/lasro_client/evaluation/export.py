@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
-from lasro.models.lora import load_adapter
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 
 
 def export(settings: ModelSettings, adapter: Path, out: Path) -> None:
@@ -20,14 +19,12 @@ def export(settings: ModelSettings, adapter: Path, out: Path) -> None:
     if out.exists():
         raise ConflictError(f"{out}: exists already, expected a new folder; choose another or delete it")
     model = load_model(settings)
-    load_adapter(model, adapter)
-    model.pipeline.fuse_lora()
-    model.pipeline.unload_lora_weights()
+    model.load_lora(adapter)
     temporary: str | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")
-        model.pipeline.save_pretrained(temporary, safe_serialization=True)
+        model.save_fused(Path(temporary))
         Path(temporary).chmod(0o755)  # mkdtemp makes folders that only their owner can read
         Path(temporary).rename(out)
     except OSError as error:

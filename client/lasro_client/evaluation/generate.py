@@ -14,11 +14,12 @@ import torch
 
 from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
-from lasro.files import png_bytes, write_atomically, write_json
-from lasro.functional import consistency as two_step
-from lasro.models.lora import load_adapter
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
+from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
+from lasro.training.sampling import sample_latents
 from lasro_client.evaluation.diffusers_noise import diffusers_noises
 from lasro_client.evaluation.score_prompts import Progress, batch_size
 
@@ -26,18 +27,12 @@ INDEX = "index.json"
 Steps = Literal[1, 2, 4]
 
 
-def draw(model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
+def draw(model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
     """Images uint8 [B, H, W, 3]; row i is what a stock pipeline draws with a CPU generator seeded `seeds[i]`."""
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps)]
     with torch.no_grad():
         conditioning = model.embed(list(prompts))
-        latents = two_step.sample(
-            lambda x_t, timestep: model.predict_clean(x_t, timestep, conditioning),
-            noises,
-            two_step.lcm_timesteps(steps),
-            model.alphas_cumprod_T,
-        )
-        return model.decode(latents[-1])
+        return model.decode(sample_latents(model, noises, conditioning)[-1])
 
 
 def generate(
@@ -59,7 +54,7 @@ def generate(
     clear = _own_files(out)
     model = load_model(settings)
     if adapter is not None:
-        load_adapter(model, adapter)
+        model.load_lora(adapter)
     step = batch or batch_size(model.latent_shape)
     starts = range(0, len(prompts), step)
     for start in starts:  # embeddings are cached; a prompt over the token limit shall fail before the first image

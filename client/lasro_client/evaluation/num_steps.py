@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-NumSteps = Literal[1, 2]
+from lasro.wire import NumSteps
+
 ALL_NUM_STEPS: tuple[NumSteps, NumSteps] = (1, 2)
 JSON_NAMES: dict[NumSteps, str] = {1: "one_step", 2: "two_step"}
 """Keys of every JSON file, which are also the fields of `ByNumSteps`."""

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from lasro.errors import NonFiniteError, WireError
-from lasro.files import png_bytes, write_atomically
-from lasro.models.sdxl import TwoStepModel
+from lasro.files import write_atomically
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import two_step_latents
+from lasro.training.sampling import sample_latents
 from lasro.wire import ScoredItem, ScoreRequest, Status, scores_of
 from lasro_client.evaluation.diffusers_noise import diffusers_noises
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps, NumSteps
@@ -42,7 +43,7 @@ def batch_size(latent_shape: tuple[int, int, int]) -> int:
 
 
 def draw_one_and_two_steps(
-    model: TwoStepModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
+    model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """One-step and two-step images of each prompt, both uint8 [B, H, W, 3], as stock diffusers draws them.
 
@@ -54,7 +55,7 @@ def draw_one_and_two_steps(
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
     with torch.no_grad():
         conditioning = model.embed(list(prompts))
-        one_step, last = two_step_latents(model, noises, conditioning, base)
+        one_step, last = sample_latents(model, noises, conditioning, base)
         for prompt, *latents in zip(prompts, one_step, last, strict=True):
             # A decoder turns NaN into a black image, which a reward would score like any other.
             if not all(part.isfinite().all() for part in latents):
@@ -63,7 +64,7 @@ def draw_one_and_two_steps(
 
 
 def evaluate(
-    model: TwoStepModel,
+    model: GeneratorModel,
     prompts: Sequence[Prompt],
     rewards: Sequence[str],
     client: RewardClient,

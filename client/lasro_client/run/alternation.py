@@ -25,9 +25,8 @@ from lasro.training.sampling import (
     drift_from_base,
     generator_for,
     sample_groups,
-    two_step_latents,
+    sample_latents,
 )
-from lasro.training.score_source import FetchedSurrogate, RemoteSurrogate
 from lasro.wire import AdaptReply
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.collect import Collected, collect, record_rewards, record_surrogate
@@ -36,6 +35,7 @@ from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_record import GeneratorRecord, HealthRecord, Means, RoundRecord
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import FetchedSurrogate, RemoteSurrogate
 
 
 class Alternation:
@@ -169,7 +169,7 @@ class Alternation:
     def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         """Samples of the generator and, once it has left the base, reference samples of the base."""
         model, config = self.trainer.model, self.config
-        base = partial(two_step_latents, model, base=True) if self.trainer.version else None
+        base = partial(sample_latents, model, base=True) if self.trainer.version else None
         return sample_groups(
             model, prompts, config.train, config.seed, "train", round, reference_policy=base, first=first
         )
@@ -181,7 +181,7 @@ class Alternation:
         steps = []
         for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)
-            steps.append(self.trainer.step([prompt.text for prompt in batch], self.source))
+            steps.append(self.trainer.step(batch, self.source))
         return steps
 
     def _judge(self, record: RoundRecord) -> HealthRecord:
@@ -209,9 +209,8 @@ class Alternation:
 
 
 def by_weight(values: Means, config: RunSettings) -> float | None:
-    """Mean over one and two steps, weighted as in the objective; None where a value with a weight is missing."""
-    method = config.method
-    weights = (method.one_step_weight, method.two_step_weight)
+    """Mean over one and two steps, weighted as in the method's loss; None where a value with a weight is missing."""
+    weights = (config.method.one_step_weight, config.method.two_step_weight)
     terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
     known = [(weight, value) for weight, value in terms if value is not None]
     if not terms or len(known) < len(terms):

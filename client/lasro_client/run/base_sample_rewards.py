@@ -19,8 +19,8 @@ from pydantic import Field, ValidationError
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError
-from lasro.models.sdxl import Conditioning, TwoStepModel
-from lasro.training.sampling import GroupSummary, draw_noises, generator_for, two_step_latents
+from lasro.models.base import GeneratorModel
+from lasro.training.sampling import GroupSummary, draw_noises, generator_for, sample_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
@@ -124,7 +124,7 @@ def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
     return whole._replace(group=whole.group.model_copy(update={"rewards": columns}))
 
 
-def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
+def preload_replay(model: GeneratorModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
     """Put stage 1's groups into the replay, before the first round's. Calls no reward and is safe to repeat.
 
     Returns the surrogate's pair accuracy on them; None where the settings name no file. Raises ConfigError.
@@ -147,18 +147,15 @@ def preload_replay(model: TwoStepModel, config: RunSettings, feedback: FeedbackC
 
 
 @torch.no_grad()
-def draw_again(model: TwoStepModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
+def draw_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
     """The base's samples of each group [2 K, C, H, W], float16 on the CPU."""
     counts = [_num_seeds(seeds.group) for seeds in batch]
     whole = (draw_noises(model, seeds.drawn, generator_for(*seeds.seed)) for seeds in batch)
     draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     rows = model.embed([seeds.group.prompt for seeds in batch])
-    repeats = torch.tensor(counts, device=model.device)
-    conditioning = Conditioning(*(part.repeat_interleave(repeats, 0) for part in rows))
-    samples = [
-        z.to(torch.float16).cpu().split(counts) for z in two_step_latents(model, noises, conditioning, base=True)
-    ]
+    conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
+    samples = [z.to(torch.float16).cpu().split(counts) for z in sample_latents(model, noises, conditioning, base=True)]
     return (torch.cat(parts) for parts in zip(*samples, strict=True))
 
 

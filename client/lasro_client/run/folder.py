@@ -15,7 +15,6 @@ from torch import Tensor
 from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
 from lasro.files import write_atomically, write_json
-from lasro.functional.generator_loss import Moments
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.process_codec import CpuTensor
 from lasro.wire import pack_tensors, unpack_tensors
@@ -139,10 +138,10 @@ class RunFolder:
         )
         if peers.count > 1 and progress.surrogate_version is not None:
             state = peers.on_main_and_broadcast(trainer.state, Tensors)
-            version, moments, trainer.seed = peers.on_main_and_broadcast(
-                lambda: (trainer.version, trainer.moments, trainer.seed), tuple[int, list[Moments | None], int]
+            version, method, trainer.seed = peers.on_main_and_broadcast(
+                lambda: (trainer.version, trainer.method.state(), trainer.seed), tuple[int, dict[str, Any], int]
             )
-            trainer.load_state(state, version, moments)
+            trainer.load_state(state, version, method)
             if monitor is not None:
                 monitor.load(peers.on_main_and_broadcast(monitor.state, dict[str, Any]))
         return progress, best
@@ -155,8 +154,8 @@ class RunFolder:
         arrays, metadata = unpack_tensors(path.read_bytes())
         saved = json.loads(metadata["progress"])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        moments = [None if pair is None else Moments(*pair) for pair in saved["moments"]]
-        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], moments)
+        method = saved.get("method") or {"moments": saved["moments"]}  # as 0.1 wrote it, which knew LaSRO alone
+        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], method)
         trainer.seed = saved["seed"]
         if monitor is not None:
             monitor.load(saved["health"])
@@ -182,7 +181,7 @@ class RunFolder:
         if not trainer.peers.is_main:
             return
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
-        saved |= {"moments": trainer.moments, "health": None if monitor is None else monitor.state()}
+        saved |= {"method": trainer.method.state(), "health": None if monitor is None else monitor.state()}
         tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / CHECKPOINT_FILE, body)

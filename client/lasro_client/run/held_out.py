@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lasro.files import png_bytes, write_atomically, write_json
+from lasro.files import write_atomically, write_json
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
-from lasro.models.sdxl import TwoStepModel
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
 from lasro_client.evaluation.drift import measure_drift
@@ -26,7 +27,7 @@ class HeldOut:
     def __init__(
         self,
         folder: RunFolder,
-        model: TwoStepModel,
+        model: GeneratorModel,
         prompts: list[Prompt],
         client: RewardClient,
         observer: Observer,

@@ -13,11 +13,11 @@ from functools import partial
 import torch
 
 from lasro.config import PretrainSettings, RunSettings
-from lasro.models.sdxl import TwoStepModel
+from lasro.methods.registry import create_trainer
+from lasro.models.base import GeneratorModel
 from lasro.training.distributed import DistributedContext
-from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import draw_prompts, two_step_latents
+from lasro.training.sampling import draw_prompts, sample_latents
 from lasro.training.score_source import ScoreSource
 
 
@@ -30,11 +30,11 @@ def probe_age(settings: PretrainSettings, round: int) -> int:
 class ProbeGenerator:
     """The adapter on `model.unet`, reset to the base every `pretrain.probe_rounds`. `model.base` stays as it is."""
 
-    def __init__(self, model: TwoStepModel, config: RunSettings, peers: DistributedContext | None = None) -> None:
+    def __init__(self, model: GeneratorModel, config: RunSettings, peers: DistributedContext | None = None) -> None:
         self.settings = config.pretrain
         self.batch_size, self.seed = config.train.batch_size, config.seed
-        self.trainer = GeneratorTrainer(model, config, peers)
-        self.policy = partial(two_step_latents, model)
+        self.trainer = create_trainer(config, model, peers)
+        self.policy = partial(sample_latents, model)
 
     def is_active(self, round: int) -> bool:
         """Whether it differs from the base in this round, so that its samples are worth a reward."""
@@ -47,4 +47,4 @@ class ProbeGenerator:
         if probe_age(self.settings, round) == 0:
             self.trainer.restart(self.seed + round)
         batch = draw_prompts(prompts, self.batch_size, generator)
-        self.trainer.step([prompt.text for prompt in batch], source)
+        self.trainer.step(batch, source)

@@ -77,12 +77,15 @@ def _carried(group: GroupSubmission, config: RunSettings, index: int) -> GroupSu
             f"pretrain.initial_samples: group {group.group_id} has rewards {sorted(scores)}, expected also "
             f"{sorted(missing)}; take runs with the rewards of this one"
         )
-    changes = {
-        "group_id": f"earlier-{index:06d}",
-        "round": BEFORE_THE_FIRST_ROUND,
-        "index": index,
-        "policy_version": 0,
-        "rewards": list(config.weights),
-        "scores": {name: scores[name] for name in config.weights},
-    }
-    return GroupSubmission.model_validate(dict(group) | changes)
+    return GroupSubmission(
+        group_id=f"earlier-{index:06d}",
+        round=BEFORE_THE_FIRST_ROUND,
+        index=index,
+        prompt=group.prompt,
+        metadata=group.metadata,
+        policy_version=0,
+        rewards=list(config.weights),
+        stages=group.stages,
+        scores={name: scores[name] for name in config.weights},
+        latents=group.latents,
+    )

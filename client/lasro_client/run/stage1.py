@@ -14,11 +14,10 @@ from pathlib import Path
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
-from lasro.training.score_source import score_source
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
 from lasro_client.run.collect import collect, record_rewards, record_surrogate
@@ -31,6 +30,7 @@ from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.connect import Services, open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import score_source
 
 FINAL_STEPS_PER_CALL = 50
 
@@ -92,7 +92,9 @@ class Pretraining:
         self.probe, self.progress, self.observer = probe, progress, observer
         self.run = f"{self.config.name}-pretrain"
         self._budget, self._connected, self._peers = budget, connected, probe.trainer.peers
-        self._source = score_source(self.config, self.run, probe.trainer.model, connected.surrogates)
+        self._source = score_source(
+            self.config.train.mode, self.run, self.config.surrogate, probe.trainer.model, connected.surrogates
+        )
         self._feedback = FeedbackClient(connected, self.run, self.config.services.timeout_s, self._peers)
 
     def begin(self) -> None:

@@ -17,12 +17,11 @@ import torch
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
+from lasro.methods.registry import create_trainer
 from lasro.models.lora import parameters_set
-from lasro.models.sdxl import load_model
+from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
-from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import read_prompts
-from lasro.training.score_source import score_source
 from lasro_client.evaluation.result import Evaluation, summary_table
 from lasro_client.run.alternation import Alternation
 from lasro_client.run.base_sample_rewards import preload_replay
@@ -32,6 +31,7 @@ from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import Services, open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import score_source
 
 
 def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
@@ -57,10 +57,10 @@ def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) ->
     config = folder.config
     prompts, held_out_prompts = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     model = load_model(config.model)
-    trainer = GeneratorTrainer(model, config, peers)
+    trainer = create_trainer(config, model, peers)
     overlap = config.train.overlap
     with services(config, folder.path, peers, trainer_cores=0.5 if overlap else 1.0) as connected:
-        source = score_source(config, config.name, model, connected.surrogates)
+        source = score_source(config.train.mode, config.name, config.surrogate, model, connected.surrogates)
         feedback = FeedbackClient(connected, config.name, config.services.timeout_s, peers)
         alternation = Alternation(folder, trainer, feedback, source, prompts)
         resumed_s = alternation.progress.elapsed_s

@@ -22,7 +22,7 @@ URL_VARIABLES = ("LASRO_REWARD_API_URL", "LASRO_SURROGATE_TRAINER_URL")
 
 
 class Urls(NamedTuple):
-    """Of both services."""
+    """Where both services are."""
 
     reward_api: str
     surrogate_trainer: str
@@ -103,7 +103,7 @@ def _checked(connected: Services, config: RunSettings) -> Services:
 def open_surrogate(connected: Services, run: str, config: RunSettings, initial: str | None, resumed: int | None) -> int:
     """Create the run at the trainer, or join it; a new one starts from `initial`. Returns its version.
 
-    `resumed`: the version of the caller's checkpoint, null without one. From it on versions are kept until the caller
+    `resumed`: the version of the caller's checkpoint, None without one. From it on versions are kept until the caller
     leases a newer one. Raises ConflictError where the trainer has less than that.
     """
     objective = config.reward_objective

@@ -15,12 +15,15 @@ from lasro import errors, wire
 from lasro.errors import ConfigError, LasroError, ServiceError, TimeoutExceededError, UnreachableError
 
 M = TypeVar("M", bound=wire.Message)
-BY_TITLE: dict[tuple[int, str], type[LasroError]] = {
-    (kind.http_status, kind.title): kind
+KINDS: tuple[type[LasroError], ...] = tuple(
+    kind
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, LasroError) and kind not in (LasroError, ServiceError)
-}
-"""What a service raised, found again by the status and title that its problem+json carries."""
+)
+"""What a service may raise."""
+BY_TYPE = {kind.problem_type(): kind for kind in KINDS}
+BY_TITLE = {(kind.http_status, kind.title): kind for kind in KINDS}
+"""For services of release 0.1, whose problems have no type; 0.3 need not know them."""
 
 
 def connect(url: str, api_key: str | None = None, timeout_s: float = 60.0) -> httpx.Client:
@@ -42,8 +45,8 @@ def connect(url: str, api_key: str | None = None, timeout_s: float = 60.0) -> ht
 def send(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
     """One request; answers of 400 and above raise.
 
-    Raises UnreachableError, TimeoutExceededError, and for problem+json the exception the service raised where
-    its status and title say which, else ServiceError. 304 is a plain answer.
+    Raises UnreachableError, TimeoutExceededError, and for problem+json the exception that the service raised where
+    its type says which, else ServiceError. 304 is a plain answer.
     """
     try:
         response = http.request(method, path, **options)
@@ -65,7 +68,9 @@ def service_error(response: httpx.Response) -> LasroError:
     except ValidationError:
         text = response.text[:200].replace("\n", " ")
         return ServiceError(response.status_code, response.reason_phrase or "error", text or "no details")
-    kind = BY_TITLE.get((response.status_code, problem.title))
+    kind = BY_TYPE.get(problem.type)
+    if problem.type == wire.BLANK_TYPE:
+        kind = BY_TITLE.get((response.status_code, problem.title))
     if kind is not None:
         return kind(problem.detail)
     return ServiceError(response.status_code, problem.title, problem.detail)

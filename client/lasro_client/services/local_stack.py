@@ -201,7 +201,7 @@ class LocalStack:
         """Make the API call these rewards where they listen now; one already registered so keeps its version."""
         with http.connect(self.reward_api, self._api_key) as api:
             for name, url in urls.items():
-                spec = RewardSpec.model_validate({"name": name, "url": url + "/", "protocol": Protocol.NATIVE})
+                spec = RewardSpec(name=name, url=url + "/", protocol=Protocol.NATIVE)
                 try:
                     info = RewardInfo.model_validate_json(http.send(api, "GET", f"/v1/rewards/{name}").content)
                 except NotFoundError:

@@ -7,23 +7,14 @@ with RewardClient("http://127.0.0.1:8001") as api:
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 
-from lasro.errors import (
-    BusyError,
-    LasroError,
-    NotFoundError,
-    RewardError,
-    ServiceError,
-    TimeoutExceededError,
-    UnreachableError,
-)
+from lasro.errors import BusyError, NotFoundError, RewardError, ServiceError, TimeoutExceededError, UnreachableError
 from lasro.wire import (
     MSGPACK_TYPE,
     GroupAccepted,
@@ -40,11 +31,11 @@ from lasro.wire import (
     to_msgpack,
 )
 from lasro_client.services.http import ServiceClient, message, send
+from lasro_client.services.retry import with_retry
 
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
 LONGEST_POLL_S = 20.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+"""Longest wait for a group's scores within one request."""
 
 
 class RewardClient(ServiceClient):
@@ -90,7 +81,7 @@ class RewardClient(ServiceClient):
         A service that is busy is asked again for `timeout_s`, then BusyError is raised.
         """
         deadline = time.monotonic() + self._timeout_s
-        return self._patiently(lambda: self._post("POST", "/v1/score", request, ScoreReply), deadline, (BusyError,))
+        return with_retry(lambda: self._post("POST", "/v1/score", request, ScoreReply), deadline, (BusyError,))
 
     def submit(self, run: str, submission: GroupSubmission) -> GroupAccepted:
         """Queue a group for scoring; submitting it again changes nothing.
@@ -109,12 +100,12 @@ class RewardClient(ServiceClient):
         """Wait until all these groups are scored; statuses by group id.
 
         Groups that the service does not know (any more) are submitted, and a service that restarts is waited for.
-        Raises TimeoutExceededError after `timeout_s`, RewardError for a group that the service has set aside,
+        Raises TimeoutExceededError after `timeout_s`, RewardError for a group that was dead-lettered,
         ConflictError and BudgetError as `submit`.
         """
         deadline = time.monotonic() + timeout_s
         for submission in submissions:
-            self._patiently(lambda s=submission: self._known(run, s), deadline)
+            with_retry(lambda s=submission: self._known(run, s), deadline)
         return {s.group_id: self._scored(run, s, deadline) for s in submissions}
 
     def _known(self, run: str, submission: GroupSubmission) -> None:
@@ -127,35 +118,20 @@ class RewardClient(ServiceClient):
         while (left_s := deadline - time.monotonic()) > 0:
             wait_s = min(LONGEST_POLL_S, left_s)
             try:
-                status = self._patiently(lambda w=wait_s: self.group(run, submission.group_id, w), deadline)
+                status = with_retry(lambda w=wait_s: self.group(run, submission.group_id, w), deadline)
             except NotFoundError:
-                self._patiently(lambda: self.submit(run, submission), deadline)
+                with_retry(lambda: self.submit(run, submission), deadline)
                 continue
             if status.state is GroupState.SCORED:
                 return status
             if status.state is GroupState.DEAD:
                 raise RewardError(
-                    f"group {submission.group_id} of run {run} was set aside ({status.error}); "
+                    f"group {submission.group_id} of run {run} is dead-lettered ({status.error}); "
                     "see `lasro queue ls`, `retry` and `drop`"
                 )
         raise TimeoutExceededError(
             f"group {submission.group_id} of run {run} was not scored in time; is the reward slow or its queue full?"
         )
-
-    @staticmethod
-    def _patiently(
-        call: Callable[[], T], deadline: float, passing: tuple[type[LasroError], ...] = (UnreachableError, BusyError)
-    ) -> T:
-        """`call()`, again while it raises what may pass; the last error once time is up."""
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                return call()
-            except passing:
-                if time.monotonic() + pause_s >= deadline:
-                    raise
-            time.sleep(random.uniform(pause_s / 2, pause_s))
-            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     def _post(self, method: str, path: str, body: Message, kind: type[M]) -> M:
         headers = {"Content-Type": MSGPACK_TYPE, "Accept": MSGPACK_TYPE}

@@ -62,9 +62,9 @@ class Supervisor:
             raise UnreachableError(self._failure)
 
     def started(self) -> None:
-        """All children worked: from now on one that a signal ends is started again however often that happens.
+        """All children have worked. From now on a child that a signal ends is started again without limit.
 
-        The signal comes from outside, or from work that kills whoever does it until it is set aside.
+        Such a signal comes from outside, or from a group that kills its workers until it is dead-lettered.
         """
         self._started = True
 

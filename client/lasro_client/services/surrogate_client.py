@@ -12,35 +12,20 @@ request that the trainer refused. Shape legend: B samples, CHW one latent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import httpx
 import numpy as np
 
 from lasro import wire
 from lasro.config import SurrogateRun
-from lasro.errors import BusyError, LasroError, TimeoutExceededError, UnreachableError, WireError
+from lasro.errors import LasroError, TimeoutExceededError, WireError
 from lasro_client.services.http import ServiceClient, message, send
+from lasro_client.services.retry import with_retry
 
 RETRY_FOR_S = 30.0
-"""How long a broken connection is tried again: a killed trainer is back in less."""
-RETRY_EVERY_S = 0.5
-T = TypeVar("T")
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """The call's result; sent again while the trainer is away or ending, which every call made this way allows."""
-    give_up_at = time.monotonic() + RETRY_FOR_S
-    while True:
-        try:
-            return call()
-        except TimeoutExceededError:
-            raise
-        except (UnreachableError, BusyError):
-            if time.monotonic() + RETRY_EVERY_S > give_up_at:
-                raise
-            time.sleep(RETRY_EVERY_S)
+"""How long a call is made again while the trainer is away or busy. A killed trainer is back in less."""
 
 
 def _version(response: httpx.Response) -> int:
@@ -90,8 +75,7 @@ class SurrogateClient(ServiceClient):
         """Train once the named groups are there. Sent again, under the same id, while the trainer is away."""
         body, headers = request.model_dump_json().encode(), {"Content-Type": "application/json"}
         return message(
-            _patiently(lambda: send(self._http, "POST", f"/v1/runs/{run}/adapt", content=body, headers=headers)),
-            wire.AdaptReply,
+            self._send_with_retry("POST", f"/v1/runs/{run}/adapt", content=body, headers=headers), wire.AdaptReply
         )
 
     def weights(self, run: str, newer_than: int | None = None, wait_s: float = 0.0) -> tuple[int, bytes] | None:
@@ -101,26 +85,22 @@ class SurrogateClient(ServiceClient):
         """
         headers = {} if newer_than is None else {"If-None-Match": f'"{newer_than}"'}
         params = {"wait": str(wait_s)} if wait_s else {}
-        response = _patiently(
-            lambda: send(self._http, "GET", f"/v1/runs/{run}/weights", headers=headers, params=params)
-        )
+        response = self._send_with_retry("GET", f"/v1/runs/{run}/weights", headers=headers, params=params)
         return None if response.status_code == 304 else (_version(response), response.content)
 
     def weights_of(self, run: str, version: int) -> bytes:
         """The safetensors of one version; raises NotFoundError once it is no longer kept."""
-        return _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/weights/{version}")).content
+        return self._send_with_retry("GET", f"/v1/runs/{run}/weights/{version}").content
 
     def lease(self, run: str, version: int) -> wire.RunStatus:
         """Have this version and all later ones kept until the next lease; raises NotFoundError for one not kept."""
         body, headers = wire.Lease(version=version).model_dump_json().encode(), {"Content-Type": "application/json"}
         path = f"/v1/runs/{run}/lease"
-        return message(_patiently(lambda: send(self._http, "PUT", path, content=body, headers=headers)), wire.RunStatus)
+        return message(self._send_with_retry("PUT", path, content=body, headers=headers), wire.RunStatus)
 
     def versions(self, run: str) -> list[wire.VersionInfo]:
         """What the trainer knows of each version, oldest first."""
-        return message(
-            _patiently(lambda: send(self._http, "GET", f"/v1/runs/{run}/versions")), wire.VersionList
-        ).versions
+        return message(self._send_with_retry("GET", f"/v1/runs/{run}/versions"), wire.VersionList).versions
 
     def gradient(
         self,
@@ -161,13 +141,19 @@ class SurrogateClient(ServiceClient):
         request = wire.SurrogateScoreRequest(prompts=list(prompts), images=list(images))
         body, headers = request.model_dump_json().encode(), {"Content-Type": "application/json"}
         path = f"/v1/runs/{run}/score"
-        return _complete(
-            _patiently(lambda: send(self._http, "POST", path, content=body, headers=headers)), len(prompts)
-        )
+        return _complete(self._send_with_retry("POST", path, content=body, headers=headers), len(prompts))
+
+    def _send_with_retry(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request, again while the trainer is away or busy. It must be one that may be sent twice.
+
+        An answer that does not come in time is not asked for again: the trainer may still be at work on it.
+        """
+        deadline = time.monotonic() + RETRY_FOR_S
+        return with_retry(lambda: send(self._http, method, path, **options), deadline, final=(TimeoutExceededError,))
 
     def _post_tensors(self, path: str, body: bytes) -> httpx.Response:
         headers = {"Content-Type": wire.SAFETENSORS_TYPE}
-        return _patiently(lambda: send(self._http, "POST", path, content=body, headers=headers))
+        return self._send_with_retry("POST", path, content=body, headers=headers)
 
 
 def _complete(response: httpx.Response, count: int) -> wire.SurrogateScoreReply:

@@ -1,4 +1,4 @@
--- Put a group that was given up back into the queue; its calls are no longer reserved and must fit the limit again.
+-- Put a dead-lettered group back into the queue; its calls are no longer reserved and must fit the limit again.
 -- Returns 1, or 0 where it is not dead any more.
 -- KEYS: dead-letter stream, work stream, group. ARGV: entry id, run, group id
 redis.call('XDEL', KEYS[1], ARGV[1])

@@ -1,4 +1,4 @@
--- Put a sample that was set aside back on its stream, or forget it with its blob.
+-- Put a dead-lettered sample back on its stream, or forget it with its blob.
 -- KEYS: dead-letter stream, sample stream, set of blob digests. ARGV: entry id, blob key prefix, '1' to put it back
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
 if not found[1] then

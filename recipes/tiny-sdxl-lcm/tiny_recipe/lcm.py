@@ -9,23 +9,15 @@ Shape legend: B batch, C channels, H, W latent cells; B111 one number per sample
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lasro.functional.consistency import (
-    add_noise,
-    boundary_scalings,
-    clean_from_output,
-    consistency,
-    ddim_step,
-    guidance_embedding,
-    lcm_timesteps,
-    sample,
-)
+from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding, sample
+from lasro.functional.noise_schedule import add_noise, clean_from_output, ddim_step, lcm_timesteps
 from lasro.models.device import autocast
 from tiny_recipe.config import Recipe
 from tiny_recipe.latents import SEEDS_PER_PROMPT, Pool, decoded, evaluation_tokens
@@ -150,11 +142,22 @@ def lcm_grids(work_dir: WorkDir, vae: FrozenVae, tokenizer: CLIPTokenizer, devic
         for steps in (1, 2, 4):
             generator = torch.Generator(device).manual_seed(1)
             noises = [torch.randn(shape, generator=generator, device=device) for _ in range(steps)]
-            latents = sample(
+            timesteps = lcm_timesteps(steps, original_steps=recipe.lcm.solver_steps)
+            latents = grid_latents(
                 lambda x_t, t: predict(x_t, torch.full((count,), t, device=device), states, pooled, w_B),
                 noises,
-                lcm_timesteps(steps, original_steps=recipe.lcm.solver_steps),
+                timesteps,
                 abar_T,
-            )[-1]
+            )
             path = work_dir.folder / "grids" / f"lcm-{steps}.webp"
             save_grid(path, pixels(decoded(vae, latents)), 2 * SEEDS_PER_PROMPT)
+
+
+def grid_latents(
+    predict: Callable[[Tensor, int], Tensor], noises: Sequence[Tensor], timesteps: Sequence[int], abar_T: Tensor
+) -> Tensor:
+    """Clean latents after the last of these timesteps."""
+    taken = sample(
+        lambda x_t, i: predict(x_t, timesteps[i]), lambda z, eps, i: add_noise(z, eps, abar_T[timesteps[i]]), noises
+    )
+    return taken[-1].z_BCHW

@@ -23,7 +23,8 @@ from rich.console import Console
 from lasro.config import ModelSettings
 from lasro.demo.shapes import Scene, caption, draw, random_scene
 from lasro.files import write_json
-from lasro.models.sdxl import TwoStepModel, load_model
+from lasro.models.base import GeneratorModel
+from lasro.models.registry import load_model
 from lasro_client.evaluation.generate import draw as generate
 from lasro_client.evaluation.paired_statistics import estimate, paired_difference
 from lasro_rewards.attribute_binding import attribute_binding
@@ -73,7 +74,7 @@ def batches(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
 
 
-def images_of(model: TwoStepModel, prompts: Sequence[str], steps: int, seed: int) -> Images:
+def images_of(model: GeneratorModel, prompts: Sequence[str], steps: int, seed: int) -> Images:
     """Image i is what a stock pipeline draws with a CPU generator seeded `seed + i`."""
     parts = [
         generate(model, prompts[part], range(seed + part.start, seed + part.stop), steps)
@@ -83,20 +84,20 @@ def images_of(model: TwoStepModel, prompts: Sequence[str], steps: int, seed: int
 
 
 @torch.no_grad()
-def through_vae(model: TwoStepModel, images_NHW3: Images) -> tuple[Images, NDArray[np.float64]]:
+def through_vae(model: GeneratorModel, images_NHW3: Images) -> tuple[Images, NDArray[np.float64]]:
     """The images after one pass, and the mean absolute error of each on pixels in [-1, 1], unrounded."""
     passed, errors = [], []
     for part in batches(len(images_NHW3)):
         latents = model.encode(images_NHW3[part])
-        made = model.vae.decode(latents / model.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+        made = (2 * model.decode_pixels(latents) - 1).clamp(-1, 1)
         given = torch.from_numpy(images_NHW3[part]).to(made.device).permute(0, 3, 1, 2) / 127.5 - 1
         errors.append((made - given).abs().mean((1, 2, 3)).cpu().numpy().astype(np.float64))
         passed.append(pixels(made))
     return np.concatenate(passed), np.concatenate(errors)
 
 
-def vae_figures(model: TwoStepModel, two: Scenes, folder: Path) -> Report:
-    images = two.images(model.latent_shape[1] * model.pipeline.vae_scale_factor)
+def vae_figures(model: GeneratorModel, two: Scenes, folder: Path) -> Report:
+    images = two.images(model.image_size[0])
     passed, errors = through_vae(model, images)
     before, after = binding(images, two.prompts), binding(passed, two.prompts)
     bright = [index for index, scene in enumerate(two.scenes) if scene.background != "navy"]
@@ -116,7 +117,7 @@ def kept(before: Sequence[float | None], after: Sequence[float | None]) -> dict[
     return {"mean": None if means[0] is None or not means[1] else means[0] / means[1], "sem": None}
 
 
-def generation_figures(model: TwoStepModel, two: Scenes, one: Scenes, seed: int, folder: Path) -> Report:
+def generation_figures(model: GeneratorModel, two: Scenes, one: Scenes, seed: int, folder: Path) -> Report:
     figures: Report = {}
     scores = {}
     for name, steps in STEPS.items():
@@ -134,7 +135,7 @@ def generation_figures(model: TwoStepModel, two: Scenes, one: Scenes, seed: int,
     return figures
 
 
-def image_times_s(models: Sequence[TwoStepModel], prompts: Sequence[str]) -> list[float]:
+def image_times_s(models: Sequence[GeneratorModel], prompts: Sequence[str]) -> list[float]:
     """Seconds per image at two steps, the median of runs in turn, so that a busy machine is busy for all."""
     timed, times = prompts[:TIMED_IMAGES], [list[float]() for _ in models]
     for run in range(TIMED_RUNS + 1):

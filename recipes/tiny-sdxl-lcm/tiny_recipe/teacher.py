@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lasro.functional.consistency import add_noise
+from lasro.functional.noise_schedule import add_noise
 from lasro.models.device import autocast
 from tiny_recipe.config import Recipe
 from tiny_recipe.latents import SEEDS_PER_PROMPT, Pool, decoded, evaluation_tokens

@@ -10,20 +10,20 @@ from pydantic import ValidationError
 
 from lasro.errors import ConfigError, LasroError
 from lasro.redis_store.server import refuse_unfit_redis
-from lasro.service.app import run_service
+from lasro.service.serve import run_service
 from lasro.validation import explain
 from lasro_reward_api.app import create_app
 from lasro_reward_api.scoring_process import create_worker
 from lasro_reward_api.settings import RewardApiSettings, WorkerSettings
 
 YOUNG_OBJECTS = 20_000
-"""After which the garbage collector looks through them. Python's 700 are those of ten requests in hand, nearly all of
-which are gone by themselves when these are answered: looking took a tenth of the time of a cached answer."""
+"""New objects after which the garbage collector runs. Python's 700 are those of ten requests in flight, and nearly all
+are freed without it when these are answered: collecting took a tenth of the time of a cached answer."""
 
 
 def main(arguments: list[str]) -> None:
     try:
-        app, settings = _made(arguments)
+        app, settings = _create(arguments)
         gc.set_threshold(YOUNG_OBJECTS)
         refuse_unfit_redis(settings.redis_url.get_secret_value() if settings.redis_url else None)
         run_service(app, settings)
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(str(error))
 
 
-def _made(arguments: list[str]) -> tuple[FastAPI, RewardApiSettings]:
+def _create(arguments: list[str]) -> tuple[FastAPI, RewardApiSettings]:
     if not arguments:
         settings = RewardApiSettings()
         return create_app(settings), settings

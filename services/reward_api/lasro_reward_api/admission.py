@@ -1,7 +1,7 @@
-"""How much this process takes on at once: requests, and images waiting or under way, in all and per reward.
+"""How much this process takes on: requests in flight, and images waiting or being scored, in all and per reward.
 
-Beyond that a request is refused at once, with the time after which to come again, instead of waiting in memory.
-Groups are counted but not refused: they wait in Redis, and no more than `groups_at_once` are here.
+A request beyond a limit is refused with Retry-After instead of waiting in memory. Groups are counted but never refused:
+they wait in Redis, and this process claims no more than `groups_at_once` of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Limits:
 
 
 class Admission:
-    """Counts by reward name; `watch(name, count)` is told of every change."""
+    """Counts images by reward name; calls `watch(name, count)` at every change."""
 
     def __init__(self, limits: Limits, watch: Callable[[str, int], None]) -> None:
         self._limits, self._watch = limits, watch
@@ -33,7 +33,7 @@ class Admission:
     def request(self) -> Iterator[None]:
         """Around the whole of a request, its body included; raises BusyError."""
         if self._requests >= self._limits.requests:
-            raise BusyError(f"{self._requests} requests are in hand; try again later or raise LASRO_MAX_REQUESTS")
+            raise BusyError(f"{self._requests} requests are in flight; try again later or raise LASRO_MAX_REQUESTS")
         self._requests += 1
         try:
             yield
@@ -42,9 +42,9 @@ class Admission:
 
     @contextmanager
     def items(self, counts: Mapping[str, int], refuse: bool) -> Iterator[None]:
-        """Around scoring so many images per reward; raises QueueFullError or BusyError where `refuse`.
+        """Around scoring `counts[name]` images per reward; with `refuse` raises QueueFullError or BusyError.
 
-        What exceeds a limit all by itself is let in where it is alone, since waiting would not help it.
+        A request that exceeds a limit by itself is let in when nothing else is in flight, since waiting would not help.
         """
         if refuse:
             self._check(counts)
@@ -59,13 +59,13 @@ class Admission:
             waiting = self._items[name]
             if count and waiting and waiting + count > self._limits.reward_items:
                 raise QueueFullError(
-                    f"reward {name}: {waiting} images are in hand, {count} more would exceed "
+                    f"reward {name}: {waiting} images are in flight, {count} more would exceed "
                     f"{self._limits.reward_items}; try again later or raise LASRO_MAX_REWARD_ITEMS"
                 )
         waiting, count = self._items.total(), sum(counts.values())
         if count and waiting and waiting + count > self._limits.items:
             raise BusyError(
-                f"{waiting} images are in hand, {count} more would exceed {self._limits.items}; "
+                f"{waiting} images are in flight, {count} more would exceed {self._limits.items}; "
                 "try again later or raise LASRO_MAX_ITEMS"
             )
 

@@ -1,4 +1,4 @@
-"""Scores already paid for, in Redis under reward, version, and the digest of all else that they depend on."""
+"""Cached scores in Redis, by reward, version and the digest of prompt, metadata and image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lasro_reward_api.checks import canonical_metadata
 _FLOAT = struct.Struct("<d")
 _LENGTHS = struct.Struct("<QQ")
 LARGEST = 4096
-"""Scores asked for in one round trip, unless a single request wants more."""
+"""Most scores in one round trip, unless a single request asks for more."""
 NO_METADATA = canonical_metadata(None)
 
 
@@ -41,7 +41,7 @@ def content_digests(request: wire.ScoreRequest) -> list[bytes]:
 
 
 class Known(NamedTuple):
-    """A reward as it is registered now, and its scores of some items, null where there is none."""
+    """A reward as it is registered now, and its cached scores of some items, None where there is none."""
 
     registration: Registration
     scores: list[float | None]

@@ -1,4 +1,4 @@
-"""What of a request can be judged before any reward is called. It blocks: call it from a thread, unless it is brief."""
+"""Checks of a request before any reward is called. They block: call them in a thread, unless the request is small."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from lasro import wire
 from lasro.errors import WireError
 from lasro.images import PNG_MAGIC, check_image
 
-BRIEF_BYTES = 256 << 10
+SMALL_BYTES = 256 << 10
 
 
 def is_small(prompts: Sequence[str], images: Sequence[bytes], metadata: Sequence[Any] | None) -> bool:
-    """Whether these are hashed or encoded sooner than a thread is woken for it, and the thread's turn comes.
+    """Whether hashing or encoding these takes less time than handing them to a thread.
 
-    Metadata, of which the size is not known, is taken to be large.
+    A request with metadata counts as large, since the size of metadata is not known.
     """
     if metadata is not None and any(extra is not None for extra in metadata):
         return False
-    return sum(map(len, images)) + sum(map(len, prompts)) <= BRIEF_BYTES
+    return sum(map(len, images)) + sum(map(len, prompts)) <= SMALL_BYTES
 
 
-def are_brief_pngs(images: Sequence[bytes]) -> bool:
-    """The same for checking images: a PNG is only read through, the others are decoded, however large they then are."""
-    return sum(map(len, images)) <= BRIEF_BYTES and all(image.startswith(PNG_MAGIC) for image in images)
+def are_small_pngs(images: Sequence[bytes]) -> bool:
+    """The same for checking images. Only PNGs can be small: the others are decoded, to a size that is not known."""
+    return sum(map(len, images)) <= SMALL_BYTES and all(image.startswith(PNG_MAGIC) for image in images)
 
 
 def canonical_metadata(metadata: Any) -> bytes:

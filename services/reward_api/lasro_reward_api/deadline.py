@@ -1,4 +1,4 @@
-"""The moment by which a caller wants its answer, passed on to whatever works for it."""
+"""The time by which a caller wants its answer, passed along with its work."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NEVER = Deadline()
 
 
 def latest(deadlines: Iterable[Deadline]) -> Deadline:
-    """The last of some callers' deadlines: as long as one of them waits, their call is worth its time."""
+    """The last deadline of several callers: their shared call is worth making as long as one of them waits."""
     return Deadline(max(deadline.at_s for deadline in deadlines))
 
 
 @dataclass(frozen=True, eq=False)
 class Caller:
-    """On whose behalf images are scored: one request, or one group."""
+    """For whom images are scored: one request, or one group."""
 
     deadline: Deadline = NEVER
     request_id: str = ""

@@ -1,4 +1,4 @@
-"""What Prometheus learns of each reward.
+"""Prometheus metrics of each reward.
 
 Only names that are registered become labels, and a reward that is deleted takes its series with it: nobody can make
 series by asking for rewards that do not exist.
@@ -12,13 +12,13 @@ from functools import lru_cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from lasro.wire import ScoreFields, Status
-from lasro_reward_api.endpoints.circuit_breaker import Breaker
+from lasro_reward_api.endpoints.circuit_breaker import CircuitBreaker
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class RewardMetrics:
-    """All by reward; images are counted once for each request that asks for their score."""
+    """All metrics have the label `reward`. An image counts once for each request that asks for its score."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         by = ["reward"]
@@ -28,12 +28,12 @@ class RewardMetrics:
         self._seconds = Histogram(
             "lasro_reward_call_seconds", "Time of a call, retries included", by, registry=registry, buckets=SECONDS
         )
-        self._queue = Gauge("lasro_reward_queue_size", "Images waiting or under way", by, registry=registry)
+        self._queue = Gauge("lasro_reward_queue_size", "Images waiting or in flight", by, registry=registry)
         self._circuit = Gauge(
             "lasro_reward_circuit_state", "0 closed, 1 half-open, 2 open: left alone", by, registry=registry
         )
         self._names: set[str] = set()
-        # Finding a series takes the client longer than counting.
+        # Prometheus' client takes longer to find a series than to count.
         self._requests_of, self._hits_of = lru_cache(1024)(self._requests.labels), lru_cache(1024)(self._hits.labels)
 
     @property
@@ -41,15 +41,15 @@ class RewardMetrics:
         """The rewards that have series."""
         return set(self._names)
 
-    def opened(self, name: str, breaker: Breaker) -> None:
-        """From now on `breaker` is the circuit of the reward."""
+    def opened(self, name: str, breaker: CircuitBreaker) -> None:
+        """Show `breaker` as the circuit of the reward from now on."""
         self._names.add(name)
-        # All series from the start, at 0: no rate is known of a series' first value.
+        # All series exist from the start, at 0: Prometheus cannot take a rate of a series' first value.
         for counter in (self._requests, self._hits):
             counter.labels(name)
         for cause in set(Status) - {Status.OK}:
             self._failures.labels(name, cause.value)
-        # Asked at each scrape: a circuit turns half-open by the mere passing of time.
+        # Read at each scrape: a circuit turns half-open when its time is over, without any call.
         self._circuit.labels(name).set_function(lambda: float(breaker.state))
 
     def called(self, name: str, seconds: float) -> None:
@@ -61,7 +61,7 @@ class RewardMetrics:
         self._queue.labels(name).set(images)
 
     def scored(self, name: str, scores: Sequence[ScoreFields], cache_hits: int) -> None:
-        """One request's images: those just scored by a reward, and how many more were known before."""
+        """Count one request: the scores just made by a reward, and `cache_hits` more from the cache."""
         self._names.add(name)
         self._requests_of(name).inc(len(scores) + cache_hits)
         self._hits_of(name).inc(cache_hits)

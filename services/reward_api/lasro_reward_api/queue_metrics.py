@@ -1,6 +1,6 @@
-"""What Prometheus learns of the queue in Redis: how far the scoring workers are behind.
+"""Prometheus metrics of the queue in Redis: how far the scoring workers are behind.
 
-Read every few seconds and not when scraped, so that a Redis that hangs holds no scrape up.
+They are read every few seconds and not when scraped, so that a Redis that hangs delays no scrape.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ READ_S = 5.0
 
 
 class QueueMetrics(Collector):
-    """The last figures read; none while Redis does not tell, for an old number would look like a living queue."""
+    """The last figures read; none while Redis does not answer, since old ones would look like a living queue."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -34,7 +34,7 @@ class QueueMetrics(Collector):
             return
         yield GaugeMetricFamily("lasro_queue_waiting_groups", "Groups that no worker has claimed yet", figures.waiting)
         yield GaugeMetricFamily("lasro_queue_claimed_groups", "Groups being scored", figures.claimed)
-        yield GaugeMetricFamily("lasro_queue_dead_groups", "Groups set aside", figures.dead)
+        yield GaugeMetricFamily("lasro_queue_dead_groups", "Dead-lettered groups", figures.dead)
         yield GaugeMetricFamily("lasro_queue_oldest_seconds", "Age of the oldest unscored group", figures.oldest_s or 0)
 
     async def keep_reading(self, interval_s: float = READ_S) -> None:

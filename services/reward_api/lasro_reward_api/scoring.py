@@ -1,4 +1,4 @@
-"""Scoring images by registered rewards: what is cached is reused, the rest goes to the endpoints in batches.
+"""Scoring images by registered rewards: cached scores are reused, the rest goes to the endpoints in batches.
 
 Items stay in request order whatever the endpoints do, and every failure becomes a status, never a number.
 """
@@ -20,18 +20,18 @@ from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import ScoreFields, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.cache import Known, ScoreCache, content_digests
-from lasro_reward_api.checks import are_brief_pngs, check_images, is_small
+from lasro_reward_api.checks import are_small_pngs, check_images, is_small
 from lasro_reward_api.deadline import Caller
-from lasro_reward_api.endpoints.batching import Item, Outcome, Part
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.batching import CallOutcome, Item, ItemOutcome
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.protocols.base import Rejected
 
 Spend = Callable[[int], Awaitable[None]]
-"""Told how many images are about to be scored by a reward; raises BudgetError to forbid it."""
+"""Called with the number of images that are about to be scored; raises BudgetError to forbid it."""
 
 
 class _Column:
-    """One reward of a request: its cached scores, and what of the items is missing."""
+    """One reward of a request: its cached scores, and the items without one."""
 
     def __init__(self, known: Known, digests: list[bytes]) -> None:
         self.registration, self.cached = known
@@ -54,7 +54,7 @@ class Scorer:
     def __init__(
         self,
         registry: RewardRegistry,
-        endpoints: Endpoints,
+        endpoints: EndpointPool,
         cache: ScoreCache,
         admission: Admission,
         max_pixels: int,
@@ -63,7 +63,7 @@ class Scorer:
         self._endpoints, self._cache, self._max_pixels = endpoints, cache, max_pixels
 
     async def score(self, request: wire.ScoreRequest, caller: Caller, spend: Spend | None = None) -> wire.Fields:
-        """A wire.ScoreReply for a request; with `spend` it is a group, never refused for what else there is to do.
+        """A wire.ScoreReply for a request. One with `spend` is a group, which is never refused as beyond a limit.
 
         Raises NotFoundError for an unknown reward, WireError for images or metadata that no endpoint should get and for
         rewards that the objective cannot combine, QueueFullError and BusyError, what `spend` raises, and
@@ -86,7 +86,7 @@ class Scorer:
         """One call, once, past the cache, the queue and an open circuit. Raises ConfigError, BlockedError."""
         outcome = await self._endpoints.get(registration).probe(item, caller)
         await self._endpoints.tidy()
-        return averaged([Part(outcome, 0)], registration)
+        return averaged([ItemOutcome(outcome, 0)], registration)
 
     async def _known(self, names: list[str], digests: list[bytes], fresh: bool) -> list[Known]:
         if not fresh:
@@ -96,7 +96,7 @@ class Scorer:
     async def _fresh(
         self, columns: list[_Column], request: wire.ScoreRequest, caller: Caller, spend: Spend | None
     ) -> dict[str, list[ScoreFields]]:
-        """By reward, the scores of what each column misses; those that are numbers are kept."""
+        """By reward, the scores that each column misses; those that are numbers are cached."""
         wanted = sorted({index for column in columns for index in column.missing})
         await self._check([(index, request.images[index]) for index in wanted])
         counts = {column.registration.spec.name: column.calls for column in columns}
@@ -109,7 +109,7 @@ class Scorer:
 
     async def _check(self, images: list[tuple[int, bytes]]) -> None:
         """Raise WireError for the first image that no endpoint should get."""
-        if are_brief_pngs([image for _, image in images]):
+        if are_small_pngs([image for _, image in images]):
             check_images(images, self._max_pixels)
         else:
             await asyncio.to_thread(check_images, images, self._max_pixels)
@@ -121,9 +121,9 @@ class Scorer:
             endpoint = self._endpoints.get(column.registration)
         except (ConfigError, BlockedError) as error:
             # Registered through an API that allows more than this process does.
-            failed = _failed(Outcome(Status.UNAVAILABLE, error=str(error), attempts=0), column.registration)
+            failed = _failed(CallOutcome(Status.UNAVAILABLE, error=str(error), attempts=0), column.registration)
             return [failed] * len(items)
-        scores = [averaged(parts, column.registration) for parts in await endpoint.score(items, caller)]
+        scores = [averaged(outcomes, column.registration) for outcomes in await endpoint.score(items, caller)]
         if request.fresh:
             return scores
         numbers = {
@@ -142,24 +142,24 @@ async def _digests(request: wire.ScoreRequest) -> list[bytes]:
     return await asyncio.to_thread(content_digests, request)
 
 
-def averaged(parts: list[Part], registration: Registration) -> ScoreFields:
+def averaged(outcomes: list[ItemOutcome], registration: Registration) -> ScoreFields:
     """The mean over repeated calls for one item; the first failure where any of them failed."""
     spec, version = registration
     answers: list[float] = []
-    for outcome, place in parts:
-        if outcome.answers is None:
-            return _failed(outcome, registration)
-        answer = outcome.answers[place]
+    for call, index in outcomes:
+        if call.answers is None:
+            return _failed(call, registration)
+        answer = call.answers[index]
         if isinstance(answer, Rejected):
-            return _failed(replace(outcome, status=Status.REJECTED, error=answer.reason), registration)
+            return _failed(replace(call, status=Status.REJECTED, error=answer.reason), registration)
         if spec.range is not None and not spec.range[0] <= answer <= spec.range[1]:
             error = f"got {answer}, {wire.OUT_OF_RANGE} {list(spec.range)}"
-            return _failed(replace(outcome, status=Status.BAD_REPLY, error=error), registration)
+            return _failed(replace(call, status=Status.BAD_REPLY, error=error), registration)
         answers.append(answer)
     return _ok(
         math.fsum(answer / len(answers) for answer in answers),
-        sum(part.outcome.attempts for part in parts),
-        max(part.outcome.latency_s for part in parts),
+        sum(call.attempts for call, _ in outcomes),
+        max(call.latency_s for call, _ in outcomes),
         version,
     )
 
@@ -175,7 +175,7 @@ def _ok(score: float, attempts: int, latency_s: float, version: int) -> ScoreFie
     }
 
 
-def _failed(outcome: Outcome, registration: Registration) -> ScoreFields:
+def _failed(outcome: CallOutcome, registration: Registration) -> ScoreFields:
     return {
         "score": None,
         "status": outcome.status,

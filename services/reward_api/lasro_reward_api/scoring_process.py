@@ -21,7 +21,7 @@ from lasro.redis_store.server import check_server_async
 from lasro.service.app import create_service
 from lasro_reward_api.admission import Admission, Limits
 from lasro_reward_api.cache import ScoreCache
-from lasro_reward_api.endpoints.pool import Endpoints
+from lasro_reward_api.endpoints.pool import EndpointPool
 from lasro_reward_api.metrics import RewardMetrics
 from lasro_reward_api.queue_metrics import QueueMetrics
 from lasro_reward_api.scoring import Scorer
@@ -44,7 +44,7 @@ class ScoringProcess:
         self._queue_metrics = QueueMetrics(self._blocking_redis)
         self.metrics.register(self._queue_metrics)
         self.registry, self.queue = RewardRegistry(self._redis), GroupQueue(self._redis)
-        self.endpoints = Endpoints(settings, RewardMetrics(self.metrics))
+        self.endpoints = EndpointPool(settings, RewardMetrics(self.metrics))
         limits = Limits(settings.max_requests, settings.max_items, settings.max_reward_items)
         admission = Admission(limits, self.endpoints.metrics.queued)
         cache = ScoreCache(self._redis, settings.cache_ttl_s)
@@ -61,7 +61,7 @@ class ScoringProcess:
             self._workers.append(asyncio.create_task(score_groups(self.queue, self.scorer, consumer, *pace)))
         keeping = [forget_deleted(self.registry, self.endpoints), self._queue_metrics.keep_reading()]
         others = [asyncio.create_task(one) for one in keeping]
-        with suppress(UnreachableError, StorageError, ConfigError):  # told by the readiness checks to come
+        with suppress(UnreachableError, StorageError, ConfigError):  # the readiness checks report it
             await self._check_redis()
         yield
         for task in (*others, *self._workers):
@@ -91,7 +91,7 @@ def create_worker(settings: WorkerSettings) -> FastAPI:
     return create_service("LaSRO scoring worker", settings, process.ready, process.lifespan, process.metrics)
 
 
-async def forget_deleted(registry: RewardRegistry, endpoints: Endpoints, interval_s: float = TIDY_S) -> None:
+async def forget_deleted(registry: RewardRegistry, endpoints: EndpointPool, interval_s: float = TIDY_S) -> None:
     """Until cancelled: forget rewards that were deleted through another process, or while they were scoring."""
     while not is_cancelled():
         await asyncio.sleep(interval_s)

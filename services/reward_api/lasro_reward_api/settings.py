@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lasro.service.app import ServiceEnvironment
+from lasro.service.environment import ServiceEnvironment
 
 
 class RewardApiSettings(ServiceEnvironment):
@@ -23,13 +23,13 @@ class RewardApiSettings(ServiceEnvironment):
     group_timeout_s: float = Field(default=3600.0, gt=0, le=86_400)
     """Longest time for one group; what of it is not scored by then has no score."""
     max_requests: int = Field(default=256, ge=1)
-    """Requests with images that this process has in hand at once; further ones are answered 503."""
+    """Requests with images in flight in this process; further ones are answered 503."""
     max_items: int = Field(default=16_384, ge=1)
-    """Images, times rewards, waiting or under way in this process; what would exceed it is answered 503."""
+    """Images, times rewards, waiting or in flight in this process; what would exceed it is answered 503."""
     max_reward_items: int = Field(default=4_096, ge=1)
     """The same for one reward; what would exceed it is answered 429."""
     max_groups: int = Field(default=10_000, ge=1)
-    """Groups of all runs that may wait in Redis or be set aside there; further ones are answered 503."""
+    """Groups of all runs that may wait in Redis or be dead-lettered there; further ones are answered 503."""
     max_lag: int = Field(default=10_000, ge=1)
     """Scored groups of one run that its trainer has not read yet; further groups of the run are answered 503."""
     request_timeout_s: float = Field(default=600.0, gt=0, le=3600)
@@ -43,12 +43,12 @@ class RewardApiSettings(ServiceEnvironment):
 
 
 class WorkerSettings(RewardApiSettings):
-    """Of a `lasro worker`: the same variables, read alike."""
+    """Settings of a `lasro worker`: the same variables."""
 
     groups_at_once: int = Field(default=4, ge=1, le=256)
     """Groups that this process scores side by side."""
 
     @property
     def knows_callers(self) -> bool:
-        """Nobody needs to: it answers health and metrics only."""
+        """A worker needs no key: it answers health and metrics only."""
         return True

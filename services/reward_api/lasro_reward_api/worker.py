@@ -18,7 +18,7 @@ log = logging.getLogger("lasro.reward_api")
 BLOCK_MS = 1000
 PAUSE_S = 0.5
 LEAVE_S = 1.5
-"""For giving claims back at the end; where Redis is slower, others take them over once they are stale."""
+"""Seconds for giving claims back at the end. Where Redis is slower, others take them over once they are stale."""
 GROUP_TIMEOUT_S = 3600.0
 
 
@@ -85,8 +85,8 @@ async def _heartbeat(
 ) -> None:
     while not is_cancelled():
         await asyncio.sleep(interval_s)
-        # Missed beats cost at worst a second scoring, which `finish` then ignores. One that hangs must not take the
-        # next with it.
+        # A missed beat costs at worst a second scoring, which `finish` ignores. A beat that hangs must not delay the
+        # next one.
         with suppress(UnreachableError, StorageError, TimeoutError):
             async with asyncio.timeout(interval_s):
                 lost = await queue.keep(consumer, [claim.entry_id for claim in running.values()])

@@ -1,4 +1,4 @@
-"""Images as CLIP and BLIP want them: float32, normalised by CLIP's mean and deviation.
+"""Images as CLIP and BLIP want them: float32, normalised by CLIP's mean and standard deviation.
 
 Done with Pillow rather than the checkpoints' own processors, which resample differently with and without torchvision:
 the same image would score differently on two machines.

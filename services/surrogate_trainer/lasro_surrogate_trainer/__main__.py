@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lasro.errors import LasroError
 from lasro.redis_store.server import refuse_unfit_redis
-from lasro.service.app import run_service
+from lasro.service.serve import run_service
 from lasro.validation import explain
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import check_folder
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _serve(settings: TrainerEnvironment) -> None:
-    import torch  # takes seconds: what is wrong with the settings is told before
+    import torch  # takes seconds: wrong settings are reported before
 
     from lasro_surrogate_trainer.app import create_app
 

@@ -17,11 +17,11 @@ from lasro.errors import BusyError, WireError
 from lasro.redis_store.connection import connect
 from lasro.service.app import create_service, read_message, reply
 from lasro.service.openapi import message_body, problems
-from lasro_surrogate_trainer.folder_lock import held
+from lasro_surrogate_trainer.folder_lock import hold_folder
 from lasro_surrogate_trainer.metrics import RunMetrics
 from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
-from lasro_surrogate_trainer.run_actor import Run
-from lasro_surrogate_trainer.run_registry import Runs
+from lasro_surrogate_trainer.run_actor import RunActor
+from lasro_surrogate_trainer.run_registry import RunRegistry
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 READY_TIMEOUT_S = 10.0
@@ -32,16 +32,16 @@ TENSOR_BODY = {"requestBody": {"required": True, "content": TENSORS}}
 RunName = Annotated[str, Path(pattern=wire.NAME_PATTERN)]
 
 
-def _all_runs(request: Request) -> Runs:
+def _registry(request: Request) -> RunRegistry:
     return request.app.state.runs
 
 
-def _find(request: Request, run: RunName) -> Run:
-    return _all_runs(request).get(run)
+def _find(request: Request, run: RunName) -> RunActor:
+    return _registry(request).get(run)
 
 
-AllRuns = Annotated[Runs, Depends(_all_runs)]
-Found = Annotated[Run, Depends(_find)]
+Registry = Annotated[RunRegistry, Depends(_registry)]
+Found = Annotated[RunActor, Depends(_find)]
 
 
 def _content_type(request: Request) -> str:
@@ -59,10 +59,10 @@ def _tensors(version: int, body: bytes) -> Response:
 
 
 def create_app(settings: TrainerEnvironment) -> FastAPI:
-    """The service; raises ConfigError without a usable LASRO_REDIS_URL. Runs are taken up when it starts."""
+    """The service; raises ConfigError without a usable LASRO_REDIS_URL. Runs on disk are recovered when it starts."""
     url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    runs = Runs(settings, connect(url))
-    registry = CollectorRegistry()
+    runs = RunRegistry(settings, connect(url))
+    metrics = CollectorRegistry()
 
     async def ready() -> None:
         try:
@@ -73,14 +73,14 @@ def create_app(settings: TrainerEnvironment) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with held(settings.data_dir):
+        with hold_folder(settings.data_dir):
             await runs.recover()
             yield
             await runs.close()
 
-    app = create_service("LaSRO surrogate trainer", settings, ready, lifespan, registry)
+    app = create_service("LaSRO surrogate trainer", settings, ready, lifespan, metrics)
     app.state.runs = runs
-    registry.register(RunMetrics(runs.all))
+    metrics.register(RunMetrics(runs.all))
     _add_run_routes(app)
     _add_training_routes(app)
     _add_serving_routes(app)
@@ -91,7 +91,7 @@ def _add_run_routes(
     app: FastAPI,
 ) -> None:
     @app.get("/v1/runs", summary="All runs", response_model=wire.RunList)
-    async def list_runs(runs: AllRuns) -> wire.RunList:
+    async def list_runs(runs: Registry) -> wire.RunList:
         return wire.RunList(runs=[run.status() for run in runs.all()])
 
     @app.put(
@@ -101,7 +101,7 @@ def _add_run_routes(
         status_code=201,
         responses={200: {"model": wire.RunStatus}, **problems(409, 422, 503, 507)},
     )
-    async def create_run(request: Request, runs: AllRuns, run: RunName, config: SurrogateRun) -> Response:
+    async def create_run(request: Request, runs: Registry, run: RunName, config: SurrogateRun) -> Response:
         made, is_new = await runs.create(run, config)
         return reply(request, made.status(), 201 if is_new else 200)
 
@@ -115,7 +115,7 @@ def _add_run_routes(
         status_code=204,
         responses=problems(404, 422, 502, 507),
     )
-    async def delete_run(runs: AllRuns, run: RunName) -> None:
+    async def delete_run(runs: Registry, run: RunName) -> None:
         await runs.delete(run)
 
 
@@ -209,7 +209,7 @@ def _add_serving_routes(
         message = await read_message(request, wire.SurrogateScoreRequest)
         if len(message.images) != len(message.prompts):
             raise WireError(f"images: got {len(message.images)}, expected one per prompt ({len(message.prompts)})")
-        images_BHWC = await asyncio.to_thread(read_images, message.images, run.frozen.image_side)
+        images_BHWC = await asyncio.to_thread(read_images, message.images, run.frozen.model.image_size)
         return reply(request, await run.score_images(images_BHWC, message.prompts))
 
     @app.post(

@@ -1,4 +1,4 @@
-"""One trainer per data folder: a second one would write over the first one's commits."""
+"""A lock on the data folder: a second trainer in it would overwrite the commits of the first."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lasro.errors import ConflictError
 from lasro_surrogate_trainer.store import storage_errors
 
 WAIT_S = 30.0
-"""The trainer of a killed parent may still be ending a step and writing its optimiser out."""
+"""A trainer whose parent was killed may still finish a step and save its optimiser."""
 POLL_S = 0.1
 
 
 @contextmanager
-def held(data_dir: Path, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Hold the folder while inside; the kernel gives it free when this process ends, however it does.
+def hold_folder(data_dir: Path, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Lock the folder while inside, and make it where there is none. The kernel unlocks it when the process ends.
 
-    Raises ConflictError where another trainer holds it for `wait_s`, StorageError where it cannot be made.
+    Raises ConflictError where another trainer holds it for longer than `wait_s`, StorageError where it cannot be made.
     """
     with storage_errors(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What happened to a run, on disk: `commits/N.json`, `groups/N.msgpack` and `optimiser/N.safetensors`.
+"""The journal of a run on disk: `commits/N.json`, `groups/N.msgpack` and `optimiser/N.safetensors`.
 
-Commit N is written last, after the groups that entered the replay with it and the weights that it published: it makes
-them count. What bears a higher number than the newest commit never happened. Groups lie as they came, in files that
-are never rewritten; the optimiser's state is written only now and then, and what commits after it did is repeated.
+Commit N is written last, after the groups that it added to the replay buffer and the weights that it published. Files
+with a higher number than the newest commit are leftovers and are removed. Groups are stored as they arrived, in files
+that are never rewritten. The optimiser's state is saved only now and then; the steps since are repeated on a restart.
 """
 
 from __future__ import annotations
@@ -15,33 +15,26 @@ import numpy as np
 from pydantic import Field
 
 from lasro import wire
-from lasro_surrogate_trainer.store import numbered, storage_errors, write_whole
+from lasro.training.surrogate_trainer import SurrogateMetrics
+from lasro_surrogate_trainer.store import numbered, storage_errors, write_file
 
 Kind = Literal["commits", "groups", "optimiser"]
 SUFFIXES: dict[Kind, str] = {"commits": "json", "groups": "msgpack", "optimiser": "safetensors"}
 
 
-class Measured(wire.Message):
-    """What the trainer knows of its surrogate besides the weights; null where there was nothing to measure yet."""
-
-    held_out_accuracy: wire.Finite | None = None
-    held_out_step: int | None = None
-    reward_gap: wire.Finite | None = None
-
-
 class Commit(wire.Message):
-    """One change of a run: its beginning, an upload of weights (without `request_id`), or an adaptation."""
+    """One change of a run: its creation, an upload of weights (without `request_id`), or an adaptation."""
 
     number: int
     version: int
     steps: int = Field(description="optimiser steps behind the version")
-    groups: list[wire.Name] = Field(default=[], description="that entered the replay")
+    groups: list[wire.Name] = Field(default=[], description="groups added to the replay buffer")
     request_id: wire.Name | None = None
     digest: str | None = Field(default=None, description="of the adapt request, or of the uploaded weights")
     policy_version: int = Field(default=0, description="updates of the generator that made the newest group")
-    drift: wire.Finite | None = Field(default=None, description="of that generator, as its client told")
+    drift: wire.Finite | None = Field(default=None, description="of that generator, as its client measured it")
     reply: wire.AdaptReply | None = None
-    measured: Measured = Measured()
+    measured: SurrogateMetrics = SurrogateMetrics()
 
 
 class _Groups(wire.Message):
@@ -49,7 +42,7 @@ class _Groups(wire.Message):
 
 
 class Journal:
-    """In the folder of one run. Every method may raise StorageError, reading ones WireError for a damaged file."""
+    """In the folder of one run. Every method may raise StorageError; those that read, WireError for a damaged file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,36 +56,36 @@ class Journal:
             return path.read_bytes()
 
     def numbers(self, kind: Kind) -> list[int]:
-        """Of the commits that have a file of this kind, in order."""
+        """Numbers of the commits that have a file of this kind, in order."""
         return numbered(self._folder / kind)
 
     def remove(self, kind: Kind, numbers: Iterable[int]) -> None:
-        """Forget these files."""
+        """Remove the files of this kind and these numbers."""
         for path in [self._path(kind, number) for number in numbers]:
             with storage_errors(path):
                 path.unlink(missing_ok=True)
 
     def drop_after(self, number: int) -> None:
-        """Remove what was written for commits that never came."""
+        """Remove what was written for commits that were never finished."""
         for kind in ("groups", "optimiser"):
             self.remove(kind, [later for later in self.numbers(kind) if later > number])
 
     def commits(self) -> list[Commit]:
-        """Those kept, oldest first; empty for a new run."""
+        """The kept commits, oldest first; empty for a new run."""
         return [wire.from_json(Commit, self._read("commits", number)) for number in self.numbers("commits")]
 
     def commit(self, commit: Commit) -> None:
-        """Make it count."""
-        write_whole(self._path("commits", commit.number), commit.model_dump_json().encode())
+        """Write a commit: from then on all that was written for it counts."""
+        write_file(self._path("commits", commit.number), commit.model_dump_json().encode())
 
     def groups(self, number: int) -> list[wire.ScoredGroup]:
-        """What entered the replay with a commit, as it came."""
+        """The groups that a commit added to the replay buffer, as they arrived."""
         return wire.from_msgpack(_Groups, self._read("groups", number)).samples
 
     def add_groups(self, number: int, samples: Sequence[wire.ScoredGroup]) -> None:
-        """Write the groups of the commit that follows."""
+        """Write the groups of a commit that is yet to be written."""
         if samples:
-            write_whole(self._path("groups", number), wire.to_msgpack(_Groups(samples=list(samples))))
+            write_file(self._path("groups", number), wire.to_msgpack(_Groups(samples=list(samples))))
 
     def optimiser(self) -> tuple[int, dict[str, np.ndarray]]:
         """The number of the newest commit whose optimiser was saved, and that state."""
@@ -101,4 +94,4 @@ class Journal:
 
     def save_optimiser(self, number: int, tensors: Mapping[str, np.ndarray]) -> None:
         """Write the optimiser's state as of a commit."""
-        write_whole(self._path("optimiser", number), wire.pack_tensors(tensors))
+        write_file(self._path("optimiser", number), wire.pack_tensors(tensors))

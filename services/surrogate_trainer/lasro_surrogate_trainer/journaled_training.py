@@ -1,7 +1,6 @@
-"""A run's surrogate, optimiser and replay, as its journal tells them.
+"""A surrogate trainer whose every change is committed to a journal, so that it survives crashes and failed steps.
 
-What is in memory follows from what is on disk and from samples that arrived since: after a crash, and after a step
-that failed, `restore` reads the newest optimiser, weights and groups, and takes the few steps since once more.
+After either, `restore` reads the newest optimiser, weights and groups from disk and repeats the few steps since.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from lasro_surrogate_trainer.store import RunStore
 
 log = logging.getLogger("lasro.trainer")
 KEPT_COMMITS = 256
-"""Newest commits whose replies can be asked for again; those of leased versions are kept besides."""
+"""Number of newest commits whose replies are kept for repeated requests, besides those of leased versions."""
 
 
 def request_digest(request: wire.AdaptRequest) -> str:
-    """Tells requests apart that must not share an id; the timeout and what was measured may differ between repeats."""
+    """A digest by which requests must agree that share an id; a repeat may differ in timeout and measured drift."""
     return hashlib.sha256(request.model_dump_json(exclude={"timeout_s", "drift"}).encode()).hexdigest()
 
 
@@ -46,7 +45,7 @@ class JournaledTrainer:
         self._redo_s, self._unsaved_s = redo_s, 0.0
         self._saved = 0
         self._files: dict[int, list[str]] = {}
-        self._sound = False
+        self._is_consistent = False
         self.history: list[Commit] = []
         self.restore()
 
@@ -56,7 +55,7 @@ class JournaledTrainer:
         return self.history[-1]
 
     def answered(self, request: wire.AdaptRequest) -> wire.AdaptReply | None:
-        """The reply that a request of this id got; raises ConflictError where that was another request."""
+        """The reply to an earlier request of this id, if any; raises ConflictError where that was another request."""
         commit = next((c for c in reversed(self.history) if c.request_id == request.request_id), None)
         if commit is not None and commit.digest != request_digest(request):
             raise ConflictError(
@@ -67,46 +66,46 @@ class JournaledTrainer:
     # --- from disk -------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Take up what the journal says, or begin one with the untrained surrogate as version 0."""
+        """Restore from the journal, or start one with the untrained surrogate as version 0."""
         self.history = self._journal.commits()
         if not self.history:
-            self._begin(Commit(number=0, version=0, steps=0))
+            self._start_from(Commit(number=0, version=0, steps=0))
         self._journal.drop_after(self.head.number)
         self._store.withdraw_after(self.head.version)
-        self._repeat()
-        self._sound = True
+        self._repeat_steps()
+        self._is_consistent = True
 
-    def _begin(self, commit: Commit) -> None:
-        """Publish the trainer's weights and its fresh optimiser."""
+    def _start_from(self, commit: Commit) -> None:
+        """Commit and publish the trainer's weights, with its new optimiser."""
         self._journal.save_optimiser(commit.number, self._trainer.optimiser_state())
         self._commit(commit, publish=True)
         self._saved, self._unsaved_s = commit.number, 0.0
 
-    def _repeat(self) -> None:
-        """Bring trainer and replay to the newest commit: to that of the saved optimiser, then step by step."""
+    def _repeat_steps(self) -> None:
+        """Restore trainer and replay as of the saved optimiser, then repeat the steps up to the newest commit."""
         self._saved, optimiser = self._journal.optimiser()
         replay, self._files = self._buffer.empty_replay(), {}
         start, *later = [commit for commit in self.history if commit.number >= self._saved]
-        self._enter(replay, start.number)
+        self._add_groups(replay, start.number)
         self._trainer.load(self._weights(start.version), start.steps)
         self._trainer.load_optimiser(optimiser)
         for before, commit in pairwise([start, *later]):
-            self._enter(replay, commit.number)
+            self._add_groups(replay, commit.number)
             for _ in range(commit.steps - before.steps):
                 self._trainer.step(replay)
         if later:
             steps = self.head.steps - start.steps
             log.info("run %s: repeated %d steps since the optimiser was saved", self._run, steps)
-            # Where arithmetic is not the same twice, what was published counts.
+            # A GPU may give other sums the second time: then the published weights count.
             self._trainer.load_weights(self._weights(self.head.version))
         for commit in self.history:
             replay.mark_entered(commit.groups)
-        self._trainer.measured = self.head.measured
+        self._trainer.metrics = self.head.measured
         self._unsaved_s = sum(commit.reply.statistics.duration_s for commit in later if commit.reply is not None)
         self._buffer.start_from(replay)
 
-    def _enter(self, replay: ReplayBuffer, up_to: int) -> None:
-        """Let groups into an otherwise empty replay as the commits up to this one did."""
+    def _add_groups(self, replay: ReplayBuffer, up_to: int) -> None:
+        """Add the groups of all commits up to number `up_to` to `replay`, unless they were added before."""
         for number in self._journal.numbers("groups"):
             if number <= up_to and number not in self._files:
                 for sample in self._journal.groups(number):
@@ -119,13 +118,13 @@ class JournaledTrainer:
     # --- to disk ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Whatever goes wrong inside, what was never committed must not be trained on further."""
-        if not self._sound:
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Restore before the next change where this one fails: nothing may be trained on uncommitted state."""
+        if not self._is_consistent:
             self.restore()
-        self._sound = False
+        self._is_consistent = False
         yield
-        self._sound = True
+        self._is_consistent = True
 
     def _commit(self, commit: Commit, publish: bool) -> None:
         if publish:
@@ -135,21 +134,24 @@ class JournaledTrainer:
         self.history = [*self.history, commit]
 
     def upload(self, tensors: dict[str, np.ndarray], digest: str) -> None:
-        """Start from these weights: a new version, unless they are the newest. Raises ConflictError once trained."""
+        """Start from these weights, as a new version unless they are the newest; raises ConflictError once trained."""
         if self.head.steps:
             raise ConflictError(
                 f"run {self._run}: already trained for {self.head.steps} steps, expected an untrained one; "
                 "delete the run to start over"
             )
-        with self._whole_or_not_at_all():
+        with self._all_or_nothing():
             if digest != next((c.digest for c in reversed(self.history) if c.request_id is None), None):
                 self._trainer.load(tensors, 0)
                 head = self.head
-                self._begin(Commit(number=head.number + 1, version=head.version + 1, steps=0, digest=digest))
+                self._start_from(Commit(number=head.number + 1, version=head.version + 1, steps=0, digest=digest))
 
     def adapt(self, request: wire.AdaptRequest, stopped: Callable[[], bool]) -> wire.AdaptReply:
-        """Train on the named groups, which are here; the reply comes once all is on disk. Raises NonFiniteError."""
-        with self._whole_or_not_at_all():
+        """Train on the named groups, which have arrived, and reply once all is on disk.
+
+        Raises NonFiniteError, StorageError, and BusyError once `stopped` returns True; then nothing is committed.
+        """
+        with self._all_or_nothing():
             if (reply := self.answered(request)) is not None:
                 return reply
             names = self._buffer.replay.activate(request.new_groups)
@@ -165,7 +167,7 @@ class JournaledTrainer:
                 policy_version=self._buffer.replay.policy_version,
                 drift=request.drift,
                 reply=wire.AdaptReply(version=self.head.version + stepped, statistics=statistics),
-                measured=self._trainer.measured,
+                measured=self._trainer.metrics,
             )
             self._journal.add_groups(commit.number, self._buffer.unsaved(names))
             self._commit(commit, publish=stepped)
@@ -175,8 +177,8 @@ class JournaledTrainer:
         return wire.AdaptReply(version=commit.version, statistics=statistics)
 
     def tidy(self, closing: bool = False) -> None:
-        """Save the optimiser where repeating what it lacks would take long, and forget what nobody needs."""
-        if not self._sound:
+        """Save the optimiser once repeating its steps would take long, and remove commits and versions not needed."""
+        if not self._is_consistent:
             return
         if self._unsaved_s >= self._redo_s or (closing and self._unsaved_s):
             self._save()

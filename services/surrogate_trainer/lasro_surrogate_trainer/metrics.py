@@ -1,4 +1,4 @@
-"""What Prometheus is told of the runs."""
+"""Prometheus metrics of the runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lasro_surrogate_trainer.run_actor import Run
+from lasro_surrogate_trainer.run_actor import RunActor
 
 GAUGES = {
     "version": "Published version of the surrogate",
@@ -26,7 +26,7 @@ COUNTERS = {
 class RunMetrics(Collector):
     """Read from the runs when scraped, so that a deleted run leaves nothing behind."""
 
-    def __init__(self, runs: Callable[[], list[Run]]) -> None:
+    def __init__(self, runs: Callable[[], list[RunActor]]) -> None:
         self._runs = runs
 
     def collect(self) -> Iterator[Metric]:

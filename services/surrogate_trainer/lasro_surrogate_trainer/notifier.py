@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Notifier:
-    """`notify` from any thread makes every waiting coroutine look again."""
+    """`notify`, from any thread, makes every coroutine in `until` test its condition again."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -21,7 +21,7 @@ class Notifier:
         event.set()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `condition()`; False when it still does not hold after `timeout_s`."""
+        """Wait until `condition()` is true; False where it is still not after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not condition():

@@ -1,4 +1,4 @@
-"""Scores and gradients of published versions, beside the training of the next one.
+"""Scores and gradients of published versions, computed while the next one is being trained.
 
 Shape legend: B samples of a request, CHW one latent.
 """
@@ -17,11 +17,11 @@ from lasro_surrogate_trainer.store import RunStore
 SCORE_DRAWS = 8
 SCORE_SEED = 814_321
 CHUNK = 32
-"""Samples in one pass through the trunk, so that a large request needs no more memory than a small one."""
+"""Samples in one forward pass, so that a large request needs no more memory than a small one."""
 
 
-class ServedSurrogate:
-    """A second copy of what is trained, holding one published version at a time. One thread uses it."""
+class PublishedSurrogate:
+    """A second surrogate that holds one published version at a time. Not thread-safe."""
 
     def __init__(self, frozen: FrozenModel, settings: SurrogateSettings, store: RunStore) -> None:
         self.frozen, self.settings, self.store = frozen, settings, store
@@ -37,7 +37,7 @@ class ServedSurrogate:
     def score(
         self, latents_BCHW: np.ndarray, prompts: list[str], version: int, draws: int = SCORE_DRAWS
     ) -> list[float]:
-        """Scores for people to read: the mean over 8 fixed draws of the augmentation, the same for every sample.
+        """Scores, one per prompt: means over `draws` fixed draws of the augmentation, the same for every sample.
 
         So a latent's score does not depend on what else is in the request. Raises NonFiniteError, NotFoundError.
         """
@@ -65,7 +65,7 @@ class ServedSurrogate:
         return scores
 
     def score_images(self, images_BHWC: np.ndarray, prompts: list[str], version: int) -> list[float]:
-        """`score` of uint8 images, encoded by the model's VAE."""
+        """`score` of images uint8 [B, H, W, 3], encoded by the model's VAE."""
         latents_BCHW = self.frozen.model.encode(images_BHWC).float().cpu().numpy()
         return self.score(latents_BCHW, prompts, version)
 
@@ -109,5 +109,5 @@ class ServedSurrogate:
         return result
 
     def check(self, version: int) -> None:
-        """One forward pass, as a readiness check; raises NonFiniteError, NotFoundError."""
+        """Run one forward pass, as a readiness check; raises NonFiniteError, NotFoundError."""
         self.score(np.zeros((1, *self.frozen.model.latent_shape), np.float32), [""], version, draws=1)

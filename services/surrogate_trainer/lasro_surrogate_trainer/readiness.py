@@ -1,4 +1,4 @@
-"""Proof that the trainer can work before it has a run: a surrogate of a model, passed through once."""
+"""A readiness check for a trainer that has no run yet: one forward pass of an untrained surrogate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lasro.models.frozen import FrozenModel
 from lasro.models.surrogate import build_surrogate
 
 
-class Probe:
-    """An untrained surrogate over a frozen model; adapters, since a second trunk of a large model would fill a GPU."""
+class ReadinessProbe:
+    """An untrained surrogate over a frozen model, with adapters: a second trunk of a large model would fill a GPU."""
 
     def __init__(self, frozen: FrozenModel) -> None:
         self._frozen = frozen
@@ -19,7 +19,7 @@ class Probe:
 
     @torch.no_grad()
     def check(self) -> None:
-        """One forward pass; raises NonFiniteError where its score is no number."""
+        """Run one forward pass; raises NonFiniteError for a score of NaN or infinity."""
         model = self._frozen.model
         latents_BCHW = torch.zeros((1, *model.latent_shape), device=model.device)
         timesteps_B = torch.zeros(1, dtype=torch.int64, device=model.device)

@@ -26,7 +26,7 @@ class LatentsBody(NamedTuple):
 
 
 class GradientBody(NamedTuple):
-    """A gradient request: latents as above, timesteps [B] int64, noise [B, C, H, W]; version null for the newest."""
+    """A gradient request: latents as above, timesteps [B] int64, noise [B, C, H, W]; version None for the newest."""
 
     latents_BCHW: np.ndarray
     timesteps_B: np.ndarray
@@ -85,17 +85,18 @@ def read_gradient(body: bytes, latent_shape: tuple[int, int, int], max_timestep:
     )
 
 
-def read_images(images: list[bytes], side: int) -> np.ndarray:
-    """Images uint8 [B, side, side, 3]; the size is checked before any pixel is decoded. Raises WireError."""
-    return np.stack([_pixels(image, index, side) for index, image in enumerate(images)])
+def read_images(images: list[bytes], size: tuple[int, int]) -> np.ndarray:
+    """Images uint8 [B, h, w, 3] of `size` (h, w), checked before any pixel is decoded. Raises WireError."""
+    return np.stack([_pixels(image, index, size) for index, image in enumerate(images)])
 
 
-def _pixels(image: bytes, index: int, side: int) -> np.ndarray:
+def _pixels(image: bytes, index: int, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as opened:
-            if opened.size != (side, side):
-                width, height = opened.size
-                raise WireError(f"images[{index}]: got {width} x {height} pixels, expected {side} x {side}")
+            height, width = size
+            if opened.size != (width, height):
+                got = "{} x {}".format(*opened.size)
+                raise WireError(f"images[{index}]: got {got} pixels, expected {width} x {height}")
             return np.asarray(opened.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise WireError(f"images[{index}]: not a PNG, JPEG or WebP that can be read ({error})") from error

@@ -1,7 +1,7 @@
-"""One run: its replay, the surrogate being trained, the one being served, and the order in which things happen.
+"""One run: its replay buffer, the surrogate being trained, the published one, and the threads that use them.
 
-Coroutines decide what happens next; torch works on two threads of the run, one that trains and one that serves,
-and a third takes samples from Redis.
+Coroutines, all on one event loop, order the work. Each run has three threads: one trains, one computes scores and
+gradients, one reads groups from Redis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lasro.models.frozen import FrozenModel
 from lasro.redis_store.sample_stream import SampleStream
 from lasro_surrogate_trainer.journaled_training import JournaledTrainer, request_digest
 from lasro_surrogate_trainer.notifier import Notifier
-from lasro_surrogate_trainer.published_surrogate import ServedSurrogate
+from lasro_surrogate_trainer.published_surrogate import PublishedSurrogate
 from lasro_surrogate_trainer.request_bodies import GradientBody, LatentsBody
 from lasro_surrogate_trainer.sample_feed import GroupBuffer, SampleFeed
 from lasro_surrogate_trainer.store import RunStore
@@ -33,15 +33,15 @@ log = logging.getLogger("lasro.trainer")
 T = TypeVar("T")
 
 
-class Run:
-    """A surrogate with its data. Made on a worker thread, then all coroutines run on one event loop."""
+class RunActor:
+    """A run of the trainer. It may be made on any thread; `start` and all coroutines belong to one event loop."""
 
     def __init__(self, name: str, config: SurrogateRun, frozen: FrozenModel, store: RunStore, redo_s: float) -> None:
         self.name, self.config, self.frozen = name, config, frozen
         self._store = store
         self._buffer = GroupBuffer(config, frozen.model.latent_shape)
-        self._training = JournaledTrainer(config, frozen, self._buffer, store, redo_s)
-        self._served = ServedSurrogate(frozen, config.surrogate, store)
+        self._trainer = JournaledTrainer(config, frozen, self._buffer, store, redo_s)
+        self._published = PublishedSurrogate(frozen, config.surrogate, store)
         self._running: dict[str, tuple[str, asyncio.Task[wire.AdaptReply]]] = {}
         self._tidying: asyncio.Task[None] | None = None
         self._closing = threading.Event()
@@ -51,7 +51,7 @@ class Run:
         self.adapt_steps, self.gradient_requests = 0, 0
 
     def start(self, stream: SampleStream) -> None:
-        """Begin to take samples; on the event loop."""
+        """Start reading groups; call it on the event loop."""
         self._stream, self._notifier = stream, Notifier()
         self._feed = SampleFeed(stream, self.name, self._buffer, self._notifier.notify)
         self._feed.start()
@@ -60,18 +60,21 @@ class Run:
 
     @property
     def version(self) -> int:
-        """The newest published one."""
-        return self._training.head.version
+        """The newest published version."""
+        return self._trainer.head.version
 
     async def upload(self, body: bytes) -> None:
-        """Start from these weights: a new version. Raises ConflictError once trained, WireError for a misfit."""
+        """Start from these weights, as a new version.
+
+        Raises ConflictError once the run is trained, WireError for weights of another shape.
+        """
         tensors, _ = await asyncio.to_thread(wire.unpack_tensors, body)
         async with self._adapting:
-            await self._on(self._training_thread, self._training.upload, tensors, hashlib.sha256(body).hexdigest())
+            await self._on(self._training_thread, self._trainer.upload, tensors, hashlib.sha256(body).hexdigest())
         self._notifier.notify()
 
     async def weights(self, version: int | None = None) -> tuple[int, bytes]:
-        """A version and its safetensors, the newest where none is named; raises NotFoundError."""
+        """A version and its safetensors, the newest for None; raises NotFoundError."""
         newest = self.version
         wanted = newest if version is None else version
         if wanted > newest:
@@ -79,7 +82,7 @@ class Run:
         return wanted, await asyncio.to_thread(self._store.read, wanted)
 
     async def newer_than(self, version: int, wait_s: float) -> bool:
-        """Whether a version after this one is published within `wait_s`."""
+        """Wait up to `wait_s` for a version newer than this one; True where there is one."""
         await self._notifier.until(lambda: self.version > version or self._closing.is_set(), wait_s)
         return self.version > version
 
@@ -90,7 +93,7 @@ class Run:
     def versions(self) -> list[wire.VersionInfo]:
         """What is known of each version, oldest first."""
         kept = set(self._store.versions())
-        newest_of = {commit.version: commit for commit in self._training.history}
+        newest_of = {commit.version: commit for commit in self._trainer.history}
         return [
             wire.VersionInfo(
                 version=version,
@@ -108,12 +111,12 @@ class Run:
     # --- training --------------------------------------------------------------------------------------------
 
     async def adapt(self, request: wire.AdaptRequest) -> wire.AdaptReply:
-        """Wait for the named groups, train, publish. A repeated `request_id` gets the first one's reply.
+        """Wait for the named groups, train, publish. A repeated `request_id` gets the reply to the first request.
 
-        It goes on when the caller hangs up. Raises ConflictError for an id used for something else,
-        TimeoutExceededError naming groups that did not arrive, WireError naming one that was refused.
+        It goes on when the caller hangs up. Raises ConflictError for an id of another request, TimeoutExceededError
+        naming groups that did not arrive, WireError naming one that was refused.
         """
-        if (reply := self._training.answered(request)) is not None:
+        if (reply := self._trainer.answered(request)) is not None:
             return reply
         name, digest = request.request_id, request_digest(request)
         if name not in self._running:
@@ -125,7 +128,7 @@ class Run:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            # The server is going down and drops its requests: the caller is to ask again.
+            # The server is stopping and drops its requests; the caller is to ask again.
             raise BusyError(f"run {self.name}: the trainer is being stopped; ask again once it is back") from error
 
     def _finished(self, request_id: str, task: asyncio.Task[wire.AdaptReply]) -> None:
@@ -138,11 +141,11 @@ class Run:
             if self._tidying is not None:
                 await self._tidying
             await self._groups_arrived(request)
-            before = self._training.head.steps
-            reply = await self._on(self._training_thread, self._training.adapt, request, self._closing.is_set)
-            self.adapt_steps += self._training.head.steps - before
+            before = self._trainer.head.steps
+            reply = await self._on(self._training_thread, self._trainer.adapt, request, self._closing.is_set)
+            self.adapt_steps += self._trainer.head.steps - before
             self._feed.release()
-            # Not before the reply: the caller goes on meanwhile, and the next adaptation waits for it.
+            # After the reply: the caller does not wait for it, only the next adaptation does.
             self._tidying = asyncio.create_task(self._on(self._training_thread, self._tidy))
         self._notifier.notify()
         return reply
@@ -157,41 +160,44 @@ class Run:
 
     def _tidy(self, closing: bool = False) -> None:
         try:
-            self._training.tidy(closing)
+            self._trainer.tidy(closing)
         except LasroError as error:
-            log.warning("run %s: nothing is lost, but the disk was not tidied: %s", self.name, error)
+            log.warning("run %s: nothing is lost, but old files were not removed: %s", self.name, error)
 
     # --- serving ---------------------------------------------------------------------------------------------
 
     async def score(self, body: LatentsBody) -> wire.SurrogateScoreReply:
+        """Scores of latents by the newest version; raises NonFiniteError."""
         version = self.version
-        scores = await self._on(self._serving_thread, self._served.score, *body, version)
+        scores = await self._on(self._serving_thread, self._published.score, *body, version)
         return wire.SurrogateScoreReply(scores=scores, version=version)
 
     async def score_images(self, images_BHWC: np.ndarray, prompts: list[str]) -> wire.SurrogateScoreReply:
+        """Scores of images uint8 [B, H, W, 3] by the newest version; raises NonFiniteError."""
         version = self.version
-        scores = await self._on(self._serving_thread, self._served.score_images, images_BHWC, prompts, version)
+        scores = await self._on(self._serving_thread, self._published.score_images, images_BHWC, prompts, version)
         return wire.SurrogateScoreReply(scores=scores, version=version)
 
     async def gradient(self, body: GradientBody) -> tuple[int, np.ndarray, np.ndarray]:
-        """Version, scores [B], gradient [B, C, H, W]."""
+        """Version, scores [B] float32, gradients [B, C, H, W]; raises NonFiniteError, NotFoundError."""
         version = self.version if body.version is None else body.version
-        scores_B, gradient_BCHW = await self._on(self._serving_thread, self._served.gradient, *body[:4], version)
+        scores_B, gradient_BCHW = await self._on(self._serving_thread, self._published.gradient, *body[:4], version)
         self.gradient_requests += 1
         return version, scores_B, gradient_BCHW
 
     async def check(self) -> None:
-        """A tiny forward pass of the published version; raises BusyError when no samples are taken in."""
+        """Run one forward pass of the newest version; raises BusyError where the sample feed has died."""
         if not self._feed.is_alive():
             raise BusyError(f"run {self.name}: its sample feed has died; see the log, restart the trainer")
-        await self._on(self._serving_thread, self._served.check, self.version)
+        await self._on(self._serving_thread, self._published.check, self.version)
 
     def status(self) -> wire.RunStatus:
-        measured = self._training.head.measured
+        """The run's counters and newest measurements."""
+        measured = self._trainer.head.measured
         return wire.RunStatus(
             run=self.name,
             version=self.version,
-            steps=self._training.head.steps,
+            steps=self._trainer.head.steps,
             replay_groups=self._buffer.replay.training_groups,
             held_out_groups=len(self._buffer.replay.held_out()),
             queue_lag=self._feed.lag,
@@ -208,7 +214,7 @@ class Run:
         return await asyncio.get_running_loop().run_in_executor(thread, partial(work, *arguments))
 
     async def close(self) -> None:
-        """End the run's threads; an adaptation under way ends at its next step, unpublished."""
+        """End the run's threads. A running adaptation ends at its next step and publishes nothing."""
         self._closing.set()
         self._notifier.notify()
         tidying = [] if self._tidying is None else [self._tidying]
@@ -218,7 +224,7 @@ class Run:
             await asyncio.to_thread(stop)
 
     async def delete(self) -> None:
-        """Close, and remove the run's files and Redis keys."""
+        """Close the run and remove its files and Redis keys."""
         await self.close()
         await asyncio.to_thread(self._stream.delete)
         await asyncio.to_thread(self._store.delete)

@@ -1,4 +1,4 @@
-"""The runs of this process: made, found, ended, and taken up again from disk."""
+"""The runs of this process: created, found, deleted, and recovered from disk."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from lasro.errors import (
 from lasro.models.frozen import ModelCache
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.redis_store.server import check_server
-from lasro_surrogate_trainer.readiness import Probe
-from lasro_surrogate_trainer.run_actor import Run
+from lasro_surrogate_trainer.readiness import ReadinessProbe
+from lasro_surrogate_trainer.run_actor import RunActor
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
 
 log = logging.getLogger("lasro.trainer")
 
 
-class Runs:
-    """All coroutines run on one event loop; what blocks is done on other threads."""
+class RunRegistry:
+    """The runs by name. All coroutines belong to one event loop; blocking work is done on other threads."""
 
     def __init__(self, settings: TrainerEnvironment, client: redis.Redis) -> None:
-        """Raises ModelError where the model to be probed cannot be loaded."""
+        """Raises ModelError where the model of the readiness check cannot be loaded."""
         self._settings, self._redis = settings, client
         self._models = ModelCache()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, RunActor] = {}
         self._changing = asyncio.Lock()
         self._warned: set[str] = set()
         self._probing = asyncio.Lock()
         self._probe = self._load_probe()
 
-    def _load_probe(self) -> Probe | None:
+    def _load_probe(self) -> ReadinessProbe | None:
         path, device = self._settings.probe_model, self._settings.probe_device
-        return None if path is None else Probe(self._models.get(ModelSettings(path=path), device))
+        return None if path is None else ReadinessProbe(self._models.get(ModelSettings(path=path), device))
 
     def _store(self, name: str) -> RunStore:
         settings = self._settings
         return RunStore(settings.data_dir, name, settings.keep_versions, settings.keep_versions_s)
 
     async def recover(self) -> None:
-        """Take up every run on disk; one that cannot be is logged and left for `create` to try again."""
-        with suppress(UnreachableError, StorageError, ConfigError):  # told by the readiness checks to come
+        """Open every run on disk; one that cannot be opened is logged, and left for `create` to try again."""
+        with suppress(UnreachableError, StorageError, ConfigError):  # the readiness checks report it
             await asyncio.to_thread(self._check_redis)
         for name in await asyncio.to_thread(clean, self._settings.data_dir):
             store = self._store(name)
@@ -61,13 +61,13 @@ class Runs:
                 if config is not None:
                     await self._open(name, config, store)
             except LasroError as error:
-                log.error("run %s cannot be taken up: %s", name, error)
+                log.error("run %s cannot be opened: %s", name, error)
 
-    async def _open(self, name: str, config: SurrogateRun, store: RunStore) -> Run:
-        def load() -> Run:
+    async def _open(self, name: str, config: SurrogateRun, store: RunStore) -> RunActor:
+        def load() -> RunActor:
             frozen = self._models.get(config.model, config.surrogate.device)
             store.save_config(config)
-            return Run(name, config, frozen, store, self._settings.redo_s)
+            return RunActor(name, config, frozen, store, self._settings.redo_s)
 
         run = await asyncio.to_thread(load)
         run.start(SampleStream(self._redis, name))
@@ -75,8 +75,8 @@ class Runs:
         self._probe = None
         return run
 
-    async def create(self, name: str, config: SurrogateRun) -> tuple[Run, bool]:
-        """The run, and whether it is new. Raises ConflictError naming the settings in which an old one differs."""
+    async def create(self, name: str, config: SurrogateRun) -> tuple[RunActor, bool]:
+        """The run, and whether it is new; raises ConflictError naming settings that differ from an existing run's."""
         async with self._changing:
             store = self._store(name)
             run = self._runs.get(name)
@@ -87,31 +87,28 @@ class Runs:
                 return run, False
             if len(self._runs) >= self._settings.max_runs:
                 raise BusyError(
-                    f"run {name}: {len(self._runs)} runs are held already; delete one, or raise LASRO_MAX_RUNS"
+                    f"run {name}: {len(self._runs)} runs are open already; delete one, or raise LASRO_MAX_RUNS"
                 )
             return await self._open(name, config, store), old is None
 
-    def get(self, name: str) -> Run:
-        """Raises NotFoundError."""
+    def get(self, name: str) -> RunActor:
+        """The run of this name; raises NotFoundError."""
         if name not in self._runs:
             raise NotFoundError(f"run {name}: unknown; expected one of {sorted(self._runs)[:20]}, or PUT it first")
         return self._runs[name]
 
-    def all(self) -> list[Run]:
-        """By name."""
+    def all(self) -> list[RunActor]:
+        """All runs, in the order of their names."""
         return [self._runs[name] for name in sorted(self._runs)]
 
     async def delete(self, name: str) -> None:
-        """End a run and remove its files and Redis keys; where that fails it can be deleted again."""
+        """Close a run and remove its files and Redis keys; where that fails, delete it again."""
         async with self._changing:
             await self.get(name).delete()
             del self._runs[name]
 
     async def check(self) -> None:
-        """Redis answers and may hold the queue, and so does each run's model, without runs the one to be probed.
-
-        Raises LasroError.
-        """
+        """Check Redis and the model of each run, or LASRO_PROBE_MODEL while there are no runs; raises LasroError."""
         await asyncio.to_thread(self._check_redis)
         for run in self.all():
             await run.check()
@@ -128,7 +125,7 @@ class Runs:
                 log.warning("%s", warning)
 
     async def close(self) -> None:
-        """End every run, keeping its files."""
+        """Close every run and keep its files."""
         await asyncio.gather(*(run.close() for run in self._runs.values()))
         await asyncio.to_thread(self._redis.close)
 

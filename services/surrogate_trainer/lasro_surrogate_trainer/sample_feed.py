@@ -1,4 +1,4 @@
-"""How scored groups come in: a thread reads them from Redis into the run's replay buffer."""
+"""A thread that reads scored groups from Redis into the run's replay buffer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import LasroError, StorageError, TimeoutExceededError, UnreachableError, WireError
 from lasro.redis_store.sample_stream import SampleStream
-from lasro.training.replay_buffer import Group, ReplayBuffer, group_from_sample
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup, group_from_sample
 
 log = logging.getLogger("lasro.trainer")
 READ_COUNT = 64
@@ -22,9 +22,9 @@ KEPT_REFUSALS = 1024
 
 
 class GroupBuffer:
-    """What arrived of a run: its replay buffer, what of it is on no disk yet, and why some groups were refused.
+    """The groups that arrived for a run: a replay buffer, the groups not on disk yet, and the errors of refused ones.
 
-    One thread feeds it, another trains on it.
+    The feed's thread adds groups to it, the training thread trains on them.
     """
 
     def __init__(self, config: SurrogateRun, latent_shape: tuple[int, int, int]) -> None:
@@ -36,44 +36,45 @@ class GroupBuffer:
         self.replay = self.empty_replay()
 
     def empty_replay(self) -> ReplayBuffer:
+        """A new replay buffer with the run's settings."""
         settings = self._settings
         return ReplayBuffer(settings.buffer_groups, settings.recent_groups, settings.held_out_share)
 
-    def group(self, sample: wire.ScoredGroup) -> Group:
+    def group(self, sample: wire.ScoredGroup) -> ReplayGroup:
         """A checked group; raises WireError or NonFiniteError for one that must not be trained on."""
         return group_from_sample(sample, self._objective, self._latent_shape)
 
     def start_from(self, replay: ReplayBuffer) -> None:
-        """Go on with this replay, of what is on disk; what is not waits in it again."""
+        """Continue with this replay buffer, restored from disk. Groups that are not on disk wait in it again."""
         with self._lock:
             self._unsaved = {name: s for name, s in self._unsaved.items() if replay.add(self.group(s))}
             self.replay = replay
 
     def unsaved(self, group_ids: Iterable[str]) -> list[wire.ScoredGroup]:
-        """Those of the named groups that are on no disk yet, as they came."""
+        """The named groups that are not on disk yet, as they arrived."""
         with self._lock:
             return [self._unsaved[name] for name in group_ids if name in self._unsaved]
 
     def saved(self, group_ids: Iterable[str]) -> None:
-        """These groups are on disk."""
+        """Note that these groups are on disk."""
         with self._lock:
             for name in group_ids:
                 self._unsaved.pop(name, None)
 
     def is_saved(self, group_id: str) -> bool:
-        """Whether a group that was accepted is on disk."""
+        """Whether an accepted group is on disk."""
         return group_id not in self._unsaved
 
     def expect(self, group_ids: Sequence[str]) -> None:
-        """Somebody waits for these groups: read on until they are here, however many others wait to be named."""
+        """Keep `has_room` true until these groups have arrived, however many others wait: a request needs them."""
         self._expected = group_ids
 
     def has_room(self) -> bool:
-        """Whether to read on: not while a whole buffer of groups waits to be named by an adapt request."""
+        """Whether to read more groups: no while as many as the buffer holds wait for an adapt request."""
         return self.replay.waiting_groups < self.replay.buffer_groups or bool(self.replay.missing(self._expected))
 
     def accept(self, sample: wire.ScoredGroup) -> bool:
-        """Put a sample into the replay, or remember why it cannot be trained on; False where it changes nothing."""
+        """Add a group to the replay buffer, or keep the error of a refused one; True where it is new and usable."""
         try:
             group = self.group(sample)
         except LasroError as error:
@@ -90,34 +91,33 @@ class GroupBuffer:
         return is_new
 
     def refusal(self, group_id: str) -> LasroError | None:
-        """Why a group cannot be trained on; None where it can."""
+        """The error of a refused group; None for any other."""
         return self._refused.get(group_id)
 
     def settled(self, group_ids: Sequence[str]) -> bool:
-        """Whether waiting for these groups is over: all are here, or one was refused."""
+        """Whether waiting for these groups is over: all have arrived, or one was refused."""
         return not self.replay.missing(group_ids) or any(name in self._refused for name in group_ids)
 
     def check(self, group_ids: Sequence[str], waited_s: float) -> None:
-        """Raises WireError for a group that was refused, TimeoutExceededError for those that are not here."""
+        """Raise WireError for a group that was refused, TimeoutExceededError for groups that have not arrived."""
         for name in group_ids:
             if (error := self._refused.get(name)) is not None:
                 raise WireError(f"group {name} cannot be trained on: {error}") from error
         if missing := self.replay.missing(group_ids):
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise TimeoutExceededError(
-                f"{len(missing)} of {len(group_ids)} groups not here after {waited_s:g} s: "
+                f"{len(missing)} of {len(group_ids)} groups have not arrived after {waited_s:g} s: "
                 f"{', '.join(missing[:5])}{more}; post them again, or wait longer by timeout_s"
             )
 
 
 class SampleFeed(threading.Thread):
-    """Reads samples into `buffer` and calls `arrived` after each read that brought some.
+    """Reads groups from the stream into `buffer` and calls `arrived` after each read that brought some.
 
-    A sample is acknowledged once its group is on disk and `release` is called, so that the stream gives it out again
-    to a trainer that was killed before; one that is refused is set aside with the reason. A Redis that lost power may
-    have forgotten the entry that a group came with, and deliver the group again as another: until the group is on
-    disk that one is held too, for it may be the only one left. `lag` is the number of samples not yet read, as of the
-    last read.
+    An entry of the stream is acknowledged once its group is on disk and `release` is called. A trainer that is killed
+    before gets it delivered again. An entry whose group is refused goes to the dead letters, with the error. A Redis
+    that lost power may forget an entry and deliver its group again in another one, which may then be the only one left.
+    So all entries of a group are held until it is on disk. `lag` is the number of unread entries as of the last read.
     """
 
     def __init__(self, stream: SampleStream, run: str, buffer: GroupBuffer, arrived: Callable[[], None]) -> None:
@@ -137,7 +137,7 @@ class SampleFeed(threading.Thread):
                     self._take()
                 else:
                     self._stopping.wait(BLOCK_MS / 1000)
-                self._set_aside()
+                self._dead_letter_refused()
                 self._acknowledge()
                 self.lag = self._stream.lag()
             except (UnreachableError, StorageError) as error:
@@ -157,9 +157,9 @@ class SampleFeed(threading.Thread):
         if entries:
             self._arrived()
 
-    def _set_aside(self) -> None:
+    def _dead_letter_refused(self) -> None:
         while self._unusable:
-            self._stream.bury(*self._unusable[-1])
+            self._stream.dead_letter(*self._unusable[-1])
             self._unusable.pop()
 
     def _acknowledge(self) -> None:
@@ -172,13 +172,13 @@ class SampleFeed(threading.Thread):
             raise
 
     def release(self) -> None:
-        """Let the stream forget the groups that are on disk, with what was trained on them; from any thread."""
+        """Acknowledge the entries of all groups that are on disk; from any thread."""
         with self._holding:
             for group_id in [name for name in self._held if self._buffer.is_saved(name)]:
                 for entry_id in self._held.pop(group_id):
                     self._done.put(entry_id)
 
     def stop(self) -> None:
-        """End the thread and wait for it: at most one blocking read."""
+        """End the thread and wait for it, for at most one blocking read."""
         self._stopping.set()
         self.join()

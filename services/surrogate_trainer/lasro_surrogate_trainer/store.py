@@ -1,68 +1,46 @@
 """Runs and weight versions on disk: `runs/RUN/run.json` and `runs/RUN/weights/VERSION.safetensors`.
 
-Every file is written whole: a temporary file beside it, fsync, rename, fsync of the folder. A version is never
-changed once it is published, and goes when it is neither among the newest, nor young, nor leased. Nobody has to lock
-one that he reads: a file stays readable for who has it open.
+Every file is written by `lasro.files.write_atomically`. A published version is never changed. It is removed once it is
+old, not among the newest and not leased. Readers need no lock: a removed file stays readable for who has it open.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from lasro import wire
+from lasro import files, wire
 from lasro.config import SurrogateRun
-from lasro.errors import ConfigError, NotFoundError, StorageError
+from lasro.errors import ConfigError, NotFoundError
 from lasro.validation import explain
 
-DOOMED = ".deleted-"
+DELETED_PREFIX = ".deleted-"
+ADVICE = "see LASRO_DATA_DIR"
 
 
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """What the disk refuses, as StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: {error.strerror or error}; expected a writable folder with room, see LASRO_DATA_DIR"
-        ) from error
+def storage_errors(path: Path) -> AbstractContextManager[None]:
+    """Raise an OSError from inside as StorageError that names LASRO_DATA_DIR."""
+    return files.storage_errors(path, ADVICE)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path` atomically and durably; raises StorageError that names LASRO_DATA_DIR."""
+    files.write_atomically(path, content, ADVICE)
 
 
 def check_folder(folder: Path) -> None:
     """Make a folder where there is none and write in it; raises StorageError where that cannot be done."""
-    write_whole(folder / "writable", b"")
+    write_file(folder / "writable", b"")
     with storage_errors(folder):
         (folder / "writable").unlink(missing_ok=True)
-
-
-def write_whole(path: Path, body: bytes) -> None:
-    """Put `body` at `path` atomically and durably; raises StorageError and then leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def numbered(folder: Path) -> list[int]:
@@ -83,7 +61,8 @@ class RunStore:
         self._lock = threading.Lock()
 
     def save_config(self, config: SurrogateRun) -> None:
-        write_whole(self.folder / "run.json", config.model_dump_json(indent=1).encode())
+        """Write the run's settings; raises StorageError."""
+        write_file(self.folder / "run.json", config.model_dump_json(indent=1).encode())
 
     def find_config(self) -> SurrogateRun | None:
         """The run's settings, or None where there is no run; raises ConfigError for a file that does not fit."""
@@ -102,18 +81,18 @@ class RunStore:
         return numbered(self.weights)
 
     def publish(self, version: int, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-        """Write a version's file."""
-        write_whole(self._path(version), wire.pack_tensors(state, metadata))
+        """Write the weights of a version; raises StorageError."""
+        write_file(self._path(version), wire.pack_tensors(state, metadata))
 
     def read(self, version: int) -> bytes:
-        """A version's safetensors; raises NotFoundError naming the kept ones."""
+        """The safetensors of a version; raises NotFoundError naming the kept ones."""
         try:
             return self._path(version).read_bytes()
         except FileNotFoundError as error:
             raise NotFoundError(f"version {version}: not kept; expected one of {self.versions()}") from error
 
     def withdraw_after(self, version: int) -> None:
-        """Remove files of versions that were written but never published."""
+        """Remove versions above `version`: they were written, but no commit published them."""
         for later in self.versions():
             if later > version:
                 self._path(later).unlink(missing_ok=True)
@@ -123,17 +102,17 @@ class RunStore:
         with self._lock:
             if version not in self.versions():
                 raise NotFoundError(f"version {version}: not kept; expected one of {self.versions()}")
-            write_whole(self.folder / "lease.json", f"{version}\n".encode())
+            write_file(self.folder / "lease.json", f"{version}\n".encode())
 
     def leased(self) -> int | None:
-        """The oldest leased version; null without a lease."""
+        """The oldest leased version; None without a lease."""
         try:
             return int((self.folder / "lease.json").read_bytes())
         except FileNotFoundError:
             return None
 
     def prune(self, needed: Collection[int]) -> None:
-        """Forget versions that are old, neither among the newest nor leased nor needed."""
+        """Remove versions that are old and neither among the newest nor leased nor in `needed`."""
         with self._lock:
             leased = self.leased()
             for version in self.versions()[: -self._keep_versions]:
@@ -150,21 +129,21 @@ class RunStore:
     # --- ending ----------------------------------------------------------------------------------------------
 
     def delete(self) -> None:
-        """Remove the folder; a crash half way leaves one that `clean` removes."""
-        doomed = self.folder.with_name(f"{DOOMED}{uuid.uuid4().hex}")
+        """Remove the folder; after a crash half way `clean` removes the rest."""
+        deleted = self.folder.with_name(f"{DELETED_PREFIX}{uuid.uuid4().hex}")
         with storage_errors(self.folder):
             if self.folder.exists():
-                self.folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+                self.folder.rename(deleted)
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
 def clean(data_dir: Path) -> list[str]:
-    """Remove what interrupted writes and deletions left; returns the names of the runs that are there."""
+    """Remove the leftovers of interrupted writes and deletions; returns the names of the runs on disk."""
     runs = data_dir / "runs"
     with storage_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
-        for doomed in runs.glob(f"{DOOMED}*"):
-            shutil.rmtree(doomed, ignore_errors=True)
+        for deleted in runs.glob(f"{DELETED_PREFIX}*"):
+            shutil.rmtree(deleted, ignore_errors=True)
         for temporary in [*runs.glob("*/.*.json.*"), *runs.glob("*/*/.*.*.*")]:
             temporary.unlink(missing_ok=True)
         return sorted(path.parent.name for path in runs.glob("*/run.json"))

@@ -1,7 +1,7 @@
 """Which addresses a reward may live at, enforced where the connection is made.
 
-A name is resolved once, its addresses are checked, and the connection goes to a checked one: no second answer of a
-name server can come between. TLS still verifies the name, since only the TCP connection is pinned.
+A name is resolved once, its addresses are checked, and the connection goes to a checked address, so that a second
+answer of a name server cannot lead elsewhere. TLS still verifies the name, since only the TCP connection is pinned.
 The table is our own because `ipaddress.is_global` says yes to multicast, NAT64, 6to4 and more.
 """
 
@@ -60,7 +60,7 @@ def _plain_form(text: str) -> Address:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address may be reached by anybody's URL."""
+    """Whether an address is on the public internet, where any registered URL may lead."""
     address = _plain_form(text)
     if address.version == 6 and address not in GLOBAL_UNICAST_V6:
         return False
@@ -122,7 +122,7 @@ def check_headers(headers: dict[str, str], secret: str | None) -> None:
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Opens TCP connections to checked addresses only. One per endpoint: whether TLS follows is fixed."""
+    """Opens TCP connections to permitted addresses only. One per endpoint, since `plain_http` is fixed."""
 
     def __init__(self, guard: AddressGuard, plain_http: bool) -> None:
         self._guard, self._plain_http = guard, plain_http

@@ -1,10 +1,10 @@
-"""Images of several requests in one call of a reward: at most `max_batch`, gathered for at most `wait_s`.
+"""One call of a reward for the images of several requests: at most `max_batch`, gathered for at most `wait_s`.
 
-Results go back by position, each to the image that was sent there. A request that gives up takes its images out of
-the queue and leaves a call under way to those who share it. A call that failed for what it carried is made again for
-each request alone, so that one request's odd image or metadata costs nobody else; one that could not even be sent is
-made again for fewer images until only those are left that the protocol cannot carry. While all slots are
-taken, requests that fill the next calls are made ready: an endpoint that has answered does not wait for its next body.
+Results go back by position. A request that gives up takes its images out of the queue; a call in flight goes on for the
+others that share it. A call that failed for what it carried is made again for each request alone, so one request's odd
+image or metadata costs nobody else. A call that the protocol could not even encode is halved until only the images are
+left that it cannot carry. While all slots are taken, the next full batches are encoded ahead, so that an endpoint which
+has answered does not wait for its next body.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one call came to. `answers` is set exactly when `status` is ok, one per image."""
+class CallOutcome:
+    """How one call ended. `answers` is set exactly when `status` is ok, one per image."""
 
     status: Status
     answers: list[ItemResult] | None = None
@@ -40,21 +40,21 @@ class Outcome:
     attempts: int = 1
     latency_s: float = 0.0
     divisible: bool = False
-    """Failed in a way that may be the fault of one of its images."""
+    """Whether it failed in a way that may be the fault of one of its images."""
 
 
-class Part(NamedTuple):
-    """One image's place in a call."""
+class ItemOutcome(NamedTuple):
+    """The call that an image was in, and the image's position there."""
 
-    outcome: Outcome
-    place: int
+    call: CallOutcome
+    position: int
 
 
-Send = Callable[[Batch, Sequence[Caller]], Awaitable[Outcome]]
+Send = Callable[[Batch, Sequence[Caller]], Awaitable[CallOutcome]]
 Prepare = Callable[[Batch], Batch]
-"""Makes ready ahead of its turn what is to be sent; does not raise."""
+"""Encodes a batch ahead of its turn; does not raise."""
 MOST_READY = 8
-"""Calls of one queue: each holds its images once more, encoded."""
+"""Most batches of a queue encoded ahead: each holds its images a second time."""
 
 
 @dataclass(eq=False)
@@ -63,12 +63,12 @@ class _Entry:
     caller: Caller
     queued_at_s: float
     ready: Batch | None = None
-    """The call that this one is made ready for, with all others of which it is the same."""
-    part: asyncio.Future[Part] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The batch that was encoded ahead for this image; the same object for every image in it."""
+    outcome: asyncio.Future[ItemOutcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batcher:
-    """One reward's queue. `slots` bounds the calls under way; those that are `shared` go round among their queues."""
+    """The queue of one reward. `slots` bounds its calls in flight; with `shared`, other queues take turns at them."""
 
     def __init__(
         self,
@@ -90,8 +90,8 @@ class Batcher:
     def idle(self) -> bool:
         return not self._queue and not self._calls
 
-    async def score(self, items: Sequence[Item], caller: Caller) -> list[Part]:
-        """The part of each item, in order; those not back by the caller's deadline as timeouts."""
+    async def score(self, items: Sequence[Item], caller: Caller) -> list[ItemOutcome]:
+        """The outcome of each item, in order; a timeout for each that is not back by the caller's deadline."""
         now_s = asyncio.get_running_loop().time()
         entries = [_Entry(item, caller, now_s) for item in items]
         self._make_ready(entries)
@@ -102,17 +102,17 @@ class Batcher:
             self._gathering = asyncio.create_task(self._gather())
         left_s = caller.deadline.left_s()
         try:
-            await asyncio.wait([entry.part for entry in entries], timeout=None if math.isinf(left_s) else left_s)
+            await asyncio.wait([entry.outcome for entry in entries], timeout=None if math.isinf(left_s) else left_s)
         finally:
             for entry in entries:
-                if not entry.part.cancel() and not entry.part.cancelled():
-                    entry.part.exception()  # seen, whether or not it is the one raised below
-            self._queue = deque(entry for entry in self._queue if not entry.part.done())
-        late = Outcome(Status.TIMEOUT, error="no reply before the deadline of the request", attempts=0)
-        return [Part(late, 0) if entry.part.cancelled() else entry.part.result() for entry in entries]
+                if not entry.outcome.cancel() and not entry.outcome.cancelled():
+                    entry.outcome.exception()  # retrieved, so that asyncio does not report it as never seen
+            self._queue = deque(entry for entry in self._queue if not entry.outcome.done())
+        late = CallOutcome(Status.TIMEOUT, error="no reply before the deadline of the request", attempts=0)
+        return [ItemOutcome(late, 0) if entry.outcome.cancelled() else entry.outcome.result() for entry in entries]
 
     async def aclose(self) -> None:
-        """Give up what is queued or under way."""
+        """Cancel the calls in flight; what is queued raises UnreachableError."""
         tasks = [task for task in (self._gathering, *self._calls) if task is not None]
         for task in tasks:
             task.cancel()
@@ -141,7 +141,7 @@ class Batcher:
                     await self._is_full.wait()
 
     def _make_ready(self, entries: list[_Entry]) -> None:
-        """What is about to be queued, as far as it has to wait, fills calls of its own and goes soon."""
+        """Encode ahead the full batches among `entries`, where they have to wait and their turn is near."""
         ahead, rest = divmod(len(self._queue), self._max_batch)
         if rest or not self._slots.locked():
             return
@@ -161,9 +161,9 @@ class Batcher:
         return [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
 
     async def _run_slot(self, entries: list[_Entry]) -> None:
-        """Calls one after the other in a slot, as long as whole ones wait: the next goes out before anything else.
+        """Make calls one after the other in one slot, as long as full batches wait.
 
-        `entries` are at any time those of the call under way.
+        So the next call goes out before anything else runs. `entries` is always the list of the call in flight.
         """
         while True:
             await self._call(entries)
@@ -182,15 +182,15 @@ class Batcher:
         else:
             shares = []
             for index, entry in enumerate(entries):
-                if not entry.part.done():
-                    entry.part.set_result(Part(outcome, index))
+                if not entry.outcome.done():
+                    entry.outcome.set_result(ItemOutcome(outcome, index))
         for share in shares:
-            if not all(entry.part.done() for entry in share):
+            if not all(entry.outcome.done() for entry in share):
                 await self._call(share)
 
 
 def _batch(entries: list[_Entry]) -> Batch:
-    """Of just these images; as it was made ready where that was for just these too."""
+    """The batch of these images: the one encoded ahead where it holds exactly these, else a new one."""
     ready = entries[0].ready
     if ready is not None and len(ready.images) == len(entries) and all(entry.ready is ready for entry in entries):
         return ready
@@ -202,7 +202,7 @@ def _batch(entries: list[_Entry]) -> Batch:
 
 
 def _settle(entries: list[_Entry], error: BaseException) -> None:
-    """Leave nobody waiting for ever."""
+    """Raise `error` in every caller that still waits for one of these entries."""
     for entry in entries:
-        if not entry.part.done():
-            entry.part.set_exception(error)
+        if not entry.outcome.done():
+            entry.outcome.set_exception(error)

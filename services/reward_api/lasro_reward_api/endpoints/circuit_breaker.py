@@ -1,4 +1,4 @@
-"""A circuit breaker: an endpoint that keeps failing is left alone for a while, then tried with one call.
+"""A circuit breaker: an endpoint that keeps failing is not called for a while, then tried with a single call.
 
 closed ── `failures` in a row ──▶ open ── after `open_s` ──▶ half-open ── the trial answers ──▶ closed
                                     ▲                            │
@@ -14,8 +14,8 @@ from enum import IntEnum, StrEnum
 Clock = Callable[[], float]
 
 
-class State(IntEnum):
-    """The numbers are those of the metric."""
+class CircuitState(IntEnum):
+    """The numbers are the values of the metric `lasro_reward_circuit_state`."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -31,8 +31,12 @@ class Verdict(StrEnum):
     """Cancelled, forbidden, or cut short by the caller's own deadline."""
 
 
-class Breaker:
-    """One endpoint's. `clock` gives seconds and never goes back; tests give their own."""
+class CircuitBreaker:
+    """The circuit of one endpoint: it opens after `failures` failed calls in a row, for `open_s` seconds.
+
+    `clock` returns seconds and never goes back. Calls are numbered by an epoch, which grows at each change of state, so
+    that `finish` can tell a call of the present state from an older one.
+    """
 
     def __init__(self, failures: int, open_s: float, clock: Clock = time.monotonic) -> None:
         self._limit, self._open_s, self._clock = failures, open_s, clock
@@ -42,33 +46,36 @@ class Breaker:
         self._epoch = 0
 
     @property
-    def state(self) -> State:
+    def state(self) -> CircuitState:
         if self._opened_at_s is None:
-            return State.CLOSED
-        return State.OPEN if self._left_s() > 0 else State.HALF_OPEN
+            return CircuitState.CLOSED
+        return CircuitState.OPEN if self._left_s() > 0 else CircuitState.HALF_OPEN
 
     def _left_s(self) -> float:
         return 0.0 if self._opened_at_s is None else self._opened_at_s + self._open_s - self._clock()
 
     def refusal(self) -> str | None:
-        """Why no call may be made now; None where one may."""
-        if self.state is State.CLOSED:
+        """Why no call may be made now; None where one may be made."""
+        if self.state is CircuitState.CLOSED:
             return None
-        if self.state is State.OPEN:
+        if self.state is CircuitState.OPEN:
             return f"circuit open after {self._failed} failures in a row; tried again in {self._left_s():.1f} s"
         if self._trial is not None:
             return f"circuit half-open after {self._failed} failures in a row; waits for its trial call"
         return None
 
     def start(self) -> int:
-        """A call begins, whether `refusal` allows it or not; returns what `finish` wants."""
-        if self.state is State.HALF_OPEN and self._trial is None:
+        """Register the start of a call, which a probe makes even against a `refusal`; returns what `finish` takes."""
+        if self.state is CircuitState.HALF_OPEN and self._trial is None:
             self._epoch += 1
             self._trial = self._epoch
         return self._epoch
 
     def finish(self, call: int, verdict: Verdict) -> None:
-        """A call ended. One begun before the circuit last changed tells of the past and moves nothing."""
+        """Register how a call ended.
+
+        A call that began before the circuit last changed its state is ignored: its outcome is older than the state.
+        """
         if call != self._epoch:
             return
         was_trial = call == self._trial

@@ -1,4 +1,7 @@
-"""One HTTP exchange with a reward endpoint: guarded, bounded in time and size, and never raising for what it does."""
+"""HTTP to a reward endpoint: to permitted addresses only, bounded in time and size.
+
+Whatever the endpoint does becomes a FailedAttempt, not an exception.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,23 @@ from lasro_reward_api.protocols.base import HttpRequest, ItemResult
 Decode = Callable[[str, bytes], list[ItemResult]]
 LONGEST_ERROR = 300
 IDLE_S = 30.0
-"""How long a connection is kept for the next call."""
+"""Seconds that an unused connection is kept open."""
 FAIR_SHARE = 0.5
-"""Of its own timeout, that an endpoint must have had before silence counts against it."""
+"""Share of its own timeout that an endpoint must have had before silence counts as its failure."""
 USER_AGENT = "lasro-reward-api"
 SHORTEST_SECRET = 6
-"""Header values below it, such as a version number, are no secrets."""
+"""Header values with fewer characters, such as a version number, are not redacted."""
 INDIVISIBLE = (401, 403, 404, 405, 408, 410, 429)
-"""Refusals that have nothing to do with the images sent."""
+"""Statuses 4xx that have nothing to do with the images sent."""
 
 
 @dataclass(frozen=True)
-class Failed:
-    """Why an attempt gave no answers, and what follows from it."""
+class FailedAttempt:
+    """An attempt without answers: why, and what follows.
+
+    `verdict` is for the circuit breaker. `retried`: it may be made again, after `wait_s` seconds where the endpoint
+    asked for that. `divisible`: it may be the fault of one of the images.
+    """
 
     status: Status
     error: str
@@ -45,11 +52,11 @@ class Failed:
     divisible: bool = False
 
 
-class Connections:
-    """To one version of a reward: as many as calls were in flight, kept open for the next ones.
+class ConnectionPool:
+    """Open connections to one version of a reward, kept for its next calls.
 
-    httpcore's connections without its pool, which looks through all of them several times a call, and without httpx
-    around them: no redirect is followed, no cookie kept, no proxy or netrc file read.
+    These are httpcore's connections. Its own pool looks through all of them several times a call, so it is not used.
+    Nor is httpx: no redirect is followed, no cookie is kept, no proxy or netrc file is read.
     """
 
     def __init__(self, spec: wire.RewardSpec, max_reply_bytes: int, guard: AddressGuard, tls: ssl.SSLContext) -> None:
@@ -65,57 +72,57 @@ class Connections:
             await self._idle.pop().aclose()
 
     async def attempt(
-        self, parts: HttpRequest, decode: Decode, timeout_s: float, extra: Mapping[str, str]
-    ) -> list[ItemResult] | Failed:
-        """Post once and read the answers; `timeout_s` is what the caller has left, `extra` are headers."""
+        self, request: HttpRequest, decode: Decode, timeout_s: float, extra: Mapping[str, str]
+    ) -> list[ItemResult] | FailedAttempt:
+        """Post once and read the answers. `timeout_s` is what the caller has left, `extra` are more headers."""
         limit_s = min(timeout_s, self._spec.timeout_s)
-        # Of a call that its caller cut short by much nobody can say that the endpoint failed.
+        # Where the caller cut the call far shorter than the endpoint's own timeout, silence is no failure of it.
         verdict = Verdict.FAILED if limit_s >= FAIR_SHARE * self._spec.timeout_s else Verdict.NOTHING
         try:
             async with asyncio.timeout(limit_s):
-                return await self._exchange(parts, decode, extra)
+                return await self._exchange(request, decode, extra)
         except BlockedError as error:
-            return Failed(Status.BLOCKED, str(error), Verdict.NOTHING)
+            return FailedAttempt(Status.BLOCKED, str(error), Verdict.NOTHING)
         except WireError as error:
-            return Failed(Status.BAD_REPLY, self.redacted(str(error)), divisible=True)
+            return FailedAttempt(Status.BAD_REPLY, self.redacted(str(error)), divisible=True)
         except httpcore.ConnectTimeout:
-            return Failed(Status.UNREACHABLE, f"no connection within {limit_s:.3g} s", verdict, retried=True)
+            return FailedAttempt(Status.UNREACHABLE, f"no connection within {limit_s:.3g} s", verdict, retried=True)
         except (httpcore.TimeoutException, TimeoutError):
             # Not tried again: the scorer is most likely still at work on this batch.
-            return Failed(Status.TIMEOUT, f"no reply within {limit_s:.3g} s", verdict)
+            return FailedAttempt(Status.TIMEOUT, f"no reply within {limit_s:.3g} s", verdict)
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             text = self.redacted(f"{type(error).__name__}: {error}")
-            return Failed(Status.UNREACHABLE, text, Verdict.FAILED, retried=True)
+            return FailedAttempt(Status.UNREACHABLE, text, Verdict.FAILED, retried=True)
 
     async def _exchange(
-        self, parts: HttpRequest, decode: Decode, extra: Mapping[str, str]
-    ) -> list[ItemResult] | Failed:
+        self, request: HttpRequest, decode: Decode, extra: Mapping[str, str]
+    ) -> list[ItemResult] | FailedAttempt:
         message_id = new_message_id()
-        headers = self._headers | {name.lower(): value for name, value in (*parts.headers.items(), *extra.items())}
+        sent = self._headers | {name.lower(): value for name, value in (*request.headers.items(), *extra.items())}
         if self._key is not None:
             # Each attempt is a message of its own: an endpoint that lets an id in once would refuse the next.
-            headers |= signed_headers(self._key, message_id, parts.content)
+            sent |= signed_headers(self._key, message_id, request.content)
         async with (
             self._connection() as connection,
             connection.stream(
                 "POST",
-                self._target(parts.path),
-                headers=list(headers.items()),
-                content=parts.content,
+                self._target(request.path),
+                headers=list(sent.items()),
+                content=request.content,
                 extensions={"timeout": {"connect": self._spec.timeout_s}},
             ) as response,
         ):
-            told = httpx.Headers(response.headers)
+            headers = httpx.Headers(response.headers)
             if response.status // 100 != 2:
-                return self._refused(response, told)
-            body = await self._read(response, told)
+                return self._refused(response, headers)
+            body = await self._read(response, headers)
         if self._spec.signed_replies:
-            self._check_reply(told, body, message_id)
-        return decode(told.get("content-type", ""), body)
+            self._check_reply(headers, body, message_id)
+        return decode(headers.get("content-type", ""), body)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[httpcore.AsyncHTTPConnection]:
-        """One for this call alone, the last used first; afterwards it is kept where another call can go over it."""
+        """A connection for this call alone, the one used last first; kept afterwards if it can carry another call."""
         connection = self._idle.pop() if self._idle else self._new()
         while connection.has_expired():
             await connection.aclose()
@@ -151,7 +158,7 @@ class Connections:
         return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
 
     def _own_headers(self) -> dict[str, str]:
-        """What each call carries, by names in lower case."""
+        """The headers of every call, by names in lower case."""
         own = {"host": self._url.netloc.decode("ascii"), "user-agent": USER_AGENT, "accept-encoding": "identity"}
         if self._spec.secret and self._key is None:
             own["authorization"] = f"Bearer {self._spec.secret}"
@@ -166,12 +173,14 @@ class Connections:
         if answered != reply_id(message_id):
             raise WireError("reply: signed as the answer to another call")
 
-    def _refused(self, response: httpcore.Response, headers: httpx.Headers) -> Failed:
+    def _refused(self, response: httpcore.Response, headers: httpx.Headers) -> FailedAttempt:
         status = response.status
         if status // 100 == 3:
-            return Failed(Status.HTTP_ERROR, f"HTTP {status}: redirects are not followed; register the final URL")
+            return FailedAttempt(
+                Status.HTTP_ERROR, f"HTTP {status}: redirects are not followed; register the final URL"
+            )
         reason = response.extensions["reason_phrase"].decode("ascii", "replace")
-        return Failed(
+        return FailedAttempt(
             Status.HTTP_ERROR,
             self.redacted(f"HTTP {status} {reason}".strip()),
             Verdict.FAILED if status // 100 == 5 else Verdict.ANSWERED,
@@ -181,7 +190,7 @@ class Connections:
         )
 
     def redacted(self, text: str) -> str:
-        """What an endpoint says, without the secrets that it was sent: scores are read by others than its owner."""
+        """The endpoint's words without the secrets that it was sent, since others than its owner read them."""
         values = [value for value in self._spec.headers.values() if len(value) >= SHORTEST_SECRET]
         secrets = [self._spec.secret, *values] if self._spec.secret else values
         for secret in sorted(secrets, key=len, reverse=True):

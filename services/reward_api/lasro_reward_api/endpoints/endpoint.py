@@ -1,5 +1,7 @@
-"""Scoring by one reward endpoint: batches, retries, circuit breaker; one part per image out, never an exception for
-what the endpoint does."""
+"""Scoring by one reward endpoint: batches, retries and a circuit breaker.
+
+Every image gets an outcome. What the endpoint does never becomes an exception.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from lasro.wire import TIMEOUT_HEADER, Status
 from lasro_reward_api.checks import is_small
 from lasro_reward_api.deadline import Caller, Deadline, latest
 from lasro_reward_api.endpoints.address_guard import AddressGuard
-from lasro_reward_api.endpoints.batching import Batcher, Item, Outcome, Part
-from lasro_reward_api.endpoints.circuit_breaker import Breaker, State, Verdict
-from lasro_reward_api.endpoints.connections import Connections, Failed
+from lasro_reward_api.endpoints.batching import Batcher, CallOutcome, Item, ItemOutcome
+from lasro_reward_api.endpoints.circuit_breaker import CircuitBreaker, CircuitState, Verdict
+from lasro_reward_api.endpoints.connections import ConnectionPool, FailedAttempt
 from lasro_reward_api.endpoints.retries import pause_s
 from lasro_reward_api.metrics import RewardMetrics
-from lasro_reward_api.protocols import SPEAKERS, images_per_call
+from lasro_reward_api.protocols import CODECS, images_per_call
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Rejected
 from lasro_reward_api.settings import RewardApiSettings
 
@@ -42,12 +44,12 @@ class Endpoint:
         metrics: RewardMetrics,
     ) -> None:
         self.spec, self.version = registration
-        self._speaker, self._settings = SPEAKERS[self.spec.protocol], self.spec.mapping or {}
-        self._speaker.check(self._settings)
-        self._connections = Connections(self.spec, settings.max_reply_bytes, guard, tls)
+        self._codec, self._settings = CODECS[self.spec.protocol], self.spec.mapping or {}
+        self._codec.check(self._settings)
+        self._connections = ConnectionPool(self.spec, settings.max_reply_bytes, guard, tls)
         self._max_attempts = settings.max_attempts
         self._slots = asyncio.Semaphore(self.spec.concurrency)
-        self.breaker = Breaker(settings.circuit_failures, settings.circuit_open_s)
+        self.breaker = CircuitBreaker(settings.circuit_failures, settings.circuit_open_s)
         self._metrics = metrics
         metrics.opened(self.spec.name, self.breaker)
         # One queue per repeat: an image that is to be scored three times is so in three calls.
@@ -62,7 +64,7 @@ class Endpoint:
             )
             for _ in range(self.spec.repeats)
         ]
-        self._in_hand = 0
+        self._in_flight = 0
 
     async def aclose(self) -> None:
         for batcher in self._batchers:
@@ -71,28 +73,28 @@ class Endpoint:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits or is under way."""
-        return self._in_hand == 0 and all(batcher.idle for batcher in self._batchers)
+        """Whether nothing waits or is in flight."""
+        return self._in_flight == 0 and all(batcher.idle for batcher in self._batchers)
 
-    async def score(self, items: Sequence[Item], caller: Caller) -> list[list[Part]]:
-        """Per item, its part in each of the repeated calls."""
-        self._in_hand += 1
+    async def score(self, items: Sequence[Item], caller: Caller) -> list[list[ItemOutcome]]:
+        """Per item its outcome in each of the repeated calls."""
+        self._in_flight += 1
         try:
             columns = await asyncio.gather(*(batcher.score(items, caller) for batcher in self._batchers))
         finally:
-            self._in_hand -= 1
+            self._in_flight -= 1
         return [list(row) for row in zip(*columns, strict=True)]
 
-    async def probe(self, item: Item, caller: Caller) -> Outcome:
-        """One call of one attempt, past queue and circuit; what it shows moves the circuit as any call."""
-        self._in_hand += 1
+    async def probe(self, item: Item, caller: Caller) -> CallOutcome:
+        """One call with one attempt, past the queue and an open circuit, which counts its outcome all the same."""
+        self._in_flight += 1
         try:
             batch = Batch([item.prompt], [item.image], [item.metadata])
             return await self._call(batch, caller.deadline, caller.request_id, is_probe=True)
         finally:
-            self._in_hand -= 1
+            self._in_flight -= 1
 
-    async def _send(self, batch: Batch, callers: Sequence[Caller]) -> Outcome:
+    async def _send(self, batch: Batch, callers: Sequence[Caller]) -> CallOutcome:
         deadline = latest(caller.deadline for caller in callers)
         if len(callers) == 1:
             return await self._call(batch, deadline, callers[0].request_id)
@@ -101,66 +103,69 @@ class Endpoint:
         log.debug("call %s of reward %s serves the requests %s", shared_id, self.spec.name, ", ".join(ids))
         return await self._call(batch, deadline, shared_id)
 
-    async def _call(self, batch: Batch, deadline: Deadline, request_id: str, is_probe: bool = False) -> Outcome:
+    async def _call(self, batch: Batch, deadline: Deadline, request_id: str, is_probe: bool = False) -> CallOutcome:
         set_request_id(request_id)
         try:
-            parts = await self._encoded(batch)
+            request = await self._encoded(batch)
         except WireError as error:
-            return Outcome(Status.REJECTED, error=str(error), attempts=0, divisible=True)
+            return CallOutcome(Status.REJECTED, error=str(error), attempts=0, divisible=True)
         reason = None if is_probe else self.breaker.refusal()
         if reason is not None:
-            return Outcome(Status.UNAVAILABLE, error=reason, attempts=0)
-        tries = 1 if is_probe or self.breaker.state is State.HALF_OPEN else self._max_attempts
+            return CallOutcome(Status.UNAVAILABLE, error=reason, attempts=0)
+        max_attempts = 1 if is_probe or self.breaker.state is CircuitState.HALF_OPEN else self._max_attempts
         call, verdict = self.breaker.start(), Verdict.NOTHING
         started_s = time.perf_counter()
         try:
-            result, attempts = await self._tries(parts, len(batch.images), deadline, request_id, tries)
-            verdict = result.verdict if isinstance(result, Failed) else Verdict.ANSWERED
+            result, attempts = await self._attempts(request, len(batch.images), deadline, request_id, max_attempts)
+            verdict = result.verdict if isinstance(result, FailedAttempt) else Verdict.ANSWERED
         finally:
             self.breaker.finish(call, verdict)
         latency_s = time.perf_counter() - started_s
         self._metrics.called(self.spec.name, latency_s)
-        if isinstance(result, Failed):
+        if isinstance(result, FailedAttempt):
             log.warning(
                 "reward %s: %s after %d attempts (%s)", self.spec.name, result.status.value, attempts, result.error
             )
-            return Outcome(result.status, None, result.error, attempts, latency_s, result.divisible)
-        return Outcome(Status.OK, [self._redacted(answer) for answer in result], None, attempts, latency_s)
+            return CallOutcome(result.status, None, result.error, attempts, latency_s, result.divisible)
+        return CallOutcome(Status.OK, [self._redacted(answer) for answer in result], None, attempts, latency_s)
 
     def _prepared(self, batch: Batch) -> Batch:
-        """With the request for it, where that is made soon; one that cannot be made is told of in its turn."""
+        """The batch with its request encoded ahead of its turn, where it is small.
+
+        A batch that the protocol cannot carry is returned as it is: `_call` encodes it again and reports why.
+        """
         if is_small(batch.prompts, batch.images, batch.metadata):
             with suppress(WireError):
-                return replace(batch, parts=self._speaker.encode(batch, self._settings))
+                return replace(batch, request=self._codec.encode(batch, self._settings))
         return batch
 
     async def _encoded(self, batch: Batch) -> HttpRequest:
         """The request for a batch; raises WireError for one that the protocol cannot carry."""
-        if batch.parts is not None:
-            return batch.parts
+        if batch.request is not None:
+            return batch.request
         if is_small(batch.prompts, batch.images, batch.metadata):
-            return self._speaker.encode(batch, self._settings)
-        return await asyncio.to_thread(self._speaker.encode, batch, self._settings)
+            return self._codec.encode(batch, self._settings)
+        return await asyncio.to_thread(self._codec.encode, batch, self._settings)
 
-    async def _tries(
-        self, parts: HttpRequest, count: int, deadline: Deadline, request_id: str, tries: int
-    ) -> tuple[list[ItemResult] | Failed, int]:
-        """The last attempt's result and its number."""
+    async def _attempts(
+        self, request: HttpRequest, count: int, deadline: Deadline, request_id: str, max_attempts: int
+    ) -> tuple[list[ItemResult] | FailedAttempt, int]:
+        """The result of the last attempt, and how many were made."""
 
         def decode(content_type: str, body: bytes) -> list[ItemResult]:
-            return self._speaker.decode(content_type, body, count, self._settings)
+            return self._codec.decode(content_type, body, count, self._settings)
 
-        for attempt in range(1, tries + 1):
+        for attempt in range(1, max_attempts + 1):
             left_s = deadline.left_s()
             extra = {TIMEOUT_HEADER: f"{min(left_s, self.spec.timeout_s):.3f}", REQUEST_ID_HEADER: request_id}
-            result = await self._connections.attempt(parts, decode, left_s, extra)
-            if not isinstance(result, Failed) or not result.retried or attempt == tries:
+            result = await self._connections.attempt(request, decode, left_s, extra)
+            if not isinstance(result, FailedAttempt) or not result.retried or attempt == max_attempts:
                 return result, attempt
             wait_s = pause_s(attempt, result.wait_s, deadline.left_s())
             if wait_s is None:
                 return result, attempt
             await asyncio.sleep(wait_s)
-        raise AssertionError("tries is at least 1")
+        raise AssertionError("max_attempts is at least 1")
 
     def _redacted(self, answer: ItemResult) -> ItemResult:
         if isinstance(answer, Rejected):

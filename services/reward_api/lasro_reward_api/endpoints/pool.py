@@ -1,4 +1,4 @@
-"""The endpoints that this process has open."""
+"""The endpoints that this process has open, and when each is closed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lasro_reward_api.settings import RewardApiSettings
 MAX_OPEN = 256
 
 
-class Endpoints:
+class EndpointPool:
     """Open endpoints by reward name and version."""
 
     def __init__(self, settings: RewardApiSettings, metrics: RewardMetrics) -> None:
@@ -40,14 +40,17 @@ class Endpoints:
         return endpoint
 
     async def forget(self, name: str) -> None:
-        """A reward was deleted: drop its metrics, and its connections as soon as nothing is under way."""
+        """Drop the metrics of a deleted reward now, and its connections as soon as no call is in flight."""
         self._forgotten.add(name)
         self.metrics.forget(name)
         await self.tidy()
         self._forgotten &= {key[0] for key in self._open}
 
     async def tidy(self) -> None:
-        """Close what has no call in flight and is deleted, outdated, or not used for longest among too many."""
+        """Close endpoints of deleted rewards and old versions, and the longest unused beyond MAX_OPEN.
+
+        One with a call in flight is kept until the next time.
+        """
         newest: dict[str, int] = {}
         for name, version, _ in self._open:
             newest[name] = max(version, newest.get(name, 0))

@@ -1,4 +1,4 @@
-"""When a failed call is made again, and after how long. Pure, but for the jitter."""
+"""Which failed calls are made again, and after how long. Pure functions, but for the jitter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 BACKOFF_S = 0.2
 LONGEST_BACKOFF_S = 10.0
 LONGEST_RETRY_AFTER_S = 60.0
-"""An endpoint that asks for more is given up for this call."""
+"""An endpoint that asks for more is not called again for these images."""
 
 
 def is_retried(status: int) -> bool:

@@ -1,8 +1,8 @@
 """Plain TCP for httpcore, on the event loop's own socket calls.
 
-httpcore's backend goes round the event loop before every write and read, and sends head and body of a request one by
-one. While eight calls of a reward end together, each turn lets the answers of the others be worked off first, and the
-next call waits behind them.
+httpcore's own backend yields to the event loop before every write and read, and sends head and body of a request
+separately. When eight calls of a reward end together, each yield lets the answers of the others be processed first, and
+the next call waits behind them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpcore
 
 
 class SocketStream(httpcore.AsyncNetworkStream):
-    """Sends what was written when an answer is read: a request goes out in one piece."""
+    """Buffers what is written and sends it when an answer is read, so that a request goes out in one piece."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._unsent = connected, b""
@@ -56,7 +56,7 @@ class SocketStream(httpcore.AsyncNetworkStream):
 
 
 async def connect(address: str, port: int, timeout: float | None = None) -> httpcore.AsyncNetworkStream:
-    """A stream to an address, which is no name. Raises httpcore.ConnectError and httpcore.ConnectTimeout."""
+    """A stream to an IP address. Raises httpcore.ConnectError and httpcore.ConnectTimeout."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with ExitStack() as stack:
         opened = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))

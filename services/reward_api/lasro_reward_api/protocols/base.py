@@ -1,9 +1,9 @@
 """The shape that all protocols share.
 
 `encode(batch, settings)` makes the request and raises WireError for a batch that the protocol cannot carry.
-`decode(content_type, body, count, settings)` reads a reply of status 2xx into one answer per image and raises WireError
-for anything else. Both are pure; `outbound` does the talking. `settings` are a reward's `mapping`, checked when it was
-registered.
+`decode(content_type, body, count, settings)` reads a reply of status 2xx into one result per image and raises WireError
+for anything else. Both are pure; `endpoints.connections` sends and receives. `settings` are a reward's `mapping`, which
+was checked when it was registered.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Batch:
     prompts: list[str]
     images: list[bytes]
     metadata: list[Any]
-    parts: HttpRequest | None = None
-    """The call that was made of them already."""
+    request: HttpRequest | None = None
+    """The encoded call, where it was encoded ahead of its turn."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """The scorer's own word that it could not score an item."""
+    """The scorer says itself that it could not score an item, and why."""
 
     reason: str
 

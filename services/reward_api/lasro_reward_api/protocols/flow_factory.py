@@ -30,4 +30,4 @@ def decode(content_type: str, body: bytes, count: int, settings: Settings) -> li
     return [finite_number(value, f"rewards[{index}]") for index, value in enumerate(rewards)]
 
 
-SPEAKER = ProtocolCodec(check, encode, decode)
+CODEC = ProtocolCodec(check, encode, decode)

@@ -1,8 +1,8 @@
 """A path into a JSON reply: `scores`, `data[*].score`, `result[0]["my key"]`, `[*]`.
 
 Names are led in by a dot but for the first, `[0]` takes one entry of a list, `["..."]` a name of any kind and `[*]`,
-once at most, each entry of a list. Nothing is filtered: an entry without what is looked for is reported, or null, and
-never leaves its place to the next.
+once at most, each entry of a list. Nothing is filtered: an entry that lacks the field is reported, or None, and
+no later entry takes its place.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_path(text: str) -> tuple[Step, ...]:
 def select(steps: tuple[Step, ...], value: Any, where: str = "reply", optional: bool = False) -> Any:
     """What lies at the end of the path; a list where the path has `[*]`.
 
-    What is absent is null where `optional`, else it raises WireError naming the place.
+    What is absent is None where `optional`, else it raises WireError naming the place.
     """
     for position, step in enumerate(steps):
         if value is None and optional:

@@ -154,4 +154,4 @@ def _column(values: Any, name: str, count: int) -> list[Any]:
     return values
 
 
-SPEAKER = ProtocolCodec(check, encode, decode, one_image)
+CODEC = ProtocolCodec(check, encode, decode, one_image)

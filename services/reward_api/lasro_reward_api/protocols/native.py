@@ -66,4 +66,4 @@ def _msgpack_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-SPEAKER = ProtocolCodec(check, encode, decode)
+CODEC = ProtocolCodec(check, encode, decode)

@@ -114,4 +114,4 @@ def _numbers(tensor: dict[str, Any], name: str, count: int) -> list[Any]:
     return data
 
 
-SPEAKER = ProtocolCodec(check, encode, decode)
+CODEC = ProtocolCodec(check, encode, decode)

@@ -31,12 +31,12 @@ STATED_RUBRIC = (
     "You judge an image that was made from this prompt:\n\n{prompt}\n\n"
     "Score from {low} to {high} how well the image shows what the prompt asks for: every object, its number, colour, "
     "shape and place. {low} means that nothing of it is there, {high} that all of it is there and correct. "
-    "Use the whole range, and fractions where they fit. ItemResult with the number alone."
+    "Use the whole range, and fractions where they fit. Answer with the number alone."
 )
 YES_NO_RUBRIC = (
     "This image was made from this prompt:\n\n{prompt}\n\n"
     "Does it show everything that the prompt asks for, each object with its number, colour, shape and place? "
-    "ItemResult with one word, yes or no."
+    "Answer with one word, yes or no."
 )
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 OWN_PARAMETERS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")
@@ -175,4 +175,4 @@ def _expected(logprobs: list[tuple[str, float]], answers: Mapping[str, float]) -
     return math.fsum(weight * value for weight, value in weights) / total
 
 
-SPEAKER = ProtocolCodec(check, encode, decode, one_image=lambda settings: True)
+CODEC = ProtocolCodec(check, encode, decode, one_image=lambda settings: True)

@@ -37,12 +37,13 @@ def parsed(kind: type[O], settings: Settings) -> O:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        problems = [_told(kind, problem) for problem in error.errors(include_url=False, include_context=False)]
+        problems = [format_error(kind, problem) for problem in error.errors(include_url=False, include_context=False)]
         # A key may hold line breaks, a message not.
         raise ConfigError(" ".join("; ".join(problems[:3]).split())) from error
 
 
-def _told(kind: type[Options], problem: Any) -> str:
+def format_error(kind: type[Options], problem: Any) -> str:
+    """One of pydantic's errors as `where: got, expected`."""
     where = ".".join(["mapping", *(str(part)[:40] for part in problem["loc"])])
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("input was not ")
     match problem["type"]:

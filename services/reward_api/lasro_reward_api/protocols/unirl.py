@@ -85,4 +85,4 @@ def _number(metrics: Any, options: UniRLOptions, where: str) -> ItemResult:
     return finite_number(metrics[name], where)
 
 
-SPEAKER = ProtocolCodec(check, encode, decode)
+CODEC = ProtocolCodec(check, encode, decode)

@@ -1,4 +1,4 @@
-"""How routes declare their answers in the OpenAPI document."""
+"""How the routes declare their answers in the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from lasro.service.signing import is_signing_secret, signing_key
 from lasro_reward_api.deadline import Caller, Deadline
 from lasro_reward_api.endpoints.address_guard import check_headers, check_url
 from lasro_reward_api.endpoints.batching import Item
-from lasro_reward_api.endpoints.pool import Endpoints
-from lasro_reward_api.protocols import SPEAKERS, images_per_call
+from lasro_reward_api.endpoints.pool import EndpointPool
+from lasro_reward_api.protocols import CODECS, images_per_call
 from lasro_reward_api.routes.responses import REDIS_PROBLEMS, answer
 from lasro_reward_api.scoring import Scorer
 
@@ -29,7 +29,7 @@ After = Annotated[str, Query(max_length=64, description="only names after this o
 PROBE_PROMPT = "a red circle and a blue square"
 
 
-def reward_routes(registry: RewardRegistry, scorer: Scorer, endpoints: Endpoints) -> APIRouter:
+def reward_routes(registry: RewardRegistry, scorer: Scorer, endpoints: EndpointPool) -> APIRouter:
     router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
     _add_collection(router, registry)
     _add_single(router, registry, endpoints)
@@ -60,7 +60,7 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     async def register(request: Request) -> Response:
         spec = checked_spec(await read_message(request, wire.RewardSpec))
         registration, _ = await registry.put(spec, replace=False)
-        return reply(request, told(registration), 201)
+        return reply(request, to_reward_info(registration), 201)
 
     @router.get(
         "",
@@ -69,17 +69,17 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
     )
     async def rewards(request: Request, limit: Limit = None, after: After = "") -> Response:
         found = await registry.list(after, limit)
-        return reply(request, wire.RewardList(rewards=[told(one) for one in found]))
+        return reply(request, wire.RewardList(rewards=[to_reward_info(one) for one in found]))
 
 
-def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoints) -> None:
+def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: EndpointPool) -> None:
     @router.get(
         "/{name}",
         summary="One registered reward",
         responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *REDIS_PROBLEMS),
     )
     async def reward(request: Request, name: RewardName) -> Response:
-        return reply(request, told(await registry.get(name)))
+        return reply(request, to_reward_info(await registry.get(name)))
 
     @router.put(
         "/{name}",
@@ -94,7 +94,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         if spec.name != name:
             raise WireError(f"name: got {spec.name}, expected the one in the path ({name})")
         registration, is_new = await registry.put(spec, replace=True)
-        return reply(request, told(registration), 201 if is_new else 200)
+        return reply(request, to_reward_info(registration), 201 if is_new else 200)
 
     @router.delete(
         "/{name}",
@@ -110,7 +110,7 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
 
 def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     """`spec` again where it can be served; raises ConfigError or BlockedError. Nothing is called or resolved."""
-    SPEAKERS[spec.protocol].check(spec.mapping or {})
+    CODECS[spec.protocol].check(spec.mapping or {})
     check_url(spec.url)
     check_headers(spec.headers, spec.secret)
     if spec.signed_replies or is_signing_secret(spec.secret):
@@ -122,8 +122,8 @@ def checked_spec(spec: wire.RewardSpec) -> wire.RewardSpec:
     return spec
 
 
-def told(registration: Registration) -> wire.RewardInfo:
-    """What the API tells of a registered reward."""
+def to_reward_info(registration: Registration) -> wire.RewardInfo:
+    """What the API shows of a registered reward."""
     return registration.info(images_per_call(registration.spec))
 
 

@@ -94,7 +94,7 @@ def group_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings)
 
 
 async def wait_scored(queue: GroupQueue, run: str, group_id: str, wait_s: float) -> wire.GroupStatus:
-    """The group once it is scored or set aside, or as it is after `wait_s`; raises NotFoundError."""
+    """The group once it is scored or dead-lettered, or as it is after `wait_s` seconds; raises NotFoundError."""
     deadline, pause_s = time.monotonic() + wait_s, FIRST_POLL_S
     status = await queue.status(run, group_id)
     while status.state is wire.GroupState.QUEUED and (left_s := deadline - time.monotonic()) > 0:

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Give a work entry up: its group is set aside with the reason, keeping its payload, and its reserved calls are free
--- again. An entry whose group is gone or scored is only forgotten; one that names no group is set aside as it is.
--- A second call does nothing. Returns 1 where something was set aside.
+-- Move a work entry to the dead-letter stream, with the reason. Its group keeps its payload, and its reserved calls are
+-- free again. An entry whose group is gone or scored is only deleted; one that names no group is moved as it is.
+-- A second call does nothing. Returns 1 where an entry was moved.
 -- KEYS: work stream, dead-letter stream, then where the entry names a group: group, calls
 -- ARGV: consumer group, entry id, reason, deliveries, run, group id
 local MOST_FIELDS = 64

@@ -1,0 +1,27 @@
+"""Which class makes the updates of a run: by `method.type`.
+
+A new method is a line here, its module, and its settings in `lasro.config.method`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from lasro.config import RunSettings
+from lasro.methods.base import Method
+from lasro.models.base import GeneratorModel
+from lasro.training.distributed import DistributedContext
+from lasro.training.generator_trainer import GeneratorTrainer
+
+METHODS = {
+    "lasro": "lasro.methods.surrogate_ascent:SurrogateAscent",
+}
+
+
+def create_trainer(
+    config: RunSettings, model: GeneratorModel, peers: DistributedContext | None = None
+) -> GeneratorTrainer:
+    """The generator's trainer of a run, with its method and a fresh adapter; raises ConfigError or ModelError."""
+    module, _, name = METHODS[config.method.type].partition(":")
+    kind: type[Method] = getattr(importlib.import_module(module), name)
+    return GeneratorTrainer(model, kind.create(config, model), config.lora, config.train, config.seed, peers)

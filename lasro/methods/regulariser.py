@@ -1,0 +1,69 @@
+"""L_reg: what keeps the generator near what it was, or near what its distillation taught it.
+
+Shape legend: N stored latents, B batch, C latent channels, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lasro.config import AscentSettings
+from lasro.errors import ConfigError
+from lasro.functional.generator_loss import stay_near_base
+from lasro.models.base import GeneratorModel
+from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
+from lasro.wire import unpack_prompts, unpack_tensors
+
+SOLVER_STEPS = 50
+BATCH = 8
+Regulariser = Callable[[GeneratorTrainer, Sequence[StepSamples], torch.Generator], Tensor]
+"""This process's part of L_reg, a scalar, for the samples of an update."""
+
+
+def regulariser_of(settings: AscentSettings, model: GeneratorModel) -> Regulariser:
+    """The one that the settings name; raises ConfigError or ModelError for a teacher that cannot be used."""
+    return LcmRegulariser(model, settings) if settings.regulariser == "lcm" else distance_to_base
+
+
+def distance_to_base(trainer: GeneratorTrainer, steps: Sequence[StepSamples], draws: torch.Generator) -> Tensor:
+    """Squared distance to the frozen base's predictions for the same inputs, summed over the steps."""
+    total = torch.zeros((), device=trainer.model.device)
+    for step in steps:
+        with torch.no_grad():
+            z_base = trainer.predict(step.x_t_BCHW, step.step, step.conditioning, base=True)
+        total = total + step.share * stay_near_base(step.z_BCHW, z_base)
+    return total
+
+
+class LcmRegulariser:
+    """L_lcm of random stored latents at random solver steps; the guidance is the one that the model is sampled at."""
+
+    def __init__(self, model: GeneratorModel, settings: AscentSettings) -> None:
+        assert settings.teacher is not None
+        assert settings.teacher_latents is not None
+        self.model = model
+        self.distillation_loss = model.distillation_loss(settings.teacher)
+        try:
+            tensors, metadata = unpack_tensors(settings.teacher_latents.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"method.teacher_latents: {settings.teacher_latents} ({error.strerror})") from error
+        latents = tensors.get("latents")
+        if latents is None or latents.shape[1:] != model.latent_shape:
+            got = None if latents is None else latents.shape[1:]
+            raise ConfigError(f"method.teacher_latents: got latents {got}, expected [N, *{model.latent_shape}]")
+        self.latents_NCHW = torch.from_numpy(latents).float()
+        self.prompts = unpack_prompts(metadata, len(latents))
+
+    def __call__(self, trainer: GeneratorTrainer, steps: Sequence[StepSamples], draws: torch.Generator) -> Tensor:
+        return self.loss(draws) * steps[0].share
+
+    def loss(self, draws: torch.Generator) -> Tensor:
+        """Scalar; its gradient reaches the adapter only."""
+        rows = torch.randint(0, len(self.latents_NCHW), (BATCH,), generator=draws)
+        index = int(torch.randint(1, SOLVER_STEPS, (), generator=draws))
+        z_BCHW = self.latents_NCHW[rows].to(self.model.device)
+        noise_BCHW = torch.randn(z_BCHW.shape, generator=draws).to(self.model.device)
+        return self.distillation_loss(z_BCHW, noise_BCHW, index, [self.prompts[row] for row in rows.tolist()])

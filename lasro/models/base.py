@@ -1,0 +1,172 @@
+"""What the rest of the project may ask of a generator, and nothing more: one class for each model family.
+
+Nobody outside `lasro.models` touches a pipeline, a scheduler, a text encoder or a timestep: steps are counted by index,
+and what a family feeds its network with is its own affair. docs/add-a-model-family.md shows how to write one.
+
+Shape legend: B batch, C latent channels, H, W latent height and width, h, w image height and width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lasro.config import LoraSettings, ModelSettings
+from lasro.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What prompts become for B samples: tensors [B, ...] by names that only their family knows; no gradient."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        return Conditioning({name: change(rows) for name, rows in self.tensors.items()})
+
+    def repeat_each(self, counts: int | Tensor) -> Conditioning:
+        """Each row `counts` times in a row; a tensor int64 [B] has a count for each."""
+        return self._each(lambda rows: rows.repeat_interleave(counts, 0))
+
+    def rows(self, chosen_B: Tensor | slice) -> Conditioning:
+        """Those that a mask, indices or a slice name."""
+        return self._each(lambda rows: rows[chosen_B])
+
+    def float(self) -> Conditioning:
+        """In float32."""
+        return self._each(lambda rows: rows.float())
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """One step of a sampler. `index` counts from 0; `time` is the family's own: a timestep or a noise level."""
+
+    index: int
+    time: float
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """The part of a generator's network that the surrogate stands on, over the frozen weights of the base.
+
+    What `train_blocks` or `add_adapters` makes trainable is its own.
+    """
+
+    out_channels: int
+    """C' of the feature map."""
+
+    @abstractmethod
+    def train_blocks(self) -> None:
+        """Replace the shared weights by trainable float32 copies."""
+
+    @abstractmethod
+    def add_adapters(self, rank: int) -> None:
+        """Leave the shared weights frozen and put trainable float32 LoRA adapters on them."""
+
+    @abstractmethod
+    def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Features [B, C', H', W'] of noisy latents at `timesteps_B` int64, 0 to 999."""
+
+
+DistillationLoss = Callable[[Tensor, Tensor, int, Sequence[str]], Tensor]
+"""Clean latents and noise [B, C, H, W], the index of a solver step counted from the clean end, and prompts to a scalar
+whose gradient reaches the adapter."""
+
+
+class GeneratorModel(ABC):
+    """A few-step generator: prompts to conditioning, noise to clean latents, latents to images.
+
+    Two sets of weights over the same memory: the base, frozen, and the base with the adapter that is trained.
+    """
+
+    settings: ModelSettings
+    device: torch.device
+    latent_shape: tuple[int, int, int]
+    """C, H, W."""
+    image_size: tuple[int, int]
+    """h, w in pixels."""
+    lora_targets: tuple[str, ...]
+    """Endings of the names of the modules that get an adapter where the settings name none."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str, settings: ModelSettings) -> GeneratorModel:
+        """Load the model of a diffusers folder or hub id; raises ModelError naming what is missing or unsupported."""
+
+    # --- sampling --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        """The prompts' conditioning; raises PromptTooLongError rather than cutting a prompt short.
+
+        A prompt's row does not depend on the others: a resumed run would come out differently.
+        """
+
+    @abstractmethod
+    def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
+        """The sampler's steps, noisiest first."""
+
+    @abstractmethod
+    def predict_clean(
+        self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False
+    ) -> Tensor:
+        """f_theta(x_t, t, c), float32 [B, C, H, W]: the clean latents; of the frozen base where `base` is set."""
+
+    @abstractmethod
+    def renoise(self, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
+        """The input of `step`, from the clean latents that the step before it predicted."""
+
+    @abstractmethod
+    def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Clean latents diffused to `timesteps_B` int64, 0 (clean) to 999 (noise): what the surrogate looks at."""
+
+    # --- images ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def decode_pixels(self, latents_BCHW: Tensor) -> Tensor:
+        """Images float32 [B, 3, h, w], 0 to 1 and with a gradient, but not clamped."""
+
+    @abstractmethod
+    def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
+        """Images uint8 [B, h, w, 3]; with `mixed` in the settings' autocast dtype, else as the weights are."""
+
+    @abstractmethod
+    def encode(self, images_BhwC: np.ndarray) -> Tensor:
+        """Latents float32 [B, C, H, W] of uint8 images of the model's own size; raises WireError for another size."""
+
+    # --- what is trained -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def feature_extractor(self) -> FeatureExtractor:
+        """A new one over the base's weights, nothing of it trainable yet."""
+
+    @abstractmethod
+    def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
+        """Put a fresh trainable LoRA on the generator; returns its parameters, float32, in a fixed order."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
+        """Write the trained LoRA so that stock diffusers loads it with `load_lora_weights`; returns its file."""
+
+    @abstractmethod
+    def load_lora(self, folder: Path) -> None:
+        """Load an adapter, ours or any that diffusers reads; raises ModelError."""
+
+    @abstractmethod
+    def save_fused(self, folder: Path) -> None:
+        """Fuse the loaded adapter into the weights and write a whole diffusers folder."""
+
+    def distillation_loss(self, teacher: str) -> DistillationLoss:
+        """The loss that the model was distilled by, against a teacher's folder or hub id; raises ModelError."""
+        raise ModelError(f"teacher: got {teacher}, but {type(self).__name__} has no distillation loss; leave it out")

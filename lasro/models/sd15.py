@@ -1,0 +1,38 @@
+"""SD1.5-class consistency models: LCM-Dreamshaper and the like (StableDiffusionPipeline).
+
+Shape legend: T tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from torch import Tensor
+
+from lasro.errors import ModelError
+from lasro.models.base import Conditioning
+from lasro.models.lcm import LatentConsistencyModel
+
+
+class Sd15ConsistencyModel(LatentConsistencyModel):
+    """One text encoder, and a UNet that takes nothing else; its safety checker is not loaded."""
+
+    pipeline_class = StableDiffusionPipeline
+    load_options = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012  (a ClassVar)
+    tokenizers = ("tokenizer",)
+    text_encoders = ("text_encoder",)
+
+    def check_unet(self, config: Any) -> None:
+        if config.addition_embed_type is not None:
+            got = config.addition_embed_type
+            raise ModelError(f"unet: got addition_embed_type {got!r}, expected none as in SD1.5")
+
+    def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
+        embeds_1TD, _ = self.pipeline.encode_prompt(
+            prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"embeds": embeds_1TD[0]}
+
+    def prompt_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        return {"encoder_hidden_states": conditioning["embeds"]}

@@ -1,0 +1,100 @@
+"""Messages between the client and the surrogate trainer. Gradients and latents travel as safetensors beside them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lasro.functional.reward_totals import Scale
+from lasro.wire.codec import Blob, Finite, Message, Name
+
+
+class AdaptRequest(Message):
+    """Train the surrogate once `new_groups` groups have arrived since the last time."""
+
+    request_id: Name = Field(description="repeating a request returns the first one's reply")
+    new_groups: list[Name] = Field(max_length=4096, description="ids that must be in the replay first")
+    steps: int = Field(ge=0, le=100_000, description="optimiser steps")
+    timeout_s: float = Field(default=120.0, gt=0, le=3600, description="how long to wait for the groups")
+    drift: Finite | None = Field(
+        default=None, description="of the generator that made them, where the client knows it: 1 is a change of seed"
+    )
+
+
+class AdaptStatistics(Message):
+    """Null where there is nothing to measure yet."""
+
+    loss: Finite | None = Field(description="mean Bradley-Terry loss over the steps")
+    pair_accuracy: Finite | None = Field(description="on the pairs trained on")
+    fresh_pair_accuracy: Finite | None = Field(description="on the new groups, before training on them")
+    held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training")
+    reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
+    pairs: int = Field(description="ranked pairs trained on")
+    constant_groups: int = Field(description="new groups without any ranked pair")
+    failed_samples: int = Field(description="new samples dropped because a reward failed")
+    scales: dict[Name, Scale] = Field(
+        default_factory=dict, description="mean and standard deviation by which normalised rewards entered the totals"
+    )
+    stale_groups: int = Field(
+        description="new groups of a generator over surrogate.max_policy_lag updates behind: trained on, not fresh"
+    )
+    duration_s: float
+
+
+class AdaptReply(Message):
+    version: int
+    statistics: AdaptStatistics
+
+
+class RunStatus(Message):
+    run: Name
+    version: int = Field(description="of the published surrogate; 0 before any training")
+    steps: int
+    replay_groups: int
+    held_out_groups: int
+    queue_lag: int = Field(description="samples on the stream not yet read")
+    held_out_pair_accuracy: Finite | None
+    reward_gap: Finite | None = Field(
+        description="1 - Spearman correlation between score and reward within fresh groups; 0 is perfect"
+    )
+    trained: Literal["adapter", "full"]
+
+
+class VersionInfo(Message):
+    """What is known of one version of the surrogate. Null where there was nothing to measure yet."""
+
+    version: int
+    steps: int = Field(description="optimiser steps behind it")
+    kept: bool = Field(description="whether its weights can still be fetched")
+    policy_version: int = Field(description="updates of the generator that made the newest group it learned from")
+    fresh_pair_accuracy: Finite | None = Field(description="of the version before it, on its new groups")
+    held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training, as last measured")
+    reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
+    drift: Finite | None = Field(
+        description="of the generator behind its newest groups from the base, as its client says: 1 is a change of seed"
+    )
+
+
+class VersionList(Message):
+    versions: list[VersionInfo] = Field(description="oldest first")
+
+
+class Lease(Message):
+    version: int = Field(ge=0, description="the oldest one that may still be asked for")
+
+
+class RunList(Message):
+    runs: list[RunStatus]
+
+
+class SurrogateScoreRequest(Message):
+    """The JSON way to ask for scores; latents go as safetensors with prompts in the header."""
+
+    prompts: list[str] = Field(min_length=1, max_length=256)
+    images: list[Blob] = Field(min_length=1, max_length=256, description="encoded by the model's VAE")
+
+
+class SurrogateScoreReply(Message):
+    scores: list[Finite]
+    version: int
