@@ -22,6 +22,7 @@ from lasro.methods.regulariser import Regulariser, regulariser_of
 from lasro.models.base import GeneratorModel
 from lasro.models.surrogate import draw_augmentation
 from lasro.training.generator_trainer import GeneratorTrainer, StepSamples, StepStatistics
+from lasro.training.process_codec import CpuTensor
 from lasro.training.prompts import Prompt
 from lasro.training.score_source import ScoreSource
 
@@ -58,7 +59,7 @@ class SurrogateAscent(Method):
 
     def _moments(self, trainer: GeneratorTrainer, k: int, R_B: Tensor) -> Moments:
         """The moving moments of step k's scores, those of all processes taken in."""
-        everywhere_B = torch.cat(trainer.peers.all_gather(R_B.cpu))
+        everywhere_B = torch.cat(trainer.peers.all_gather(R_B.cpu, CpuTensor))
         moments = self.moments[k] = update_moments(self.moments[k], everywhere_B, self.settings.score_momentum)
         return moments
 

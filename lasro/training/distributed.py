@@ -1,8 +1,8 @@
 """The processes that train one generator together, a GPU each: started by `accelerate launch` or `torchrun`.
 
-All go through the same rounds. What is drawn is drawn as in a single process, by all of them; each takes its share of
-the prompts, samples and scores it, and sums its gradient with the others'. So the number of processes changes how
-long a run takes, and nothing of what it does. Files are written, services started and rounds told of by the first.
+All go through the same rounds. Each draws all random numbers as a single process would, samples and scores its share of
+the prompts, and sums its gradient with the others'. So the number of processes changes how long a run takes, but not
+its result. Only the main process, the first one, writes files, starts services and calls observers.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lasro.errors import ConfigError, LasroError, UnreachableError
+from lasro.training.process_codec import decode, encode, encode_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)
-"""For the others. The first evaluates held-out prompts meanwhile; a process that died is noticed at once."""
+TIMEOUT = timedelta(hours=2)
+"""Of one exchange. The main process may evaluate held-out prompts meanwhile; one that died is noticed at once."""
 
 
 class DistributedContext:
     """This process among its peers. All of them make the collective calls, in the same order; alone, none waits.
 
-    torch is imported only among several: what collects samples needs none of it.
+    Values cross as `process_codec` encodes them; `kind` is their type. torch is imported only among several processes.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -34,37 +35,33 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes, starts services and calls observers."""
         return self.rank == 0
 
     def share(self, total: int) -> slice:
         """This process's part of `total` items, in order; the parts differ by one item at most."""
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
-    def all_gather(self, work: Callable[[], T]) -> list[T]:
-        """What each process's `work` gives, in order. Where one raised a LasroError, all raise the first of them."""
+    def all_gather(self, work: Callable[[], T], kind: Any) -> list[T]:
+        """What `work` returns in each process, in order. Where one raised a LasroError, all raise the first of them."""
         if self.count == 1:
             return [work()]
-        import torch.distributed as dist
+        own = _encode_outcome(work, kind)
+        with _report_lost_process(self):
+            bodies = _all_gather_bytes(own, self.count)
+        return [decode(body, kind) for body in bodies]
 
-        outcome, outcomes = _outcome(work), [None] * self.count
-        with _told_of_the_dead(self):
-            dist.all_gather_object(outcomes, outcome)
-        return [_value(outcome) for outcome in outcomes]
-
-    def on_main_and_broadcast(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the first process, which alone does it; its LasroError is raised in all."""
+    def on_main_and_broadcast(self, work: Callable[[], T], kind: Any) -> T:
+        """What `work` returns in the main process, the only one that does it; its LasroError is raised in all."""
         if self.count == 1:
             return work()
-        import torch.distributed as dist
-
-        outcome: list[Any] = [_outcome(work) if self.is_main else None]
-        with _told_of_the_dead(self):
-            dist.broadcast_object_list(outcome, src=0)
-        return _value(outcome[0])
+        own = _encode_outcome(work, kind) if self.is_main else b""
+        with _report_lost_process(self):
+            body = _broadcast_bytes(own)
+        return decode(body, kind)
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Add the peers' to each tensor, in place; same shapes and dtype everywhere. One exchange for all of them."""
+        """Sum each tensor over all processes, in place; same shapes and dtype everywhere. One exchange for all."""
         tensors = list(tensors)
         if self.count == 1 or not tensors:
             return
@@ -72,7 +69,7 @@ class DistributedContext:
         import torch.distributed as dist
 
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _told_of_the_dead(self):
+        with _report_lost_process(self):
             dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -80,7 +77,7 @@ class DistributedContext:
 
 @contextmanager
 def processes() -> Iterator[DistributedContext]:
-    """Join those that the launcher started, by its environment variables; alone where there are none.
+    """Join the processes that the launcher started, by its environment variables; a single one where there are none.
 
     Raises UnreachableError where they do not find each other.
     """
@@ -95,7 +92,7 @@ def processes() -> Iterator[DistributedContext]:
     if device is not None:
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device else "gloo", timeout=PATIENCE, device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device else "gloo", timeout=TIMEOUT, device_id=device)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UnreachableError(f"processes: the {count} did not find each other at {where} ({error})") from error
@@ -116,21 +113,42 @@ def check_enough(name: str, got: int, peers: DistributedContext) -> None:
         raise ConfigError(f"{name}: got {got}, expected at least {peers.count}, one for each process")
 
 
-def _outcome(work: Callable[[], T]) -> T | LasroError:
+def _encode_outcome(work: Callable[[], object], kind: Any) -> bytes:
     try:
-        return work()
+        return encode(work(), kind)
     except LasroError as error:
-        return error
+        return encode_error(error)
 
 
-def _value(outcome: Any) -> Any:
-    if isinstance(outcome, LasroError):
-        raise outcome
-    return outcome
+def _all_gather_bytes(own: bytes, count: int) -> list[bytes]:
+    """Each process's bytes, in order. They may differ in length, so lengths go first and bodies are padded."""
+    import torch
+    import torch.distributed as dist
+
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(count)]
+    dist.all_gather(lengths, torch.tensor([len(own)]))
+    sizes = [int(length) for length in lengths]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+    bodies = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(bodies, padded)
+    return [body[:size].numpy().tobytes() for body, size in zip(bodies, sizes, strict=True)]
+
+
+def _broadcast_bytes(own: bytes) -> bytes:
+    """The main process's bytes; the others' are not used."""
+    import torch
+    import torch.distributed as dist
+
+    length = torch.tensor([len(own)])
+    dist.broadcast(length, src=0)
+    body = torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(body, src=0)
+    return body.numpy().tobytes()
 
 
 @contextmanager
-def _told_of_the_dead(peers: DistributedContext) -> Iterator[None]:
+def _report_lost_process(peers: DistributedContext) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

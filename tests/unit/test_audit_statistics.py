@@ -127,12 +127,12 @@ def test_a_group_is_constant_only_if_no_repeat_ranks_it():
 
 
 @given(rewards, st.booleans())
-def test_ties_are_those_that_training_drops(rewards_PGKR, within_stage):
+def test_ties_are_those_that_training_drops(rewards_PGKR, within_num_steps):
     """Whatever training ranks, and nothing else, must count as ranked."""
-    found = count_ties(ranked_groups(rewards_PGKR, within_stage), 0.25)
+    found = count_ties(ranked_groups(rewards_PGKR, within_num_steps), 0.25)
     stages_N = torch.tensor([1, 1, 1, 2, 2, 2])
     ranked = sum(
-        len(ranked_pairs(torch.tensor(rewards_PGKR[p, ..., r].ravel()), stages_N, 0.25, within_stage)[0])
+        len(ranked_pairs(torch.tensor(rewards_PGKR[p, ..., r].ravel()), stages_N, 0.25, within_num_steps)[0])
         for p in range(2)
         for r in range(2)
     )

@@ -1,4 +1,4 @@
-"""DistributedContext among their peers: shares, agreement, sums."""
+"""Processes among their peers: shares, agreement, sums, and what they send each other."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import sys
 import torch
 from lasro.errors import BudgetError, LasroError
 from lasro.training.distributed import processes
+from lasro.training.process_codec import CpuTensor
 
 with processes() as peers:
     def work():
@@ -32,20 +33,22 @@ with processes() as peers:
     tensor, other = torch.full((2, 2), float(peers.rank)), torch.ones(1)
     peers.sum_(iter([tensor, other]))
     assert tensor.tolist() == [[3.0, 3.0], [3.0, 3.0]] and other.tolist() == [3.0]
-    assert peers.all_gather(lambda: 10 * peers.rank) == [0, 10, 20]
-    assert peers.on_main_and_broadcast(lambda: peers.rank) == 0
+    assert peers.all_gather(lambda: "x" * 10 ** peers.rank, str) == ["x", "x" * 10, "x" * 100]
+    assert peers.on_main_and_broadcast(lambda: peers.rank, int) == 0
+    tensors = peers.all_gather(lambda: torch.full((peers.rank, 2), 0.5), CpuTensor)
+    assert [tuple(tensor.shape) for tensor in tensors] == [(0, 2), (1, 2), (2, 2)] and tensors[2].sum() == 2
     for call in (peers.all_gather, peers.on_main_and_broadcast):
         try:
-            call(work if call == peers.all_gather else lambda: 1 / 0 if peers.rank else work())
+            call(work if call == peers.all_gather else lambda: 1 / 0 if peers.rank else work(), int)
         except BudgetError as error:
             assert call == peers.all_gather and str(error) == "spent"
         else:
             assert call == peers.on_main_and_broadcast
-    peers.all_gather(lambda: None)
+    peers.all_gather(lambda: None, None)
     if peers.rank == 2:
         sys.exit(0)
     try:
-        peers.all_gather(lambda: None)
+        peers.all_gather(lambda: None, None)
     except LasroError as error:
         print(error)
 """
@@ -63,8 +66,8 @@ def test_alone_nothing_is_waited_for() -> None:
     """Guards against a single process that needs a process group."""
     alone = DistributedContext()
     assert alone.is_main
-    assert alone.all_gather(lambda: 3) == [3]
-    assert alone.on_main_and_broadcast(lambda: 3) == 3
+    assert alone.all_gather(lambda: 3, int) == [3]
+    assert alone.on_main_and_broadcast(lambda: 3, int) == 3
     alone.sum_([])
 
 

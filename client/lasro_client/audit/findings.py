@@ -73,7 +73,7 @@ class Facts:
     equal: Ties
     """Ties at a margin of 0."""
     margin: float
-    within_stage: bool
+    within_num_steps: bool
     """Whether the run ranks one-step and two-step images apart."""
     between_stages: float | None
     """Share of the spread within a prompt."""
@@ -125,7 +125,7 @@ def _constant(facts: Facts) -> Finding | None:
     ties = facts.ties
     if not ties.constant or ties.constant_share is None:
         return None
-    kind = "groups of a prompt and a number of steps" if facts.within_stage else "prompts"
+    kind = "groups of a prompt and a number of steps" if facts.within_num_steps else "prompts"
     groups = f"all {ties.groups} {kind}" if ties.constant == ties.groups else f"{ties.constant} of {ties.groups} {kind}"
     says = (
         f"No two images of {groups} differ by more than the tie margin of {facts.margin:.3g}: such groups cost calls "
@@ -176,7 +176,7 @@ def _less_noise(facts: Facts) -> str:
 
 def _stages(facts: Facts) -> Finding | None:
     share = facts.between_stages
-    if share is None or share < MANY_BETWEEN_STAGES or facts.within_stage:
+    if share is None or share < MANY_BETWEEN_STAGES or facts.within_num_steps:
         return None
     says = f"{share:.0%} of the spread within a prompt is between its one-step and its two-step images."
     level: Level = "doubtful" if share >= MOST_BETWEEN_STAGES else "note"

@@ -61,10 +61,10 @@ class Ties:
         return self.constant / self.groups if self.groups else None
 
 
-def ranked_groups(rewards_PGKR: np.ndarray, within_stage: bool) -> np.ndarray:
-    """The same numbers as [A, J, R], grouped as pairs are made: by prompt, or by prompt and stage."""
-    prompts, stages, seeds, repeats = rewards_PGKR.shape
-    shape = (prompts * stages, seeds, repeats) if within_stage else (prompts, stages * seeds, repeats)
+def ranked_groups(rewards_PGKR: np.ndarray, within_num_steps: bool) -> np.ndarray:
+    """The same numbers as [A, J, R], grouped as pairs are made: by prompt, or by prompt and number of steps."""
+    prompts, step_counts, seeds, repeats = rewards_PGKR.shape
+    shape = (prompts * step_counts, seeds, repeats) if within_num_steps else (prompts, step_counts * seeds, repeats)
     return rewards_PGKR.reshape(shape)
 
 
@@ -139,8 +139,8 @@ def count_ties(rewards_AJR: np.ndarray, margin: float) -> Ties:
 
 def stage_share(rewards_PGKR: np.ndarray) -> float | None:
     """Of the spread within a prompt, how much is between its one-step and two-step images; in [0, 1]."""
-    together = variance_components(ranked_groups(rewards_PGKR, within_stage=False)).images
-    apart = variance_components(ranked_groups(rewards_PGKR, within_stage=True)).images
+    together = variance_components(ranked_groups(rewards_PGKR, within_num_steps=False)).images
+    apart = variance_components(ranked_groups(rewards_PGKR, within_num_steps=True)).images
     if not together or apart is None:
         return None
     return max(0.0, 1 - apart / together)

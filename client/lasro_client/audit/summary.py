@@ -99,7 +99,7 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
         ties=count_ties(groups_AJR, margin),
         equal=count_ties(groups_AJR, 0.0),
         margin=margin,
-        within_stage=config.surrogate.rank_within_num_steps,
+        within_num_steps=config.surrogate.rank_within_num_steps,
         between_stages=stage_share(measured.rewards_PGKR),
         slowest_s=latency["longest"],
         round_s=measured.speed.seconds(images_per_round(config.train, 2)),
@@ -112,7 +112,7 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
 def _spread_within(rewards_PGKR: np.ndarray, num_steps: NumSteps) -> dict[str, float | None]:
     """Of images of that many denoising steps alone."""
     rewards_P1KR = rewards_PGKR[:, [num_steps - 1]]
-    return _spread(variance_components(ranked_groups(rewards_P1KR, within_stage=True)))
+    return _spread(variance_components(ranked_groups(rewards_P1KR, within_num_steps=True)))
 
 
 def _spread(found: Components) -> dict[str, float | None]:

@@ -62,7 +62,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
-    """Reward -> `one_step` or `two_step` -> {column: {"mean", "sem"}, "n", "failed"}, as a table of mean ± error."""
+    """Table of mean ± standard error: reward -> `one_step` or `two_step` -> row.
+
+    A row has `n`, `failed`, and for each column its mean and standard error (`sem`).
+    """
     rows = [
         [name, steps.replace("_", " "), *(_estimate(row.get(column)) for column in columns), _count(row)]
         for name, rows in table.items()

@@ -59,7 +59,7 @@ def collect(
             keep_samples(keep, posts, scored)
         return Collected([summarise_group(group) for group in groups], scored)
 
-    shares = feedback.peers.all_gather(collect_share)
+    shares = feedback.peers.all_gather(collect_share, Collected)
     groups = [group for share in shares for group in share.groups]
     return Collected(groups, [status for share in shares for status in share.scored])
 

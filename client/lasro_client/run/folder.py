@@ -16,6 +16,7 @@ from lasro.config import RunSettings, differing_keys
 from lasro.errors import ConfigError, ConflictError, StorageError
 from lasro.files import write_atomically, write_json
 from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.process_codec import CpuTensor
 from lasro.wire import pack_tensors, unpack_tensors
 from lasro_client.run.base_sample_rewards import (
     BASE_REWARDS_FILE,
@@ -26,6 +27,9 @@ from lasro_client.run.base_sample_rewards import (
 from lasro_client.run.divergence import DivergenceMonitor
 from lasro_client.run.round_record import RoundRecord, Stage, to_json
 
+Summary = dict[str, Any]
+"""The contents of summary.json."""
+Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
@@ -48,11 +52,8 @@ class Progress(NamedTuple):
     planned: int | None = None
 
 
-class Checkpoint(NamedTuple):
-    """Where a run continues, and the generator's state when the gain was highest; None before there was a gain."""
-
-    progress: Progress
-    best: dict[str, Tensor] | None
+Checkpoint = tuple[Progress, dict[str, Tensor] | None]
+"""Where a run continues, and the generator's state when the gain was highest; None before there was a gain."""
 
 
 class RunFolder:
@@ -98,11 +99,11 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise StorageError(f"{self.path / name}: cannot be read ({error})") from error
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Summary | None:
         """Of a finished run; None where it is not finished."""
         return self._read("summary.json")
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         write_json(self.path / "summary.json", summary)
 
     def log(self, record: RoundRecord) -> None:
@@ -132,22 +133,24 @@ class RunFolder:
         The main process reads the checkpoint and sends it to the others.
         """
         peers = trainer.peers
-        checkpoint = peers.on_main_and_broadcast(lambda: self._read_checkpoint(trainer, monitor))
-        if peers.count == 1 or checkpoint.progress.surrogate_version is None:
-            return checkpoint
-        state, version, method, trainer.seed = peers.on_main_and_broadcast(
-            lambda: (trainer.state(), trainer.version, trainer.method.state(), trainer.seed)
+        progress, best = peers.on_main_and_broadcast(
+            lambda: self._read_checkpoint(trainer, monitor), tuple[Progress, Tensors | None]
         )
-        trainer.load_state(state, version, method)
-        if monitor is not None:
-            monitor.load(peers.on_main_and_broadcast(monitor.state))
-        return checkpoint
+        if peers.count > 1 and progress.surrogate_version is not None:
+            state = peers.on_main_and_broadcast(trainer.state, Tensors)
+            version, method, trainer.seed = peers.on_main_and_broadcast(
+                lambda: (trainer.version, trainer.method.state(), trainer.seed), tuple[int, dict[str, Any], int]
+            )
+            trainer.load_state(state, version, method)
+            if monitor is not None:
+                monitor.load(peers.on_main_and_broadcast(monitor.state, dict[str, Any]))
+        return progress, best
 
     def _read_checkpoint(self, trainer: GeneratorTrainer, monitor: DivergenceMonitor | None) -> Checkpoint:
         path = self.path / CHECKPOINT_FILE
         if not path.exists():
             self._drop_rounds_after(0)
-            return Checkpoint(Progress(), None)
+            return Progress(), None
         arrays, metadata = unpack_tensors(path.read_bytes())
         saved = json.loads(metadata["progress"])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -159,7 +162,7 @@ class RunFolder:
         progress = Progress(**saved["progress"])
         self._drop_rounds_after(progress.round)
         best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
-        return Checkpoint(progress, best or None)
+        return progress, best or None
 
     def _drop_rounds_after(self, round: int) -> None:
         for path in (self.path / "log.jsonl", self.path / BASE_REWARDS_FILE):

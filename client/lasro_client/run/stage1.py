@@ -11,10 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lasro.config import RunSettings
-from lasro.errors import BudgetError
+from lasro.errors import BudgetError, ConfigError
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
@@ -22,7 +21,7 @@ from lasro.training.sampling import Group, draw_prompts, generator_for, sample_g
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
 from lasro_client.run.collect import collect, record_rewards, record_surrogate
-from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder
+from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder, Summary
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
 from lasro_client.run.round_record import RoundRecord
@@ -44,8 +43,8 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     """
     with processes() as peers:
         folder = RunFolder(out, config, "pretrain")
-        peers.on_main_and_broadcast(folder.open)
-        if peers.on_main_and_broadcast(folder.summary) is None:
+        peers.on_main_and_broadcast(folder.open, None)
+        if peers.on_main_and_broadcast(folder.summary, Summary | None) is None:
             observer = Observers(observers if peers.is_main else ())
             with observer.run(RunInfo(config.name, "pretrain", out, config.budget.max_minutes)):
                 _pretrain(folder, peers, observer)
@@ -56,6 +55,8 @@ def _pretrain(folder: RunFolder, peers: DistributedContext, observer: Observers)
     config = folder.config
     prompts = read_prompts(config.prompts.train)
     probe = ProbeGenerator(load_model(config.model), config, peers)
+    if not probe.trainer.method.needs_surrogate:
+        raise ConfigError(f"method.type: got {config.method.type}, which needs no surrogate; run stage 2 at once")
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with (
@@ -69,7 +70,7 @@ def _pretrain(folder: RunFolder, peers: DistributedContext, observer: Observers)
         pretraining.final_steps(stop)
         status = connected.surrogates.status(pretraining.run)
         weights = connected.surrogates.weights_of(pretraining.run, status.version)
-        peers.all_gather(lambda: None)  # the main process ends the services
+        peers.all_gather(lambda: None, None)  # the main process ends the services
     if peers.is_main:
         folder.keep_surrogate(weights)
         folder.finish(_summarise(config, pretraining.progress, status, budget.elapsed_s))
@@ -102,11 +103,11 @@ class Pretraining:
         """Create or join the run at the trainer. A new one gets the samples of earlier runs and a checkpoint."""
         config, resumed = self.config.pretrain, self.progress.surrogate_version
         version = self._peers.on_main_and_broadcast(
-            lambda: open_surrogate(self._connected, self.run, self.config, config.initial_surrogate, resumed)
+            lambda: open_surrogate(self._connected, self.run, self.config, config.initial_surrogate, resumed), int
         )
         if resumed is None:
             if config.initial_samples:
-                self._peers.on_main_and_broadcast(self._preload)
+                self._peers.on_main_and_broadcast(self._preload, None)
             self.progress = Progress(surrogate_version=version)
             self.folder.checkpoint(self.progress, self.probe.trainer)
 
@@ -191,7 +192,7 @@ class Pretraining:
             stop.raise_if_requested()
 
 
-def _summarise(config: RunSettings, progress: Progress, status: RunStatus, duration_s: float) -> dict[str, Any]:
+def _summarise(config: RunSettings, progress: Progress, status: RunStatus, duration_s: float) -> Summary:
     """The contents of summary.json."""
     return {
         "run": config.name,

@@ -37,7 +37,7 @@ class StopRequest:
 
     def agree(self, peers: DistributedContext) -> None:
         """Stop all processes after the same round where any of them got a signal."""
-        signals = [signal for signal in peers.all_gather(lambda: self.signal) if signal is not None]
+        signals = [signal for signal in peers.all_gather(lambda: self.signal, int | None) if signal is not None]
         self.signal = signals[0] if signals else None
 
     def raise_if_requested(self) -> None:

@@ -35,7 +35,7 @@ class TimeBudget:
             if self.elapsed_s >= 60 * limit:
                 raise BudgetError(f"budget.max_minutes: the {limit:g} minutes are over")
 
-        self._peers.on_main_and_broadcast(check_here)
+        self._peers.on_main_and_broadcast(check_here, None)
 
     def fitting_rounds(self, done: int, elapsed_s: float) -> int | None:
         """How many rounds fit in all, after `done` of them at `elapsed_s`; None where there is no new estimate.
@@ -52,4 +52,4 @@ class TimeBudget:
         pace_s = (self._round_ends_s[-1] - self._round_ends_s[0]) / seen
         self._round_ends_s, self._pace_rounds = self._round_ends_s[-1:], 2 * seen
         left_s = max(0.0, 60 * self._max_minutes - elapsed_s)
-        return self._peers.on_main_and_broadcast(lambda: done + int(left_s / pace_s))
+        return self._peers.on_main_and_broadcast(lambda: done + int(left_s / pace_s), int)

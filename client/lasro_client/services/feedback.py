@@ -62,8 +62,8 @@ class FeedbackClient:
                     raise
                 return None
 
-        while (reply := self.peers.on_main_and_broadcast(asked)) is None:
-            self.peers.all_gather(lambda: self._post_again(names, deadline - time.monotonic()))
+        while (reply := self.peers.on_main_and_broadcast(asked, AdaptReply | None)) is None:
+            self.peers.all_gather(lambda: self._post_again(names, deadline - time.monotonic()), None)
         for name in names:  # the next round's may have been posted meanwhile
             self._posted.pop(name, None)
         return reply
