@@ -63,3 +63,10 @@ def test_an_unknown_name_is_refused_with_those_there_are() -> None:
 def test_the_version_is_that_of_the_package() -> None:
     """Guards against a version written down in two places."""
     assert lasro.__version__ == version("lasro")
+
+
+def test_no_public_name_is_a_module_too() -> None:
+    """Bug: `from lasro.x import x` binds the module to `lasro.x`, which then is no longer what `lasro.x` promises."""
+    folder = Path(lasro.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert modules & set(lasro.__all__) == set()

@@ -6,13 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective, scale_of
+from lasro.reward_function import RejectedItem
+from lasro.training.prompts import Prompt
 from lasro.training.replay_buffer import HELD_OUT_GROUPS, ReplayBuffer, ReplayGroup, group_from_sample, is_held_out
+from lasro.training.sampling import Group
 
 SHAPE = (4, 2, 2)
 
@@ -176,3 +180,27 @@ def test_what_must_not_be_trained_on_is_refused(rewards, latents, expected):
     """Guards against wrong counts, shapes and NaN entering the optimiser."""
     with pytest.raises((WireError, NonFiniteError), match=expected):
         group_from_sample(sample(rewards, latents), RewardObjective({"a": 1.0}), SHAPE)
+
+
+def samples_of(count: int, largest: float = 1.0) -> Group:
+    latents_BCHW = torch.linspace(0, largest, count * 16).reshape(count, 4, 2, 2)
+    return Group(Prompt("a red star"), latents_BCHW, [1, 2], [False, False], [b""] * count)
+
+
+def test_a_group_made_from_samples_has_a_reward_per_sample() -> None:
+    """Guards against rewards put to other samples than they are of, and a rejected image counted as a number."""
+    rewards = {"a": [0.25, RejectedItem("no face")], "b": [1, float("nan")]}
+    made = ReplayGroup.from_samples(samples_of(2), rewards, round=3, index=1)
+    assert (made.order, made.prompt, made.num_steps_N.tolist()) == ((3, 1, "3-1"), "a red star", [1, 2])
+    np.testing.assert_array_equal(made.rewards["a"], [0.25, np.nan])
+    np.testing.assert_array_equal(made.rewards["b"], [1.0, np.nan])
+    assert made.latents_NCHW.dtype == np.float16
+    assert made.latents_NCHW.shape == (2, *SHAPE)
+
+
+def test_samples_that_do_not_fit_are_refused() -> None:
+    """Guards against rewards of another group, and infinity in the latents, reaching a training step."""
+    with pytest.raises(WireError, match=r"of a: got 1, expected one per sample \(2\)"):
+        ReplayGroup.from_samples(samples_of(2), {"a": [0.5]}, 0, 0)
+    with pytest.raises(NonFiniteError, match="float16"):
+        ReplayGroup.from_samples(samples_of(2, largest=1e6), {"a": [0.5, 0.5]}, 0, 0)
