@@ -11,7 +11,7 @@ from lasro.config.base import ConfigPath, Positive, Settings, move_key
 from lasro.config.method import LasroSettings, MethodChoice
 from lasro.config.model import LoraSettings, ModelSettings
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
-from lasro.config.surrogate import SurrogateSettings
+from lasro.config.surrogate import SurrogateRun, SurrogateSettings
 from lasro.config.training import PretrainSettings, TrainSettings
 from lasro.functional.reward_totals import RewardObjective
 from lasro.wire import Name
@@ -155,4 +155,17 @@ class RunSettings(Settings):
             combine=self.objective.combine,
             floors={reward.name: reward.floor for reward in self.rewards if reward.floor is not None},
             normalised=[reward.name for reward in self.rewards if reward.normalise],
+        )
+
+    @property
+    def surrogate_run(self) -> SurrogateRun:
+        """What the surrogate trainer needs to know of the run."""
+        objective = self.reward_objective
+        return SurrogateRun(
+            model=self.model,
+            surrogate=self.surrogate,
+            weights=dict(objective.weights),
+            combine=objective.combine,
+            floors=dict(objective.floors),
+            normalised=tuple(objective.normalised),
         )
