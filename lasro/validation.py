@@ -80,7 +80,7 @@ def _chosen(key: int | str, kinds: Sequence[type[BaseModel]]) -> list[type[BaseM
 
 
 def _tag(kind: type[BaseModel]) -> Any:
-    return kind.model_fields[TAG].default if TAG in kind.model_fields else None
+    return next(iter(get_args(kind.model_fields[TAG].annotation)), None) if TAG in kind.model_fields else None
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -5,9 +5,10 @@ A method's own module is in `lasro.methods`; docs/add-a-method.md shows what a n
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from lasro.config.base import ConfigPath, ModelSource, Positive, Settings, Share
 
@@ -46,5 +47,19 @@ class LasroSettings(AscentSettings):
     """Of the moving mean and standard deviation in S, one pair for each number of steps."""
 
 
-MethodChoice = LasroSettings
-"""The table `[method]` of a run."""
+class TrueGradientSettings(AscentSettings):
+    """The true gradient through the decoder, for rewards served from a @torch_reward: L with S(z) the reward itself."""
+
+    type: Literal["true-gradient"]
+    """Which method these are the settings of."""
+
+
+def _type_of(table: Any) -> Any:
+    return table.get("type", "lasro") if isinstance(table, Mapping) else getattr(table, "type", None)
+
+
+MethodChoice = Annotated[
+    Annotated[LasroSettings, Tag("lasro")] | Annotated[TrueGradientSettings, Tag("true-gradient")],
+    Discriminator(_type_of),
+]
+"""The table `[method]` of a run; without `type` it is LaSRO."""

@@ -15,6 +15,7 @@ from lasro.training.generator_trainer import GeneratorTrainer
 
 METHODS = {
     "lasro": "lasro.methods.surrogate_ascent:SurrogateAscent",
+    "true-gradient": "lasro.methods.true_gradient:TrueGradient",
 }
 
 

@@ -13,12 +13,17 @@ import threading
 from bisect import insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective, Scale, check_product, scale_of
+from lasro.reward_function import RejectedItem
+
+if TYPE_CHECKING:  # what keeps groups needs no torch, what samples them does
+    from lasro.training.sampling import Group
 
 HELD_OUT_GROUPS = 30
 
@@ -44,7 +49,46 @@ class ReplayGroup:
 
     @property
     def order(self) -> tuple[int, int, str]:
+        """Where the group stands in the replay buffer."""
         return self.round, self.index, self.group_id
+
+    @classmethod
+    def from_samples(
+        cls,
+        group: Group,
+        rewards: Mapping[str, Sequence[float | RejectedItem]],
+        round: int,
+        index: int,
+        policy_version: int = 0,
+    ) -> ReplayGroup:
+        """The samples of `sample_groups` with their rewards by name, one per sample; NaN or RejectedItem: it failed.
+
+        `round` and `index` must be those of no other group. Raises WireError for a wrong number of rewards,
+        NonFiniteError for latents beyond float16.
+        """
+        values = {name: [_known(reward) for reward in column] for name, column in rewards.items()}
+        return cls(
+            group_id=f"{round}-{index}",
+            round=round,
+            index=index,
+            prompt=group.prompt.text,
+            num_steps_N=np.array(group.stages, dtype=np.int64),
+            rewards=raw_rewards(values, values, len(group.stages)),
+            latents_NCHW=_as_float16(group.latents_BCHW.numpy()),
+            policy_version=policy_version,
+        )
+
+
+def _known(reward: float | RejectedItem) -> float | None:
+    return None if isinstance(reward, RejectedItem) else float(reward)
+
+
+def _as_float16(latents: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        halved = latents.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise NonFiniteError("latents: got values over 65504, expected what float16 can hold")
+    return halved
 
 
 def raw_rewards(rewards: Mapping[str, list[float | None]], names: Collection[str], count: int) -> dict[str, np.ndarray]:
@@ -70,10 +114,7 @@ def group_from_sample(
     if latents is None or latents.shape != (count, *latent_shape):
         got = sorted(tensors) if latents is None else list(latents.shape)
         raise WireError(f"latents: got {got}, expected one tensor `latents` {[count, *latent_shape]}")
-    with np.errstate(over="ignore"):
-        latents_NCHW = latents.astype(np.float16)
-    if not np.isfinite(latents_NCHW).all():
-        raise NonFiniteError("latents: got values over 65504, expected what float16 can hold")
+    latents_NCHW = _as_float16(latents)
     rewards = raw_rewards(sample.rewards, objective.weights, count)
     check_product(rewards, objective)
     return ReplayGroup(
@@ -121,7 +162,7 @@ class ReplayBuffer:
             self._waiting[group.group_id] = group
             return True
 
-    def activate(self, group_ids: Sequence[str]) -> list[str]:
+    def activate(self, group_ids: Sequence[str] = ()) -> list[str]:
         """Start training on the named groups that are waiting, or on all that are when none is named.
 
         Returns the ids of those that were activated.

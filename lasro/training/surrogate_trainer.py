@@ -24,6 +24,7 @@ from lasro.errors import BusyError, NonFiniteError
 from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
 from lasro.functional.lr_schedule import learning_rate
 from lasro.functional.reward_totals import RewardObjective
+from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
 from lasro.models.surrogate import build_surrogate, draw_augmentation
@@ -74,9 +75,13 @@ class SurrogateMetrics(wire.Message):
 class SurrogateTrainer:
     """The surrogate being trained, its optimiser and its count of steps. Not thread-safe."""
 
-    def __init__(self, frozen: FrozenModel, settings: SurrogateSettings, objective: RewardObjective) -> None:
-        self.frozen, self.settings, self.objective = frozen, settings, objective
-        self.surrogate = build_surrogate(frozen.model, settings)
+    def __init__(
+        self, model: GeneratorModel | FrozenModel, settings: SurrogateSettings, objective: RewardObjective
+    ) -> None:
+        """`model` as a FrozenModel where other threads use it too."""
+        self.frozen = model if isinstance(model, FrozenModel) else FrozenModel(model)
+        self.settings, self.objective = settings, objective
+        self.surrogate = build_surrogate(self.frozen.model, settings)
         self.steps = 0
         self.metrics = SurrogateMetrics()
         self._optimiser = self._new_optimiser()

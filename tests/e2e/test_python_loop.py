@@ -19,7 +19,7 @@ def test_the_documented_loop_runs(
     for name in ("demo.toml", "prompts"):
         assert (ROOT / "configs" / name).exists()
     changes = {
-        'Path("configs/demo.toml"))': f'Path("{ROOT}/configs/demo.toml"), ['
+        'Path("configs/demo.toml"), changes)': f'Path("{ROOT}/configs/demo.toml"), [*changes, '
         f'"model.path={tiny_model_path}", "train.seeds_per_prompt=3", "surrogate.tie_margin=0", '
         '"train.batch_size=2", "train.two_step_every=1"])',
         "range(40)": "range(3)",

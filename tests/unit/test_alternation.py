@@ -51,7 +51,11 @@ class Written:
             for post in posts
         ]
 
-    def adapt(self, scored: list[wire.GroupStatus], round: int, steps: int, *, drift: float | None) -> wire.AdaptReply:
+    @property
+    def source(self) -> Written:
+        return self
+
+    def adapt(self, scored: list[wire.GroupStatus], round: int, drift: float | None) -> wire.AdaptReply:
         counts: dict[str, Any] = {"pairs": 1, "constant_groups": 0, "failed_samples": 0, "stale_groups": 0}
         names = ("loss", "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap")
         nothing: dict[str, Any] = dict.fromkeys(names)
@@ -60,7 +64,7 @@ class Written:
     def lease(self, version: int) -> None:
         self.leased.append(version)
 
-    def refresh(self, version: int) -> None:
+    def follow(self, version: int) -> None:
         pass
 
     def score_and_gradient(self, latents_BCHW: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,7 +214,7 @@ class SideBySide(Written):
         self.asked.clear()
         return super().adapt(*given, **more)
 
-    def refresh(self, version: int) -> None:
+    def follow(self, version: int) -> None:
         self.version = version
 
     def score_and_gradient(self, latents_BCHW: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:

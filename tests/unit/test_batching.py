@@ -128,10 +128,11 @@ def test_what_has_to_wait_is_made_ready_meanwhile() -> None:
     """Bug: an endpoint that has answered waits for its next body; or one made ready goes with images since given up."""
 
     async def scenario() -> None:
-        scorer = Scorer(delay_s=0.02)
+        scorer = Scorer(delay_s=0.1)
         batcher = scorer.batcher()
         calls = [asyncio.create_task(batcher.score(items(number, MAX_BATCH), Caller())) for number in range(SLOTS)]
-        await asyncio.sleep(0.01)
+        while scorer.running < SLOTS:
+            await asyncio.sleep(0)
         waiting = [asyncio.create_task(batcher.score(items(number, MAX_BATCH), Caller())) for number in (2, 3)]
         in_two_parts = [asyncio.create_task(batcher.score(items(number, 2), Caller())) for number in (4, 5)]
         await asyncio.sleep(0)

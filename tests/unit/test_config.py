@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -82,11 +84,17 @@ def test_every_setting_is_documented() -> None:
         model = pending.pop()
         seen.add(model)
         for name, field in model.model_fields.items():
-            inner = field.annotation
-            if isinstance(inner, type) and issubclass(inner, Settings):
-                pending += [inner] if inner not in seen else []
-            elif name not in ("prompts", "rewards"):
+            kinds = list(settings_in(field.annotation))
+            pending += [kind for kind in kinds if kind not in seen]
+            if not kinds:
                 assert field.description, f"{model.__name__}.{name} has no doc line"
+
+
+def settings_in(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for part in get_args(annotation):
+        yield from settings_in(part)
 
 
 def test_an_unknown_key_is_refused(minimal: Path) -> None:
@@ -251,7 +259,9 @@ def test_names_of_the_last_release_are_read_with_a_warning(
 
 def test_an_unknown_method_is_told_with_the_known_ones(minimal: Path) -> None:
     """Guards against pydantic's account of a union in place of the names that there are."""
-    with pytest.raises(ConfigError, match=r"method\.type: got 'ppo'.*lasro"):
+    with pytest.raises(ConfigError, match=r"method\.type: got 'ppo', expected one of lasro, true-gradient$"):
         load_config(minimal, ["method.type=ppo"])
+    with pytest.raises(ConfigError, match=r"method\.score_clip: no such setting; expected one of .*two_step_weight"):
+        load_config(minimal, ["method.type=true-gradient", "method.score_clip=2"])
     with pytest.raises(ConfigError, match=r"method\.score_klip: no such setting; did you mean method\.score_clip\?"):
         load_config(minimal, ["method.score_klip=2"])

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+import lasro
 from lasro.errors import LasroError
 from lasro_client.cli import audit, doctor, images, queue, rewards, runs, train
 
@@ -33,9 +34,7 @@ app.add_typer(runs.runs_app, name="runs")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(version("lasro"))
+        typer.echo(lasro.__version__)
         raise typer.Exit
 
 

@@ -33,9 +33,9 @@ from lasro_client.run.collect import Collected, collect, record_rewards, record_
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_record import GeneratorRecord, HealthRecord, Means, RoundRecord
+from lasro_client.run.run_surrogate import RunSurrogate
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.feedback import FeedbackClient
-from lasro_client.services.surrogate_scores import FetchedSurrogate, RemoteSurrogate
 
 
 class Alternation:
@@ -46,7 +46,7 @@ class Alternation:
         folder: RunFolder,
         trainer: GeneratorTrainer,
         feedback: FeedbackClient,
-        source: RemoteSurrogate | FetchedSurrogate,
+        surrogate: RunSurrogate,
         prompts: list[Prompt],
     ) -> None:
         self.folder, self.config, self.prompts = folder, folder.config, prompts
@@ -54,7 +54,7 @@ class Alternation:
             raise ConfigError(
                 f"train.overlap: got true with {feedback.peers.count} processes, expected false; it is for one"
             )
-        self.trainer, self.feedback, self.source = trainer, feedback, source
+        self.trainer, self.feedback, self.surrogate = trainer, feedback, surrogate
         self.monitor = DivergenceMonitor(self.config.health)
         self.progress, self.best = folder.start(trainer, self.monitor)
         self._budget = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
@@ -87,7 +87,7 @@ class Alternation:
     def checkpoint(self) -> None:
         """Write all that a resume needs, and keep the surrogate versions that repeated rounds will ask for."""
         self.folder.checkpoint(self.progress, self.trainer, self.monitor, self.best)
-        self.feedback.lease(self.surrogate_version)
+        self.surrogate.lease(self.surrogate_version)
 
     def round(self) -> RoundRecord:
         """Do the next round. Raises BudgetError where it may not be done; it then does not count."""
@@ -95,13 +95,7 @@ class Alternation:
         self._budget.check()
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
-        adapt = partial(
-            self.feedback.adapt,
-            collected.scored,
-            round,
-            config.train.surrogate_steps,
-            drift=by_weight(drift, config),
-        )
+        adapt = partial(self.surrogate.adapt, collected.scored, round, by_weight(drift, config))
         reply, steps = self._improve(round, adapt)
         self.progress = self.progress._replace(
             round=round + 1,
@@ -131,9 +125,9 @@ class Alternation:
         """
         if not self.config.train.overlap:
             reply = adapt()
-            self.source.refresh(reply.version)
+            self.surrogate.follow(reply.version)
             return reply, self._update_generator(round)
-        self.source.refresh(self.surrogate_version)
+        self.surrogate.follow(self.surrogate_version)
         with ThreadPoolExecutor(1) as executor:
             adapting = executor.submit(adapt)
             steps = self._update_generator(round)
@@ -181,7 +175,7 @@ class Alternation:
         steps = []
         for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)
-            steps.append(self.trainer.step(batch, self.source))
+            steps.append(self.trainer.step(batch, self.surrogate.source))
         return steps
 
     def _judge(self, record: RoundRecord) -> HealthRecord:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lasro.config import RunSettings
-from lasro.errors import BudgetError
+from lasro.errors import BudgetError, ConfigError
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
@@ -55,6 +55,8 @@ def _pretrain(folder: RunFolder, peers: DistributedContext, observer: Observers)
     config = folder.config
     prompts = read_prompts(config.prompts.train)
     probe = ProbeGenerator(load_model(config.model), config, peers)
+    if not probe.trainer.method.needs_surrogate:
+        raise ConfigError(f"method.type: got {config.method.type}, which needs no surrogate; run stage 2 at once")
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with (

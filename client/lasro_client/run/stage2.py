@@ -24,14 +24,13 @@ from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import Evaluation, summary_table
 from lasro_client.run.alternation import Alternation
-from lasro_client.run.base_sample_rewards import preload_replay
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.observer import Observer, Observers, RunInfo
+from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
 from lasro_client.run.stop_signal import StopRequest
-from lasro_client.services.connect import Services, open_surrogate, services
+from lasro_client.services.connect import services
 from lasro_client.services.feedback import FeedbackClient
-from lasro_client.services.surrogate_scores import score_source
 
 
 def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
@@ -59,17 +58,19 @@ def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) ->
     model = load_model(config.model)
     trainer = create_trainer(config, model, peers)
     overlap = config.train.overlap
-    with services(config, folder.path, peers, trainer_cores=0.5 if overlap else 1.0) as connected:
-        source = score_source(config.train.mode, config.name, config.surrogate, model, connected.surrogates)
+    needs_surrogate, cores = trainer.method.needs_surrogate, 0.5 if overlap else 1.0
+    with services(config, folder.path, peers, trainer_cores=cores if needs_surrogate else 0.0) as connected:
         feedback = FeedbackClient(connected, config.name, config.services.timeout_s, peers)
-        alternation = Alternation(folder, trainer, feedback, source, prompts)
+        surrogate = TrainedSurrogate(config, model, connected, feedback) if needs_surrogate else NoSurrogate()
+        alternation = Alternation(folder, trainer, feedback, surrogate, prompts)
         resumed_s = alternation.progress.elapsed_s
         held_out = HeldOut(folder, model, held_out_prompts, connected.rewards, observer)
-        alternation.begin(peers.on_main_and_broadcast(lambda: _open_surrogate(alternation, connected, observer), int))
+        resumed = alternation.progress.surrogate_version
+        alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = peers.on_main_and_broadcast(held_out.evaluate_base, Evaluation)
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(alternation, held_out, observer)
-        peers.on_main_and_broadcast(lambda: _save_surrogate(alternation, connected), None)
+        peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         with parameters_set(trainer.parameters, trainer.average):
             after = peers.on_main_and_broadcast(held_out.evaluate_adapted, Evaluation)
             drift = peers.on_main_and_broadcast(held_out.measure_drift, dict[str, Any] | None)
@@ -108,21 +109,6 @@ def _run_rounds(alternation: Alternation, held_out: HeldOut, observer: Observers
         folder.export(alternation.trainer)
 
 
-def _open_surrogate(alternation: Alternation, connected: Services, observer: Observer) -> int:
-    """Create or join the run at the trainer, with what stage 1 left for it; returns the surrogate's version."""
-    config, progress = alternation.config, alternation.progress
-    initial, resumed = config.train.initial_surrogate, progress.surrogate_version
-    version = open_surrogate(connected, config.name, config, initial, resumed)
-    if progress.round == 0:
-        feedback = FeedbackClient(connected, config.name, config.services.timeout_s)
-        accuracy = preload_replay(alternation.trainer.model, config, feedback)
-        if accuracy is not None:
-            observer.note(
-                f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
-            )
-    return version
-
-
 @contextmanager
 def _shared_cores(shared: bool) -> Iterator[None]:
     """Leave half of the cores to a trainer that computes at the same time: threads would wait for one another."""
@@ -133,12 +119,6 @@ def _shared_cores(shared: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _save_surrogate(alternation: Alternation, connected: Services) -> None:
-    """Keep the last surrogate, for a later run to begin with."""
-    weights = connected.surrogates.weights_of(alternation.config.name, alternation.surrogate_version)
-    alternation.folder.keep_surrogate(weights)
 
 
 def _summarise(
@@ -157,5 +137,5 @@ def _summarise(
         "reward_calls": progress.reward_calls,
         "duration_s": duration_s,
         "adapter": "adapter",
-        "surrogate": SURROGATE_FILE,
+        "surrogate": SURROGATE_FILE if alternation.surrogate.source is not None else None,
     }

@@ -32,9 +32,16 @@ class Services(NamedTuple):
     """Clients of both services."""
 
     rewards: RewardClient
-    surrogates: SurrogateClient
+    trainer: SurrogateClient | None
+    """None where it was not started, for a method that needs no surrogate."""
     local: bool = False
     """Whether they were started here, for this run."""
+
+    @property
+    def surrogates(self) -> SurrogateClient:
+        """The trainer's client, where there is a trainer."""
+        assert self.trainer is not None, "the method needs no surrogate"
+        return self.trainer
 
 
 @contextmanager
@@ -43,7 +50,8 @@ def services(
 ) -> Iterator[Services]:
     """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered.
 
-    Of several processes the first starts them. A trainer started here has threads for `trainer_cores` of all cores.
+    Of several processes the main one starts them. A trainer started here has threads for `trainer_cores` of all cores;
+    with 0 none is started.
     """
     api_key, timeout_s, peers = (
         os.environ.get("LASRO_API_KEY"),
@@ -56,8 +64,10 @@ def services(
         if known is None:
             known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores), Urls)
         rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
-        surrogates = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
-        yield _checked(Services(rewards, surrogates, local), config)
+        trainer = None
+        if known.surrogate_trainer:
+            trainer = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
+        yield _checked(Services(rewards, trainer, local), config)
 
 
 def _started_here(exits: ExitStack, config: RunSettings, folder: Path, trainer_cores: float) -> Urls:
@@ -66,7 +76,9 @@ def _started_here(exits: ExitStack, config: RunSettings, folder: Path, trainer_c
             "services: got no URLs, but processes on several machines; start the services where all reach them and "
             f"set {' and '.join(URL_VARIABLES)}"
         )
-    stack = exits.enter_context(LocalStack(folder / "services", config.rewards, trainer_cores=trainer_cores))
+    with_trainer = trainer_cores > 0
+    stack = LocalStack(folder / "services", config.rewards, trainer=with_trainer, trainer_cores=trainer_cores)
+    exits.enter_context(stack)
     return Urls(stack.reward_api, stack.surrogate_trainer)
 
 

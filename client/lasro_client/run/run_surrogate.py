@@ -1,0 +1,113 @@
+"""The surrogate of a run of stage 2: opened, adapted each round, followed, kept; none where the method needs none."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lasro.config import RunSettings
+from lasro.models.base import GeneratorModel
+from lasro.training.score_source import ScoreSource
+from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus
+from lasro_client.run.base_sample_rewards import preload_replay
+from lasro_client.run.folder import RunFolder
+from lasro_client.run.observer import Observers
+from lasro_client.services.connect import Services, open_surrogate
+from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.surrogate_scores import score_source
+
+
+class RunSurrogate(Protocol):
+    """What the rounds ask of it. Versions are those that the trainer published."""
+
+    @property
+    def source(self) -> ScoreSource | None:
+        """Where a method gets scores and gradients."""
+        ...
+
+    def open(self, resumed: int | None, observer: Observers) -> int:
+        """Create or join it; returns its version. `resumed`: that of the checkpoint, None for a new run."""
+        ...
+
+    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
+        """Learn from a round's groups; safe to repeat. `drift` of the generator that made them is kept with it."""
+        ...
+
+    def follow(self, version: int) -> None:
+        """Have `source` answer as this version."""
+        ...
+
+    def lease(self, version: int) -> None:
+        """Keep this version and all later ones: from it rounds may be repeated."""
+        ...
+
+    def save(self, folder: RunFolder, version: int) -> None:
+        """Keep this version in the run folder, for a later run to begin with."""
+        ...
+
+
+class TrainedSurrogate:
+    """At the surrogate trainer."""
+
+    def __init__(
+        self, config: RunSettings, model: GeneratorModel, connected: Services, feedback: FeedbackClient
+    ) -> None:
+        self.config, self.model, self.connected, self.feedback = config, model, connected, feedback
+        mode, settings = config.train.mode, config.surrogate
+        self.source = score_source(mode, config.name, settings, model, connected.surrogates)
+
+    def open(self, resumed: int | None, observer: Observers) -> int:
+        config, connected = self.config, self.connected
+        version = open_surrogate(connected, config.name, config, config.train.initial_surrogate, resumed)
+        if resumed is None:
+            alone = FeedbackClient(connected, config.name, config.services.timeout_s)
+            accuracy = preload_replay(self.model, config, alone)
+            if accuracy is not None:
+                text = f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
+                observer.note(text)
+        return version
+
+    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
+        return self.feedback.adapt(scored, round, self.config.train.surrogate_steps, drift=drift)
+
+    def follow(self, version: int) -> None:
+        self.source.refresh(version)
+
+    def lease(self, version: int) -> None:
+        self.feedback.lease(version)
+
+    def save(self, folder: RunFolder, version: int) -> None:
+        folder.keep_surrogate(self.connected.surrogates.weights_of(self.config.name, version))
+
+
+class NoSurrogate:
+    """For methods that need none: nothing is learned, and every version is 0."""
+
+    source = None
+
+    def open(self, resumed: int | None, observer: Observers) -> int:
+        return 0
+
+    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
+        failed = sum(item.total is None and not item.vetoed for status in scored for item in status.items or [])
+        statistics = AdaptStatistics(
+            loss=None,
+            pair_accuracy=None,
+            fresh_pair_accuracy=None,
+            held_out_pair_accuracy=None,
+            reward_gap=None,
+            pairs=0,
+            constant_groups=0,
+            failed_samples=failed,
+            stale_groups=0,
+            duration_s=0.0,
+        )
+        return AdaptReply(version=0, statistics=statistics)
+
+    def follow(self, version: int) -> None:
+        pass
+
+    def lease(self, version: int) -> None:
+        pass
+
+    def save(self, folder: RunFolder, version: int) -> None:
+        pass
