@@ -82,7 +82,7 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    from lasro_client.evaluation.num_steps import JSON_NAMES
+    from lasro_client.evaluation.num_steps import JSON_NAMES  # numpy, by way of the messages
 
     spread, ties, failures = summary["spread"]["as_ranked"], summary["ties"], summary["failures"]
     mean, latency, cost = summary["mean"], summary["latency_s"], summary["cost"]
