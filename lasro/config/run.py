@@ -75,8 +75,8 @@ class BudgetSettings(Settings):
     max_reward_calls: Annotated[int, Field(ge=0)] | None = None
     """Images scored by a reward, cache hits not counted; absent: no limit."""
     max_minutes: Positive | None = None
-    """Of all that comes before the evaluation at the end, in all resumes together; absent: no limit. How many rounds
-    fit is told from the first five, again after ten more, and so on; `train.decay_steps` shrinks with them."""
+    """Of all that comes before the evaluation at the end, in all resumes together; absent: no limit. The first five
+    rounds show how many fit, ten more show it again, and so on; `train.decay_steps` shrinks with them."""
 
 
 class ServiceSettings(Settings):
