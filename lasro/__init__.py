@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lasro.methods.registry import create_trainer
     from lasro.models.registry import load_model
     from lasro.models.surrogate import SurrogateReward as Surrogate
-    from lasro.reward_function import reward
+    from lasro.reward_function import RejectedItem, reward
     from lasro.torch_reward import torch_reward
     from lasro.training.generator_trainer import GeneratorTrainer
     from lasro.training.prompts import read_prompts
@@ -30,6 +30,7 @@ __all__ = [
     "GeneratorTrainer",
     "LocalSurrogate",
     "ModelSettings",
+    "RejectedItem",
     "ReplayBuffer",
     "ReplayGroup",
     "RewardObjective",
@@ -53,6 +54,7 @@ _DEFINED_IN = {
     "GeneratorTrainer": "lasro.training.generator_trainer",
     "LocalSurrogate": "lasro.training.score_source",
     "ModelSettings": "lasro.config",
+    "RejectedItem": "lasro.reward_function",
     "ReplayBuffer": "lasro.training.replay_buffer",
     "ReplayGroup": "lasro.training.replay_buffer",
     "RewardObjective": "lasro.functional.reward_totals",

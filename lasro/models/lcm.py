@@ -24,6 +24,7 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
+from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
@@ -52,10 +53,7 @@ class LatentConsistencyModel(GeneratorModel):
     tokenizers: ClassVar[tuple[str, ...]]
     """Parts of the pipeline: a prompt must fit each of them."""
     text_encoders: ClassVar[tuple[str, ...]]
-    lora_targets = (
-        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-        "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-    )  # fmt: skip
+    lora_targets = UNET_TARGETS
 
     @classmethod
     def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:

@@ -144,21 +144,11 @@ def test_the_client_has_the_sub_packages_of_the_layout() -> None:
     assert client_sub_packages().keys() == {"cli", "run", "services", "evaluation", "report", "audit", "watch"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=CycleError,
-    reason="audit.run imports cli.output; report.page imports run.divergence, run.stage1 and run.stage2 report.page",
-)
 def test_the_client_stands_on_few_floors() -> None:
     """Guards against a client in which nothing can be read without all the rest."""
     assert count_floors(client_sub_packages()) <= MAX_CLIENT_FLOORS
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="run.stage1 and run.stage2 import report.page, watch and rich; run.from_scratch imports rich",
-)
 def test_a_run_knows_no_terminal_report_or_prometheus() -> None:
     """Guards against a training loop that cannot run without a terminal: it calls observers, `cli` composes them."""
     shown = ("lasro_client.watch", "lasro_client.report", "rich", "prometheus_client")
