@@ -1,6 +1,6 @@
 """`--help` of the command line and of every command in it, in one process: `python every_help.py`.
 
-Prints one line of JSON: `helps` by command, the `modules` imported for them, and the `file` of the package.
+Prints one line of JSON: `helps` by command, the `modules` imported for them, the `file` of the package, and the `path`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
             status = command.main([*path, "--help"], "lasro", standalone_mode=False)
         assert not status, f"{' '.join(path)} --help: got exit status {status}, expected 0"
         helps[" ".join(path)] = printed.getvalue()
-    print(json.dumps({"helps": helps, "modules": sorted(sys.modules), "file": lasro.__file__}))
+    print(json.dumps({"helps": helps, "modules": sorted(sys.modules), "file": lasro.__file__, "path": sys.path}))
 
 
 if __name__ == "__main__":

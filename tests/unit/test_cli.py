@@ -92,6 +92,14 @@ def test_errors_are_one_line_and_1(tmp_path: Path, arguments: tuple[str, ...], p
     assert result.stdout == ""
 
 
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    """`pip install lasro` without extras, and then `lasro demo`, ended in a traceback."""
+    code = "import sys; sys.modules['torch'] = None; from lasro_client.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "lasro: got no package torch, expected it here; pip install 'lasro[all]'\n"
+
+
 def test_unknown_settings_name_the_key(tmp_path: Path) -> None:
     """A misspelt key in the configuration was ignored."""
     config = tmp_path / "run.toml"
