@@ -30,10 +30,11 @@ from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
-from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, sample_latents, submission
+from lasro.training.sampling import Group, draw_noises, generator_for, sample_groups, sample_latents
 from lasro.training.score_source import LocalSurrogate
 from lasro.training.surrogate_trainer import SurrogateTrainer
 from lasro.wire import pack_tensors
+from lasro_client.run.submission import RoundHeader, submission
 
 
 class Cost(NamedTuple):
@@ -119,7 +120,7 @@ def surrogate_costs(model: GeneratorModel, config: RunSettings, prompts: list[Pr
 
 
 def posted(group: Group, config: RunSettings) -> bytes:
-    post = submission(group, config, 0, 0, 0)
+    post = submission(group, RoundHeader(0, 0, list(config.weights), None), 0)
     return b"".join([*(post.images or []), post.latents])
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lasro.models.registry import load_model
     from lasro.models.surrogate import SurrogateReward as Surrogate
     from lasro.reward_function import RejectedItem, reward
-    from lasro.torch_reward import torch_reward
     from lasro.training.generator_trainer import GeneratorTrainer
     from lasro.training.prompts import read_prompts
     from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
@@ -46,7 +45,6 @@ __all__ = [
     "reward",
     "sample_groups",
     "sample_latents",
-    "torch_reward",
 ]
 
 # Where each name is defined, for when it is first used; a test compares this with the two lists above.
@@ -69,7 +67,6 @@ _DEFINED_IN = {
     "reward": "lasro.reward_function",
     "sample_groups": "lasro.training.sampling",
     "sample_latents": "lasro.training.sampling",
-    "torch_reward": "lasro.torch_reward",
 }
 
 

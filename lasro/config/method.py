@@ -1,4 +1,4 @@
-"""How the generator is updated: one kind of settings for each method, told apart by `method.type`.
+"""How the generator is updated: one kind of settings for each method, which `method.type` names.
 
 A method's own module is in `lasro.methods`; docs/add-a-method.md shows what a new one needs.
 """

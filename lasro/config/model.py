@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings
+
+UNET_TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+"""Endings of the names of a UNet's modules that get an adapter by default."""
 
 
 class ModelSettings(Settings):
@@ -39,3 +45,9 @@ class LoraSettings(Settings):
     """LoRA alpha; the update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Endings of module names that get an adapter; empty: those of the model's family."""
+
+    @field_validator("targets")
+    @classmethod
+    def _default_of_0_1(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """0.1 wrote its default out into config.json: a run that it began is resumed all the same."""
+        return () if targets == UNET_TARGETS else targets

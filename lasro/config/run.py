@@ -11,7 +11,7 @@ from lasro.config.base import ConfigPath, Positive, Settings, move_key
 from lasro.config.method import LasroSettings, MethodChoice
 from lasro.config.model import LoraSettings, ModelSettings
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
-from lasro.config.surrogate import SurrogateSettings
+from lasro.config.surrogate import SurrogateRun, SurrogateSettings
 from lasro.config.training import PretrainSettings, TrainSettings
 from lasro.functional.reward_totals import RewardObjective
 from lasro.wire import Name
@@ -75,8 +75,8 @@ class BudgetSettings(Settings):
     max_reward_calls: Annotated[int, Field(ge=0)] | None = None
     """Images scored by a reward, cache hits not counted; absent: no limit."""
     max_minutes: Positive | None = None
-    """Of all that comes before the evaluation at the end, in all resumes together; absent: no limit. How many rounds
-    fit is told from the first five, again after ten more, and so on; `train.decay_steps` shrinks with them."""
+    """Of all that comes before the evaluation at the end, in all resumes together; absent: no limit. The first five
+    rounds show how many fit, ten more show it again, and so on; `train.decay_steps` shrinks with them."""
 
 
 class ServiceSettings(Settings):
@@ -155,4 +155,17 @@ class RunSettings(Settings):
             combine=self.objective.combine,
             floors={reward.name: reward.floor for reward in self.rewards if reward.floor is not None},
             normalised=[reward.name for reward in self.rewards if reward.normalise],
+        )
+
+    @property
+    def surrogate_run(self) -> SurrogateRun:
+        """What the surrogate trainer needs to know of the run."""
+        objective = self.reward_objective
+        return SurrogateRun(
+            model=self.model,
+            surrogate=self.surrogate,
+            weights=dict(objective.weights),
+            combine=objective.combine,
+            floors=dict(objective.floors),
+            normalised=tuple(objective.normalised),
         )

@@ -2,7 +2,7 @@
 
     L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
 
-S normalises scores by a moving mean and deviation and clips them (LaSRO, arXiv 2411.15247, stage 2).
+S normalises scores by a moving mean and standard deviation and clips them (LaSRO, arXiv 2411.15247, stage 2).
 Bradley-Terry scores have no scale of their own, so S keeps one pair of moments per stage.
 
 Shape legend: B batch, CHW one latent.
@@ -21,23 +21,23 @@ from lasro.functional.noise_schedule import add_noise, clean_from_output, ddim_s
 
 
 class Moments(NamedTuple):
-    """Moving mean and deviation of one stage's scores; constants for the gradient."""
+    """Moving mean and standard deviation of the scores of one number of steps; constants for the gradient."""
 
     mean: float
-    deviation: float
+    std: float
 
 
 def update_moments(old: Moments | None, scores_B: Tensor, momentum: float) -> Moments:
     """Moments after a batch: momentum * old + (1 - momentum) * batch; at first the batch's own."""
-    mean, deviation = scores_B.mean().item(), scores_B.std(unbiased=False).item()
+    mean, std = scores_B.mean().item(), scores_B.std(unbiased=False).item()
     if old is None:
-        return Moments(mean, deviation)
-    return Moments(momentum * old.mean + (1 - momentum) * mean, momentum * old.deviation + (1 - momentum) * deviation)
+        return Moments(mean, std)
+    return Moments(momentum * old.mean + (1 - momentum) * mean, momentum * old.std + (1 - momentum) * std)
 
 
 def normalise_and_clip(scores_B: Tensor, moments: Moments, clip: float) -> Tensor:
-    """S(R) = clip((R - mean) / deviation, -clip, clip). Beyond the clip there is nothing more to gain."""
-    return ((scores_B - moments.mean) / max(moments.deviation, 1e-6)).clamp(-clip, clip)
+    """S(R) = clip((R - mean) / std, -clip, clip). Beyond the clip there is nothing more to gain."""
+    return ((scores_B - moments.mean) / max(moments.std, 1e-6)).clamp(-clip, clip)
 
 
 def score_ascent(

@@ -45,16 +45,16 @@ class SurrogateAscent(Method):
         steps = trainer.sample(batch, draws)  # z1, z2
         L_reg = self.regulariser(trainer, steps, draws)
         L = settings.regulariser_weight * L_reg
-        told, means = L.item(), []
+        loss, means = L.item(), []
         for k, c_k in enumerate((settings.one_step_weight, settings.two_step_weight)):
             R_B, dR_dz_BCHW = _scores(trainer, steps[k], source, draws)  # R_psi(z_k, c) and its gradient
             moments = self._moments(trainer, k, R_B)
             term, slope_BCHW = score_ascent(R_B, dR_dz_BCHW, moments, settings.score_clip, c_k)  # -c_k mean S[R]
             share = steps[k].share
             L = L + share * (steps[k].z_BCHW * slope_BCHW).sum()  # its gradient by theta is that of the term
-            told += share * term.item()
+            loss += share * term.item()
             means.append(share * normalise_and_clip(R_B, moments, settings.score_clip).mean().item())
-        figures = trainer.sum_over_processes([told, L_reg.item(), *means])
+        figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
         return StepStatistics(*figures, grad_norm=trainer.apply(L))
 
     def _moments(self, trainer: GeneratorTrainer, k: int, R_B: Tensor) -> Moments:

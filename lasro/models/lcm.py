@@ -24,16 +24,20 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
+from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding
+from lasro.functional.generator_loss import lcm_distillation
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
 from lasro.models.base import Conditioning, DistillationLoss, FeatureExtractor, GeneratorModel, SamplingStep
 from lasro.models.device import autocast, pick_device
+from lasro.models.lcm_teacher import TeacherUNet
 from lasro.models.lora import add_lora, load_adapter, save_adapter
 from lasro.models.shared_view import shared_view
 from lasro.models.unet_encoder import UNetEncoder
 
 EMBEDDING_CACHE = 2048
+SOLVER_STEPS = 50
 DECODE_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 """What diffusers raises for a folder, file or hub id that it cannot load."""
@@ -52,10 +56,7 @@ class LatentConsistencyModel(GeneratorModel):
     tokenizers: ClassVar[tuple[str, ...]]
     """Parts of the pipeline: a prompt must fit each of them."""
     text_encoders: ClassVar[tuple[str, ...]]
-    lora_targets = (
-        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-        "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-    )  # fmt: skip
+    lora_targets = UNET_TARGETS
 
     @classmethod
     def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:
@@ -232,6 +233,23 @@ class LatentConsistencyModel(GeneratorModel):
         self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:
-        from lasro.models.lcm_teacher import LcmTeacher  # only runs that distil have one
+        unet = TeacherUNet(teacher, self.unet.dtype, self.device)
+        timesteps = lcm_timesteps(SOLVER_STEPS)[::-1]
 
-        return LcmTeacher(self, teacher).loss
+        def loss(z_BCHW: Tensor, noise_BCHW: Tensor, index: int, prompts: Sequence[str]) -> Tensor:
+            """L_lcm from solver step `index` (1 to 49) to the one before."""
+            conditioning = self.embed(prompts)
+            of_teacher = self.unet_arguments(self.embed([*prompts, *([""] * len(prompts))]))
+            return lcm_distillation(
+                z_BCHW,
+                noise_BCHW,
+                timesteps[index],
+                timesteps[index - 1],
+                torch.tensor(self.settings.guidance, device=self.device),
+                lambda x_t, t: self.predict_at(x_t, t, conditioning),
+                lambda x_t, t: unet.outputs(x_t, t, of_teacher),
+                self.alphas_cumprod_T,
+                self.pipeline.scheduler.config.prediction_type,
+            )
+
+        return loss

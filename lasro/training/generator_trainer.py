@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +26,7 @@ from lasro.models.lora import parameters_set
 from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_noises, generator_for
-
-if TYPE_CHECKING:
-    from lasro.methods.base import Method
-    from lasro.training.score_source import ScoreSource
+from lasro.training.score_source import ScoreSource
 
 MEMORY_ADVICE = "lower train.micro_batch_size, or set model.gradient_checkpointing = true"
 NUM_STEPS = 2
@@ -63,6 +60,20 @@ class StepSamples(NamedTuple):
         return len(self.prompts) / self.total
 
 
+class UpdateRule(Protocol):
+    """What the trainer asks of a method; `lasro.methods.base.Method` says it in full."""
+
+    needs_surrogate: ClassVar[bool]
+
+    def update(
+        self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None
+    ) -> StepStatistics: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
 class GeneratorTrainer:
     """The generator's adapter, its optimiser and its average, and the method that moves it: all that a resume needs.
 
@@ -72,7 +83,7 @@ class GeneratorTrainer:
     def __init__(
         self,
         model: GeneratorModel,
-        method: Method,
+        method: UpdateRule,
         lora: LoraSettings,
         settings: TrainSettings,
         seed: int,

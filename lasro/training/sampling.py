@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lasro.config import RunSettings, SamplingSettings
+from lasro.config import SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.functional.consistency import sample
 from lasro.images import png_bytes
@@ -24,7 +24,7 @@ from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
 from lasro.service.child_process import cores
 from lasro.training.prompts import Prompt
-from lasro.wire import GroupSubmission, NumSteps, pack_tensors, to_msgpack
+from lasro.wire import NumSteps
 
 Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
 """Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
@@ -170,34 +170,3 @@ def drift_from_base(groups: list[GroupSummary], num_steps: int) -> float | None:
     if not between_seeds:
         return None
     return (sum(to_base) / len(to_base)) / (sum(between_seeds) / len(between_seeds))
-
-
-def submission(group: Group, config: RunSettings, round: int, index: int, policy_version: int) -> GroupSubmission:
-    """The group as it is posted; its id names round, index and content.
-
-    So posting it again is harmless, and a round that is sampled again has the same groups where sampling is exact.
-    """
-    latents = group.latents_BCHW.to(torch.float16).numpy()
-    name = f"r{round:06d}-{index:04d}"
-    made = GroupSubmission(
-        group_id=name,
-        round=round,
-        index=index,
-        prompt=group.prompt.text,
-        metadata=group.prompt.metadata,
-        policy_version=policy_version,
-        rewards=[reward.name for reward in config.rewards],
-        stages=group.stages,
-        images=group.images,
-        latents=pack_tensors({"latents": latents}),
-    )
-    digest = hashlib.sha256(to_msgpack(made)).hexdigest()[:16]
-    limit = config.budget.max_reward_calls
-    return made.model_copy(update={"group_id": f"{name}-{digest}", "max_reward_calls": limit})
-
-
-def submissions(
-    groups: list[Group], config: RunSettings, round: int, policy_version: int, first: int = 0
-) -> list[GroupSubmission]:
-    """A round's groups from the `first` on as they are posted, in order."""
-    return [submission(group, config, round, index, policy_version) for index, group in enumerate(groups, first)]

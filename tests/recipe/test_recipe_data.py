@@ -16,7 +16,7 @@ import torch
 
 from lasro.demo.shapes import BACKGROUNDS, COLORS, SHAPES, ObjectSpec, Scene, draw, parse_prompt, random_scene
 from lasro.errors import ConfigError
-from tiny_recipe.captions import draw_scene, emoji_caption, misheard, told
+from tiny_recipe.captions import draw_scene, emoji_caption, misheard, noisy_caption
 from tiny_recipe.config import DataSettings, Recipe
 from tiny_recipe.data import TrainingData
 from tiny_recipe.drawing import background_colors, distance_fields, draw_emoji, draw_scenes, scene_rows
@@ -68,7 +68,7 @@ def test_without_errors_a_caption_is_true() -> None:
     rng = np.random.default_rng(1)
     for _ in range(300):
         scene = draw_scene(rng, settings)
-        prompt = parse_prompt(told(scene, rng, settings))
+        prompt = parse_prompt(noisy_caption(scene, rng, settings))
         assert prompt is not None
         assert [(p.color, p.shape) for p in prompt.phrases] == [(o.color, o.shape) for o in scene.objects]
         assert prompt.relation == scene.relation
@@ -88,7 +88,7 @@ def test_the_same_recipe_draws_the_same(miniature: Recipe, tmp_path: Path) -> No
 
 
 def test_a_caption_belongs_to_its_picture(miniature: Recipe, tmp_path: Path) -> None:
-    """Bug: captions counted from the wrong bank, so that emoji are told as shapes and shapes as emoji."""
+    """Bug: captions counted from the wrong bank, so that emoji are noisy_caption as shapes and shapes as emoji."""
     write_emoji(tmp_path / "e", [("red patch", "noto", np.full((EMOJI_PX, EMOJI_PX, 4), (220, 40, 40, 255), np.uint8))])
     mixed = miniature.model_copy(update={"data": miniature.data.model_copy(update={"emoji_share": 0.5})})
     data = TrainingData(mixed, tmp_path / "e", CPU)

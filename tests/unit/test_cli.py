@@ -12,43 +12,42 @@ from pathlib import Path
 import pytest
 
 LASRO = [sys.executable, "-m", "lasro_client.cli.main"]
+EVERY_HELP = str(Path(__file__).parents[1] / "support" / "every_help.py")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*LASRO, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def test_help_is_quick_and_imports_no_torch() -> None:
-    """`lasro --help` loaded torch and took seconds."""
-    code = (
-        "import sys\n"
-        "from lasro_client.cli.main import app\n"
-        "try: app(['--help'])\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'fastapi', 'redis', 'httpx'} & sys.modules.keys()\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", code])  # reads from a cold disk
+HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "fastapi", "redis", "httpx", "jinja2"}
+HELP_S, TRIES = 0.5, 5
+
+
+def processor_s(*command: str) -> float:
+    """Time on the processor: the clock on the wall would also count what other programs take."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    subprocess.run(command, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Time on the processor: the clock on the wall would also count what other programs take.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-    assert result.returncode == 0, result.stderr
-    for command in (
-        "demo",
-        "up",
-        "worker",
-        "train",
-        "generate",
-        "evaluate",
-        "report",
-        "export",
-        "doctor",
-        "queue",
-        "runs",
-    ):
-        assert command in result.stdout
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_is_quick() -> None:
+    """`lasro --help` loaded torch and took seconds. The best of some tries: caches may be cold, neighbours busy."""
+    times_s: list[float] = []
+    while len(times_s) < TRIES and min(times_s, default=HELP_S) >= HELP_S:
+        times_s.append(processor_s(*LASRO, "--help"))
+    assert min(times_s) < HELP_S
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    """One command imported a table of names from the evaluation, and with it numpy for the help of all."""
+    printed = subprocess.run([sys.executable, EVERY_HELP], capture_output=True, text=True, check=True).stdout
+    result = json.loads(printed)
+    assert HEAVY & set(result["modules"]) == set()
+    for command in ("demo", "up", "worker", "train", "generate", "evaluate", "report", "export", "doctor"):
+        assert f"lasro {command} " in result["helps"][command]
+        assert f" {command} " in result["helps"][""]
+    assert {"rewards audit", "surrogate score", "queue retry", "runs rm"} <= result["helps"].keys()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +90,14 @@ def test_errors_are_one_line_and_1(tmp_path: Path, arguments: tuple[str, ...], p
     assert part in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    """`pip install lasro` without extras, and then `lasro demo`, ended in a traceback."""
+    code = "import sys; sys.modules['torch'] = None; from lasro_client.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "lasro: got no package torch, expected it here; pip install 'lasro[all]'\n"
 
 
 def test_unknown_settings_name_the_key(tmp_path: Path) -> None:

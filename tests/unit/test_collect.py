@@ -39,7 +39,7 @@ def test_gain_compares_a_sample_with_the_bases_of_its_own_noise(num_reference_se
     config = RunSettings.model_validate(
         {"name": "x", "prompts": {"train": "unused", "held_out": "unused"}, "rewards": [{"name": "any"}]}
     )
-    found = record_rewards(Collected([group] * 2, [scored(own + base)] * 2), config, {})
+    found = record_rewards(Collected([group] * 2, [scored(own + base)] * 2), config.reward_objective, {})
     assert values(found.rewards["any"]) == pytest.approx([0.4, 0.5])
     if num_reference_seeds == 1:
         assert values(found.reference) == pytest.approx([0.7, 0.75])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lasro.config import RunSettings, Settings, SurrogateRun, differing_keys, load_config
+from lasro.config.model import UNET_TARGETS
 from lasro.errors import ConfigError, ConflictError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.training.prompts import read_prompts
@@ -249,6 +250,7 @@ def test_names_of_the_last_release_are_read_with_a_warning(
     RunFolder(tmp_path / "run", config, "train").open()
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     written["objective"]["score_clip"] = written["method"].pop("score_clip")
+    written["lora"]["targets"] = list(UNET_TARGETS)
     written["surrogate"]["rank_within_stage"] = written["surrogate"].pop("rank_within_num_steps")
     (tmp_path / "run" / "config.json").write_text(json.dumps(written))
     (tmp_path / "run" / "log.jsonl").touch()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from lasro.config import RunSettings
+from lasro.methods.surrogate_ascent import SurrogateAscent
 from lasro.wire import Protocol
 from lasro_reward_api.protocols import CODECS
 
@@ -64,3 +67,9 @@ def test_every_page_is_on_the_map():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+def test_the_update_beside_the_equation_is_the_one_that_runs():
+    """Guards against a page that shows an update of the last release."""
+    source = textwrap.dedent(inspect.getsource(SurrogateAscent.update)).strip()
+    assert source in (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ def test_moments_move_by_hand() -> None:
     assert first == Moments(2.0, 1.0)
     moved = update_moments(Moments(10.0, 4.0), tensor(1, 3), 0.9)
     assert moved.mean == pytest.approx(9.2)
-    assert moved.deviation == pytest.approx(3.7)
+    assert moved.std == pytest.approx(3.7)
 
 
 def test_scores_are_normalised_and_clipped() -> None:

@@ -10,6 +10,7 @@ import torch
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
 from lasro.images import png_bytes
+from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training import sampling
 from lasro.training.prompts import Prompt
@@ -43,7 +44,7 @@ def probe(tiny_model_path: Path) -> ProbeGenerator:
             "train": {"batch_size": 2, "warmup_steps": 1},
         }
     )
-    return ProbeGenerator(load_model(config.model), config)
+    return ProbeGenerator(create_trainer(config, load_model(config.model)), config.pretrain, config.train.batch_size)
 
 
 def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator) -> None:

@@ -15,15 +15,15 @@ import lasro
 MAX_IMPORT_S = 0.05
 IMPORT = """
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 import lasro
-print(time.perf_counter() - started)
+print(time.process_time() - started)
 sys.exit(bool({"torch", "pydantic", "numpy", "PIL", "importlib.metadata"} & set(sys.modules)))
 """
 
 
 def test_the_import_is_light() -> None:
-    """Guards against importing torch to ask for the version. The fastest of five: a busy machine may be slow once."""
+    """Guards against importing torch to ask for the version. CPU time, the least of five: other work does not count."""
     seconds = [float(subprocess.check_output([sys.executable, "-c", IMPORT])) for _ in range(5)]
     assert min(seconds) < MAX_IMPORT_S
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lasro.config import PretrainSettings, RunSettings, SamplingSettings, TrainSettings
+from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.run.probe_generator import probe_age
@@ -50,12 +50,14 @@ class Cost:
     scoring_s: float
 
 
-def run_costs(config: RunSettings, held_out: int, batch: int, speed: Speed) -> dict[str, Cost]:
+def run_costs(
+    train: TrainSettings, pretrain: PretrainSettings, held_out: int, batch: int, speed: Speed
+) -> dict[str, Cost]:
     """What `lasro train`, its evaluations of `held_out` prompts, and `lasro pretrain` will ask of the reward."""
     return {
-        "train": train_cost(config.train, speed),
+        "train": train_cost(train, speed),
         "evaluations": evaluation_cost(held_out, batch, speed),
-        "pretrain": pretrain_cost(config.pretrain, speed),
+        "pretrain": pretrain_cost(pretrain, speed),
     }
 
 

@@ -71,7 +71,9 @@ def audit(
         rewards_NR, scores, speed = _measure(client, info.name, images, repeats, size, speed, config.seed, progress)
     measured = Measured(rewards_NR.reshape(len(groups), len(ALL_NUM_STEPS), -1, repeats), scores, speed)
     _, channels, height, width = groups[0].latents_BCHW.shape
-    costs = run_costs(config, len(held_out), batch_size((channels, height, width)), measured.speed)
+    costs = run_costs(
+        config.train, config.pretrain, len(held_out), batch_size((channels, height, width)), measured.speed
+    )
     summary = summarise(config, info, prompts, measured, costs)
     write_atomically(out / "audit.png", draw_picture(summary, groups, measured.rewards_PGKR))
     write_json(out / "audit.json", summary)

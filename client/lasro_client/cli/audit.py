@@ -11,7 +11,6 @@ import typer
 
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table
 from lasro_client.cli.train import Set, shipped_config
-from lasro_client.evaluation.num_steps import JSON_NAMES
 
 # Longer than the reward API gives a request of one audit; it then says what was not scored in time.
 TIMEOUT_S = 660.0
@@ -83,6 +82,8 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    from lasro_client.evaluation.num_steps import JSON_NAMES  # numpy, by way of the messages
+
     spread, ties, failures = summary["spread"]["as_ranked"], summary["ties"], summary["failures"]
     mean, latency, cost = summary["mean"], summary["latency_s"], summary["cost"]
     within = [_standard_deviation(summary["spread"][steps]["image_variance"]) for steps in JSON_NAMES.values()]

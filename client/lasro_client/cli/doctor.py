@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +66,8 @@ def _python() -> Check:
 
 
 def _package(name: str) -> Check:
+    from importlib.metadata import PackageNotFoundError, version  # loads the parser of e-mail
+
     try:
         return Check(name, True, True, version(name))
     except PackageNotFoundError:

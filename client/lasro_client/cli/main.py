@@ -59,6 +59,12 @@ def main() -> None:
     except LasroError as error:
         print(f"lasro: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "lasro").partition(".")[0]
+        if missing.startswith("lasro"):  # no extra would bring it
+            raise
+        print(f"lasro: got no package {missing}, expected it here; pip install 'lasro[all]'", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as end:
         if end.code == 130:
             print("lasro: interrupted", file=sys.stderr)

@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from lasro.config import RunSettings
+from lasro.config import MethodChoice
 from lasro.errors import BudgetError, ConfigError
 from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.prompts import Prompt
@@ -34,6 +34,7 @@ from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_record import GeneratorRecord, HealthRecord, Means, RoundRecord
 from lasro_client.run.run_surrogate import RunSurrogate
+from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.feedback import FeedbackClient
 
@@ -95,7 +96,7 @@ class Alternation:
         self._budget.check()
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
-        adapt = partial(self.surrogate.adapt, collected.scored, round, by_weight(drift, config))
+        adapt = partial(self.surrogate.adapt, collected.scored, round, by_weight(drift, config.method))
         reply, steps = self._improve(round, adapt)
         self.progress = self.progress._replace(
             round=round + 1,
@@ -109,7 +110,7 @@ class Alternation:
             round=round,
             num_rounds=self.num_rounds,
             elapsed_s=self.progress.elapsed_s,
-            rewards=record_rewards(collected, config, reply.statistics.scales),
+            rewards=record_rewards(collected, config.reward_objective, reply.statistics.scales),
             surrogate=record_surrogate(reply),
             generator=record_generator(steps, drift),
             reward_calls=self.progress.reward_calls,
@@ -153,7 +154,10 @@ class Alternation:
         _, prompts = self._draws(round)
         keep = self.folder.path if self.config.train.keep_samples else None
         draw = partial(self._sample, round)
-        return collect(self.feedback, self.config, prompts, draw, round, self.trainer.version, keep)
+        header = RoundHeader(
+            round, self.trainer.version, list(self.config.weights), self.config.budget.max_reward_calls
+        )
+        return collect(self.feedback, prompts, draw, header, keep)
 
     def _draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
         """The prompts of a round's groups, and the random generator that draws those of its updates."""
@@ -180,11 +184,11 @@ class Alternation:
 
     def _judge(self, record: RoundRecord) -> HealthRecord:
         """Say whether the run diverges, and end it or roll it back as `health` in the settings says."""
-        settings, config = self.config.health, self.config
+        settings, method = self.config.health, self.config.method
         figures = Figures(
-            by_weight(record.rewards.gain, config),
+            by_weight(record.rewards.gain, method),
             record.surrogate.reward_gap,
-            by_weight(record.generator.drift, config),
+            by_weight(record.generator.drift, method),
         )
         if self.monitor.observe(record.round, figures):
             self.best = {name: tensor.clone() for name, tensor in self.trainer.state().items()}
@@ -202,9 +206,9 @@ class Alternation:
         return HealthRecord(trouble.reason, "roll_back")
 
 
-def by_weight(values: Means, config: RunSettings) -> float | None:
+def by_weight(values: Means, method: MethodChoice) -> float | None:
     """Mean over one and two steps, weighted as in the method's loss; None where a value with a weight is missing."""
-    weights = (config.method.one_step_weight, config.method.two_step_weight)
+    weights = (method.one_step_weight, method.two_step_weight)
     terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
     known = [(weight, value) for weight, value in terms if value is not None]
     if not terms or len(known) < len(terms):

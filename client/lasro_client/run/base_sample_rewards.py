@@ -10,14 +10,14 @@ Shape legend: K seeds of a prompt; lists of rewards have the K one-step samples 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
 
-from lasro.config import RunSettings
+from lasro.config import TrainSettings
 from lasro.errors import ConfigError
 from lasro.models.base import GeneratorModel
 from lasro.training.sampling import GroupSummary, draw_noises, generator_for, sample_latents
@@ -124,22 +124,24 @@ def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
     return whole._replace(group=whole.group.model_copy(update={"rewards": columns}))
 
 
-def preload_replay(model: GeneratorModel, config: RunSettings, feedback: FeedbackClient) -> float | None:
+def preload_replay(
+    model: GeneratorModel, settings: TrainSettings, buffer_groups: int, rewards: Sequence[str], feedback: FeedbackClient
+) -> float | None:
     """Put stage 1's groups into the replay, before the first round's. Calls no reward and is safe to repeat.
 
-    Returns the surrogate's pair accuracy on them; None where the settings name no file. Raises ConfigError.
+    At most `buffer_groups`, with these rewards. Returns the surrogate's pair accuracy on them; None where the settings
+    name no file. Raises ConfigError.
     """
-    settings = config.train
     if settings.initial_base_rewards is None:
         return None
-    newest = min(settings.carried_groups, config.surrogate.buffer_groups)
-    groups = read_base_rewards(settings.initial_base_rewards, newest, set(config.weights), settings.carried_seeds)
+    newest = min(settings.carried_groups, buffer_groups)
+    groups = read_base_rewards(settings.initial_base_rewards, newest, set(rewards), settings.carried_seeds)
     scored = []
     for start in range(0, len(groups), GROUPS_PER_BATCH):
         batch = groups[start : start + GROUPS_PER_BATCH]
         latents = draw_again(model, batch)
         posts = [
-            _submission(seeds.group, latents_NCHW, list(config.weights), start + i)
+            _submission(seeds.group, latents_NCHW, list(rewards), start + i)
             for i, (seeds, latents_NCHW) in enumerate(zip(batch, latents, strict=True))
         ]
         scored += feedback.post(posts)

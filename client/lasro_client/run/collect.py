@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lasro.config import RunSettings
-from lasro.functional.reward_totals import Scale, totals
+from lasro.functional.reward_totals import RewardObjective, Scale, totals
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import Group, GroupSummary, submissions, summarise_group
+from lasro.training.sampling import Group, GroupSummary, summarise_group
 from lasro.wire import AdaptReply, GroupStatus, scores_of, version_of
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
 from lasro_client.run.round_record import Means, RewardRecord, SurrogateRecord
 from lasro_client.run.saved_samples import keep_samples
+from lasro_client.run.submission import RoundHeader, submission
 from lasro_client.services.feedback import FeedbackClient
 
 
@@ -36,11 +36,9 @@ class Collected(NamedTuple):
 
 def collect(
     feedback: FeedbackClient,
-    config: RunSettings,
     prompts: list[Prompt],
     draw: Callable[[list[Prompt], int], list[Group]],
-    round: int,
-    policy_version: int,
+    header: RoundHeader,
     keep: Path | None = None,
 ) -> Collected:
     """Sample a group for each prompt and wait for its rewards. Every process does a share and returns all groups.
@@ -53,7 +51,7 @@ def collect(
     def collect_share() -> Collected:
         share = feedback.peers.share(len(prompts))
         groups = draw(prompts[share], share.start)
-        posts = submissions(groups, config, round, policy_version, share.start)
+        posts = [submission(group, header, index) for index, group in enumerate(groups, share.start)]
         scored = feedback.post(posts)
         if keep is not None:
             keep_samples(keep, posts, scored)
@@ -64,15 +62,15 @@ def collect(
     return Collected(groups, [status for share in shares for status in share.scored])
 
 
-def record_rewards(collected: Collected, config: RunSettings, scales: Mapping[str, Scale]) -> RewardRecord:
+def record_rewards(collected: Collected, objective: RewardObjective, scales: Mapping[str, Scale]) -> RewardRecord:
     """Means of the round's rewards; `scales` are those that the trainer normalised rewards by."""
     groups, scored = collected
     is_reference_N = np.concatenate([group.is_reference for group in groups])
     num_steps_N = np.concatenate([group.stages for group in groups])
     own_steps_N = np.where(is_reference_N, 0, num_steps_N)
     items = [item for status in scored for item in status.items or []]
-    rewards = {name: np.array(scores_of(items, name), dtype=float) for name in config.weights}
-    found = totals(rewards, config.reward_objective, scales)
+    rewards = {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
+    found = totals(rewards, objective, scales)
     gain_N = np.full(len(is_reference_N), np.nan)
     own_total_N = found.valid_total_N[_own_of_the_same_noise(groups)]
     gain_N[is_reference_N] = own_total_N - found.valid_total_N[is_reference_N]
@@ -82,7 +80,7 @@ def record_rewards(collected: Collected, config: RunSettings, scales: Mapping[st
         vetoed=_means(np.where(np.isnan(found.total_N), np.nan, found.vetoed_N), own_steps_N),
         reference=_means(found.valid_total_N, np.where(is_reference_N, num_steps_N, 0)),
         gain=_means(gain_N, num_steps_N),
-        versions={name: version_of(items, name) for name in config.weights},
+        versions={name: version_of(items, name) for name in objective.weights},
     )
 
 

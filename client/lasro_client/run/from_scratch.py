@@ -34,7 +34,7 @@ def surrogate_from_scratch(
     """
     first = pretrain(stage1, out / "stage1", observers)
     base_rewards = first.with_name(BASE_REWARDS_FILE)
-    folders = [_warm_up_folder(out, i) for i in range(WARM_UP_RUNS)]
+    folders = [warm_up_folder(out, i) for i in range(WARM_UP_RUNS)]
     for i, folder in enumerate(folders):
         start = first if i == 0 else folders[0] / SURROGATE_FILE
         seeded = warm_up.model_copy(update={"seed": warm_up.seed + i, "name": f"{warm_up.name}-{i}"})
@@ -44,7 +44,7 @@ def surrogate_from_scratch(
     return pretrain(last, out / "surrogate", observers), base_rewards
 
 
-def _warm_up_folder(out: Path, index: int) -> Path:
+def warm_up_folder(out: Path, index: int) -> Path:
     """`warm-up-INDEX`, or the folder that version 0.1 made for it."""
     old = out / f"rehearsal-{index}"
     return old if old.exists() else out / f"warm-up-{index}"

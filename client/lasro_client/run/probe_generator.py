@@ -12,10 +12,8 @@ from functools import partial
 
 import torch
 
-from lasro.config import PretrainSettings, RunSettings
-from lasro.methods.registry import create_trainer
-from lasro.models.base import GeneratorModel
-from lasro.training.distributed import DistributedContext
+from lasro.config import PretrainSettings
+from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_prompts, sample_latents
 from lasro.training.score_source import ScoreSource
@@ -30,11 +28,11 @@ def probe_age(settings: PretrainSettings, round: int) -> int:
 class ProbeGenerator:
     """The adapter on `model.unet`, reset to the base every `pretrain.probe_rounds`. `model.base` stays as it is."""
 
-    def __init__(self, model: GeneratorModel, config: RunSettings, peers: DistributedContext | None = None) -> None:
-        self.settings = config.pretrain
-        self.batch_size, self.seed = config.train.batch_size, config.seed
-        self.trainer = create_trainer(config, model, peers)
-        self.policy = partial(sample_latents, model)
+    def __init__(self, trainer: GeneratorTrainer, settings: PretrainSettings, batch_size: int) -> None:
+        """`batch_size`: prompts of an update."""
+        self.trainer, self.settings, self.batch_size = trainer, settings, batch_size
+        self.seed = trainer.seed
+        self.policy = partial(sample_latents, trainer.model)
 
     def is_active(self, round: int) -> bool:
         """Whether it differs from the base in this round, so that its samples are worth a reward."""

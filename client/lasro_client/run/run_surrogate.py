@@ -57,10 +57,12 @@ class TrainedSurrogate:
 
     def open(self, resumed: int | None, observer: Observers) -> int:
         config, connected = self.config, self.connected
-        version = open_surrogate(connected, config.name, config, config.train.initial_surrogate, resumed)
+        version = open_surrogate(connected, config.name, config.surrogate_run, config.train.initial_surrogate, resumed)
         if resumed is None:
             alone = FeedbackClient(connected, config.name, config.services.timeout_s)
-            accuracy = preload_replay(self.model, config, alone)
+            accuracy = preload_replay(
+                self.model, config.train, config.surrogate.buffer_groups, list(config.weights), alone
+            )
             if accuracy is not None:
                 text = f"stage 1's groups are in the replay; the surrogate ranks {accuracy:.1%} of their pairs right"
                 observer.note(text)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from lasro.config import RunSettings
 from lasro.errors import ConfigError, WireError
 from lasro.files import write_atomically
 from lasro.wire import GroupStatus, GroupSubmission, Message, from_msgpack, scores_of, to_msgpack
@@ -56,23 +55,23 @@ def read_samples(run: Path) -> Iterator[GroupSubmission]:
             raise ConfigError(f"pretrain.initial_samples: {path} ({error}); leave this run out") from error
 
 
-def preload_samples(config: RunSettings, feedback: FeedbackClient) -> int:
-    """Put the groups of `pretrain.initial_samples` into the replay, before the first round's; returns how many.
+def preload_samples(runs: Sequence[Path], rewards: Sequence[str], feedback: FeedbackClient) -> int:
+    """Put the groups that these runs kept into the replay, before the first round's; returns how many.
 
     Calls no reward and is safe to repeat. Raises ConfigError where a group lacks a reward of this run.
     """
-    kept = (group for run in config.pretrain.initial_samples for group in read_samples(run))
+    kept = (group for run in runs for group in read_samples(run))
     count = 0
     while batch := list(islice(kept, GROUPS_PER_POST)):
-        posts = [_carried(group, config, index) for index, group in enumerate(batch, count)]
+        posts = [_carried(group, rewards, index) for index, group in enumerate(batch, count)]
         feedback.adapt(feedback.post(posts), BEFORE_THE_FIRST_ROUND, 0, part=count)
         count += len(posts)
     return count
 
 
-def _carried(group: GroupSubmission, config: RunSettings, index: int) -> GroupSubmission:
+def _carried(group: GroupSubmission, rewards: Sequence[str], index: int) -> GroupSubmission:
     scores = group.scores or {}
-    if missing := set(config.weights) - set(scores):
+    if missing := set(rewards) - set(scores):
         raise ConfigError(
             f"pretrain.initial_samples: group {group.group_id} has rewards {sorted(scores)}, expected also "
             f"{sorted(missing)}; take runs with the rewards of this one"
@@ -84,8 +83,8 @@ def _carried(group: GroupSubmission, config: RunSettings, index: int) -> GroupSu
         prompt=group.prompt,
         metadata=group.metadata,
         policy_version=0,
-        rewards=list(config.weights),
+        rewards=list(rewards),
         stages=group.stages,
-        scores={name: scores[name] for name in config.weights},
+        scores={name: scores[name] for name in rewards},
         latents=group.latents,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError
+from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt, read_prompts
@@ -27,6 +28,7 @@ from lasro_client.run.probe_generator import ProbeGenerator
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.saved_samples import preload_samples
 from lasro_client.run.stop_signal import StopRequest
+from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.connect import Services, open_surrogate, services
 from lasro_client.services.feedback import FeedbackClient
@@ -54,13 +56,14 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
 def _pretrain(folder: RunFolder, peers: DistributedContext, observer: Observers) -> None:
     config = folder.config
     prompts = read_prompts(config.prompts.train)
-    probe = ProbeGenerator(load_model(config.model), config, peers)
-    if not probe.trainer.method.needs_surrogate:
+    trainer = create_trainer(config, load_model(config.model), peers)
+    probe = ProbeGenerator(trainer, config.pretrain, config.train.batch_size)
+    if not trainer.method.needs_surrogate:
         raise ConfigError(f"method.type: got {config.method.type}, which needs no surrogate; run stage 2 at once")
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with (
-        services(config, folder.path, peers) as connected,
+        services(config.services, config.rewards, folder.path, peers) as connected,
         observer.rounds(config.pretrain.rounds, progress.round),
         StopRequest() as stop,
     ):
@@ -103,7 +106,10 @@ class Pretraining:
         """Create or join the run at the trainer. A new one gets the samples of earlier runs and a checkpoint."""
         config, resumed = self.config.pretrain, self.progress.surrogate_version
         version = self._peers.on_main_and_broadcast(
-            lambda: open_surrogate(self._connected, self.run, self.config, config.initial_surrogate, resumed), int
+            lambda: open_surrogate(
+                self._connected, self.run, self.config.surrogate_run, config.initial_surrogate, resumed
+            ),
+            int,
         )
         if resumed is None:
             if config.initial_samples:
@@ -115,7 +121,7 @@ class Pretraining:
         runs = len(self.config.pretrain.initial_samples)
         self.observer.activity(f"samples of {runs} earlier runs go into the replay")
         feedback = FeedbackClient(self._connected, self.run, self.config.services.timeout_s)
-        groups = preload_samples(self.config, feedback)
+        groups = preload_samples(self.config.pretrain.initial_samples, list(self.config.weights), feedback)
         self.observer.activity(f"{groups} groups of earlier runs are in the replay")
 
     def run_rounds(self, stop: StopRequest) -> None:
@@ -144,7 +150,8 @@ class Pretraining:
         chosen = draw_prompts(self.prompts, settings.prompts_per_round, draws)
         self._budget.check()
         keep = self.folder.path if settings.keep_samples else None
-        collected = collect(self._feedback, config, chosen, self._sample, round, 0, keep)
+        header = RoundHeader(round, 0, list(config.weights), config.budget.max_reward_calls)
+        collected = collect(self._feedback, chosen, self._sample, header, keep)
         reply = self._feedback.adapt(collected.scored, round, settings.steps_per_round)
         self._source.refresh(reply.version)
         self.probe.update(round, self.prompts, draws, self._source)
@@ -154,7 +161,7 @@ class Pretraining:
             round=round,
             num_rounds=settings.rounds,
             elapsed_s=self.progress.elapsed_s,
-            rewards=record_rewards(collected, config, reply.statistics.scales),
+            rewards=record_rewards(collected, config.reward_objective, reply.statistics.scales),
             surrogate=record_surrogate(reply),
             reward_calls=self.progress.reward_calls,
         )

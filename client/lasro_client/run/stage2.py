@@ -59,7 +59,14 @@ def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) ->
     trainer = create_trainer(config, model, peers)
     overlap = config.train.overlap
     needs_surrogate, cores = trainer.method.needs_surrogate, 0.5 if overlap else 1.0
-    with services(config, folder.path, peers, trainer_cores=cores if needs_surrogate else 0.0) as connected:
+    with services(
+        config.services,
+        config.rewards,
+        folder.path,
+        peers,
+        trainer_cores=cores if needs_surrogate else 0.0,
+        also_scored=config.evaluation.rewards,
+    ) as connected:
         feedback = FeedbackClient(connected, config.name, config.services.timeout_s, peers)
         surrogate = TrainedSurrogate(config, model, connected, feedback) if needs_surrogate else NoSurrogate()
         alternation = Alternation(folder, trainer, feedback, surrogate, prompts)

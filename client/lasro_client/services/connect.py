@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from lasro.config import RunSettings, ServiceSettings, SurrogateRun
+from lasro.config import RewardSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro.training.distributed import DistributedContext, on_one_machine
 from lasro_client.services.local_stack import LocalStack
@@ -46,38 +46,46 @@ class Services(NamedTuple):
 
 @contextmanager
 def services(
-    config: RunSettings, folder: Path, peers: DistributedContext | None = None, trainer_cores: float = 1.0
+    settings: ServiceSettings,
+    rewards: Sequence[RewardSettings],
+    folder: Path,
+    peers: DistributedContext | None = None,
+    trainer_cores: float = 1.0,
+    also_scored: Sequence[str] = (),
 ) -> Iterator[Services]:
-    """Connect to the services' URLs, or start everything here; checks that the run's rewards are registered.
+    """Connect to the services' URLs, or start everything here with these rewards; `folder` then keeps their data.
+
+    Raises ConfigError for a reward, or one of the names `also_scored`, that is not registered.
 
     Of several processes the main one starts them. A trainer started here has threads for `trainer_cores` of all cores;
     with 0 none is started.
     """
     api_key, timeout_s, peers = (
         os.environ.get("LASRO_API_KEY"),
-        config.services.timeout_s,
+        settings.timeout_s,
         peers or DistributedContext(),
     )
     with ExitStack() as exits:
-        known = urls(config.services)
+        known = urls(settings)
         local = known is None
         if known is None:
-            known = peers.on_main_and_broadcast(lambda: _started_here(exits, config, folder, trainer_cores), Urls)
-        rewards = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
+            known = peers.on_main_and_broadcast(lambda: _started_here(exits, rewards, folder, trainer_cores), Urls)
+        reward_client = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
         trainer = None
         if known.surrogate_trainer:
             trainer = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
-        yield _checked(Services(rewards, trainer, local), config)
+        names = [*(reward.name for reward in rewards), *also_scored]
+        yield _checked(Services(reward_client, trainer, local), names)
 
 
-def _started_here(exits: ExitStack, config: RunSettings, folder: Path, trainer_cores: float) -> Urls:
+def _started_here(exits: ExitStack, rewards: Sequence[RewardSettings], folder: Path, trainer_cores: float) -> Urls:
     if not on_one_machine():
         raise ConfigError(
             "services: got no URLs, but processes on several machines; start the services where all reach them and "
             f"set {' and '.join(URL_VARIABLES)}"
         )
     with_trainer = trainer_cores > 0
-    stack = LocalStack(folder / "services", config.rewards, trainer=with_trainer, trainer_cores=trainer_cores)
+    stack = LocalStack(folder / "services", rewards, trainer=with_trainer, trainer_cores=trainer_cores)
     exits.enter_context(stack)
     return Urls(stack.reward_api, stack.surrogate_trainer)
 
@@ -100,8 +108,8 @@ def urls(settings: ServiceSettings) -> Urls | None:
     return None
 
 
-def _checked(connected: Services, config: RunSettings) -> Services:
-    for name in (*config.weights, *config.evaluation.rewards):
+def _checked(connected: Services, rewards: Sequence[str]) -> Services:
+    for name in rewards:
         try:
             connected.rewards.reward(name)
         except NotFoundError as error:
@@ -112,21 +120,12 @@ def _checked(connected: Services, config: RunSettings) -> Services:
     return connected
 
 
-def open_surrogate(connected: Services, run: str, config: RunSettings, initial: str | None, resumed: int | None) -> int:
+def open_surrogate(connected: Services, run: str, body: SurrogateRun, initial: str | None, resumed: int | None) -> int:
     """Create the run at the trainer, or join it; a new one starts from `initial`. Returns its version.
 
     `resumed`: the version of the caller's checkpoint, None without one. From it on versions are kept until the caller
     leases a newer one. Raises ConflictError where the trainer has less than that.
     """
-    objective = config.reward_objective
-    body = SurrogateRun(
-        model=config.model,
-        surrogate=config.surrogate,
-        weights=dict(objective.weights),
-        combine=objective.combine,
-        floors=dict(objective.floors),
-        normalised=tuple(objective.normalised),
-    )
     status = connected.surrogates.create(run, body)
     if initial is not None and status.steps == 0:
         connected.surrogates.upload_weights(run, surrogate_weights(initial))

@@ -1,4 +1,4 @@
-"""Scenes and what their captions make of them: a stated share is told wrongly, as captions of the web are."""
+"""Scenes and what their captions make of them: a stated share is wrong, as captions of the web are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw_scene(rng: np.random.Generator, settings: DataSettings) -> Scene:
     return random_scene(rng, num_objects, (_background(rng, settings.white_backgrounds),))
 
 
-def told(scene: Scene, rng: np.random.Generator, settings: DataSettings) -> str:
+def noisy_caption(scene: Scene, rng: np.random.Generator, settings: DataSettings) -> str:
     """A caption of the scene, true but for the stated shares of two-object captions."""
     name_white = bool(rng.random() < settings.white_named)
     return caption(misheard(scene, rng, settings), name_white)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lasro.demo.shapes import BACKGROUNDS
-from tiny_recipe.captions import draw_scene, emoji_caption, emoji_prompt, told
+from tiny_recipe.captions import draw_scene, emoji_caption, emoji_prompt, noisy_caption
 from tiny_recipe.config import Recipe
 from tiny_recipe.drawing import Drawn, background_colors, distance_fields, draw_emoji, draw_scenes, scene_rows
 from tiny_recipe.emoji import read_emoji
@@ -27,7 +27,7 @@ class Shapes:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         rng = np.random.default_rng([recipe.seed, 1])
         scenes = [draw_scene(rng, recipe.data) for _ in range(recipe.data.scenes)]
-        self.captions = [told(scene, rng, recipe.data) for scene in scenes]
+        self.captions = [noisy_caption(scene, rng, recipe.data) for scene in scenes]
         self._rows, self._fields = scene_rows(scenes, device), distance_fields(device)
         self._size_px = recipe.data.image_px
 
