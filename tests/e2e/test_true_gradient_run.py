@@ -1,4 +1,4 @@
-"""A run by the true gradient on an SD1.5-class model: its own reward beside the TOML file, and no surrogate trainer."""
+"""A run by the true gradient on an SD1.5-class model: its own reward next to the TOML file, no surrogate trainer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_without_a_surrogate(folder: Path) -> None:
     """Guards against a method that needs no surrogate waiting for one, a second family that no run can use, and a
-    reward beside the TOML file that is found from that folder only."""
+    reward next to the TOML file that is found from that folder only."""
     config = load_config(folder / "run.toml")
     summary = train(config, folder / "run")
     assert summary["rounds"] == 2
@@ -58,6 +58,7 @@ def test_a_run_without_a_surrogate(folder: Path) -> None:
     assert first["policy_version"] == 1
     assert first["score"]["one_step"] is not None
     assert first["held_out_pair_accuracy"] is None
+    assert first["failed_samples"] == second["failed_samples"] == 0
     assert second["gain"]["one_step"] is not None, "the base's samples are there to compare with"
     assert (folder / "run" / "adapter" / "pytorch_lora_weights.safetensors").exists()
     started = {path.stem for path in (folder / "run" / "services").glob("*.log")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from lasro.config import RunSettings
@@ -86,11 +87,16 @@ class NoSurrogate:
 
     source = None
 
+    def __init__(self, required_rewards: Sequence[str]) -> None:
+        """`required_rewards`: names without which a sample has no total."""
+        self.required_rewards = required_rewards
+
     def open(self, resumed: int | None, observer: Observers) -> int:
         return 0
 
     def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
-        failed = sum(item.total is None and not item.vetoed for status in scored for item in status.items or [])
+        items = [item for status in scored for item in status.items or []]
+        failed = sum(any(item.scores[name].score is None for name in self.required_rewards) for item in items)
         statistics = AdaptStatistics(
             loss=None,
             pair_accuracy=None,

@@ -68,7 +68,11 @@ def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) ->
         also_scored=config.evaluation.rewards,
     ) as connected:
         feedback = FeedbackClient(connected, config.name, config.services.timeout_s, peers)
-        surrogate = TrainedSurrogate(config, model, connected, feedback) if needs_surrogate else NoSurrogate()
+        surrogate = (
+            TrainedSurrogate(config, model, connected, feedback)
+            if needs_surrogate
+            else NoSurrogate(config.reward_objective.required_rewards)
+        )
         alternation = Alternation(folder, trainer, feedback, surrogate, prompts)
         resumed_s = alternation.progress.elapsed_s
         held_out = HeldOut(folder, model, held_out_prompts, connected.rewards, observer)
