@@ -13,11 +13,10 @@ from torch import Tensor
 from lasro.config import AscentSettings
 from lasro.errors import ConfigError
 from lasro.functional.generator_loss import stay_near_base
-from lasro.models.base import GeneratorModel
+from lasro.models.base import SOLVER_STEPS, GeneratorModel
 from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
 from lasro.wire import unpack_prompts, unpack_tensors
 
-SOLVER_STEPS = 50
 BATCH = 8
 Regulariser = Callable[[GeneratorTrainer, Sequence[StepSamples], torch.Generator], Tensor]
 """This process's part of L_reg, a scalar, for the samples of an update."""

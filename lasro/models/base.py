@@ -79,9 +79,13 @@ class FeatureExtractor(nn.Module, ABC):
         """Features [B, C', H', W'] of noisy latents at `timesteps_B` int64, 0 to 999."""
 
 
+SOLVER_STEPS = 50
+"""Of the solver that a distillation loss takes one step of."""
 DistillationLoss = Callable[[Tensor, Tensor, int, Sequence[str]], Tensor]
-"""Clean latents and noise [B, C, H, W], the index of a solver step counted from the clean end, and prompts to a scalar
-whose gradient reaches the adapter."""
+"""Clean latents and noise [B, C, H, W], the index of a solver step (1 to SOLVER_STEPS - 1, counted from the clean end),
+and prompts to a scalar whose gradient reaches the adapter."""
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
+"""What diffusers raises for a folder, file or hub id that it cannot load."""
 
 
 class GeneratorModel(ABC):

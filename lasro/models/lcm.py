@@ -29,7 +29,15 @@ from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding
 from lasro.functional.generator_loss import lcm_distillation
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
-from lasro.models.base import Conditioning, DistillationLoss, FeatureExtractor, GeneratorModel, SamplingStep
+from lasro.models.base import (
+    LOADING_ERRORS,
+    SOLVER_STEPS,
+    Conditioning,
+    DistillationLoss,
+    FeatureExtractor,
+    GeneratorModel,
+    SamplingStep,
+)
 from lasro.models.device import autocast, pick_device
 from lasro.models.lcm_teacher import TeacherUNet
 from lasro.models.lora import add_lora, load_adapter, save_adapter
@@ -37,10 +45,7 @@ from lasro.models.shared_view import shared_view
 from lasro.models.unet_encoder import UNetEncoder
 
 EMBEDDING_CACHE = 2048
-SOLVER_STEPS = 50
 DECODE_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
-"""What diffusers raises for a folder, file or hub id that it cannot load."""
 
 
 class LatentConsistencyModel(GeneratorModel):
@@ -237,7 +242,7 @@ class LatentConsistencyModel(GeneratorModel):
         timesteps = lcm_timesteps(SOLVER_STEPS)[::-1]
 
         def loss(z_BCHW: Tensor, noise_BCHW: Tensor, index: int, prompts: Sequence[str]) -> Tensor:
-            """L_lcm from solver step `index` (1 to 49) to the one before."""
+            """L_lcm from solver step `index` to the one before."""
             conditioning = self.embed(prompts)
             of_teacher = self.unet_arguments(self.embed([*prompts, *([""] * len(prompts))]))
             return lcm_distillation(

@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from lasro.errors import ModelError
+from lasro.models.base import LOADING_ERRORS
 
 
 class TeacherUNet:
@@ -23,7 +24,7 @@ class TeacherUNet:
         subfolder = "unet" if Path(path, "unet").is_dir() else None
         try:
             unet = UNet2DConditionModel.from_pretrained(path, subfolder=subfolder, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except LOADING_ERRORS as error:
             raise ModelError(f"{path}: cannot be loaded as the teacher's UNet ({error})") from error
         self.unet: Any = unet.requires_grad_(False).eval()
         nn.Module.to(self.unet, device)

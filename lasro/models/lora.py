@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lasro.config import LoraSettings
 from lasro.errors import ModelError
+from lasro.models.base import LOADING_ERRORS
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 GENERATOR = "generator"
@@ -60,7 +61,7 @@ def load_adapter(pipeline: Any, folder: Path) -> None:
         raise ModelError(f"{folder}: no such adapter; expected a folder with {ADAPTER_FILE}")
     try:
         pipeline.load_lora_weights(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded as a LoRA for this model ({error})") from error
 
 
