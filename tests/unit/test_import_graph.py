@@ -21,6 +21,8 @@ PACKAGES = {
     "lasro_surrogate_trainer": ROOT / "services" / "surrogate_trainer" / "lasro_surrogate_trainer",
 }
 MAX_CLIENT_FLOORS = 6
+CLIENT_FLOORS = [{"services"}, {"evaluation"}, {"run"}, {"audit", "report", "watch"}, {"cli"}]
+"""Sub-packages of the client from the ground up: each imports only those below it."""
 Graph = Mapping[str, set[str]]
 
 
@@ -142,6 +144,16 @@ def test_floors_by_hand() -> None:
 def test_the_client_has_the_sub_packages_of_the_layout() -> None:
     """Guards against a sub-package that nobody agreed on, and against the next tests looking at nothing."""
     assert client_sub_packages().keys() == {"cli", "run", "services", "evaluation", "report", "audit", "watch"}
+    assert client_sub_packages().keys() == set().union(*CLIENT_FLOORS)
+
+
+def test_imports_of_the_client_run_down() -> None:
+    """Guards against a run that knows who watches it, and against circles, in which nothing can be changed alone."""
+    graph = client_sub_packages()
+    for height, packages in enumerate(CLIENT_FLOORS):
+        below = set().union(*CLIENT_FLOORS[:height])
+        for package in packages:
+            assert graph[package] <= below, f"{package} imports {sorted(graph[package] - below)}"
 
 
 def test_the_client_stands_on_few_floors() -> None:
@@ -151,7 +163,7 @@ def test_the_client_stands_on_few_floors() -> None:
 
 def test_a_run_knows_no_terminal_report_or_prometheus() -> None:
     """Guards against a training loop that cannot run without a terminal: it calls observers, `cli` composes them."""
-    shown = ("lasro_client.watch", "lasro_client.report", "rich", "prometheus_client")
+    shown = ("lasro_client.watch", "lasro_client.report", "rich", "prometheus_client", "jinja2")
     odd = {
         f"{module} imports {name}"
         for module, tree in sources().items()
