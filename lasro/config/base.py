@@ -37,7 +37,7 @@ def _weights(value: str, info: ValidationInfo) -> str:
 
 
 def _folder_or_hub_id(value: str, info: ValidationInfo) -> str:
-    """A path where it looks like one or is there beside the file; anything else is a hub id."""
+    """A path where it looks like one, or exists in the folder of the file; anything else is a hub id."""
     if value == BUNDLED or info.context is None:
         return value
     path = _from_folder(Path(value), info)
@@ -49,7 +49,7 @@ ConfigPath = Annotated[Path, AfterValidator(_from_folder)]
 WeightsFile = Annotated[str, AfterValidator(_weights)]
 """`bundled`, or a file as `ConfigPath`."""
 ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
-"""`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder beside the TOML file."""
+"""`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder next to the TOML file."""
 
 
 class Settings(BaseModel):

@@ -106,7 +106,7 @@ class TrainSettings(SamplingSettings):
     initial_base_rewards: ConfigPath | None = None
     """The base_rewards.jsonl of the same `lasro pretrain`: its groups start the replay; absent: it is empty."""
     carried_groups: Annotated[int, Field(ge=1, le=100_000)] = 120
-    """Newest groups of `initial_base_rewards` that are drawn again and carried over."""
+    """How many of the newest groups of `initial_base_rewards` are sampled again and preloaded into the replay."""
     carried_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
     """First seeds of each of these groups; absent: all of them."""
     checkpoint_rounds: Annotated[int, Field(ge=1)] = 10

@@ -1,4 +1,4 @@
-"""Messages between the client and the surrogate trainer. Gradients and latents travel as safetensors beside them."""
+"""Messages between the client and the surrogate trainer. Gradients and latents travel as safetensors."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ OBSERVERS = [ReportWriter()]
 
 
 class Recorder(Observer):
-    """Keeps what it is told, in order: the call, and in short what it was called with."""
+    """Records each call, in order, with its arguments in short."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -28,7 +28,7 @@ SMALLEST_DEMO = ("train.rounds=1", "train.carried_groups=4", "evaluation.prompts
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """What a command prints that ends well; it is not told where the checkout is."""
+    """Output of a command that succeeds, run without the checkout on its path."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=cwd, env={**inherited, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_every_command_helps_in_an_empty_folder(installed: Path, tmp_path: Path)
 
 
 def test_shipped_configurations_load_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    """Bug: a configuration in the wheel named a prompt or label file that is not beside it there."""
+    """Bug: a configuration in the wheel named a prompt or rewards file that the wheel lacks."""
     code = (
         "from pathlib import Path\n"
         "from lasro.config import load_config\n"

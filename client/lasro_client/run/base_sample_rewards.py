@@ -1,4 +1,4 @@
-"""Rewards of stage 1's base samples, carried over to stage 2, which draws the samples themselves again.
+"""Rewards of stage 1's base samples: stage 2 samples the same groups again and preloads its replay with them.
 
 Without them stage 2 starts with an empty replay, and within tens of rounds the surrogate forgets what stage 1 taught
 it. The samples of a large model would take gigabytes; the seed of their noise takes no space, and the base is at
