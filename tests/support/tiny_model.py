@@ -10,27 +10,38 @@ from typing import Any
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+diffusers: Any = importlib.import_module("diffusers")  # its annotations refuse tuples of more than one
+BUNDLED = Path(str(importlib.resources.files("lasro"))) / "assets" / "tiny-sdxl-lcm"
+
+
+def tiny_text_config(tokenizer: CLIPTokenizer, hidden_size: int) -> CLIPTextConfig:
+    """Of a text encoder of one layer for that tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=32, projection_dim=16,
+        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, bos_token_id=0,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def tiny_vae(scaling_factor: float) -> Any:
+    """A random one: 16 x 16 pixels to latents 4 x 8 x 8."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, scaling_factor=scaling_factor,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+
 
 def write_tiny_model(folder: Path) -> Path:
     """A random SDXL-class consistency model far smaller than the bundled one: latents 4 x 8 x 8, images 16 x 16.
 
     Only its tokenizers are the bundled ones.
     """
-    diffusers: Any = importlib.import_module("diffusers")  # its annotations refuse tuples of more than one
-    bundled = Path(str(importlib.resources.files("lasro"))) / "assets" / "tiny-sdxl-lcm"
-    tokenizers = [CLIPTokenizer.from_pretrained(bundled / name) for name in ("tokenizer", "tokenizer_2")]
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizers[0]), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=tokenizers[0].model_max_length, bos_token_id=0,
-        eos_token_id=tokenizers[0].eos_token_id, pad_token_id=tokenizers[0].pad_token_id,
-    )  # fmt: skip
+    tokenizers = [CLIPTokenizer.from_pretrained(BUNDLED / name) for name in ("tokenizer", "tokenizer_2")]
+    text_config = tiny_text_config(tokenizers[0], hidden_size=16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = diffusers.StableDiffusionXLPipeline(
-            vae=diffusers.AutoencoderKL(
-                block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, scaling_factor=0.5,
-                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            ),
+            vae=tiny_vae(scaling_factor=0.5),
             text_encoder=CLIPTextModel(text_config),
             text_encoder_2=CLIPTextModelWithProjection(text_config),
             tokenizer=tokenizers[0],
@@ -43,7 +54,7 @@ def write_tiny_model(folder: Path) -> Path:
                 addition_embed_type="text_time", addition_time_embed_dim=8,
                 projection_class_embeddings_input_dim=16 + 6 * 8,
             ),
-            scheduler=diffusers.LCMScheduler.from_pretrained(bundled, subfolder="scheduler"),
+            scheduler=diffusers.LCMScheduler.from_pretrained(BUNDLED, subfolder="scheduler"),
             add_watermarker=False,
         )  # fmt: skip
     pipeline.save_pretrained(folder)
