@@ -1,6 +1,6 @@
 """The reward API from Python.
 
-with RewardClient("http://127.0.0.1:8001") as api:
+with RewardClient("http://127.0.0.1:8000") as api:
     api.register(RewardSpec(name="aesthetic", url="http://127.0.0.1:9000/", protocol="native"))
     reply = api.score(ScoreRequest(prompts=["a cat"], images=[png], rewards=["aesthetic"]))
 """
