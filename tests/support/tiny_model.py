@@ -14,8 +14,8 @@ diffusers: Any = importlib.import_module("diffusers")  # its annotations refuse 
 BUNDLED = Path(str(importlib.resources.files("lasro"))) / "assets" / "tiny-sdxl-lcm"
 
 
-def tiny_text_config(tokenizer: CLIPTokenizer, hidden_size: int) -> CLIPTextConfig:
-    """Of a text encoder of one layer for that tokenizer."""
+def tiny_text_config(tokenizer: Any, hidden_size: int) -> CLIPTextConfig:
+    """Of a text encoder of one layer for that `CLIPTokenizer`, whose annotations let the id of a token be a string."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=32, projection_dim=16,
         num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, bos_token_id=0,
