@@ -54,6 +54,13 @@ JSON_REPLIES = {
     "empty": "",
     "deep": "[" * 100_000,
 }
+REFUSALS: dict[str, tuple[int, str, str]] = {
+    "json": (404, "application/json", '{"error": {"message": "model \'x\' is not loaded", "code": null}}'),
+    "list": (400, "application/json", '{"detail": [{"loc": ["body", "images"], "msg": "Field required"}]}'),
+    "traceback": (500, "text/html", 'Traceback (most recent call last):\n  File "app.py"\nRuntimeError: no GPU\n'),
+    "html": (502, "text/html", "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"),
+    "quote": (403, "text/plain", "unknown key 0123-key\nsee the manual"),
+}
 REPLIES = [
     bad_reply("fewer scores than images", "too-few", "got 2, expected one per image (3)"),
     bad_reply("more scores than images", "too-many", "got 4, expected one per image (3)"),
@@ -79,7 +86,25 @@ REPLIES = [
     Fault("1 GB, without end in sight", "/endless", Status.BAD_REPLY, "more than 1048576 bytes"),
     Fault("a gzip bomb: 64 MB in 64 kB", "/gzip-bomb", Status.BAD_REPLY, "compressed"),
     Fault("the scorer's own reason for one image", "/some-rejected", Status.REJECTED, "no face found"),
-    Fault("HTTP 404", "/status/404", Status.HTTP_ERROR, "HTTP 404"),
+    Fault("HTTP 404", "/status/404", Status.HTTP_ERROR, "HTTP 404 Not Found"),
+    *(
+        Fault(what, f"/refused/{name}", Status.HTTP_ERROR, error, {"headers": {"X-Key": "0123-key"}})
+        for what, name, error in (
+            ("HTTP 404 with a reason in JSON", "json", "HTTP 404 Not Found: model 'x' is not loaded"),
+            ("HTTP 400 with a list of what does not fit", "list", "HTTP 400 Bad Request: body.images: Field required"),
+            ("HTTP 500 with a Python traceback", "traceback", "HTTP 500 Internal Server Error: RuntimeError: no GPU"),
+            ("HTTP 502 with a page of a proxy", "html", "HTTP 502 Bad Gateway"),
+            ("HTTP 403 that quotes the reward's key", "quote", "HTTP 403 Forbidden: unknown key [redacted]"),
+            ("HTTP 400 with a reason without end", "endless", "HTTP 400 Bad Request: no no no"),
+        )
+    ),
+    Fault(
+        "HTTP 503 with a reason that comes slowly",
+        "/refused/slow",
+        Status.HTTP_ERROR,
+        "HTTP 503 Service Unavailable: loading",
+        QUICK,
+    ),
     Fault("HTTP 500, three times", "/status/500", Status.HTTP_ERROR, "HTTP 500"),
     Fault("HTTP 429 that asks to wait a day", "/asks-to-wait-too-long", Status.HTTP_ERROR, "HTTP 429"),
     Fault("a redirect to a private address", "/redirect", Status.HTTP_ERROR, "HTTP 307: redirects are not followed"),
@@ -111,6 +136,7 @@ def endpoints(private_url: str) -> FastAPI:
     app = FastAPI()
     app.state.calls = 0
     _add_answers(app, private_url)
+    _add_refusals(app)
     _add_streams(app)
     return app
 
@@ -161,6 +187,29 @@ def _add_answers(app: FastAPI, private_url: str) -> None:
     @app.post("/some-rejected")
     async def some_rejected() -> Response:
         return Response('{"scores": [0.1, null, 0.3], "errors": [null, "no face found", null]}')
+
+
+def _add_refusals(app: FastAPI) -> None:
+    async def slowly():
+        yield b"loading"
+        await asyncio.sleep(5)
+
+    async def without_end():
+        for _ in range(16_384):
+            yield b"no " * 16_384
+
+    @app.post("/refused/slow")
+    async def slow_reason() -> Response:
+        return StreamingResponse(slowly(), 503, {"Retry-After": "86400"}, "text/plain")
+
+    @app.post("/refused/endless")
+    async def endless_reason() -> Response:
+        return StreamingResponse(without_end(), 400, media_type="text/plain")
+
+    @app.post("/refused/{name}")
+    async def refused(name: str) -> Response:
+        status, kind, body = REFUSALS[name]
+        return Response(body, status, {"Retry-After": "0"}, kind)
 
 
 def _add_streams(app: FastAPI) -> None:

@@ -21,8 +21,15 @@ NOW = datetime(2015, 10, 21, 7, 27, 30, tzinfo=UTC)
         ("Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
         ("Wed, 21 Oct 2015 07:20:00 GMT", 0.0),
         ("Wed, 21 Oct 2015 08:28:00 +0100", 30.0),
+        ("0.5", 0.5),
+        ("1.", 1.0),
+        (".25", 0.25),
         ("", None),
         ("-5", None),
+        ("1.5.2", None),
+        (".", None),
+        ("inf", None),
+        ("1e3", None),
         ("soon", None),
         ("Wed, 99 Oct 2015 07:28:00 GMT", None),
         ("١٢", None),
@@ -30,7 +37,7 @@ NOW = datetime(2015, 10, 21, 7, 27, 30, tzinfo=UTC)
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
-    """Bug: the date form is ignored, a past date waits a negative time, or nonsense raises."""
+    """Bug: the date form or half a second is ignored, a past date waits a negative time, or nonsense raises."""
     assert retry_after_s(value, NOW) == seconds
 
 
@@ -61,5 +68,7 @@ def test_pauses_are_jittered() -> None:
 
 
 def test_only_what_may_pass_is_retried() -> None:
-    """Bug: a refusal is sent again and again, or a gateway's 5xx is not."""
-    assert [status for status in range(400, 600) if is_retried(status)] == [408, 429, *range(500, 600)]
+    """Bug: a refusal is sent again and again, or a gateway's 5xx or a busy cog's 409 is not."""
+    assert [status for status in range(400, 600) if is_retried(status)] == [
+        408, 409, 425, 429, *range(500, 600)
+    ]  # fmt: skip

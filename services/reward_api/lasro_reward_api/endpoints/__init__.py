@@ -6,6 +6,7 @@ batching          images of several requests in one call
 retries           which failed calls are made again, and when
 circuit_breaker   when an endpoint is not called at all
 connections       one attempt over HTTP
+redaction         what an endpoint says, without secrets
 address_guard     which addresses may be connected to
 sockets           TCP without waiting behind other calls
 """

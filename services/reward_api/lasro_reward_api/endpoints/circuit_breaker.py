@@ -40,7 +40,7 @@ class CircuitBreaker:
 
     def __init__(self, failures: int, open_s: float, clock: Clock = time.monotonic) -> None:
         self._limit, self._open_s, self._clock = failures, open_s, clock
-        self._failed = 0
+        self._failed, self._last_error = 0, ""
         self._opened_at_s: float | None = None
         self._trial: int | None = None
         self._epoch = 0
@@ -59,10 +59,14 @@ class CircuitBreaker:
         if self.state is CircuitState.CLOSED:
             return None
         if self.state is CircuitState.OPEN:
-            return f"circuit open after {self._failed} failures in a row; tried again in {self._left_s():.1f} s"
+            return f"circuit open after {self._failures()}; tried again in {self._left_s():.1f} s"
         if self._trial is not None:
-            return f"circuit half-open after {self._failed} failures in a row; waits for its trial call"
+            return f"circuit half-open after {self._failures()}; waits for its trial call"
         return None
+
+    def _failures(self) -> str:
+        last = f", the last: {self._last_error}" if self._last_error else ""
+        return f"{self._failed} failures in a row{last}"
 
     def start(self) -> int:
         """Register the start of a call, which a probe makes even against a `refusal`; returns what `finish` takes."""
@@ -71,8 +75,8 @@ class CircuitBreaker:
             self._trial = self._epoch
         return self._epoch
 
-    def finish(self, call: int, verdict: Verdict) -> None:
-        """Register how a call ended.
+    def finish(self, call: int, verdict: Verdict, error: str = "") -> None:
+        """Register how a call ended, and what is to be said of the failure.
 
         A call that began before the circuit last changed its state is ignored: its outcome is older than the state.
         """
@@ -85,7 +89,7 @@ class CircuitBreaker:
             self._epoch += self._opened_at_s is not None
             self._failed, self._opened_at_s = 0, None
         elif verdict is Verdict.FAILED:
-            self._failed += 1
+            self._failed, self._last_error = self._failed + 1, error
             if was_trial or (self._opened_at_s is None and self._failed >= self._limit):
                 self._opened_at_s = self._clock()
                 self._epoch += 1

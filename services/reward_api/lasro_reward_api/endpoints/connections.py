@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import httpcore
@@ -20,19 +20,20 @@ from lasro.service.signing import is_signing_secret, new_message_id, reply_id, s
 from lasro.wire import Status
 from lasro_reward_api.endpoints.address_guard import AddressGuard, GuardedBackend, check_url
 from lasro_reward_api.endpoints.circuit_breaker import Verdict
+from lasro_reward_api.endpoints.redaction import Redactor
 from lasro_reward_api.endpoints.retries import is_retried, retry_after_s
 from lasro_reward_api.protocols.base import HttpRequest, ItemResult
+from lasro_reward_api.protocols.error_text import error_of_body
 
 Decode = Callable[[str, bytes], list[ItemResult]]
-LONGEST_ERROR = 300
 IDLE_S = 30.0
 """Seconds that an unused connection is kept open."""
 FAIR_SHARE = 0.5
 """Share of its own timeout that an endpoint must have had before silence counts as its failure."""
 USER_AGENT = "lasro-reward-api"
-SHORTEST_SECRET = 6
-"""Header values with fewer characters, such as a version number, are not redacted."""
-INDIVISIBLE = (401, 403, 404, 405, 408, 410, 429)
+LONGEST_REASON, REASON_BYTES, REASON_S = 200, 1 << 20, 1.0
+"""Of the body of a refusal: letters that are shown, bytes and seconds in which it is read."""
+INDIVISIBLE = (401, 403, 404, 405, 408, 409, 410, 425, 429)
 """Statuses 4xx that have nothing to do with the images sent."""
 
 
@@ -62,6 +63,7 @@ class ConnectionPool:
     def __init__(self, spec: wire.RewardSpec, max_reply_bytes: int, guard: AddressGuard, tls: ssl.SSLContext) -> None:
         self._spec, self._max_reply_bytes, self._tls = spec, max_reply_bytes, tls
         self._url = check_url(spec.url)
+        self.redacted = Redactor(spec)
         self._key = signing_key(spec.secret) if spec.secret and is_signing_secret(spec.secret) else None
         self._headers = self._own_headers()
         self._backend = GuardedBackend(guard, plain_http=self._url.scheme == "http")
@@ -79,8 +81,9 @@ class ConnectionPool:
         # Where the caller cut the call far shorter than the endpoint's own timeout, silence is no failure of it.
         verdict = Verdict.FAILED if limit_s >= FAIR_SHARE * self._spec.timeout_s else Verdict.NOTHING
         try:
-            async with asyncio.timeout(limit_s):
-                return await self._exchange(request, decode, extra)
+            ends_at_s = asyncio.get_running_loop().time() + limit_s
+            async with asyncio.timeout_at(ends_at_s):
+                return await self._exchange(request, decode, extra, ends_at_s)
         except BlockedError as error:
             return FailedAttempt(Status.BLOCKED, str(error), Verdict.NOTHING)
         except WireError as error:
@@ -95,7 +98,7 @@ class ConnectionPool:
             return FailedAttempt(Status.UNREACHABLE, text, Verdict.FAILED, retried=True)
 
     async def _exchange(
-        self, request: HttpRequest, decode: Decode, extra: Mapping[str, str]
+        self, request: HttpRequest, decode: Decode, extra: Mapping[str, str], ends_at_s: float
     ) -> list[ItemResult] | FailedAttempt:
         message_id = new_message_id()
         sent = self._headers | {name.lower(): value for name, value in (*request.headers.items(), *extra.items())}
@@ -114,7 +117,7 @@ class ConnectionPool:
         ):
             headers = httpx.Headers(response.headers)
             if response.status // 100 != 2:
-                return self._refused(response, headers)
+                return await self._refused(response, headers, ends_at_s)
             body = await self._read(response, headers)
         if self._spec.signed_replies:
             self._check_reply(headers, body, message_id)
@@ -173,26 +176,36 @@ class ConnectionPool:
         if answered != reply_id(message_id):
             raise WireError("reply: signed as the answer to another call")
 
-    def _refused(self, response: httpcore.Response, headers: httpx.Headers) -> FailedAttempt:
+    async def _refused(self, response: httpcore.Response, headers: httpx.Headers, ends_at_s: float) -> FailedAttempt:
         status = response.status
         if status // 100 == 3:
             return FailedAttempt(
                 Status.HTTP_ERROR, f"HTTP {status}: redirects are not followed; register the final URL"
             )
-        reason = response.extensions["reason_phrase"].decode("ascii", "replace")
+        phrase = response.extensions["reason_phrase"].decode("ascii", "replace").strip()
+        said = f"HTTP {status} {phrase}".strip()
+        reason = self.redacted(await self._reason(response, headers, ends_at_s), LONGEST_REASON)
+        # The page of a proxy says nothing that the status does not.
+        is_news = reason.casefold() not in ("", phrase.casefold(), f"{status} {phrase}".casefold())
         return FailedAttempt(
             Status.HTTP_ERROR,
-            self.redacted(f"HTTP {status} {reason}".strip()),
+            self.redacted(f"{said}: {reason}" if is_news else said),
             Verdict.FAILED if status // 100 == 5 else Verdict.ANSWERED,
             is_retried(status),
             retry_after_s(headers.get("retry-after", "")),
             divisible=status // 100 == 4 and status not in INDIVISIBLE,
         )
 
-    def redacted(self, text: str) -> str:
-        """The endpoint's words without the secrets that it was sent, since others than its owner read them."""
-        values = [value for value in self._spec.headers.values() if len(value) >= SHORTEST_SECRET]
-        secrets = [self._spec.secret, *values] if self._spec.secret else values
-        for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, "[redacted]")
-        return text[:LONGEST_ERROR]
+    async def _reason(self, response: httpcore.Response, headers: httpx.Headers, ends_at_s: float) -> str:
+        """The endpoint's own words in a refusal; "" where there are none, or none in time. The status stands anyway."""
+        if headers.get("content-encoding", "identity") != "identity":
+            return ""
+        left_s = ends_at_s - asyncio.get_running_loop().time()
+        body = bytearray()
+        with suppress(TimeoutError, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
+            async with asyncio.timeout(min(REASON_S, left_s / 2)):
+                async for chunk in response.aiter_stream():
+                    body += chunk
+                    if len(body) > min(REASON_BYTES, self._max_reply_bytes):
+                        break
+        return error_of_body(bytes(body))

@@ -113,13 +113,16 @@ class Endpoint:
         if reason is not None:
             return CallOutcome(Status.UNAVAILABLE, error=reason, attempts=0)
         max_attempts = 1 if is_probe or self.breaker.state is CircuitState.HALF_OPEN else self._max_attempts
-        call, verdict = self.breaker.start(), Verdict.NOTHING
+        call, verdict, error = self.breaker.start(), Verdict.NOTHING, ""
         started_s = time.perf_counter()
         try:
             result, attempts = await self._attempts(request, len(batch.images), deadline, request_id, max_attempts)
-            verdict = result.verdict if isinstance(result, FailedAttempt) else Verdict.ANSWERED
+            if isinstance(result, FailedAttempt):
+                verdict, error = result.verdict, result.error
+            else:
+                verdict = Verdict.ANSWERED
         finally:
-            self.breaker.finish(call, verdict)
+            self.breaker.finish(call, verdict, error)
         latency_s = time.perf_counter() - started_s
         self._metrics.called(self.spec.name, latency_s)
         if isinstance(result, FailedAttempt):

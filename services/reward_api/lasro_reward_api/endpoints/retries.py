@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import random
+import re
 from datetime import UTC, datetime
 
 BACKOFF_S = 0.2
@@ -11,16 +12,21 @@ LONGEST_BACKOFF_S = 10.0
 LONGEST_RETRY_AFTER_S = 60.0
 """An endpoint that asks for more is not called again for these images."""
 
+SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+
 
 def is_retried(status: int) -> bool:
-    """Whether an HTTP status may pass by itself: 408, 429 and 5xx."""
-    return status in (408, 429) or status // 100 == 5
+    """Whether an HTTP status may pass by itself: 408, 409 (cog: busy with another image), 425, 429 and 5xx."""
+    return status in (408, 409, 425, 429) or status // 100 == 5
 
 
 def retry_after_s(value: str, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header in either of its forms (RFC 9110, 10.2.3); None where it has neither."""
+    """Seconds of a Retry-After header in either of its forms (RFC 9110, 10.2.3); None where it has neither.
+
+    Seconds may have a fraction, which the RFC does not know and many servers send.
+    """
     text = value.strip()
-    if text.isascii() and text.isdecimal():
+    if SECONDS.fullmatch(text):
         return float(text)
     try:
         moment = email.utils.parsedate_to_datetime(text)

@@ -7,10 +7,10 @@ non-empty "error" as failed. Metadata has no place in that request and is left o
 
 from __future__ import annotations
 
-from lasro.errors import ConfigError, WireError
+from lasro.errors import ConfigError
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
-from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list
+from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, number_list, refuse_error
 
 
 def check(settings: Settings) -> None:
@@ -24,8 +24,7 @@ def encode(batch: Batch, settings: Settings) -> HttpRequest:
 
 def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     reply = json_object(content_type, body)
-    if reply.get("error"):
-        raise WireError("reply: the server reports an error instead of rewards; see its log")
+    refuse_error(reply, "rewards")
     rewards = number_list(reply, "rewards", count)
     return [finite_number(value, f"rewards[{index}]") for index, value in enumerate(rewards)]
 

@@ -24,9 +24,10 @@ from pydantic import AfterValidator, model_validator
 from lasro.errors import WireError
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
+from lasro_reward_api.protocols.error_text import error_of_json
 from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
-from lasro_reward_api.protocols.replies import json_value, score_or_reason
+from lasro_reward_api.protocols.replies import LONGEST_REASON, json_value, score_or_reason
 
 EACH = "$each"
 PLACEHOLDER = re.compile(r"\{\{(prompt|image|image_type|metadata(?:\.[A-Za-z0-9_-]+)*)\}\}")
@@ -135,10 +136,18 @@ def encode(batch: Batch, settings: Settings) -> HttpRequest:
 def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     options = parsed(MappingOptions, settings)
     reply = json_value(content_type, body)
+    try:
+        return _results(reply, count, options)
+    except WireError as error:
+        said = error_of_json(reply)[:LONGEST_REASON] if isinstance(reply, dict) else ""
+        raise WireError(f"{error}; the reply says: {said}" if said else str(error)) from error
+
+
+def _results(reply: Any, count: int, options: MappingOptions) -> list[ItemResult]:
     # Where there are errors, a score may be absent; that it has a reason is checked below.
     scores = select(parse_path(options.scores), reply, optional=options.errors is not None)
     errors = None if options.errors is None else select(parse_path(options.errors), reply, optional=True)
-    if one_image(settings):
+    if not _has_each(options.request):
         return [score_or_reason(scores, errors, 0)]
     scores, errors = _column(scores, "scores", count), _column(errors, "errors", count)
     return [score_or_reason(*pair, index) for index, pair in enumerate(zip(scores, errors, strict=True))]

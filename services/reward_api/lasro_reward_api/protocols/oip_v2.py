@@ -24,7 +24,7 @@ from lasro.errors import WireError
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, json_parts
 from lasro_reward_api.protocols.options import Options, Text, parsed
-from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown
+from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, refuse_error
 
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
 NUMBERS = ("FP16", "FP32", "FP64", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)))
@@ -86,8 +86,7 @@ def decode(content_type: str, body: bytes, count: int, settings: Settings) -> li
 
 
 def _named(reply: dict[str, Any], name: str) -> dict[str, Any]:
-    if reply.get("error"):
-        raise WireError("reply: the server reports an error instead of outputs; see its log")
+    refuse_error(reply, "outputs")
     outputs = reply.get("outputs")
     if not isinstance(outputs, list):
         raise WireError(f"reply: no list 'outputs', got the keys {keys_shown(reply)}")

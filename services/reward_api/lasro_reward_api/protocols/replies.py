@@ -9,6 +9,10 @@ from typing import Any
 
 from lasro.errors import WireError
 from lasro_reward_api.protocols.base import ItemResult, Rejected
+from lasro_reward_api.protocols.error_text import error_of_json
+
+LONGEST_REASON = 500
+"""Letters of an endpoint's own words that are kept; what is shown is shorter yet."""
 
 
 def json_value(content_type: str, body: bytes) -> Any:
@@ -33,11 +37,19 @@ def keys_shown(reply: Mapping[Any, Any]) -> list[str]:
     return sorted(str(key)[:40] for key in reply)[:5]
 
 
+def refuse_error(reply: Mapping[str, Any], wanted: str) -> None:
+    """Raise WireError where a reply of status 2xx reports an error in place of what is wanted, with its words."""
+    if reply.get("error"):
+        said = error_of_json(reply)[:LONGEST_REASON] or "see its log"
+        raise WireError(f"reply: the server reports an error instead of {wanted}: {said}")
+
+
 def number_list(reply: dict[str, Any], key: str, count: int) -> list[Any]:
     """The list under `key`, of exactly `count` entries of any kind."""
     values = reply.get(key)
     if not isinstance(values, list):
-        raise WireError(f"reply: no list {key!r}, got the keys {keys_shown(reply)}")
+        said = error_of_json(reply)[:LONGEST_REASON]
+        raise WireError(f"reply: no list {key!r}, got the keys {keys_shown(reply)}" + (f": {said}" if said else ""))
     if len(values) != count:
         raise WireError(f"{key}: got {len(values)}, expected one per image ({count})")
     return values
@@ -64,4 +76,4 @@ def score_or_reason(score: Any, reason: Any, index: int) -> ItemResult:
         raise WireError(f"errors[{index}]: got {type(reason).__name__}, expected null or a reason")
     if score is not None:
         raise WireError(f"scores[{index}]: got a value beside an error, expected null")
-    return Rejected(reason[:500])
+    return Rejected(reason[:LONGEST_REASON])
