@@ -51,6 +51,7 @@ def servers(running: tuple[Servers, str]) -> Servers:
     servers, _ = running
     servers.fault, servers.most_at_once = None, 0
     servers.refusals = servers.refused = 0
+    servers.most_logprobs, servers.refused_logprobs = 20, 0
     servers.calls.clear()
     return servers
 
@@ -154,6 +155,25 @@ def test_an_item_that_fails_leaves_the_others_alone(
         assert (found[1].score, found[0].score, found[2].score) == (None, 0.2, 0.0)
         assert reason in (found[1].error or "")
     assert sum(servers.calls) == 4
+
+
+def test_a_judge_that_gives_fewer_logprobs_is_asked_for_fewer(
+    api: RewardClient, running: tuple[Servers, str], servers: Servers
+) -> None:
+    """Bug: behind a server that gives 5 logprobs and says so, no image ever had a score."""
+    reward = spec(running, "logprobs", concurrency=2)
+    api.register(reward)
+    servers.most_logprobs = 5
+    found = score(api, reward, ["p"] * 5)
+    assert [one.score for one in found] == pytest.approx(SCORES)
+    assert servers.refused_logprobs == sum(one.attempts - 1 for one in found)
+    assert 1 <= servers.refused_logprobs <= 4  # calls in flight, and those encoded ahead for the next slots
+    before = servers.refused_logprobs
+    servers.most_logprobs = 4
+    api.score(ScoreRequest(prompts=["q"], images=[png(1)], rewards=[reward.name]))
+    assert servers.refused_logprobs == before + 1
+    api.score(ScoreRequest(prompts=["r"], images=[png(1)], rewards=[reward.name]))
+    assert servers.refused_logprobs == before + 1
 
 
 CHAT = '{"choices": [{"message": {"content": %s}, "finish_reason": "stop"}]}'

@@ -73,6 +73,7 @@ class Servers:
         self.refusals = self.refused = 0
         self.calls: list[int] = []
         self.at_once = self.most_at_once = 0
+        self.most_logprobs, self.refused_logprobs = 20, 0
         self.app.middleware("http")(self._or_fault)
         self.app.post("/")(self.native)
         self.app.post("/compute")(self.flow_factory)
@@ -124,6 +125,10 @@ class Servers:
         self.at_once -= 1
         if "too large" in text["text"]:
             raise HTTPException(400, "the image is too large for the context")
+        if (asked := body.get("top_logprobs", 0)) > self.most_logprobs:
+            self.refused_logprobs += 1
+            allowed = f"which is greater than max allowed: {self.most_logprobs}"
+            raise HTTPException(400, f"Requested sample logprobs of {asked}, {allowed}")
         said = "I am sorry, but I cannot rate this." if "fail" in text["text"] else f"{10 * redness(data):g}"
         choice: dict[str, Any] = {
             "index": 0,

@@ -87,7 +87,7 @@ def test_a_stated_number_is_mapped_to_the_unit_interval(settings: Any, content: 
     [
         ({}, said("I cannot judge this image."), "expected a number and nothing else"),
         ({}, said("7 or 8"), "expected a number"),
-        ({}, said("7/10"), "expected a number"),
+        ({}, said("7/20"), "expected one out of 10"),
         ({}, said("There are 3 cats.\n7"), "expected a number and nothing else"),
         ({}, said("nan"), "expected a number"),
         ({}, said("1e1"), "expected a number"),

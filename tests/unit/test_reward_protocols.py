@@ -27,10 +27,14 @@ CASES: list[tuple[Protocol, dict[str, Any]]] = [
     (Protocol.OPENAI_CHAT, MODEL),
     (Protocol.OPENAI_CHAT, MODEL | {"reasoning": True, "scale": [-1, 1]}),
     (Protocol.OPENAI_CHAT, YES_NO),
+    (Protocol.OPENAI_CHAT, MODEL | {"rubric": "?", "words": {"no": 0, "why": 1}, "score": "a"}),
+    (Protocol.OPENAI_CHAT, MODEL | {"rubric": "?", "pattern": "([0-9]+)"}),
     (Protocol.OIP_V2, MODEL),
     (Protocol.MAPPING, EACH),
     (Protocol.MAPPING, EACH | {"scores": "scores[*].clip", "errors": None}),
     (Protocol.MAPPING, ONE),
+    (Protocol.MAPPING, EACH | {"text": True, "scale": [0, 10]}),
+    (Protocol.MAPPING, EACH | {"words": {"a": 1, "b": 2}}),
 ]
 JSON = "application/json"
 BATCH = Batch(["a cat", "a dog"], [b"\x89PNG", b"\xff\xd8\xff"], [{"a": [1, None]}, None])

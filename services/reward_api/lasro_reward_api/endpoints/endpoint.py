@@ -44,7 +44,8 @@ class Endpoint:
         metrics: RewardMetrics,
     ) -> None:
         self.spec, self.version = registration
-        self._codec, self._settings = CODECS[self.spec.protocol], self.spec.mapping or {}
+        self._codec, self._registered = CODECS[self.spec.protocol], self.spec.mapping or {}
+        self._settings = self._registered
         self._codec.check(self._settings)
         self._connections = ConnectionPool(self.spec, settings.max_reply_bytes, guard, tls)
         self._max_attempts = settings.max_attempts
@@ -116,7 +117,7 @@ class Endpoint:
         call, verdict, error = self.breaker.start(), Verdict.NOTHING, ""
         started_s = time.perf_counter()
         try:
-            result, attempts = await self._attempts(request, len(batch.images), deadline, request_id, max_attempts)
+            result, attempts = await self._adapted_attempts(batch, request, deadline, request_id, max_attempts)
             if isinstance(result, FailedAttempt):
                 verdict, error = result.verdict, result.error
             else:
@@ -149,6 +150,28 @@ class Endpoint:
         if is_small(batch.prompts, batch.images, batch.metadata):
             return self._codec.encode(batch, self._settings)
         return await asyncio.to_thread(self._codec.encode, batch, self._settings)
+
+    async def _adapted_attempts(
+        self, batch: Batch, request: HttpRequest, deadline: Deadline, request_id: str, max_attempts: int
+    ) -> tuple[list[ItemResult] | FailedAttempt, int]:
+        """As `_attempts`; asks otherwise, from then on too, where a refusal says what the endpoint does not take."""
+        total = 0
+        while True:
+            result, attempts = await self._attempts(request, len(batch.images), deadline, request_id, max_attempts)
+            total += attempts
+            # `divisible`: refused for what was sent.
+            if not isinstance(result, FailedAttempt) or result.status is not Status.HTTP_ERROR or not result.divisible:
+                return result, total
+            if learned := self._codec.adapted(self._settings, result.error):
+                log.info("reward %s: asked otherwise from now on (%s)", self.spec.name, result.error)
+                self._settings = learned
+            # What another call has learned in the meantime counts too.
+            if self._settings is self._registered:
+                return result, total
+            again = await self._encoded(replace(batch, request=None))
+            if again.content == request.content:
+                return result, total
+            request = again
 
     async def _attempts(
         self, request: HttpRequest, count: int, deadline: Deadline, request_id: str, max_attempts: int

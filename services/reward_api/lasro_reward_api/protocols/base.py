@@ -48,14 +48,20 @@ def _never(settings: Settings) -> bool:
     return False
 
 
+def _as_they_are(settings: Settings, error: str) -> Settings | None:
+    return None
+
+
 @dataclass(frozen=True)
 class ProtocolCodec:
     """One protocol. `check` raises ConfigError for `mapping` settings it does not know.
 
     `one_image` tells whether a call carries a single image under these settings, whatever the reward's `max_batch`.
+    `adapted` returns settings that the server will take, where its refusal says what it does not take; else None.
     """
 
     check: Callable[[Settings], None]
     encode: Callable[[Batch, Settings], HttpRequest]
     decode: Callable[[str, bytes, int, Settings], list[ItemResult]]
     one_image: Callable[[Settings], bool] = _never
+    adapted: Callable[[Settings, str], Settings | None] = _as_they_are

@@ -8,7 +8,8 @@
 {{prompt}}, {{image}} (base64), {{image_type}} (such as image/png), {{metadata}} and {{metadata.some.key}} stand in
 strings. A string that is one placeholder becomes the value itself, so metadata keeps its type; within a longer string,
 what is not text is written as JSON. {"$each": X} becomes the list of X for every image; without it, a call carries one
-image. `errors` leads to the service's own reason for an item that it could not score. Paths: see json_path.py.
+image. `errors` leads to the service's own reason for an item that it could not score. Paths: see json_path.py. Scores
+are numbers; with `text`, `words` or `pattern` they may be text: see text_scores.py.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lasro.errors import WireError
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
@@ -28,6 +30,7 @@ from lasro_reward_api.protocols.error_text import error_of_json
 from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
 from lasro_reward_api.protocols.replies import LONGEST_REASON, json_value, score_or_reason
+from lasro_reward_api.protocols.text_scores import Number, Pattern, ScoreReader, Words, check_scale
 
 EACH = "$each"
 PLACEHOLDER = re.compile(r"\{\{(prompt|image|image_type|metadata(?:\.[A-Za-z0-9_-]+)*)\}\}")
@@ -43,6 +46,22 @@ class MappingOptions(Options):
     request: Json
     scores: Annotated[str, AfterValidator(_path)]
     errors: Annotated[str, AfterValidator(_path)] | None = None
+    text: bool = False
+    """Whether a score may come as text that states a number."""
+    scale: tuple[Number, Number] | None = Field(default=None, strict=False)
+    """[low, high] of the scores, mapped to [0, 1]; absent: scores stay as they are."""
+    words: Words | None = None
+    """Text scores and their values, such as {"good": 1, "bad": 0}."""
+    pattern: Pattern | None = None
+    """A regular expression whose one group is the score in a text; all that it matches must agree."""
+
+    @model_validator(mode="after")
+    def _reads_scores(self) -> MappingOptions:
+        if self.scale is not None:
+            check_scale(self.scale)
+        if self.words is not None and (self.text or self.scale is not None):
+            raise ValueError("words: got text or scale beside them, expected one or the other")
+        return self
 
     @model_validator(mode="after")
     def _carries_images(self) -> MappingOptions:
@@ -143,14 +162,27 @@ def decode(content_type: str, body: bytes, count: int, settings: Settings) -> li
         raise WireError(f"{error}; the reply says: {said}" if said else str(error)) from error
 
 
+def _score(options: MappingOptions, value: Any, where: str) -> float:
+    """A score as the settings say that it comes."""
+    reader = ScoreReader(options.scale, options.words, options.pattern)
+    if not isinstance(value, str):
+        if options.pattern is not None:
+            raise WireError(f"{where}: got {type(value).__name__}, expected text, which mapping.pattern is for")
+        return reader.read_value(value, where)
+    if not (options.text or options.words or options.pattern):
+        raise WireError(f"{where}: got str, expected a number; mapping.text or mapping.words take text")
+    return reader.read_text(value, where)
+
+
 def _results(reply: Any, count: int, options: MappingOptions) -> list[ItemResult]:
     # Where there are errors, a score may be absent; that it has a reason is checked below.
     scores = select(parse_path(options.scores), reply, optional=options.errors is not None)
     errors = None if options.errors is None else select(parse_path(options.errors), reply, optional=True)
+    read = partial(_score, options)
     if not _has_each(options.request):
-        return [score_or_reason(scores, errors, 0)]
+        return [score_or_reason(scores, errors, 0, read)]
     scores, errors = _column(scores, "scores", count), _column(errors, "errors", count)
-    return [score_or_reason(*pair, index) for index, pair in enumerate(zip(scores, errors, strict=True))]
+    return [score_or_reason(*pair, index, read) for index, pair in enumerate(zip(scores, errors, strict=True))]
 
 
 def _column(values: Any, name: str, count: int) -> list[Any]:

@@ -6,8 +6,13 @@ The registered URL is the base as OpenAI's clients take it, with its /v1. Writte
     openai/openai.go                                         ollama/ollama fb30760996871fa9460115c753afd2c60d4ab0f7
 Of these, Ollama takes images as data URIs only and knows `max_tokens` but not `max_completion_tokens`.
 
-The score is the number that the judge states, mapped from `scale` to [0, 1]:
+The score is the number that the judge states (text_scores.py says how), mapped from `scale` to [0, 1]:
     mapping = {"model": "Qwen/Qwen3-VL-8B-Instruct", "rubric": "... {prompt} ...", "scale": [0, 10]}
+one of several, by a path into the JSON that it answers or by a regular expression:
+    mapping = {"model": "...", "rubric": "...", "score": "alignment.score"}
+    mapping = {"model": "...", "rubric": "...", "pattern": "Alignment: ([0-9.]+)"}
+the value of the word that it states:
+    mapping = {"model": "...", "rubric": "...", "words": {"good": 1, "fair": 0.5, "bad": 0}}
 or, with `answers`, the mean of their values weighted by the probability of each as the first token:
     mapping = {"model": "...", "answers": {"yes": 1, "no": 0}}
 """
@@ -17,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -25,7 +30,8 @@ from lasro.errors import WireError
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Rejected, Settings
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
 from lasro_reward_api.protocols.options import Json, Options, Text, parsed
-from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown
+from lasro_reward_api.protocols.replies import finite_number, json_object, keys_shown, refuse_error
+from lasro_reward_api.protocols.text_scores import Number, Pattern, ScoreReader, ValuePath, Words, check_scale
 
 STATED_RUBRIC = (
     "You judge an image that was made from this prompt:\n\n{prompt}\n\n"
@@ -38,11 +44,10 @@ YES_NO_RUBRIC = (
     "Does it show everything that the prompt asks for, each object with its number, colour, shape and place? "
     "Answer with one word, yes or no."
 )
-Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 OWN_PARAMETERS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")
-STATED = re.compile(r"(?:score\s*[:=]\s*)?([+-]?\d{1,9}(?:\.\d{1,9})?)", re.IGNORECASE | re.ASCII)
-TOP_LOGPROBS = 20
+MAX_TOKENS, MAX_TOKENS_OF_TEXT = 16, 1024
 LEAST_PROBABILITY = 0.5
+SMALL_NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z]-)\d{1,3}(?!\w|\.\d)", re.ASCII)
 
 
 class ChatOptions(Options):
@@ -50,28 +55,45 @@ class ChatOptions(Options):
     rubric: Text | None = None
     scale: tuple[Number, Number] = Field(default=(0.0, 10.0), strict=False)
     reasoning: bool = False
-    """Whether text may come before the number, which then stands alone on the last line."""
-    answers: dict[str, Number] | None = None
+    """Whether text may come before the score, which then stands alone on the last line or in the last block."""
+    score: ValuePath | None = None
+    """Path to the score in an answer that is JSON."""
+    pattern: Pattern | None = None
+    """A regular expression whose one group is the score; all that it matches must agree."""
+    words: Words | None = None
+    """Words that the judge answers with in place of a number, and their values."""
+    answers: Words | None = None
+    top_logprobs: int = Field(default=20, ge=1, le=100)
+    """Likeliest first tokens asked for with `answers`; lowered where the server says that it gives fewer."""
     parameters: dict[str, Json] = Field(default_factory=dict)
     """More of the request, such as max_tokens, seed or chat_template_kwargs."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatOptions:
-        low, high = self.scale
-        if low >= high:
-            raise ValueError(f"scale: got {[low, high]}, expected [low, high] with low < high")
+        check_scale(self.scale)
         if own := sorted(set(self.parameters) & set(OWN_PARAMETERS)):
             raise ValueError(f"parameters: got {own}, expected none of {', '.join(OWN_PARAMETERS)}")
-        if self.answers is None:
-            return self
-        if unused := sorted({"scale", "reasoning"} & self.model_fields_set):
-            raise ValueError(f"answers: got {unused} beside them, expected one or the other")
-        plain = {_plain(answer) for answer in self.answers}
-        if "" in plain or len(plain) < max(2, len(self.answers)):
-            raise ValueError(f"answers: got {sorted(self.answers)[:5]}, expected two or more different words")
-        if self.rubric is None and plain != {"yes", "no"}:
+        if self.answers is None and "top_logprobs" in self.model_fields_set:
+            raise ValueError("top_logprobs: got it without answers, expected both or none")
+        for name, others in EXCLUDED.items():
+            unused = sorted(others & self.model_fields_set)
+            if getattr(self, name) is not None and unused:
+                raise ValueError(f"{name}: got {unused} beside it, expected one or the other")
+        if self.rubric is None and (self.score or self.pattern or not self._is_yes_or_no()):
             raise ValueError("rubric: got nothing, expected a question that the answers fit")
         return self
+
+    def _is_yes_or_no(self) -> bool:
+        words = self.answers or self.words
+        return words is None or {_plain(word) for word in words} == {"yes", "no"}
+
+
+EXCLUDED = {
+    "answers": {"scale", "reasoning", "score", "pattern", "words"},
+    "words": {"scale"},
+    "pattern": {"reasoning", "score"},
+}
+"""Settings that have no effect where another is set."""
 
 
 def _plain(token: str) -> str:
@@ -91,9 +113,10 @@ def encode(batch: Batch, settings: Settings) -> HttpRequest:
     ]
     body: dict[str, Any] = {"temperature": 0} | options.parameters
     if "max_completion_tokens" not in body:
-        body.setdefault("max_tokens", 1 if options.answers else 1024 if options.reasoning else 16)
+        is_text = options.reasoning or options.score or options.pattern
+        body.setdefault("max_tokens", 1 if options.answers else MAX_TOKENS_OF_TEXT if is_text else MAX_TOKENS)
     if options.answers:
-        body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        body |= {"logprobs": True, "top_logprobs": options.top_logprobs}
     body |= {"model": options.model, "messages": [{"role": "user", "content": content}], "stream": False, "n": 1}
     return json_parts(body, "/chat/completions")
 
@@ -101,7 +124,7 @@ def encode(batch: Batch, settings: Settings) -> HttpRequest:
 def _question(options: ChatOptions, prompt: str) -> str:
     low, high = options.scale
     values = {"{prompt}": prompt, "{low}": f"{low:g}", "{high}": f"{high:g}"}
-    rubric = options.rubric or (YES_NO_RUBRIC if options.answers else STATED_RUBRIC)
+    rubric = options.rubric or (YES_NO_RUBRIC if options.answers or options.words else STATED_RUBRIC)
     # In one pass, so that a prompt with {high} in it stays as it is.
     return re.sub(r"\{(?:prompt|low|high)\}", lambda found: values[found[0]], rubric)
 
@@ -109,41 +132,43 @@ def _question(options: ChatOptions, prompt: str) -> str:
 def decode(content_type: str, body: bytes, count: int, settings: Settings) -> list[ItemResult]:
     options = parsed(ChatOptions, settings)
     choice, message = _only_choice(json_object(content_type, body))
-    refusal = message.get("refusal")
-    if isinstance(refusal, str) and refusal:
+    text, refusal = _parts(message)
+    if refusal:
         return [Rejected(f"the judge refuses: {refusal}"[:500])]
     if choice.get("finish_reason") == "content_filter":
         return [Rejected("the judge's content filter stopped the answer")]
     if options.answers is not None:
         return [_expected(_first_logprobs(choice), options.answers)]
-    return [_stated(choice, message, options)]
+    reason = choice.get("finish_reason")
+    if reason != "stop":
+        # Cut off, "10" reads "1".
+        raise WireError(f"finish_reason: got {str(reason)[:40]!r}, expected 'stop'; see mapping.parameters.max_tokens")
+    if not isinstance(text, str):
+        got = f"{type(text).__name__}, " + ("no answer at all, " if text is None else "")
+        raise WireError(f"content: got {got}expected text")
+    reader = ScoreReader(options.scale, options.words, options.pattern, options.score, options.reasoning)
+    return [reader.read_text(text, "content")]
 
 
 def _only_choice(reply: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    refuse_error(reply, "an answer")
     match reply:
-        case {"error": error} if error:
-            raise WireError("reply: the server reports an error instead of an answer; see its log")
         case {"choices": [{"message": dict(message)} as choice]}:
             return choice, message
     raise WireError(f"reply: got the keys {keys_shown(reply)}, expected one entry in choices, with a message")
 
 
-def _stated(choice: dict[str, Any], message: dict[str, Any], options: ChatOptions) -> float:
-    reason, text = choice.get("finish_reason"), message.get("content")
-    if reason != "stop":
-        # Cut off, "10" reads "1".
-        raise WireError(f"finish_reason: got {str(reason)[:40]!r}, expected 'stop'; see mapping.parameters.max_tokens")
-    if not isinstance(text, str):
-        raise WireError(f"content: got {type(text).__name__}, expected text")
-    lines = text.strip().splitlines() if options.reasoning else [text.strip()]
-    found = STATED.fullmatch(lines[-1].strip()) if lines else None
-    if found is None:
-        where = "on its last line" if options.reasoning else "and nothing else"
-        raise WireError(f"content: got {text.strip()[-80:]!r}, expected a number {where}")
-    number, (low, high) = float(found[1]), options.scale
-    if not low <= number <= high:
-        raise WireError(f"content: got {number:g}, expected a number in [{low:g}, {high:g}]")
-    return (number - low) / (high - low)
+def _parts(message: dict[str, Any]) -> tuple[Any, str]:
+    """The text and the refusal of a message, whose content may be a list of parts; thoughts are left out."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict)]
+        refusal = refusal or next((part["refusal"] for part in parts if part.get("refusal")), None)
+        texts = [part["text"] for part in parts if part.get("type") in ("text", "output_text") and part.get("text")]
+        if len(texts) > 1:
+            raise WireError(f"content: got {len(texts)} parts of text, expected one")
+        content = texts[0] if texts else None
+    return content, refusal if isinstance(refusal, str) else ""
 
 
 def _first_logprobs(choice: dict[str, Any]) -> list[tuple[str, float]]:
@@ -175,4 +200,13 @@ def _expected(logprobs: list[tuple[str, float]], answers: Mapping[str, float]) -
     return math.fsum(weight * value for weight, value in weights) / total
 
 
-CODEC = ProtocolCodec(check, encode, decode, one_image=lambda settings: True)
+def adapted(settings: Settings, error: str) -> Settings | None:
+    """The settings with fewer `top_logprobs`, where the server's refusal names how many it gives; else None."""
+    options = parsed(ChatOptions, settings)
+    if options.answers is None or "logprobs" not in error.casefold():
+        return None
+    fewer = [number for number in map(int, SMALL_NUMBER.findall(error)) if 1 <= number < options.top_logprobs]
+    return {**settings, "top_logprobs": max(fewer)} if fewer else None
+
+
+CODEC = ProtocolCodec(check, encode, decode, one_image=lambda settings: True, adapted=adapted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lasro.errors import WireError
@@ -68,10 +68,12 @@ def finite_number(value: object, where: str) -> float:
     return number
 
 
-def score_or_reason(score: Any, reason: Any, index: int) -> ItemResult:
-    """One item of a reply that lists scores and, where there is none, why."""
+def score_or_reason(
+    score: Any, reason: Any, index: int, read: Callable[[Any, str], float] = finite_number
+) -> ItemResult:
+    """One item of a reply that lists scores, each as `read` takes it, and, where there is none, why."""
     if reason is None:
-        return finite_number(score, f"scores[{index}]")
+        return read(score, f"scores[{index}]")
     if not isinstance(reason, str) or not reason:
         raise WireError(f"errors[{index}]: got {type(reason).__name__}, expected null or a reason")
     if score is not None:
