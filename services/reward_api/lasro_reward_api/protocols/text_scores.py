@@ -89,8 +89,8 @@ class ScoreReader:
     """How a protocol's settings say that its scores come as text.
 
     `words` are text scores and their values, `pattern` is a regular expression whose one group is the score, `path`
-    leads to the score in a text that is JSON. With `at_end` anything may come before the last line or block. Numbers are
-    mapped from `scale` to [0, 1], or stay as they are.
+    leads to the score in a text that is JSON. With `at_end` anything may come before the last line or block. Numbers
+    are mapped from `scale` to [0, 1], or stay as they are.
     """
 
     scale: Scale | None = None
