@@ -18,9 +18,10 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
 from PIL import Image
@@ -175,13 +176,14 @@ def _message(scores: Scores) -> wire.NativeReply | wire.PartialReply:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m lasro.reward_sdk MODULE:FUNCTION", file=sys.stderr)
-        return 2
+E = TypeVar("E", bound=RewardEnvironment)
+
+
+def serve_reward(kind: type[E], load: Callable[[E], Reward]) -> int:
+    """Serve a reward by the settings in the environment until a signal; the exit status, with the reason on stderr."""
     try:
-        settings = RewardEnvironment()  # pyright: ignore[reportCallIssue]
-        run_service(create_reward_app(load_reward(arguments[0]), settings), settings)
+        settings = kind()  # pyright: ignore[reportCallIssue]
+        run_service(create_reward_app(load(settings), settings), settings)
     except ValidationError as error:
         print(f"LASRO_* variables: {explain(error)}", file=sys.stderr)
         return 1
@@ -189,6 +191,13 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m lasro.reward_sdk MODULE:FUNCTION", file=sys.stderr)
+        return 2
+    return serve_reward(RewardEnvironment, lambda _: load_reward(arguments[0]))
 
 
 if __name__ == "__main__":

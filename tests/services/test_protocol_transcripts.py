@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
 from pages import check_page
+from pickle_server import PickleService, pickle_service
 from protocol_servers import SCORES, SHADES, Servers, png
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typer.testing import CliRunner
@@ -126,6 +133,58 @@ def transcript(case: Case, url: str, server_url: str, recorder: Recorder) -> str
     return without_chance(text, server_url)
 
 
+@pytest.fixture
+def bridged() -> Iterator[tuple[PickleService, str]]:
+    """A pickle server, and the URL of the process of `lasro rewards bridge` in front of it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pickle_service() as service:
+        command = [sys.executable, "-m", "lasro_client.cli.main", "rewards", "bridge", service.url, "--port", str(port)]
+        process = subprocess.Popen(command, env=os.environ | {"LASRO_LOG_LEVEL": "warning"})
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_until_ready(process, url)
+            yield service, url
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    give_up_s = time.monotonic() + 60
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health/ready").status_code == 200:
+                return
+        assert process.poll() is None, "the bridge ended while starting"
+        assert time.monotonic() < give_up_s, "the bridge did not start"
+        time.sleep(0.05)
+
+
+def bridge_transcript(url: str, service: PickleService, bridge_url: str) -> str:
+    """The commands, what the pickle server is sent and answers, and what the reward API makes of it."""
+    name, add = "red-pickle", ("add", "red-pickle", f"{bridge_url}/")
+    commands = [(add, lasro(url, *add)), (test := ("test", name, "--json"), lasro(url, *test))]
+    service.requests.clear()
+    images = [base64.b64encode(png(shade)).decode() for shade in SHADES[:2]]
+    metadata = [{"tag": "colors"}, None]
+    request = {"prompts": ["a red square"] * 2, "images": images, "rewards": [name], "metadata": metadata}
+    answer = httpx.post(f"{url}/v1/score", json=request, timeout=60).json()
+    assert [item["total"] for item in answer["items"]] == pytest.approx(SCORES[:2])
+    (sent,) = service.requests
+    kept = {key: value for key, value in sent.items() if key != "images"}
+    assert all(image.startswith(b"\xff\xd8\xff") for image in sent["images"])
+    shown = [f"$ lasro rewards bridge {service.url} --port 8100 &"]
+    shown += [f"$ {typed(arguments)}\n{printed}" for arguments, printed in commands]
+    fields = ['    "images": [b"\\xff\\xd8\\xff...", b"\\xff\\xd8\\xff..."],']
+    fields += [f'    "{key}": {value},'.replace("'", '"') for key, value in kept.items()]
+    text = "```console\n" + "\n".join(shown) + "\n```\n\n"
+    text += "The pickle server is sent, as one pickle:\n\n```python\n{\n" + "\n".join(fields) + "\n}\n```\n\n"
+    text += 'it answers, as another, `{"scores": array([0.2, 0.8])}`, and the reward API:\n\n'
+    text += f"```json\n{laid_out(brief(answer))}\n```"
+    return without_chance(text.replace(service.url, "http://127.0.0.1:18085"), bridge_url).replace(":8000/", ":8100/")
+
+
 def typed(arguments: Sequence[str]) -> str:
     """A command as one types it, settings on a line of their own."""
     return f"lasro rewards {shlex.join(arguments)}".replace(" --mapping", " \\\n    --mapping")
@@ -165,9 +224,10 @@ def without_chance(text: str, server_url: str) -> str:
 
 
 def test_every_protocol_has_a_transcript_that_is_true(
-    url: str, server_url: str, recorder: Recorder, write_docs: bool
+    url: str, server_url: str, recorder: Recorder, bridged: tuple[PickleService, str], write_docs: bool
 ) -> None:
     """Bug: the documentation shows commands, requests or replies that are not, or no longer, those of the code."""
     assert {case.protocol for case in CASES} == set(Protocol)
     parts = {case.part: transcript(case, url, server_url, recorder) for case in CASES}
+    parts["pickle"] = bridge_transcript(url, *bridged)
     check_page("protocols.md", parts, write_docs)

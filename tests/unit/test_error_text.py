@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lasro.service.error_text import LONGEST_TEXT, error_of_body
 from lasro.wire import Protocol, RewardSpec
 from lasro_reward_api.endpoints.redaction import LONGEST_ERROR, Redactor
-from lasro_reward_api.protocols.error_text import LONGEST_TEXT, error_of_body
 
 MISSING = {"type": "missing", "loc": ["body", "images"], "msg": "Field required", "input": {"prompts": ["p"]}}
 TRACEBACK = 'Traceback (most recent call last):\n  File "app.py", line 3\nRuntimeError: CUDA out of memory'

@@ -6,8 +6,10 @@ import base64
 import json
 import os
 import sys
+from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +17,8 @@ from lasro_client.cli.output import ApiKey, AsJson, RewardApi, Trainer, print_js
 
 rewards_app = typer.Typer(help="Rewards registered at the reward API, and serving one.", no_args_is_help=True)
 surrogate_app = typer.Typer(help="The learned surrogate at the surrogate trainer.", no_args_is_help=True)
+SERVING_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+"""What `serve` and `bridge` need beyond the base installation."""
 Name = Annotated[str, typer.Argument(help="Name of the reward.", show_default=False)]
 
 
@@ -61,7 +65,8 @@ def add_reward(
         "name": name, "url": url, "protocol": protocol, "timeout_s": timeout_s, "max_batch": max_batch,
         "concurrency": concurrency, "repeats": repeats, "cache": cache, "range": range_, "secret": secret,
         "signed_replies": signed_replies or None,
-        "headers": _pairs(header) if header else None, "mapping": _json_object(mapping) if mapping else None,
+        "headers": _pairs(header) if header else None,
+        "mapping": _json_object(mapping, "--mapping") if mapping else None,
     }  # fmt: skip
     spec = {key: value for key, value in given.items() if value is not None}
     method, path = ("PUT", f"/v1/rewards/{name}") if replace else ("POST", "/v1/rewards")
@@ -96,9 +101,44 @@ def serve_reward(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8100,
 ) -> None:
     """Serve an `@reward` function at POST http://HOST:PORT/ until Ctrl-C."""
-    os.environ |= {"LASRO_HOST": host, "LASRO_PORT": str(port)}
+    _become("lasro.reward_sdk", target, host=host, port=port)
+
+
+class ImageFormat(StrEnum):
+    JPEG = "jpeg"
+    PNG = "png"
+
+
+@rewards_app.command("bridge")
+def bridge_reward(
+    url: Annotated[str, typer.Argument(help="Where the pickle server answers.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8100,
+    images: Annotated[ImageFormat, typer.Option(help="What it is sent: all of them read JPEG.")] = ImageFormat.JPEG,
+    scores: Annotated[str | None, typer.Option(help="Key of its scores.", show_default="scores or outputs")] = None,
+    send: Annotated[str | None, typer.Option(help="More of the request: a JSON object, or a file with one.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="For one call of it.")] = 120.0,
+) -> None:
+    """Serve a reward server that speaks pickle, as flow_grpo's do, at POST http://HOST:PORT/ until Ctrl-C.
+
+    Its answers are read without running them: plain types and numpy arrays of numbers, nothing else.
+    """
+    more = {} if send is None else {"bridge_send": json.dumps(_json_object(send, "--send"))}
+    chosen = {} if scores is None else {"bridge_scores": scores}
+    _become(
+        "lasro_rewards.pickle_bridge",
+        host=host, port=port, bridge_url=url, bridge_images=images, bridge_timeout_s=timeout_s, **more, **chosen,
+    )  # fmt: skip
+
+
+def _become(module: str, *arguments: str, **settings: object) -> NoReturn:
+    """Run a service's module in place of this process, with settings of its environment."""
+    for package in SERVING_PACKAGES:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
+    os.environ |= {f"LASRO_{name.upper()}": str(value) for name, value in settings.items()}
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "lasro.reward_sdk", target])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 @surrogate_app.command("status")
@@ -164,7 +204,7 @@ def _read_bytes(path: Path) -> bytes:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(text: str, option: str) -> dict[str, Any]:
     """`text` itself where it begins like an object, else the file of that name."""
     from lasro.errors import ConfigError
 
@@ -172,9 +212,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text if inline else _read_bytes(Path(text)))
     except ValueError as error:
-        raise ConfigError(
-            f"--mapping: got what is not JSON ({error}), expected an object or a file with one"
-        ) from error
+        raise ConfigError(f"{option}: got what is not JSON ({error}), expected an object or a file with one") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"--mapping: got a JSON {type(value).__name__} in {text}, expected an object")
+        raise ConfigError(f"{option}: got a JSON {type(value).__name__} in {text}, expected an object")
     return value

@@ -16,6 +16,7 @@ import httpx
 
 from lasro import wire
 from lasro.errors import AuthError, BlockedError, WireError
+from lasro.service.error_text import error_of_body
 from lasro.service.signing import is_signing_secret, new_message_id, reply_id, signed_headers, signing_key, verify
 from lasro.wire import Status
 from lasro_reward_api.endpoints.address_guard import AddressGuard, GuardedBackend, check_url
@@ -23,7 +24,6 @@ from lasro_reward_api.endpoints.circuit_breaker import Verdict
 from lasro_reward_api.endpoints.redaction import Redactor
 from lasro_reward_api.endpoints.retries import is_retried, retry_after_s
 from lasro_reward_api.protocols.base import HttpRequest, ItemResult
-from lasro_reward_api.protocols.error_text import error_of_body
 
 Decode = Callable[[str, bytes], list[ItemResult]]
 IDLE_S = 30.0

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, urlsplit
 
+from lasro.service.error_text import one_line
 from lasro.service.signing import SECRET_PREFIX
 from lasro.wire import RewardSpec
-from lasro_reward_api.protocols.error_text import one_line
 
 REDACTED = "[redacted]"
 LONGEST_ERROR = 300

@@ -24,9 +24,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from lasro.errors import WireError
+from lasro.service.error_text import error_of_json
 from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, ProtocolCodec, Settings
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
-from lasro_reward_api.protocols.error_text import error_of_json
 from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
 from lasro_reward_api.protocols.replies import LONGEST_REASON, json_value, score_or_reason

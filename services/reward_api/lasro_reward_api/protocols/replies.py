@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lasro.errors import WireError
+from lasro.service.error_text import error_of_json
 from lasro_reward_api.protocols.base import ItemResult, Rejected
-from lasro_reward_api.protocols.error_text import error_of_json
 
 LONGEST_REASON = 500
 """Letters of an endpoint's own words that are kept; what is shown is shorter yet."""

@@ -51,7 +51,7 @@ def _message(value: Any, levels: int) -> str:
         case {"loc": list(place), "msg": str(message)}:
             return f"{'.'.join(map(str, place))}: {message}"
         case dict():
-            fields = {str(key).lower(): entry for key, entry in value.items()}
+            fields = {key.lower(): entry for key, entry in value.items() if isinstance(key, str)}
             return next(filter(None, (_message(fields.get(key), levels - 1) for key in KEYS)), "")
     return ""
 
