@@ -10,7 +10,7 @@ from typing import Any
 
 KEYS = ("detail", "message", "error_description", "error", "reason", "errors", "msg", "title")
 """Where servers write it, the most telling first: Spring's `error` only repeats the status, as does a `title`."""
-MARKUP_TEXT = re.compile(r"<(title|message)\b[^>]*>([^<]*)<", re.IGNORECASE)
+MARKUP_TEXT = re.compile(r"<(title|message)\b[^<>]*>([^<]*)<", re.IGNORECASE)
 MOST_ENTRIES, MOST_LEVELS = 3, 4
 LONGEST_TEXT = 20_000
 """More than is ever shown: secrets, which may be long, are looked for before a text is cut short."""

@@ -34,6 +34,15 @@ def test_it_opens_at_the_limit_and_says_for_how_long() -> None:
     assert breaker.refusal() == "circuit open after 3 failures in a row; tried again in 6.0 s"
 
 
+def test_an_open_circuit_says_what_the_last_failure_was() -> None:
+    """Bug: once the circuit is open, why the scorer fails stands nowhere any more."""
+    breaker = CircuitBreaker(1, 10.0, Clock())
+    breaker.finish(breaker.start(), Verdict.FAILED, "HTTP 503: no GPU")
+    assert breaker.refusal() == (
+        "circuit open after 1 failures in a row, the last: HTTP 503: no GPU; tried again in 10.0 s"
+    )
+
+
 def test_failures_must_be_in_a_row() -> None:
     """Bug: rare failures add up over days until a healthy scorer is cut off."""
     breaker = CircuitBreaker(2, 10.0, Clock())

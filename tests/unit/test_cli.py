@@ -92,12 +92,20 @@ def test_errors_are_one_line_and_1(tmp_path: Path, arguments: tuple[str, ...], p
     assert result.stdout == ""
 
 
-def test_an_extra_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    """`pip install lasro` without extras, and then `lasro demo`, ended in a traceback."""
-    code = "import sys; sys.modules['torch'] = None; from lasro_client.cli.main import main; main()"
-    result = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("torch", ("demo",)),
+        ("fastapi", ("rewards", "serve", "module:function")),
+        ("uvicorn", ("rewards", "bridge", "http://127.0.0.1:1")),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, package: str, arguments: tuple[str, ...]) -> None:
+    """`pip install lasro` without extras, and then `lasro demo` or `lasro rewards serve`, ended in a traceback."""
+    code = f"import sys; sys.modules['{package}'] = None; from lasro_client.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "lasro: got no package torch, expected it here; pip install 'lasro[all]'\n"
+    assert result.stderr == f"lasro: got no package {package}, expected it here; pip install 'lasro[all]'\n"
 
 
 def test_unknown_settings_name_the_key(tmp_path: Path) -> None:

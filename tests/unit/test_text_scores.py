@@ -174,6 +174,17 @@ def test_any_text_is_a_score_in_range_or_refused(content: str, settings: dict[st
     assert 0 <= score <= 1
 
 
+@pytest.mark.parametrize("text", ["\n", " ", "<score>", "<think>", "```", "# ", "*", "\\boxed{", "score ", '{"', "["])
+def test_no_text_holds_the_service_up(text: str) -> None:
+    """Bug: a judge that repeats itself without end costs seconds of the whole service."""
+    content = f"8{text * (49_000 // len(text))}9 or 8"
+    started_s = time.thread_time()
+    for settings in ({}, {"reasoning": True}, {"score": "a"}, GOOD_BAD):
+        with pytest.raises(WireError):
+            judged(content, settings)
+    assert time.thread_time() - started_s < 1
+
+
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(?:a|a)*(b)", r"(?:a*)*(b)", r"(?:.*.*.*.*)=(\d)"])
 def test_a_pattern_without_end_holds_nothing_up(pattern: str) -> None:
     """Bug: a regular expression that backtracks without end stops the service for all rewards."""

@@ -29,7 +29,7 @@ from lasro_reward_api.protocols.base import Batch, HttpRequest, ItemResult, Prot
 from lasro_reward_api.protocols.bodies import base64_text, image_type, json_parts
 from lasro_reward_api.protocols.json_path import Every, parse_path, select
 from lasro_reward_api.protocols.options import Json, Options, parsed
-from lasro_reward_api.protocols.replies import LONGEST_REASON, json_value, score_or_reason
+from lasro_reward_api.protocols.replies import LONGEST_QUOTE, json_value, score_or_reason
 from lasro_reward_api.protocols.text_scores import Number, Pattern, ScoreReader, Words, check_scale
 
 EACH = "$each"
@@ -158,7 +158,7 @@ def decode(content_type: str, body: bytes, count: int, settings: Settings) -> li
     try:
         return _results(reply, count, options)
     except WireError as error:
-        said = error_of_json(reply)[:LONGEST_REASON] if isinstance(reply, dict) else ""
+        said = error_of_json(reply)[:LONGEST_QUOTE] if isinstance(reply, dict) else ""
         raise WireError(f"{error}; the reply says: {said}" if said else str(error)) from error
 
 

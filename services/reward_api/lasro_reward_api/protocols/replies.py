@@ -11,7 +11,7 @@ from lasro.errors import WireError
 from lasro.service.error_text import error_of_json
 from lasro_reward_api.protocols.base import ItemResult, Rejected
 
-LONGEST_REASON = 500
+LONGEST_QUOTE = 500
 """Letters of an endpoint's own words that are kept; what is shown is shorter yet."""
 
 
@@ -40,7 +40,7 @@ def keys_shown(reply: Mapping[Any, Any]) -> list[str]:
 def refuse_error(reply: Mapping[str, Any], wanted: str) -> None:
     """Raise WireError where a reply of status 2xx reports an error in place of what is wanted, with its words."""
     if reply.get("error"):
-        said = error_of_json(reply)[:LONGEST_REASON] or "see its log"
+        said = error_of_json(reply)[:LONGEST_QUOTE] or "see its log"
         raise WireError(f"reply: the server reports an error instead of {wanted}: {said}")
 
 
@@ -48,7 +48,7 @@ def number_list(reply: dict[str, Any], key: str, count: int) -> list[Any]:
     """The list under `key`, of exactly `count` entries of any kind."""
     values = reply.get(key)
     if not isinstance(values, list):
-        said = error_of_json(reply)[:LONGEST_REASON]
+        said = error_of_json(reply)[:LONGEST_QUOTE]
         raise WireError(f"reply: no list {key!r}, got the keys {keys_shown(reply)}" + (f": {said}" if said else ""))
     if len(values) != count:
         raise WireError(f"{key}: got {len(values)}, expected one per image ({count})")
@@ -78,4 +78,4 @@ def score_or_reason(
         raise WireError(f"errors[{index}]: got {type(reason).__name__}, expected null or a reason")
     if score is not None:
         raise WireError(f"scores[{index}]: got a value beside an error, expected null")
-    return Rejected(reason[:LONGEST_REASON])
+    return Rejected(reason[:LONGEST_QUOTE])

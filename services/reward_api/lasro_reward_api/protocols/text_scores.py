@@ -39,7 +39,7 @@ SCORE_KEY = re.compile(NAME, re.IGNORECASE)
 TAG = re.compile(r"<(score|rating|answer)>", re.IGNORECASE | re.ASCII)
 THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-EMPHASIS = re.compile(r"[*_`$]+|\\[()\[\]]|(?m:^\s*\#{1,6}\s)")
+EMPHASIS = re.compile(r"[*_`$]+|\\[()\[\]]|(?m:^[ \t]*\#{1,6}\s)")
 """Becomes a blank, never nothing: 1*0 is not 10."""
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 DIGIT_BEFORE = re.compile(r"[\d.,+-]\Z", re.ASCII)
