@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import time
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from PIL import Image
 from lasro import wire
 from lasro.errors import LasroError, WireError
 from lasro.images import check_image, decode_image
+from lasro.service.error_text import error_of_body
 from lasro.wire import Protocol
 from lasro_reward_api.checks import check_group
 from lasro_reward_api.protocols import CODECS
+from lasro_rewards.plain_pickle import read_plain_pickle
 from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
 
 SHAPE = (4, 2, 2)
@@ -75,6 +78,8 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "trainer-latents": lambda body: read_latents(body, SHAPE),
     "trainer-gradient": lambda body: read_gradient(body, SHAPE, 200),
     "trainer-images": lambda body: read_images([body], (4, 4)),
+    "plain-pickle": read_plain_pickle,
+    "error-body": error_of_body,
     "native-msgpack": reply(Protocol.NATIVE, MSGPACK),
     **{protocol.value: reply(protocol, JSON) for protocol in Protocol},
 }
@@ -126,6 +131,8 @@ def whole_bodies() -> dict[str, list[bytes]]:
         "trainer-latents": [packed(pair, latents=latents)],
         "trainer-gradient": [packed(pair, latents=latents, timesteps=steps, noise=latents)],
         "trainer-images": [encoded_image(form) for form in ("PNG", "JPEG", "WEBP")],
+        "plain-pickle": [pickle.dumps({"scores": np.ones(2), "o": [0.5, None]}, protocol) for protocol in (0, 2, 4, 5)],
+        "error-body": [b'{"error": {"message": "no GPU"}}', b"<html><title>502</title></html>"],
         "native-msgpack": [msgpack.packb(replies["native"]) or b""],
     } | {name: [json.dumps(body).encode()] for name, body in replies.items()}
 
