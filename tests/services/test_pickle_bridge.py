@@ -149,7 +149,7 @@ def test_a_failure_keeps_the_servers_own_words(
     assert str(refused.value) == f"the pickle server answered {reason}"
 
 
-def test_silence_and_absence_are_told_apart(service: PickleService) -> None:
+def test_silence_and_absence_differ(service: PickleService) -> None:
     """Bug: a server that is slow or away ends the bridge's call in a traceback."""
     service.silence_s = 0.3
     with pytest.raises(TimeoutExceededError, match=r"did not answer within 0.05 s"):

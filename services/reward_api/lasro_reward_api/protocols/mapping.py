@@ -60,7 +60,7 @@ class MappingOptions(Options):
         if self.scale is not None:
             check_scale(self.scale)
         if self.words is not None and (self.text or self.scale is not None):
-            raise ValueError("words: got text or scale beside them, expected one or the other")
+            raise ValueError("words: got text or scale as well, expected one or the other")
         return self
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ class ChatOptions(Options):
         for name, others in EXCLUDED.items():
             unused = sorted(others & self.model_fields_set)
             if getattr(self, name) is not None and unused:
-                raise ValueError(f"{name}: got {unused} beside it, expected one or the other")
+                raise ValueError(f"{name}: got {unused} as well, expected one or the other")
         if self.rubric is None and (self.score or self.pattern or not self._is_yes_or_no()):
             raise ValueError("rubric: got nothing, expected a question that the answers fit")
         return self
