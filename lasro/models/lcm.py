@@ -22,10 +22,11 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.model import UNET_TARGETS
-from lasro.errors import ModelError, PromptTooLongError, WireError
+from lasro.errors import ModelError, WireError
 from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding
 from lasro.functional.generator_loss import lcm_distillation
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
@@ -41,6 +42,7 @@ from lasro.models.base import (
 from lasro.models.device import autocast, pick_device
 from lasro.models.lcm_teacher import TeacherUNet
 from lasro.models.lora import add_lora, load_adapter, save_adapter
+from lasro.models.prompt_tokens import PromptTokens
 from lasro.models.shared_view import shared_view
 from lasro.models.unet_encoder import UNetEncoder
 
@@ -61,6 +63,7 @@ class LatentConsistencyModel(GeneratorModel):
     tokenizers: ClassVar[tuple[str, ...]]
     """Parts of the pipeline: a prompt must fit each of them."""
     text_encoders: ClassVar[tuple[str, ...]]
+    """One for each tokenizer, in the same order."""
     lora_targets = UNET_TARGETS
 
     @classmethod
@@ -77,6 +80,23 @@ class LatentConsistencyModel(GeneratorModel):
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
         return cls(pipeline, settings)
+
+    @classmethod
+    def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:
+        cls._check_parts(path)
+        parts, revision = zip(cls.tokenizers, cls.text_encoders, strict=True), settings.revision
+        try:
+            return PromptTokens(
+                [
+                    (
+                        CLIPTokenizer.from_pretrained(path, subfolder=tokenizer, revision=revision),
+                        CLIPTextConfig.from_pretrained(path, subfolder=encoder, revision=revision),
+                    )
+                    for tokenizer, encoder in parts
+                ]
+            )
+        except LOADING_ERRORS as error:
+            raise ModelError(f"{path}: its tokenizers cannot be loaded ({error})") from error
 
     @classmethod
     def _check_parts(cls, path: str) -> None:
@@ -114,6 +134,10 @@ class LatentConsistencyModel(GeneratorModel):
         size, scale = self.unet.config.sample_size, pipeline.vae_scale_factor
         self.latent_shape = (self.unet.config.in_channels, size, size)
         self.image_size = (size * scale, size * scale)
+        parts = zip(self.tokenizers, self.text_encoders, strict=True)
+        self._prompt_tokens = PromptTokens(
+            [(getattr(pipeline, tokenizer), getattr(pipeline, encoder).config) for tokenizer, encoder in parts]
+        )
         self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     # --- what a family says ----------------------------------------------------------------------------------
@@ -136,7 +160,7 @@ class LatentConsistencyModel(GeneratorModel):
         """As `GeneratorModel.embed`; cached."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:
-                self._check_length(prompt)
+                self.check_prompts([prompt])
                 with torch.no_grad():
                     self._embeddings[prompt] = self.embed_prompt(prompt)
         rows = [self._embeddings[prompt] for prompt in prompts]
@@ -146,13 +170,8 @@ class LatentConsistencyModel(GeneratorModel):
             self._embeddings.popitem(last=False)
         return Conditioning({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
-    def _check_length(self, prompt: str) -> None:
-        for tokenizer in (getattr(self.pipeline, name) for name in self.tokenizers):
-            count, limit = len(tokenizer(prompt, verbose=False).input_ids), tokenizer.model_max_length
-            if count > limit:
-                raise PromptTooLongError(
-                    f"prompt {prompt[:60]!r}: got {count} tokens, expected at most {limit}; shorten it"
-                )
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        self._prompt_tokens.check(prompts)
 
     def unet_arguments(self, conditioning: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         """Keyword arguments by which the UNet takes prompt and guidance; absent, the settings' guidance."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from lasro.config import BUNDLED, ModelSettings
 from lasro.errors import ModelError
 from lasro.models.base import GeneratorModel
+from lasro.models.prompt_tokens import PromptTokens
 
 FAMILIES = {
     "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlConsistencyModel",
@@ -23,6 +24,18 @@ BUNDLED_FOLDER = "assets/tiny-sdxl-lcm"
 
 def load_model(settings: ModelSettings) -> GeneratorModel:
     """Load a few-step generator; raises ModelError saying what is missing or unsupported."""
+    kind, path = _family(settings)
+    return kind.load(path, settings)
+
+
+def load_prompt_tokens(settings: ModelSettings) -> PromptTokens | None:
+    """What counts the tokens of prompts for that model, without its weights; None where its family cannot tell."""
+    kind, path = _family(settings)
+    return kind.load_prompt_tokens(path, settings)
+
+
+def _family(settings: ModelSettings) -> tuple[type[GeneratorModel], str]:
+    """The class that loads the model, and its folder or hub id."""
     path = str(files("lasro").joinpath(BUNDLED_FOLDER)) if settings.path == BUNDLED else settings.path
     name = _pipeline_name(path, settings.revision)
     if name not in FAMILIES:
@@ -31,7 +44,7 @@ def load_model(settings: ModelSettings) -> GeneratorModel:
         )
     module, _, family = FAMILIES[name].partition(":")
     kind: type[GeneratorModel] = getattr(importlib.import_module(module), family)
-    return kind.load(path, settings)
+    return kind, path
 
 
 def _pipeline_name(path: str, revision: str | None) -> str:
