@@ -35,8 +35,8 @@ def shared_prompts(file: PromptFile, train: PromptFile) -> list[str]:
     if not shared:
         return []
     line, text = shared[0]
-    where = f"{file.path}:{line}: {preview(text)} stands in {train.path} too"
-    return [f"{where}, as do {len(shared) - 1} more of its {len(file.lines)} prompts: they are trained on"]
+    where = f"{file.path}:{line}: {len(shared)} of {len(file.lines)} prompts stand in {train.path} too"
+    return [f"{where}, such as {preview(text)}; they are trained on, so that a gain on them says little of others"]
 
 
 def _check_lengths(files: Sequence[PromptFile], model: ModelSettings) -> None:
@@ -77,8 +77,8 @@ def _notes(file: PromptFile) -> list[str]:
     repeated = [text for text, count in counts.items() if count > 1]
     if repeated:
         text = repeated[0]
-        where = f"{file.path}:{line_of[text]}: {preview(text)} stands {counts[text]} times in the file"
-        notes.append(f"{where}, and {len(repeated) - 1} other prompts more than once; each time counts")
+        where = f"{file.path}:{line_of[text]}: {len(repeated)} of the prompts stand in the file more than once"
+        notes.append(f"{where}, such as {preview(text)}; each time counts")
     commented = [text for text in counts if text.startswith("# ")]
     if commented:
         where = f"{file.path}:{line_of[commented[0]]}: {preview(commented[0])} is taken as a prompt"

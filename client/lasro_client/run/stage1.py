@@ -42,14 +42,14 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     """Run or resume stage 1 in folder `out`; returns the file with the trained surrogate.
 
     A spent budget ends the rounds early; final steps and files follow as usual. Of several processes the main one
-    calls the observers. A finished run is left as it is.
+    calls the observers. A finished run is left as it is, unless the settings now ask for more rounds of it.
     """
-    with processes() as peers:
-        folder = RunFolder(out, config, "pretrain")
-        peers.on_main_and_broadcast(folder.open, None)
-        if peers.on_main_and_broadcast(folder.summary, Summary | None) is None:
+    folder = RunFolder(out, config, "pretrain")
+    with processes() as peers, folder.held(peers):
+        if peers.on_main_and_broadcast(folder.result, Summary | None) is None:
             prompts = read_run_prompts(config)
             notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
+            peers.on_main_and_broadcast(folder.open, None)
             observer = Observers(observers if peers.is_main else ())
             with observer.run(RunInfo(config.name, "pretrain", out, config.budget.max_minutes)):
                 for note in notes:
@@ -191,11 +191,14 @@ class Pretraining:
         )
 
     def final_steps(self, stop: StopRequest) -> None:
-        """`pretrain.final_steps` surrogate steps, a few per request: a stopped run goes on from the last request."""
+        """`pretrain.final_steps` surrogate steps, a few per request: a stopped run goes on from the last request.
+
+        Requests are named by the rounds that are done, so that a run which gets more rounds takes new steps after them.
+        """
         wanted, started = self.config.pretrain.final_steps, time.monotonic()
         for done in range(0, wanted, FINAL_STEPS_PER_CALL):
             steps = min(FINAL_STEPS_PER_CALL, wanted - done)
-            reply = self._feedback.adapt([], self.config.pretrain.rounds, steps, done)
+            reply = self._feedback.adapt([], self.progress.round, steps, done)
             left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
             loss = "" if reply.statistics.loss is None else f"  loss {reply.statistics.loss:.3f}"
             self.observer.activity(f"final steps {done + steps}/{wanted}{loss}", left_s)

@@ -34,20 +34,21 @@ from lasro_client.services.feedback import FeedbackClient
 
 
 def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
-    """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has.
+    """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has, unless the
+    settings now ask for more rounds of it.
 
     Started several times by `accelerate launch`, the processes share the work of the one run, and the main one calls
     the observers. Ctrl-C and SIGTERM end the run after the current round with a checkpoint, as KeyboardInterrupt and
     SystemExit.
     """
-    with processes() as peers:
-        folder = RunFolder(out, config, "train")
-        peers.on_main_and_broadcast(folder.open, None)
-        finished = peers.on_main_and_broadcast(folder.summary, Summary | None)
+    folder = RunFolder(out, config, "train")
+    with processes() as peers, folder.held(peers):
+        finished = peers.on_main_and_broadcast(folder.result, Summary | None)
         if finished is not None:
             return finished
         prompts = read_run_prompts(config)
         notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
+        peers.on_main_and_broadcast(folder.open, None)
         observer = Observers(observers if peers.is_main else ())
         with observer.run(RunInfo(config.name, "train", out, config.budget.max_minutes)):
             for note in notes:
