@@ -88,8 +88,8 @@ def test_a_run_interrupted_and_killed_ends_with_the_same_bytes(
 ) -> None:
     """Guards against a resume that starts over, forgets optimiser, replay or counters, or redoes rounds as other ones.
 
-    Ctrl-C; then it gets more rounds, and the client is killed while the trainer adapts, with a round to repeat; then the trainer is killed while
-    it adapts.
+    Ctrl-C; then it gets more rounds, and the client is killed while the trainer adapts, with a round to repeat; then
+    the trainer is killed while it adapts.
     """
     folder = tmp_path / "run"
     interrupt(config_path, folder)
