@@ -68,8 +68,9 @@ def is_json(text: str) -> bool:
 def read_jsonl(path: Path, text: str, comments: bool) -> Iterator[NumberedPrompt]:
     """An object or a string a line."""
     for number, line in text_lines(text, comments):
-        if line.startswith("["):
-            raise bad_line(path, number, "got an array, expected an object a line; name a JSON array .json")
+        if not line.startswith(("{", '"')):
+            problem = f"got {preview(line)}, expected an object a line; name a JSON array .json, lines of text .txt"
+            raise bad_line(path, number, problem)
         item, end = _decode(path, number, line)
         if line[end:].strip():
             raise bad_line(path, number, f"got {preview(line[end:].strip())} after the object, expected one a line")

@@ -27,7 +27,7 @@ from lasro.training.prompt_table import read_csv, read_tsv
 JSON_OBJECT = re.compile(r'\{\s*("|\}|$)')
 JSON_ARRAY = re.compile(r'\[\s*($|\]|\{\s*"|"[^"]*"\s*(,|\]\s*$))')
 MARKUP = re.compile(r"<(!doctype|html|\?xml)\b", re.IGNORECASE)
-QUOTED_ROW = re.compile(r'"([^"]|"")*"[,;\t]\S')
+QUOTED_ROW = re.compile(r'"([^"]|"")*"\s*(,?$|[,;\t]\S)')
 SIGNATURES = {
     b"\x1f\x8b": "compressed by gzip; unpack it",
     b"PK\x03\x04": "a zip archive or a workbook; unpack it, or export it as CSV",
@@ -126,9 +126,9 @@ def _other_format(lines: Sequence[str]) -> str | None:
         return "looks like a JSON array, expected a prompt a line; name the file .json"
     if _is_header(first):
         return f"looks like the header of a table ({preview(first)}); name the file .csv or .tsv, or remove the line"
-    if all(QUOTED_ROW.match(line) for line in lines):
-        return "looks like CSV without a header; name the file .csv and begin it with a line such as prompt,seed"
-    if all("\t" in line for line in lines):
+    if len(lines) > 1 and all(QUOTED_ROW.match(line) for line in lines):
+        return "looks like CSV without a header, each line in quotes; name the file .csv and begin it with prompt,seed"
+    if len(lines) > 1 and all("\t" in line for line in lines):
         return "looks like a table, with a tab in each line; name the file .tsv and begin it with a line of names"
     return None
 

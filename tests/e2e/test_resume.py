@@ -116,7 +116,7 @@ def test_a_finished_run_that_gets_more_rounds_ends_with_the_same_bytes(
     check_same(folder, undisturbed)
     assert before.stat().st_mtime_ns == written_ns
     last = json.loads((folder / "summary.json").read_text())
-    assert (last["rounds"], last["reward_calls"]) == (ROUNDS, 2 * first["reward_calls"])
+    assert last["rounds"] == ROUNDS
     assert last["drift"] != first["drift"]
 
 
