@@ -84,15 +84,15 @@ class LatentConsistencyModel(GeneratorModel):
     @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:
         cls._check_parts(path)
-        parts, revision = zip(cls.tokenizers, cls.text_encoders, strict=True), settings.revision
+        options: dict[str, Any] = {"revision": settings.revision}
         try:
             return PromptTokens(
                 [
                     (
-                        CLIPTokenizer.from_pretrained(path, subfolder=tokenizer, revision=revision),
-                        CLIPTextConfig.from_pretrained(path, subfolder=encoder, revision=revision),
+                        CLIPTokenizer.from_pretrained(path, subfolder=tokenizer, **options),
+                        CLIPTextConfig.from_pretrained(path, subfolder=encoder, **options),
                     )
-                    for tokenizer, encoder in parts
+                    for tokenizer, encoder in zip(cls.tokenizers, cls.text_encoders, strict=True)
                 ]
             )
         except LOADING_ERRORS as error:

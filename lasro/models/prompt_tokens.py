@@ -11,9 +11,9 @@ BATCH = 4096
 
 
 class TooLong(NamedTuple):
-    """A prompt over the limit: its index, its tokens with those that begin and end it, and the limit."""
+    """A prompt over the limit: its place among those asked about, its tokens with those that begin and end it."""
 
-    index: int
+    place: int
     tokens: int
     limit: int
 
@@ -37,12 +37,12 @@ class PromptTokens:
             for start in range(0, len(prompts), BATCH):
                 ids = tokenizer(list(prompts[start : start + BATCH]), verbose=False).input_ids
                 over = ((start + i, len(tokens)) for i, tokens in enumerate(ids) if len(tokens) > limit)
-                found |= {index: TooLong(index, count, limit) for index, count in over}
-        return [found[index] for index in sorted(found)]
+                found |= {place: TooLong(place, count, limit) for place, count in over}
+        return [found[place] for place in sorted(found)]
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises PromptTooLongError for the first prompt that is too long."""
-        for index, tokens, limit in self.too_long(prompts)[:1]:
+        for place, tokens, limit in self.too_long(prompts)[:1]:
             raise PromptTooLongError(
-                f"prompt {prompts[index][:60]!r}: got {tokens} tokens, expected at most {limit}; shorten it"
+                f"prompt {prompts[place][:60]!r}: got {tokens} tokens, expected at most {limit}; shorten it"
             )

@@ -46,7 +46,7 @@ def _check_lengths(files: Sequence[PromptFile], model: ModelSettings) -> None:
     found: list[tuple[str, str, int, int]] = []
     for file in files:
         texts = list(dict.fromkeys(file.texts))
-        long = {texts[each.index]: each for each in tokens.too_long(texts)}
+        long = {texts[each.place]: each for each in tokens.too_long(texts)}
         for line, text in zip(file.lines, file.texts, strict=True):
             if text in long:
                 found.append((f"{file.path}:{line}", text, long[text].tokens, long[text].limit))

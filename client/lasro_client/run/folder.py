@@ -62,7 +62,8 @@ class RunFolder:
     """`runs/<name>` of a stage, "pretrain" or "train". Of several processes only the main one needs to see it."""
 
     def __init__(self, path: Path, config: RunSettings, stage: Stage) -> None:
-        self.path, self.config, self._stage = path, config, stage
+        self.path, self.config = path, config
+        self._stage: Stage = stage
 
     @contextmanager
     def held(self, peers: DistributedContext) -> Iterator[None]:
