@@ -45,6 +45,7 @@ from lasro.models.lora import add_lora, load_adapter, save_adapter
 from lasro.models.prompt_tokens import PromptTokens
 from lasro.models.shared_view import shared_view
 from lasro.models.unet_encoder import UNetEncoder
+from lasro.validation import one_line
 
 EMBEDDING_CACHE = 2048
 DECODE_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
@@ -96,7 +97,7 @@ class LatentConsistencyModel(GeneratorModel):
                 ]
             )
         except LOADING_ERRORS as error:
-            raise ModelError(f"{path}: its tokenizers cannot be loaded ({error})") from error
+            raise ModelError(f"{path}: its tokenizers cannot be loaded ({one_line(str(error))})") from error
 
     @classmethod
     def _check_parts(cls, path: str) -> None:

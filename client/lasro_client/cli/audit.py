@@ -57,8 +57,7 @@ def audit_reward(
     from lasro.config import load_config
 
     run = load_config(config or shipped_config("demo"), settings or [])
-    skipped = comments if prompts else run.prompts.comments
-    texts = read_checked_prompts(prompts or run.prompts.train, skipped, run.model)
+    texts = read_checked_prompts(prompts or run.prompts.train, comments or run.prompts.comments, run.model)
     from lasro_client.audit.run import audit, choose_prompts  # torch, once the input is known to be good
     from lasro_client.cli.output import progress_bar
     from lasro_client.evaluation.compare_to_base import reward_service

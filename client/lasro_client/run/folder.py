@@ -85,6 +85,7 @@ class RunFolder:
 
         Raises ConflictError for settings of another run.
         """
+        self._rename_old_base_rewards()
         changed, summary = self._check_settings(), self.summary()
         more = changed and summary is not None and rounds_of(self.config, self._stage) > summary["rounds"]
         return None if more else summary
