@@ -108,7 +108,7 @@ def test_prompts_that_are_trained_on_and_measured_on_are_a_warning(tiny_model_pa
     assert warning.startswith(f"{config.prompts.held_out}:2: 1 of 2 prompts stand in {config.prompts.train} too")
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "rewards audit"])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "rewards audit", "demo"])
 def test_commands_that_draw_refuse_a_long_prompt_by_line(tiny_model_path: Path, tmp_path: Path, command: str) -> None:
     """Bug: services were started and the model loaded first, and the message did not say where the prompt stands."""
     long = write(tmp_path / "long.txt", "a disc", LONG)
@@ -116,6 +116,9 @@ def test_commands_that_draw_refuse_a_long_prompt_by_line(tiny_model_path: Path, 
         "generate": ["--out", str(tmp_path / "out"), "--model", str(tiny_model_path)],
         "evaluate": ["--reward", "any", "--model", str(tiny_model_path)],
         "rewards audit": ["any", "--set", f"model.path={tiny_model_path}"],
+        "demo": ["--from-scratch", "--set", f"prompts.drift={long}", "--out", str(tmp_path / "out")],
     }[command]
+    prompts = [] if command == "demo" else ["--prompts", str(long)]
     with pytest.raises(PromptTooLongError, match=f"{long}:2: got "):
-        app([*command.split(), "--prompts", str(long), *options], standalone_mode=False)
+        app([*command.split(), *prompts, *options], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
