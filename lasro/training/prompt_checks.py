@@ -12,6 +12,7 @@ from lasro.errors import PromptTooLongError
 from lasro.models.registry import load_prompt_tokens
 from lasro.training.numbered_prompt import bad_line, preview
 from lasro.training.prompts import PromptFile
+from lasro.validation import one_line
 
 MOST_LINES = 5
 
@@ -68,7 +69,7 @@ def _check_metadata(file: PromptFile) -> None:
         try:
             msgpack.packb(prompt.metadata)
         except (ValueError, OverflowError) as error:
-            problem = f"metadata: {str(error).splitlines()[0][:60]}, expected what msgpack holds, integers of 64 bits"
+            problem = f"metadata: {one_line(str(error))[:60]}, expected what msgpack holds, integers of 64 bits"
             raise bad_line(file.path, line, problem) from error
 
 

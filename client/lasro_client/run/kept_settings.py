@@ -72,7 +72,7 @@ def check_changed(folder: Path, stage: Stage, config: RunSettings, changed: Coll
     for key, (wanted, spent) in limits.items():
         if key in changed and wanted is not None and wanted < spent:
             raise ConflictError(
-                f"{folder}: {key}: got {wanted:g}, expected at least the {spent:g} of the run that is there; "
+                f"{folder}: {key}: got {wanted:.10g}, expected at least the {spent:.10g} of the run that is there; "
                 "raise it, or choose another folder with --out"
             )
     if done.ended is not None and rounds > done.rounds:
