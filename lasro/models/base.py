@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,6 +81,18 @@ class FeatureExtractor(nn.Module, ABC):
         """Features [B, C', H', W'] of noisy latents at `timesteps_B` int64, 0 to 999."""
 
 
+class AdapterKeys(NamedTuple):
+    """How many of an adapter's keys were loaded; `missing` names the first of the others, for people."""
+
+    loaded: int
+    total: int
+    missing: str
+
+    def as_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {"loaded": self.loaded, "total": self.total}
+
+
 SOLVER_STEPS = 50
 """Of the solver that a distillation loss takes one step of."""
 DistillationLoss = Callable[[Tensor, Tensor, int, Sequence[str]], Tensor]
@@ -122,10 +135,11 @@ class GeneratorModel(ABC):
             self.embed([prompt])
 
     @abstractmethod
-    def embed(self, prompts: Sequence[str]) -> Conditioning:
+    def embed(self, prompts: Sequence[str], base: bool = False) -> Conditioning:
         """The prompts' conditioning; raises PromptTooLongError rather than cutting a prompt short.
 
-        A prompt's row does not depend on the others: a resumed run would come out differently.
+        With `base` it is the frozen base's, where a loaded adapter changes the text encoders too. A prompt's row does
+        not depend on the others: a resumed run would come out differently.
         """
 
     @abstractmethod
@@ -175,12 +189,23 @@ class GeneratorModel(ABC):
         """Write the trained LoRA so that stock diffusers loads it with `load_lora_weights`; returns its file."""
 
     @abstractmethod
-    def load_lora(self, folder: Path) -> None:
-        """Load an adapter, ours or any that diffusers reads; raises ModelError."""
+    def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
+        """Values for the parameters of `add_lora`, untouched so far, with which they are the adapter at `path`.
+
+        Raises ModelError saying which settings would fit where these do not.
+        """
+
+    @abstractmethod
+    def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
+        """Load an adapter: its file or folder, of ours or of another tool (docs/train-your-model.md).
+
+        Raises ModelError for one that is broken or of which no key has a place here and, unless `partial`, for one of
+        which not every key has. Of a model that carries no adapter yet.
+        """
 
     @abstractmethod
     def save_fused(self, folder: Path) -> None:
-        """Fuse the loaded adapter into the weights and write a whole diffusers folder."""
+        """Fuse the loaded adapter into the weights and write a whole diffusers folder; raises ModelError."""
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:
         """The loss that the model was distilled by, against a teacher's folder or hub id; raises ModelError."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,9 +31,12 @@ from lasro.errors import ModelError, WireError
 from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding
 from lasro.functional.generator_loss import lcm_distillation
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
+from lasro.models.adapter import find_adapter, put_on
+from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
     LOADING_ERRORS,
     SOLVER_STEPS,
+    AdapterKeys,
     Conditioning,
     DistillationLoss,
     FeatureExtractor,
@@ -41,7 +45,7 @@ from lasro.models.base import (
 )
 from lasro.models.device import autocast, pick_device
 from lasro.models.lcm_teacher import TeacherUNet
-from lasro.models.lora import add_lora, load_adapter, save_adapter
+from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
 from lasro.models.prompt_tokens import PromptTokens
 from lasro.models.shared_view import shared_view
 from lasro.models.unet_encoder import UNetEncoder
@@ -139,7 +143,8 @@ class LatentConsistencyModel(GeneratorModel):
         self._prompt_tokens = PromptTokens(
             [(getattr(pipeline, tokenizer), getattr(pipeline, encoder).config) for tokenizer, encoder in parts]
         )
-        self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._embeddings: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
+        self._encoders_adapted = False
 
     # --- what a family says ----------------------------------------------------------------------------------
 
@@ -157,16 +162,17 @@ class LatentConsistencyModel(GeneratorModel):
 
     # --- sampling --------------------------------------------------------------------------------------------
 
-    def embed(self, prompts: Sequence[str]) -> Conditioning:
+    def embed(self, prompts: Sequence[str], base: bool = False) -> Conditioning:
         """As `GeneratorModel.embed`; cached."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                self.check_prompts([prompt])
-                with torch.no_grad():
-                    self._embeddings[prompt] = self.embed_prompt(prompt)
-        rows = [self._embeddings[prompt] for prompt in prompts]
+        of_base = base and self._encoders_adapted
+        with torch.no_grad(), without_adapters(self.pipeline) if of_base else nullcontext():
+            for prompt in dict.fromkeys(prompts):
+                if (prompt, of_base) not in self._embeddings:
+                    self.check_prompts([prompt])
+                    self._embeddings[prompt, of_base] = self.embed_prompt(prompt)
+        rows = [self._embeddings[prompt, of_base] for prompt in prompts]
         for prompt in prompts:
-            self._embeddings.move_to_end(prompt)
+            self._embeddings.move_to_end((prompt, of_base))
         while len(self._embeddings) > EMBEDDING_CACHE:
             self._embeddings.popitem(last=False)
         return Conditioning({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
@@ -249,12 +255,22 @@ class LatentConsistencyModel(GeneratorModel):
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
         return save_adapter(self.pipeline_class, self.unet, folder, settings)
 
-    def load_lora(self, folder: Path) -> None:
-        load_adapter(self.pipeline, folder)
+    def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
+        return initial_values(self.unet, find_adapter(path, self._module_names()), settings)
+
+    def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
+        adapter = find_adapter(path, self._module_names(), partial)
+        put_on(self.pipeline.components, adapter)
+        self._encoders_adapted = not adapter.parts.keys().isdisjoint(self.text_encoders)
+        self._embeddings.clear()
+        return adapter.keys
+
+    def _module_names(self) -> ModuleNames:
+        encoders = {name: getattr(self.pipeline, name) for name in self.text_encoders}
+        return ModuleNames({UNET: self.base, **encoders})
 
     def save_fused(self, folder: Path) -> None:
-        self.pipeline.fuse_lora()
-        self.pipeline.unload_lora_weights()
+        fuse_adapter(self.pipeline)
         self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:

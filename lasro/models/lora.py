@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from lasro.config import LoraSettings
 from lasro.errors import ModelError
-from lasro.models.base import LOADING_ERRORS
+from lasro.models.adapter import Adapter
+from lasro.models.adapter_file import ADAPTER_FILE
+from lasro.models.adapter_names import UNET
+from lasro.validation import one_line
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 GENERATOR = "generator"
 
 
@@ -55,14 +58,68 @@ def save_adapter(pipeline_class: Any, network: Any, folder: Path, settings: Lora
     return folder / ADAPTER_FILE
 
 
-def load_adapter(pipeline: Any, folder: Path) -> None:
-    """Load an adapter, ours or any that diffusers reads, onto the pipeline's network; raises ModelError."""
-    if not folder.exists():
-        raise ModelError(f"{folder}: no such adapter; expected a folder with {ADAPTER_FILE}")
+def initial_values(network: Any, adapter: Adapter, settings: LoraSettings) -> list[Tensor]:
+    """Values of the fresh parameters of `add_lora` with which they are this adapter, in their order.
+
+    An adapter of a lower rank fills the first rows and columns; the rest stays as it is and adds nothing yet.
+    Raises ModelError, with settings that fit, for an adapter that has more than these parameters can hold.
+    """
+    fresh = {name: parameter.detach() for name, parameter in network.named_parameters() if "lora_" in name}
+    loras = adapter.parts.get(UNET, {})
+    trained = {name.partition(".lora_")[0] for name in fresh}
+    _check_fits(adapter, trained, settings)
+    values = []
+    for name, value in fresh.items():
+        lora, value = loras.get(name.partition(".lora_")[0]), value.clone()
+        if lora is not None and "lora_A" in name:
+            value[: lora.rank] = lora.down
+        elif lora is not None:
+            value[:, : lora.rank] = lora.up / (settings.alpha / settings.rank)
+        values.append(value)
+    return values
+
+
+def _check_fits(adapter: Adapter, trained: set[str], settings: LoraSettings) -> None:
+    loras = adapter.parts.get(UNET, {})
+    is_dora = any(lora.magnitude is not None for lora in loras.values())
+    if is_dora or adapter.parts.keys() != {UNET}:
+        got = "DoRA" if is_dora else f"a LoRA of {' and '.join(sorted(adapter.parts))}"
+        raise ModelError(
+            f"{adapter.path}: got {got}, expected a plain LoRA of the UNet, which is all that is trained; "
+            "fuse it with `lasro export` and give that folder as model.path"
+        )
+    changes = []
+    if (rank := max(lora.rank for lora in loras.values())) > settings.rank:
+        changes.append(f"lora.rank = {rank} (got {settings.rank})")
+    if outside := loras.keys() - trained:
+        targets = sorted({*_endings(outside), *settings.targets} | (set() if settings.targets else _endings(trained)))
+        changes.append(f"lora.targets = {targets}")
+    if changes:
+        raise ModelError(f"{adapter.path}: does not fit this run's LoRA; set {' and '.join(changes)}")
+
+
+def _endings(modules: Iterable[str]) -> set[str]:
+    """What `lora.targets` would call them: the last part of each name that is not a number alone."""
+    return {re.sub(r".*?([^.]+(\.\d+)?)$", r"\1", module) for module in modules}
+
+
+@contextmanager
+def without_adapters(pipeline: Any) -> Iterator[None]:
+    """All networks of the pipeline as they are without the adapter that was loaded."""
+    pipeline.disable_lora()
     try:
-        pipeline.load_lora_weights(folder)
-    except LOADING_ERRORS as error:
-        raise ModelError(f"{folder}: cannot be loaded as a LoRA for this model ({error})") from error
+        yield
+    finally:
+        pipeline.enable_lora()
+
+
+def fuse_adapter(pipeline: Any) -> None:
+    """Add the loaded adapter to the weights; raises ModelError where a weight would not be finite."""
+    try:
+        pipeline.fuse_lora(safe_fusing=True)
+    except ValueError as error:
+        raise ModelError(f"adapter: cannot be fused ({one_line(str(error))}); it is broken") from error
+    pipeline.unload_lora_weights()
 
 
 @contextmanager

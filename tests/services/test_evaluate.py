@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapters import PLAIN, diffusers_form, random_factors, write_adapter
 from PIL import Image
 
 from lasro.config import LoraSettings, ModelSettings
@@ -18,6 +19,7 @@ from lasro.reward_sdk import RejectedItem, create_reward_app, reward
 from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.evaluation import score_prompts as evaluation_module
+from lasro_client.evaluation.compare_to_base import evaluate_beside_base
 from lasro_client.evaluation.drift import measure_drift
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
 from lasro_client.services.reward_client import RewardClient
@@ -102,6 +104,22 @@ def test_base_is_the_model_without_its_adapter(model, api):
     with_adapter(model, 0.3)
     assert evaluate(model, PROMPTS[:2], ["brightness"], api, SEED, base=True) == before
     assert evaluate(model, PROMPTS[:2], ["brightness"], api, SEED) != before
+
+
+def test_the_base_row_is_drawn_without_the_adapters_text_encoders(tiny_model_path, api, tmp_path):
+    """The base row came from the adapter's text encoders, so that the difference left out what they had done."""
+    weights = tiny_model_path / "text_encoder_2" / "model.safetensors"
+    factors = random_factors(weights, ("q_proj", "v_proj", "fc1", "fc2"), scale=0.5)
+    adapter = write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(factors, "text_encoder_2."))
+    settings = ModelSettings(path=str(tiny_model_path), device="cpu")
+    options = (PROMPTS[:2], ["brightness"], api, SEED, None, lambda done, total: None)
+    alone, nothing = evaluate_beside_base(settings, None, *options)
+    table, keys = evaluate_beside_base(settings, adapter, *options)
+    row = table["brightness"]["two_step"]
+    assert row["base"] == alone["brightness"]["two_step"]["base"] != row["adapted"]
+    assert nothing is None
+    assert keys is not None
+    assert keys.loaded == keys.total == 2 * len(factors)
 
 
 def test_drift_is_zero_without_change_and_grows_with_it(model, tmp_path):

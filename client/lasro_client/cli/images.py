@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from lasro_client.cli.prompts import Comments, Prompts, read_checked_prompts
 
 if TYPE_CHECKING:
     from lasro.config import ModelSettings
+    from lasro.models.base import AdapterKeys
     from lasro_client.evaluation.generate import Steps
 
 Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, or a hub id.")]
@@ -20,6 +21,7 @@ Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
 ]
+Partial = Annotated[bool, typer.Option("--partial", help="Load an adapter of which not every key fits the model.")]
 
 
 def generate(
@@ -29,6 +31,7 @@ def generate(
     steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 2,
     model: Model = "bundled",
     adapter: Adapter = None,
+    partial: Partial = False,
     guidance: Guidance = 4.0,
     device: Device = "auto",
     comments: Comments = False,
@@ -42,8 +45,10 @@ def generate(
     from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
 
     with progress_bar("drawing") as progress:
-        index = run_generate(settings, adapter, texts, seed, cast("Steps", steps), out, progress=progress)
-    print_json({"index": str(index), "images": len(texts)}) if as_json else print(index)
+        index, keys = run_generate(
+            settings, adapter, texts, seed, cast("Steps", steps), out, progress=progress, partial=partial
+        )
+    print_json({"index": str(index), "images": len(texts)} | _as_json(keys)) if as_json else print(index)
 
 
 def evaluate(
@@ -54,6 +59,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 10_000,
     model: Model = "bundled",
     adapter: Adapter = None,
+    partial: Partial = False,
     guidance: Guidance = 4.0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
@@ -71,9 +77,9 @@ def evaluate(
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
 
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
-        table = evaluate_beside_base(settings, adapter, texts, names, client, seed, out, progress)
+        table, keys = evaluate_beside_base(settings, adapter, texts, names, client, seed, out, progress, partial)
     if as_json:
-        print_json({"prompts": len(texts), "seed": seed, "rewards": table})
+        print_json({"prompts": len(texts), "seed": seed, "rewards": table} | _as_json(keys))
     else:
         print_scores(table, ("base", "adapted", "difference"))
 
@@ -82,13 +88,19 @@ def export(
     adapter: Annotated[Path, typer.Argument(help="Adapter, such as runs/demo/adapter.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.", show_default=False)],
     model: Model = "bundled",
+    partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
     """Fuse an adapter into its model and write a whole diffusers folder, for tools that load no LoRA."""
     from lasro_client.evaluation.export import export as run_export
 
-    run_export(_model_settings(model, 1.0, "cpu"), adapter, out)
-    print_json({"model": str(out)}) if as_json else print(out)
+    keys = run_export(_model_settings(model, 1.0, "cpu"), adapter, out, partial)
+    print_json({"model": str(out)} | _as_json(keys)) if as_json else print(out)
+
+
+def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:
+    """How many of an adapter's keys were loaded, of how many; nothing where there was no adapter."""
+    return {} if keys is None else {"adapter_keys": keys.as_dict()}
 
 
 def _model_settings(model: str, guidance: float, device: str) -> ModelSettings:

@@ -6,15 +6,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
-from lasro.models.registry import load_model
+from lasro.models.base import AdapterKeys
 from lasro.training.prompts import Prompt
 from lasro.validation import explain
+from lasro_client.evaluation.adapted_model import load_adapted
 from lasro_client.evaluation.paired_statistics import estimate
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.evaluation.score_prompts import Progress, evaluate
@@ -22,6 +23,13 @@ from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
 from lasro_client.services.reward_client import RewardClient
 
 Table = dict[str, dict[str, Any]]
+
+
+class Comparison(NamedTuple):
+    """Rewards of base and adapted model, and how much of the adapter was loaded; None without one."""
+
+    table: Table
+    adapter_keys: AdapterKeys | None
 
 
 def evaluate_beside_base(
@@ -33,17 +41,16 @@ def evaluate_beside_base(
     seed: int,
     out: Path | None,
     progress: Progress,
-) -> Table:
+    partial: bool = False,
+) -> Comparison:
     """Reward -> `one_step` or `two_step` -> `base` (mean, sem), `n`, `failed`.
 
     With an adapter also `adapted` and `difference`, which is paired: same prompts, same seeds. With `out`, images and
-    scores are kept in its folders `base` and `adapted`. Raises PromptTooLongError before anything is drawn, RewardError
-    when a reward scored nothing at all.
+    scores are kept in its folders `base` and `adapted`. `partial` is that of `GeneratorModel.load_lora`. Raises
+    ModelError and PromptTooLongError before anything is drawn, RewardError when a reward scored nothing at all.
     """
-    model = load_model(settings)
+    model, keys = load_adapted(settings, adapter, partial)
     model.check_prompts([prompt.text for prompt in prompts])
-    if adapter is not None:
-        model.load_lora(adapter)
     found = []
     for name in ("base", "adapted") if adapter is not None else ("base",):
         folder = None if out is None else out / name
@@ -54,7 +61,7 @@ def evaluate_beside_base(
     for name, rows in table.items():
         if all(row["n"] == 0 for row in rows.values()):
             raise RewardError(f"{name}: scored none of {len(prompts)} prompts ({found[0].failures.get(name)})")
-    return table
+    return Comparison(table, keys)
 
 
 def _alone(found: Evaluation) -> Table:

@@ -8,18 +8,19 @@ from pathlib import Path
 
 from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
-from lasro.models.registry import load_model
+from lasro.models.base import AdapterKeys
+from lasro_client.evaluation.adapted_model import load_adapted
 
 
-def export(settings: ModelSettings, adapter: Path, out: Path) -> None:
-    """Fuse `adapter` into the UNet and write the pipeline to `out`, whole or not at all.
+def export(settings: ModelSettings, adapter: Path, out: Path, partial: bool = False) -> AdapterKeys | None:
+    """Fuse `adapter` into the networks and write the pipeline to `out`, whole or not at all.
 
-    Raises ConflictError where `out` exists, ModelError, StorageError.
+    `partial` and what is returned are those of `GeneratorModel.load_lora`. Raises ConflictError where `out` exists,
+    ModelError, StorageError.
     """
     if out.exists():
         raise ConflictError(f"{out}: exists already, expected a new folder; choose another or delete it")
-    model = load_model(settings)
-    model.load_lora(adapter)
+    model, keys = load_adapted(settings, adapter, partial)
     temporary: str | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -32,3 +33,4 @@ def export(settings: ModelSettings, adapter: Path, out: Path) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+    return keys

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +16,22 @@ from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
-from lasro.models.base import GeneratorModel
-from lasro.models.registry import load_model
+from lasro.models.base import AdapterKeys, GeneratorModel
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
+from lasro_client.evaluation.adapted_model import load_adapted
 from lasro_client.evaluation.diffusers_noise import diffusers_noises
 from lasro_client.evaluation.score_prompts import Progress, batch_size
 
 INDEX = "index.json"
 Steps = Literal[1, 2, 4]
+
+
+class Generated(NamedTuple):
+    """The images' index.json, and how much of the adapter was loaded; None without one."""
+
+    index_file: Path
+    adapter_keys: AdapterKeys | None
 
 
 def draw(model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
@@ -44,17 +51,17 @@ def generate(
     out: Path,
     batch: int | None = None,
     progress: Progress | None = None,
-) -> Path:
+    partial: bool = False,
+) -> Generated:
     """Draw prompt i with `seed + i` to `out`/00000.png ... and tell of them in `out`/index.json, written last.
 
-    `batch` images are drawn together (absent: as many as fit); it changes no image by more than rounding. A folder
-    of an earlier call is replaced; one with anything else in it is refused. Raises ConflictError, ModelError,
-    PromptTooLongError before anything is written, StorageError when the disk is full.
+    `batch` images are drawn together (absent: as many as fit); it changes no image by more than rounding. `partial`
+    is that of `GeneratorModel.load_lora`. A folder of an earlier call is replaced; one with anything else in it is
+    refused. Raises ConflictError, ModelError, PromptTooLongError before anything is written, StorageError when the
+    disk is full.
     """
     clear = _own_files(out)
-    model = load_model(settings)
-    if adapter is not None:
-        model.load_lora(adapter)
+    model, keys = load_adapted(settings, adapter, partial)
     step = batch or batch_size(model.latent_shape)
     starts = range(0, len(prompts), step)
     model.check_prompts([prompt.text for prompt in prompts])
@@ -67,7 +74,11 @@ def generate(
             write_atomically(out / f"{index:05d}.png", png_bytes(image))
         if progress is not None:
             progress(start + len(texts), len(prompts))
-    return _write_index(out, settings, adapter, prompts, seed, steps)
+    about: dict[str, Any] = {"model": settings.path, "adapter": None if adapter is None else str(adapter)}
+    if keys is not None:
+        about["adapter_keys"] = keys.as_dict()
+    write_json(out / INDEX, about | {"images": _index(settings, prompts, seed, steps)})
+    return Generated(out / INDEX, keys)
 
 
 def _own_files(out: Path) -> list[Path]:
@@ -86,10 +97,8 @@ def _is_image_name(path: Path) -> bool:
     return path.suffix == ".png" and len(path.stem) >= 5 and path.stem.isdecimal()
 
 
-def _write_index(
-    out: Path, settings: ModelSettings, adapter: Path | None, prompts: Sequence[Prompt], seed: int, steps: int
-) -> Path:
-    images = [
+def _index(settings: ModelSettings, prompts: Sequence[Prompt], seed: int, steps: int) -> list[dict[str, Any]]:
+    return [
         {
             "file": f"{index:05d}.png",
             "prompt": prompt.text,
@@ -100,6 +109,3 @@ def _write_index(
         }
         for index, prompt in enumerate(prompts)
     ]
-    adapter_text = None if adapter is None else str(adapter)
-    write_json(out / INDEX, {"model": settings.path, "adapter": adapter_text, "images": images})
-    return out / INDEX

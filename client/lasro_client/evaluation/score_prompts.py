@@ -54,7 +54,7 @@ def draw_one_and_two_steps(
     """
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
     with torch.no_grad():
-        conditioning = model.embed(list(prompts))
+        conditioning = model.embed(list(prompts), base)
         one_step, last = sample_latents(model, noises, conditioning, base)
         for prompt, *latents in zip(prompts, one_step, last, strict=True):
             # A decoder turns NaN into a black image, which a reward would score like any other.

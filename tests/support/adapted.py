@@ -1,0 +1,70 @@
+"""What a model draws with an adapter, by us and by stock diffusers."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_model import diffusers
+
+from lasro.config import ModelSettings
+from lasro.models.base import GeneratorModel
+from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.registry import load_model
+from lasro.training.sampling import sample_latents
+
+PROMPT = "a red circle left of a blue square"
+GUIDANCE = 8.0
+
+
+def settings(folder: Path) -> ModelSettings:
+    return ModelSettings(path=str(folder), device="cpu", guidance=GUIDANCE)
+
+
+@lru_cache
+def _model(folder: Path) -> LatentConsistencyModel:
+    model = load_model(settings(folder))
+    assert isinstance(model, LatentConsistencyModel)
+    return model
+
+
+def load(folder: Path) -> LatentConsistencyModel:
+    """The same model each time, to save that time, and without what the last test put on it."""
+    model = _model(folder)
+    model.pipeline.unload_lora_weights()
+    return model
+
+
+@lru_cache
+def _stock(folder: Path) -> Any:
+    kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    pipeline: Any = getattr(diffusers, kind).from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def latents(model: GeneratorModel, base: bool = False) -> torch.Tensor:
+    """Of two steps, always with the same noise."""
+    draws = torch.Generator().manual_seed(7)
+    noises = [torch.randn(1, *model.latent_shape, generator=draws) for _ in range(2)]
+    with torch.no_grad():
+        return sample_latents(model, noises, model.embed([PROMPT], base), base)[-1]
+
+
+@lru_cache
+def base_latents(folder: Path) -> torch.Tensor:
+    """The same by a model that never had an adapter."""
+    return latents(load_model(settings(folder)))
+
+
+def stock_latents(folder: Path, adapter: Path) -> torch.Tensor:
+    """The same by diffusers' own pipeline, with the adapter loaded by `load_lora_weights`."""
+    pipeline = _stock(folder)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(adapter)
+    draws = torch.Generator().manual_seed(7)
+    options = {"num_inference_steps": 2, "guidance_scale": GUIDANCE, "output_type": "latent"}
+    return pipeline(PROMPT, generator=draws, **options).images
