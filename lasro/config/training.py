@@ -101,6 +101,8 @@ class TrainSettings(SamplingSettings):
     """While the surrogate adapts to a round, update the generator by what it was before, and draw the next round."""
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     """First rounds that fill the replay and adapt the surrogate without touching the generator."""
+    initial_adapter: ConfigPath | None = None
+    """LoRA that the generator begins with, its folder or file, of any form that `--adapter` reads; absent: the base."""
     initial_surrogate: WeightsFile | None = None
     """`bundled` or a safetensors file written by `lasro pretrain`; absent: an untrained one."""
     initial_base_rewards: ConfigPath | None = None

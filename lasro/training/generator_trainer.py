@@ -96,6 +96,7 @@ class GeneratorTrainer:
         self.parameters = model.add_lora(lora, seed)
         self.average = [p.detach().clone() for p in self.parameters]
         self._untrained = [p.detach().clone() for p in self.parameters]
+        self._starts_as_base = True
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -182,8 +183,22 @@ class GeneratorTrainer:
 
     # --- state -----------------------------------------------------------------------------------------------
 
+    @property
+    def is_base(self) -> bool:
+        """Whether the generator still is the base."""
+        return self.version == 0 and self._starts_as_base
+
+    def start_from(self, values: Sequence[Tensor]) -> None:
+        """Begin with these values of `parameters` in place of the base; before any update."""
+        self._untrained = [value.to(p) for value, p in zip(values, self.parameters, strict=True)]
+        self._starts_as_base = False
+        self.restore(None)
+
     def restore(self, state: dict[str, Tensor] | None) -> None:
-        """Go on from an earlier `state()`, None for the untouched base. Updates are counted on: no draw is repeated."""
+        """Go on from an earlier `state()`, None for what it began with: the untouched base, or `start_from`.
+
+        Updates are counted on: no draw is repeated.
+        """
         self.optimiser.state.clear()
         if state is not None:
             self._load_tensors(state)
@@ -194,7 +209,7 @@ class GeneratorTrainer:
                     value.copy_(untrained)
 
     def restart(self, seed: int) -> None:
-        """Begin again from the base with a fresh optimiser, and with the draws of another seed."""
+        """Begin again as at first with a fresh optimiser, and with the draws of another seed."""
         self.restore(None)
         self.seed, self.version = seed, 0
         self.method.load_state(self._method_start)

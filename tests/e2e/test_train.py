@@ -213,6 +213,22 @@ def test_a_run_without_kept_samples_is_named(config_path: Path, services: list[s
         pretrain(config, tmp_path / "from-old", OBSERVERS)
 
 
+def test_a_run_begins_with_an_adapter(
+    finished: tuple[RunSettings, Path, dict[str, Any]], config_path: Path, services: list[str], tmp_path: Path
+) -> None:
+    """Guards against a *before* that is not the base's, a first round without the base's samples, and an audit that
+    foretells another number of calls."""
+    begun_with = f"train.initial_adapter={finished[1] / 'adapter'}"
+    settings = ["name=continued", "seed=3", "train.rounds=1", "train.warmup_rounds=0", begun_with]
+    config = load_config(config_path, [*services, *settings])
+    summary = train(config, tmp_path / "run", OBSERVERS)
+    assert summary["reward_calls"] == train_cost(config.train, Speed(32, 2, 1)).calls == 12
+    assert log_lines(tmp_path / "run")[0]["drift"]["one_step"] > 0
+    before = [each["rewards"]["jpeg-incompressibility"]["one_step"]["before"] for each in (summary, finished[2])]
+    assert before[0] == before[1]
+    assert (tmp_path / "run" / "initial_adapter" / "pytorch_lora_weights.safetensors").is_file()
+
+
 def test_a_finished_run_returns_its_summary_without_services(
     finished: tuple[RunSettings, Path, dict[str, Any]],
 ) -> None:

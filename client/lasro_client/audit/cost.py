@@ -68,8 +68,8 @@ def images_per_round(settings: SamplingSettings, policies: int) -> int:
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
-    """Stage 2. The base is sampled too from the round after the generator's first update on."""
-    alone = min(settings.rounds, settings.warmup_rounds + 1)
+    """Stage 2. The base is sampled too once the generator is another."""
+    alone = _rounds_as_base(settings)
     return _of_rounds(settings, alone, settings.rounds - alone, speed)
 
 
@@ -89,11 +89,16 @@ def evaluation_cost(prompts: int, batch: int, speed: Speed) -> Cost:
 
 def affordable_rounds(settings: TrainSettings, calls_per_image: int, max_calls: int) -> int:
     """Rounds of stage 2 that fit into a budget, which all rewards of the run share; the run ends there, whole."""
-    alone = min(settings.rounds, settings.warmup_rounds + 1)
+    alone = _rounds_as_base(settings)
     cheap, dear = (images_per_round(settings, policies) * calls_per_image for policies in (1, 2))
     if max_calls < alone * cheap:
         return max_calls // cheap
     return min(settings.rounds, alone + (max_calls - alone * cheap) // dear)
+
+
+def _rounds_as_base(settings: TrainSettings) -> int:
+    """Rounds sampled before the generator's first update; none where it begins with an adapter."""
+    return 0 if settings.initial_adapter is not None else min(settings.rounds, settings.warmup_rounds + 1)
 
 
 def _of_rounds(settings: SamplingSettings, alone: int, with_reference: int, speed: Speed) -> Cost:

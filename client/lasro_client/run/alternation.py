@@ -167,7 +167,7 @@ class Alternation:
     def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         """Samples of the generator and, once it has left the base, reference samples of the base."""
         model, config = self.trainer.model, self.config
-        base = partial(sample_latents, model, base=True) if self.trainer.version else None
+        base = partial(sample_latents, model, base=True) if not self.trainer.is_base else None
         return sample_groups(
             model, prompts, config.train, config.seed, "train", round, reference_policy=base, first=first
         )

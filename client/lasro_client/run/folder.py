@@ -137,6 +137,11 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{old}: cannot be renamed to {new.name} ({error.strerror}); rename it") from error
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / CHECKPOINT_FILE).exists()
+
     def _has_rounds(self) -> bool:
         return any((self.path / name).exists() for name in (CHECKPOINT_FILE, "log.jsonl", "summary.json"))
 
@@ -199,7 +204,7 @@ class RunFolder:
 
     def _read_checkpoint(self, trainer: GeneratorTrainer, monitor: DivergenceMonitor | None) -> Checkpoint:
         path = self.path / CHECKPOINT_FILE
-        if not path.exists():
+        if not self.has_checkpoint:
             self._drop_rounds_after(0)
             return Progress(), None
         arrays, metadata = unpack_tensors(path.read_bytes())
@@ -237,11 +242,11 @@ class RunFolder:
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / CHECKPOINT_FILE, body)
 
-    def export(self, trainer: GeneratorTrainer) -> None:
+    def export(self, trainer: GeneratorTrainer, name: str = "adapter") -> None:
         """Write the averaged adapter for stock diffusers, in place of the last one. Only the main process writes."""
         if not trainer.peers.is_main:
             return
-        fresh, final = self.path / ".adapter", self.path / "adapter"
+        fresh, final = self.path / f".{name}", self.path / name
         try:
             shutil.rmtree(fresh, ignore_errors=True)
             trainer.save(fresh)

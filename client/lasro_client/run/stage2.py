@@ -25,6 +25,7 @@ from lasro_client.evaluation.result import Evaluation, summary_table
 from lasro_client.run.alternation import Alternation
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
+from lasro_client.run.initial_adapter import start_from_adapter
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
@@ -61,6 +62,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     config = folder.config
     model = load_model(config.model)
     trainer = create_trainer(config, model, peers)
+    start_from_adapter(folder, trainer)
     overlap = config.train.overlap
     needs_surrogate, cores = trainer.method.needs_surrogate, 0.5 if overlap else 1.0
     with services(
