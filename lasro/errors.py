@@ -5,6 +5,7 @@
     ├── ModelError                a model folder or hub id that cannot be used
     ├── PromptTooLongError        a prompt over the tokenizer's limit
     ├── WireError                 a request or reply body that does not have the agreed form
+    │   └── ContentTypeError      a request body of another content type than the route takes
     ├── NonFiniteError            NaN or infinity where a finite number is needed
     ├── NotFoundError             an unknown run, reward, group or version
     ├── ConflictError             a name in use, or a run folder made with another configuration
@@ -70,6 +71,12 @@ class WireError(LasroError, ValueError):
     http_status = 422
     title = "malformed message"
     slug = "malformed-message"
+
+
+class ContentTypeError(WireError):
+    http_status = 415
+    title = "unsupported content type"
+    slug = "unsupported-content-type"
 
 
 class NonFiniteError(LasroError, ValueError):

@@ -32,7 +32,8 @@ from lasro import wire
 from lasro.errors import BusyError, ConfigError, TimeoutExceededError, WireError
 from lasro.images import decode_image
 from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, reward
-from lasro.service.app import create_service, read_message, reply
+from lasro.service.app import create_service, parse_message, reply
+from lasro.service.content_types import read_body
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.openapi import message_body, problems
 from lasro.service.serve import run_service
@@ -69,7 +70,7 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
     registry = CollectorRegistry()
     items = Counter("lasro_reward_items", "Images by outcome", ["outcome"], registry=registry)
     seconds = Histogram("lasro_reward_seconds", "Time in the reward function per request", registry=registry)
-    key = signing_key(settings.signing_secret.get_secret_value()) if settings.signing_secret else None
+    key = signing_key(settings.signing_secret.get_secret_value()) if settings.signing_secret is not None else None
     verifier = Verifier(key) if key is not None else None
     worker = ThreadPoolExecutor(1, "reward")
     waiting = 0
@@ -93,13 +94,14 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
     )
     async def score(request: Request) -> Response:
         nonlocal waiting
+        body = await read_body(request)
         if waiting >= settings.max_waiting:
             raise BusyError(f"{waiting} requests are in flight; try again later or raise LASRO_MAX_WAITING")
         waiting += 1
         give_up_s = time.monotonic() + _timeout_s(request.headers.get(wire.TIMEOUT_HEADER, ""))
         try:
-            message_id = "" if verifier is None else verifier.check(request.headers, await request.body())
-            native = await read_message(request, wire.NativeRequest)
+            message_id = "" if verifier is None else verifier.check(request.headers, body.content)
+            native = parse_message(body, wire.NativeRequest)
             images = await asyncio.to_thread(decode_images, native, settings)
             scores = await asyncio.get_running_loop().run_in_executor(worker, timed, images, native, give_up_s)
         finally:

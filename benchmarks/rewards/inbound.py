@@ -47,7 +47,7 @@ def register(processes: DistributedContext, name: str, delay_ms: int, concurrenc
         concurrency=concurrency,
         cache=cache,
     )
-    httpx.post(f"{processes.api.url}/v1/rewards", content=spec.model_dump_json(), trust_env=False).raise_for_status()
+    httpx.post(f"{processes.api.url}/v1/rewards", json=spec.model_dump(mode="json"), trust_env=False).raise_for_status()
 
 
 def measure(contenders: dict[str, Contender], repetitions: int, seconds: float) -> dict[str, list[Load]]:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from lasro import wire
 from lasro.errors import BusyError, LasroError
+from lasro.service.content_types import Body, read_body
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.middleware import RequestGate
 from lasro.service.problem import (
@@ -101,11 +102,15 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 async def read_message(request: Request, kind: type[M]) -> M:
-    """The request body as a message: msgpack where the content type says so, else JSON; raises WireError."""
-    body = await request.body()
-    if request.headers.get("content-type", "").partition(";")[0].strip() == wire.MSGPACK_TYPE:
-        return wire.from_msgpack(kind, body)
-    return wire.from_json(kind, body)
+    """The request body as a message, JSON or msgpack by its content type; raises WireError."""
+    return parse_message(await read_body(request), kind)
+
+
+def parse_message(body: Body, kind: type[M]) -> M:
+    """A body of JSON or msgpack as a message; raises WireError."""
+    if body.content_type == wire.MSGPACK_TYPE:
+        return wire.from_msgpack(kind, body.content)
+    return wire.from_json(kind, body.content)
 
 
 def reply(request: Request, message: wire.Message | wire.Fields, status: int = 200) -> Response:

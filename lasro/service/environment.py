@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lasro.service.api_key import checked_api_key
 
 
 class ServiceEnvironment(BaseSettings):
@@ -28,11 +30,24 @@ class ServiceEnvironment(BaseSettings):
     max_body_bytes: int = Field(default=256 << 20, ge=1024)
     """Largest request body."""
     body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    """Longest wait for the next part of a request body; a client that sends none holds its place no longer."""
+    """Longest wait in seconds for the next part of a request body, and for a caller that reads none of its answer."""
+    min_body_rate: int = Field(default=16 << 10, ge=1)
+    """Bytes a second that a request body has to come with, once it takes longer than the body timeout."""
+    max_head_bytes: int = Field(default=16 << 10, ge=1024)
+    """Largest request line and headers, in bytes."""
+    head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
+    """Longest time in seconds for a request line and headers, from the connection or their first byte."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Open connections at once, at most half of the open files; for a further one the longest waiting is closed."""
     log_level: str = "info"
     """Of this process."""
     log_format: Literal["json", "text"] = "json"
     """One JSON object a line, or text for people."""
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else SecretStr(checked_api_key(value.get_secret_value()))
 
     @property
     def knows_callers(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 import time
@@ -13,13 +12,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lasro.errors import AuthError, BusyError
+from lasro.errors import BusyError
+from lasro.service import callers
+from lasro.service.callers import OPEN_PATHS
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.logs import new_request_id, set_request_id
 from lasro.service.problem import BODY_TOO_LARGE, BODY_TOO_SLOW, RETRY_AFTER_S, problem_response
 
 log = logging.getLogger("lasro")
-OPEN_PATHS = ("/health/live", "/health/ready", "/metrics", "/openapi.json")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -29,7 +29,7 @@ class _BodyTooLarge(Exception):
 
 
 class _BodyTooSlow(Exception):
-    pass
+    """Says how slow."""
 
 
 class RequestGate:
@@ -59,7 +59,7 @@ class RequestGate:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
-        refusal = self._refusal(scope["path"], headers)
+        refusal = callers.refusal(scope, headers, self.settings) or self._refused_size(headers)
         try:
             if refusal is not None:
                 await refusal(scope, receive, send_with_id)
@@ -67,9 +67,9 @@ class RequestGate:
                 await self.app(scope, self._limited(receive), send_with_id)
         except _BodyTooLarge:
             await self._too_large()(scope, receive, send_with_id)
-        except _BodyTooSlow:
-            detail = f"nothing came for {self.settings.body_timeout_s:g} s, expected the rest; send it again"
-            await problem_response(BODY_TOO_SLOW, detail, {"Connection": "close"})(scope, receive, send_with_id)
+        except _BodyTooSlow as error:
+            answer = problem_response(BODY_TOO_SLOW, str(error), {"Connection": "close"})
+            await answer(scope, receive, send_with_id)
         except asyncio.CancelledError:
             if is_answered:
                 raise
@@ -88,13 +88,7 @@ class RequestGate:
         about = {"method": method, "route": route, "status": status, "duration_ms": round(1000 * seconds, 1)}
         log.log(level, "%s %s answered %d", method, route, status, extra=about)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
-        key = self.settings.api_key
-        if key is not None and path not in OPEN_PATHS:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, b"Bearer " + key.get_secret_value().encode()):
-                detail = "expected the header 'Authorization: Bearer KEY' with the service's LASRO_API_KEY"
-                return problem_response(AuthError, detail, {"WWW-Authenticate": "Bearer"})
+    def _refused_size(self, headers: dict[bytes, bytes]) -> Response | None:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.settings.max_body_bytes:
             return self._too_large()
@@ -104,21 +98,26 @@ class RequestGate:
         return problem_response(BODY_TOO_LARGE, f"expected at most {self.settings.max_body_bytes} bytes")
 
     def _limited(self, receive: Receive) -> Receive:
-        size_bytes, is_whole = 0, False
+        size_bytes, is_whole, started_s = 0, False, time.monotonic()
+        timeout_s, rate = self.settings.body_timeout_s, self.settings.min_body_rate
 
         async def limited() -> Message:
             nonlocal size_bytes, is_whole
             if is_whole:  # what comes now is the end of the connection, whenever that is
                 return await receive()
             try:
-                async with asyncio.timeout(self.settings.body_timeout_s):
+                async with asyncio.timeout(timeout_s):
                     message = await receive()
             except TimeoutError as error:
-                raise _BodyTooSlow from error
+                raise _BodyTooSlow(f"nothing came for {timeout_s:g} s, expected the rest; send it again") from error
             is_whole = not message.get("more_body", False)
             size_bytes += len(message.get("body", b""))
             if size_bytes > self.settings.max_body_bytes:
                 raise _BodyTooLarge
+            taken_s = time.monotonic() - started_s
+            if not is_whole and size_bytes < rate * (taken_s - timeout_s):
+                got = f"{size_bytes} bytes came in {taken_s:.0f} s"
+                raise _BodyTooSlow(f"{got}, expected at least {rate} a second; send it again, faster")
             return message
 
         return limited

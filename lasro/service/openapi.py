@@ -32,7 +32,7 @@ def message_body(kind: type[wire.Message]) -> dict[str, Any]:
     """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
     schema = _inlined(kind.model_json_schema())
     content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": True, "content": content}, "responses": WRONG_TYPE}
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
@@ -54,4 +54,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` for a route: the problem+json statuses it can answer with."""
     schema = wire.Problem.model_json_schema()
     content = {PROBLEM_TYPE: {"schema": schema}}
-    return {status: {"description": "problem", "content": content} for status in (401, 408, 413, 500, *statuses)}
+    everywhere = (400, 401, 403, 408, 413, 431, 500)
+    return {status: {"description": "problem", "content": content} for status in (*everywhere, *statuses)}
+
+
+WRONG_TYPE = {"415": problems(415)[415]}
+"""Part of `openapi_extra` for a route with a body."""

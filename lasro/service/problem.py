@@ -27,11 +27,18 @@ class HttpProblem(NamedTuple):
 
 
 INCOMPLETE_REQUEST = HttpProblem(400, "incomplete request", "incomplete-request")
+MALFORMED_HTTP = HttpProblem(400, "malformed HTTP", "malformed-http")
+CROSS_ORIGIN = HttpProblem(403, "cross-origin request", "cross-origin")
+HEAD_TOO_SLOW = HttpProblem(408, "head too slow", "head-too-slow")
 BODY_TOO_SLOW = HttpProblem(408, "body too slow", "body-too-slow")
 BODY_TOO_LARGE = HttpProblem(413, "body too large", "body-too-large")
 MALFORMED_REQUEST = HttpProblem(422, "malformed request", "malformed-request")
+HEAD_TOO_LARGE = HttpProblem(431, "head too large", "head-too-large")
 NOT_READY = HttpProblem(503, "not ready", "not-ready")
-HTTP_PROBLEMS = (INCOMPLETE_REQUEST, BODY_TOO_SLOW, BODY_TOO_LARGE, MALFORMED_REQUEST, NOT_READY)
+HTTP_PROBLEMS = (
+    *(INCOMPLETE_REQUEST, MALFORMED_HTTP, CROSS_ORIGIN, HEAD_TOO_SLOW, BODY_TOO_SLOW, BODY_TOO_LARGE),
+    *(MALFORMED_REQUEST, HEAD_TOO_LARGE, NOT_READY),
+)
 
 
 def refused(status: int) -> HttpProblem:

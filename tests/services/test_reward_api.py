@@ -195,7 +195,7 @@ def test_json_and_msgpack_say_the_same(url: str, api: RewardClient, spec: Reward
     """Bug: the two encodings of one schema drift apart."""
     api.register(spec)
     request = ScoreRequest(prompts=["p"], images=[png(50)], rewards=[spec.name])
-    by_json = httpx.post(f"{url}/v1/score", content=request.model_dump_json()).json()
+    by_json = httpx.post(f"{url}/v1/score", json=request.model_dump(mode="json")).json()
     assert by_json["items"][0]["scores"][spec.name]["score"] == 50 / 255
     by_msgpack = api.score(request)
     assert by_msgpack.items[0].total == by_json["items"][0]["total"]

@@ -21,6 +21,7 @@ from lasro_reward_api.app import create_app
 from lasro_reward_api.settings import RewardApiSettings
 
 Serve = Callable[[ASGIApp], str]
+JSON = {"Content-Type": "application/json"}
 NAME = "loaded"
 
 
@@ -71,7 +72,7 @@ def body(*numbers: int, metadata: list[Any] | None = None) -> str:
 
 
 def post(url: str, content: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.post(f"{url}/v1/score", content=content, headers=headers, timeout=30)
+    return httpx.post(f"{url}/v1/score", content=content, headers=JSON | (headers or {}), timeout=30)
 
 
 def scores(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def scores(answer: httpx.Response) -> list[dict[str, Any]]:
 
 def at_once(url: str, contents: list[str], headers: dict[str, str] | None = None) -> list[httpx.Response]:
     async def send() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, headers=JSON, timeout=30) as client:
             return await asyncio.gather(*(client.post("/v1/score", content=c, headers=headers) for c in contents))
 
     return asyncio.run(send())

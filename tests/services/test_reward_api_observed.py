@@ -88,7 +88,7 @@ def register(api_url: str, scorer_url: str, **spec: Any) -> str:
 
 def score(url: str, name: str, *shades: int) -> httpx.Response:
     request = ScoreRequest(prompts=["p"] * len(shades), images=[png(shade) for shade in shades], rewards=[name])
-    return httpx.post(f"{url}/v1/score", content=request.model_dump_json(), timeout=30)
+    return httpx.post(f"{url}/v1/score", json=request.model_dump(mode="json"), timeout=30)
 
 
 def series(url: str, name: str) -> dict[str, float]:
@@ -139,7 +139,7 @@ def test_methods_that_do_not_exist_make_no_series(url: str) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
     for word in ("FROB1", "FROB2"):
         with socket.create_connection((host, int(port)), timeout=10) as raw:
-            raw.sendall(f"{word} /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            raw.sendall(f"{word} /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             while raw.recv(4096):
                 pass
     assert "FROB" not in httpx.get(f"{url}/metrics").text
@@ -200,8 +200,8 @@ def test_the_service_logs_json_with_request_ids(tmp_path: Path, redis_url: str, 
         ) as process:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             name = register(url, scorer_url, url=f"{scorer_url}/down", secret=SECRET)
-            request = ScoreRequest(prompts=["p"], images=[png(1)], rewards=[name]).model_dump_json()
-            httpx.post(f"{url}/v1/score", content=request, headers={"X-Request-ID": "complaint-1"}, timeout=60)
+            request = ScoreRequest(prompts=["p"], images=[png(1)], rewards=[name]).model_dump(mode="json")
+            httpx.post(f"{url}/v1/score", json=request, headers={"X-Request-ID": "complaint-1"}, timeout=60)
             process.send_signal(signal.SIGTERM)
             process.wait(30)
     lines = [json.loads(line) for line in log_path.read_text().splitlines()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import os
 import signal
 import socket
@@ -57,7 +56,7 @@ async def client(scorer: Reward, **settings: Any) -> AsyncIterator[httpx.AsyncCl
     app = create_reward_app(scorer, RewardEnvironment(**settings))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward") as opened,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as opened,
     ):
         yield opened
 
@@ -318,8 +317,8 @@ def brightness_url(tmp_path: Path) -> Iterator[str]:
 
 def test_five_lines_are_a_service(brightness_url: str) -> None:
     """Guards `python -m lasro.reward_sdk module:function` with a user's file, end to end; ends on SIGTERM."""
-    content = json.dumps(body([png(Image.new("RGB", (4, 4), "white"))]))
-    answer = httpx.post(f"{brightness_url}/", content=content, timeout=60, trust_env=False)
+    content = body([png(Image.new("RGB", (4, 4), "white"))])
+    answer = httpx.post(f"{brightness_url}/", json=content, timeout=60, trust_env=False)
     assert answer.json() == {"scores": [1.0]}
 
 

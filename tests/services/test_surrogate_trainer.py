@@ -385,9 +385,22 @@ def test_bodies_that_are_no_safetensors_are_refused(http, trained):
     assert gradient_problem(http, trained, b"\xff" * 64)[0] == 422
     assert gradient_problem(http, trained, b"")[0] == 422
     response = http.post(f"/v1/runs/{trained}/gradient", content=b"{}")
-    assert response.status_code == 422
+    assert response.status_code == 415
     assert wire.SAFETENSORS_TYPE in response.json()["detail"]
     assert gradient_problem(http, "nobody", b"")[0] == 404
+
+
+def test_every_body_has_a_type(http, trained):
+    """Bug: a page in a browser, which can send forms and text but no JSON, changed runs of the keyless trainer."""
+    statuses = [
+        http.request(
+            method, path.format(run=trained), content=b"{}", headers={"Content-Type": "text/plain"}
+        ).status_code
+        for path, operations in http.get("/openapi.json").json()["paths"].items()
+        for method, operation in operations.items()
+        if "requestBody" in operation
+    ]
+    assert statuses == [415] * 6
 
 
 def test_gradients_that_overflow_are_a_problem_not_a_body(http, trainer, config):

@@ -17,6 +17,7 @@ from lasro.service.signing import signed_headers, signing_key
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 IMAGE = png(7)
+FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def score(
 def posted(path: str, content: bytes, content_type: str = "application/json") -> Callable[[Servers], httpx.Response]:
     headers = {"Content-Type": content_type}
     return lambda servers: httpx.post(servers.api + path, content=content, headers=headers, timeout=60)
+
+
+def browsed(headers: dict[str, str]) -> Callable[[Servers], httpx.Response]:
+    """`GET /v1/rewards` with what a browser adds for a page."""
+    return lambda servers: httpx.get(f"{servers.api}/v1/rewards", headers=headers)
 
 
 def registered(**change: Any) -> Callable[[Servers], httpx.Response]:
@@ -93,7 +99,10 @@ SCORING = [
     Refusal("base64 that is none", 422, "images.0: Value error, expected base64 text", score(["not base64!"])),  # pyright: ignore[reportArgumentType]
     Refusal("msgpack that is called JSON", 422, "body: Invalid JSON", score([IMAGE], "application/json")),
     Refusal("JSON that is called msgpack", 422, "not one msgpack map", posted("/v1/score", b"{}", wire.MSGPACK_TYPE)),
-    Refusal("an image as the body", 422, "body: Invalid JSON", posted("/v1/score", IMAGE, "image/png")),
+    Refusal("an image as the body", 415, "Content-Type: got 'image/png'", posted("/v1/score", IMAGE, "image/png")),
+    Refusal("JSON that is called a form", 415, "-H 'Content-Type: application/json'", posted("/v1/score", b"{}", FORM)),
+    Refusal("a page of another site, no API key", 403, "Origin: got", browsed({"Origin": "https://evil.example"})),
+    Refusal("a name that leads here by DNS, no API key", 403, "Host: got", browsed({"Host": "evil.example:8000"})),
     Refusal(
         "more prompts than images",
         422,

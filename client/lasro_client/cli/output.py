@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lasro.service.api_key import VARIABLE, api_key_from_environment
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,8 +25,16 @@ Trainer = Annotated[
     typer.Option("--surrogate-trainer", envvar="LASRO_SURROGATE_TRAINER_URL", help="URL of the surrogate trainer."),
 ]
 RedisUrl = Annotated[str, typer.Option("--redis", envvar="LASRO_REDIS_URL", help="URL of the Redis of the services.")]
+
+
+def _key_option(given: str | None) -> str | None:
+    """typer takes an empty variable for none; it is refused instead, as everywhere."""
+    return api_key_from_environment() if given is None else given
+
+
 ApiKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="LASRO_API_KEY", help="Key of the services.", show_default=False)
+    str | None,
+    typer.Option("--api-key", envvar=VARIABLE, help="Key of the services.", show_default=False, callback=_key_option),
 ]
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lasro.config import RewardSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
+from lasro.service.api_key import api_key_from_environment
 from lasro.training.distributed import DistributedContext, on_one_machine
 from lasro_client.services.local_stack import LocalStack
 from lasro_client.services.reward_client import RewardClient
@@ -60,11 +61,7 @@ def services(
     Of several processes the main one starts them. A trainer started here has threads for `trainer_cores` of all cores;
     with 0 none is started.
     """
-    api_key, timeout_s, peers = (
-        os.environ.get("LASRO_API_KEY"),
-        settings.timeout_s,
-        peers or DistributedContext(),
-    )
+    api_key, timeout_s, peers = api_key_from_environment(), settings.timeout_s, peers or DistributedContext()
     with ExitStack() as exits:
         known = urls(settings)
         local = known is None

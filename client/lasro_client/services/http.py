@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from lasro import errors, wire
 from lasro.errors import ConfigError, LasroError, ServiceError, TimeoutExceededError, UnreachableError
+from lasro.service.api_key import checked_api_key
 
 M = TypeVar("M", bound=wire.Message)
 KINDS: tuple[type[LasroError], ...] = tuple(
@@ -27,8 +28,11 @@ BY_TITLE = {(kind.http_status, kind.title): kind for kind in KINDS}
 
 
 def connect(url: str, api_key: str | None = None, timeout_s: float = 60.0) -> httpx.Client:
-    """A client for one service. `timeout_s` bounds each wait for the service, connecting included."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    """A client for one service. `timeout_s` bounds each wait for the service, connecting included.
+
+    Raises ConfigError for a URL or a key that is none.
+    """
+    headers = {} if api_key is None else {"Authorization": f"Bearer {checked_api_key(api_key)}"}
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"service URL: got {url!r}, expected http://HOST:PORT or https://HOST")
     try:

@@ -22,6 +22,7 @@ import httpx
 from lasro.config import RewardSettings
 from lasro.errors import NotFoundError, StorageError, TimeoutExceededError
 from lasro.redis_store.embedded import EmbeddedRedis
+from lasro.service.api_key import api_key_from_environment
 from lasro.service.child_process import PARENT_VARIABLE, cores
 from lasro.wire import Protocol, RewardInfo, RewardSpec
 from lasro_client.services import http
@@ -67,7 +68,7 @@ class LocalStack:
         self._with_trainer, self._worker_count = trainer, workers
         self._trainer_threads = max(1, int(trainer_cores * cores()))
         self._served = [reward for reward in rewards if reward.serve is not None]
-        self._api_key = os.environ.get("LASRO_API_KEY")
+        self._api_key = api_key_from_environment()
         self._embedded: EmbeddedRedis | None = None
         self._listeners: list[socket.socket] = []
         self._supervisor = Supervisor()

@@ -31,7 +31,7 @@ class Admission:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Around the whole of a request, its body included; raises BusyError."""
+        """Around the whole of a request once its body is there; raises BusyError."""
         if self._requests >= self._limits.requests:
             raise BusyError(f"{self._requests} requests are in flight; try again later or raise LASRO_MAX_REQUESTS")
         self._requests += 1

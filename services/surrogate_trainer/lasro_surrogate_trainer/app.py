@@ -16,8 +16,9 @@ from lasro.config import SurrogateRun
 from lasro.errors import BusyError, WireError
 from lasro.folder_lock import hold_folder
 from lasro.redis_store.connection import connect
-from lasro.service.app import create_service, read_message, reply
-from lasro.service.openapi import message_body, problems
+from lasro.service.app import create_service, parse_message, read_message, reply
+from lasro.service.content_types import MESSAGE_TYPES, only_json, read_body
+from lasro.service.openapi import WRONG_TYPE, message_body, problems
 from lasro_surrogate_trainer.metrics import RunMetrics
 from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
 from lasro_surrogate_trainer.run_actor import RunActor
@@ -32,7 +33,7 @@ LOCK_WAIT_S = 30.0
 IN_USE = "another trainer works in this folder"  # it would overwrite the commits of the first
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 TENSORS = {wire.SAFETENSORS_TYPE: BINARY}
-TENSOR_BODY = {"requestBody": {"required": True, "content": TENSORS}}
+TENSOR_BODY = {"requestBody": {"required": True, "content": TENSORS}, "responses": WRONG_TYPE}
 RunName = Annotated[str, Path(pattern=wire.NAME_PATTERN)]
 
 
@@ -48,14 +49,8 @@ Registry = Annotated[RunRegistry, Depends(_registry)]
 Found = Annotated[RunActor, Depends(_find)]
 
 
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 async def _tensor_body(request: Request) -> bytes:
-    if _content_type(request) != wire.SAFETENSORS_TYPE:
-        raise WireError(f"content type: got {_content_type(request)!r}, expected {wire.SAFETENSORS_TYPE}")
-    return await request.body()
+    return (await read_body(request, (wire.SAFETENSORS_TYPE,))).content
 
 
 def _tensors(version: int, body: bytes) -> Response:
@@ -103,7 +98,8 @@ def _add_run_routes(
         summary="Create a run; again with the same settings changes nothing",
         response_model=wire.RunStatus,
         status_code=201,
-        responses={200: {"model": wire.RunStatus}, **problems(409, 422, 503, 507)},
+        dependencies=[Depends(only_json)],
+        responses={200: {"model": wire.RunStatus}, **problems(409, 415, 422, 503, 507)},
     )
     async def create_run(request: Request, runs: Registry, run: RunName, config: SurrogateRun) -> Response:
         made, is_new = await runs.create(run, config)
@@ -207,10 +203,11 @@ def _add_serving_routes(
         openapi_extra=score_body,
     )
     async def score(request: Request, run: Found) -> Response:
-        if _content_type(request) == wire.SAFETENSORS_TYPE:
-            body = await asyncio.to_thread(read_latents, await request.body(), run.frozen.model.latent_shape)
-            return reply(request, await run.score(body))
-        message = await read_message(request, wire.SurrogateScoreRequest)
+        body = await read_body(request, (*MESSAGE_TYPES, wire.SAFETENSORS_TYPE))
+        if body.content_type == wire.SAFETENSORS_TYPE:
+            latents = await asyncio.to_thread(read_latents, body.content, run.frozen.model.latent_shape)
+            return reply(request, await run.score(latents))
+        message = parse_message(body, wire.SurrogateScoreRequest)
         if len(message.images) != len(message.prompts):
             raise WireError(f"images: got {len(message.images)}, expected one per prompt ({len(message.prompts)})")
         images_BHWC = await asyncio.to_thread(read_images, message.images, run.frozen.model.image_size)

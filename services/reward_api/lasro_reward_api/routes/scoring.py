@@ -12,7 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from lasro import wire
 from lasro.errors import WireError
 from lasro.redis_store.group_queue import GroupQueue, Limits
-from lasro.service.app import read_message, reply
+from lasro.service.app import parse_message, reply
+from lasro.service.content_types import read_body
 from lasro.service.logs import request_id
 from lasro.service.openapi import BareRoute, header_parameter, message_body, problems
 from lasro_reward_api.checks import check_group
@@ -36,8 +37,9 @@ def add_score_route(app: FastAPI, scorer: Scorer, settings: RewardApiSettings) -
 
     async def score(request: Request) -> Response:
         caller = Caller(Deadline.after(_limit_s(request, settings)), request_id())
+        body = await read_body(request)
         with scorer.admission.request():
-            return reply(request, await scorer.score(await read_message(request, wire.ScoreRequest), caller))
+            return reply(request, await scorer.score(parse_message(body, wire.ScoreRequest), caller))
 
     app.router.add_api_route(
         "/v1/score",
@@ -75,8 +77,9 @@ def group_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings)
         responses=answer(202, wire.GroupAccepted, "queued or known") | problems(404, 409, 422, 429, *REDIS_PROBLEMS),
     )
     async def submit(request: Request, run: RunName) -> Response:
+        body = await read_body(request)
         with scorer.admission.request():
-            submission = await read_message(request, wire.GroupSubmission)
+            submission = parse_message(body, wire.GroupSubmission)
             registrations = await scorer.registry.get_many(list(dict.fromkeys(submission.rewards)))
             await asyncio.to_thread(check_group, submission, settings.max_pixels)
             calls = len(submission.images) * sum(found.spec.repeats for found in registrations)
