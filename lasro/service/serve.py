@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import ipaddress
+import logging
 import socket
 import sys
 
@@ -11,9 +12,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from lasro.errors import ConfigError
+from lasro.service.callers import is_loopback
 from lasro.service.child_process import die_with_parent
 from lasro.service.environment import ServiceEnvironment
+from lasro.service.http_protocol import HttpLimits, LimitedHttpProtocol, OpenConnections
 from lasro.service.logs import set_up_logs
+
+log = logging.getLogger("lasro")
+SPARE_DESCRIPTORS = 8
+"""Left when connections are refused for want of descriptors, so that what refuses them can open a file or two."""
 
 
 def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
@@ -21,19 +28,56 @@ def run_service(app: FastAPI, settings: ServiceEnvironment) -> None:
     die_with_parent()
     listener = bind(settings)
     set_up_logs(settings.log_level, settings.log_format)
-    config = uvicorn.Config(
+    server = uvicorn.Server(server_config(app, settings))
+    freeze_startup_objects()
+    server.run(sockets=[listener])
+    if not server.started:  # uvicorn has logged why, and would have the process end as if all were well
+        sys.exit(1)
+
+
+def server_config(app: FastAPI, settings: ServiceEnvironment) -> uvicorn.Config:
+    """How uvicorn serves the app, within the limits that the settings give and the process has."""
+    protocol = functools.partial(LimitedHttpProtocol, shared=OpenConnections(http_limits(settings)))
+    return uvicorn.Config(
         app,
+        http=protocol,  # pyright: ignore[reportArgumentType] - it is called as a class is
+        ws="none",
         log_config=None,
         log_level=settings.log_level.lower(),
         access_log=False,
         timeout_graceful_shutdown=3,
         server_header=False,
     )
-    freeze_startup_objects()
-    server = uvicorn.Server(config)
-    server.run(sockets=[listener])
-    if not server.started:  # uvicorn has logged why, and would have the process end as if all were well
-        sys.exit(1)
+
+
+def http_limits(settings: ServiceEnvironment) -> HttpLimits:
+    """Limits of connections; raises this process' soft limit of file descriptors to twice their number where it may."""
+    descriptors = _descriptors(2 * settings.max_connections)
+    connections = min(settings.max_connections, descriptors // 2)
+    if connections < settings.max_connections:
+        wanted = settings.max_connections
+        log.warning("%d connections instead of %d: `ulimit -n` is %d, expected twice", connections, wanted, descriptors)
+    return HttpLimits(
+        connections,
+        descriptors - SPARE_DESCRIPTORS,
+        settings.max_head_bytes,
+        settings.head_timeout_s,
+        settings.body_timeout_s,
+    )
+
+
+def _descriptors(wanted: int) -> int:
+    """How many files this process may have open, after asking for as many as wanted."""
+    if sys.platform == "win32":
+        return wanted + SPARE_DESCRIPTORS
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    if limit < wanted and hard != soft:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 def bind(settings: ServiceEnvironment) -> socket.socket:
@@ -50,18 +94,9 @@ def bind(settings: ServiceEnvironment) -> socket.socket:
             listener.bind((host, settings.port))
         except OSError as error:
             raise ConfigError(f"cannot bind {host}:{settings.port} ({error.strerror}); set LASRO_PORT") from error
-    if not settings.knows_callers and not _is_loopback(host):
+    if not settings.knows_callers and not is_loopback(host):
         raise ConfigError(f"bound to {host} without a key; set LASRO_API_KEY, or LASRO_HOST=127.0.0.1")
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def freeze_startup_objects() -> None:
