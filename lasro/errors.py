@@ -15,7 +15,7 @@
     ├── BusyError                 a process has as much as it takes on; try again later
     │   └── QueueFullError        one reward's queue is full; try again later
     ├── StorageError              a disk or Redis that does not take writes
-    ├── DeviceMemoryError         a GPU that is too small for what is done on it at once
+    ├── DeviceMemoryError         a GPU or machine that is too small for what is done at once
     ├── UnreachableError          a service or Redis that does not answer at all
     │   ├── TimeoutExceededError  one that did not answer in time
     │   └── LockedOutError        a Redis that refuses the name or password
@@ -134,7 +134,7 @@ class StorageError(LasroError, OSError):
 
 class DeviceMemoryError(LasroError, MemoryError):
     http_status = 507
-    title = "out of GPU memory"
+    title = "out of memory"
     slug = "out-of-gpu-memory"
 
 

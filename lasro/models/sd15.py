@@ -26,7 +26,7 @@ class Sd15ConsistencyModel(LatentConsistencyModel):
     def check_unet(self, config: Any) -> None:
         if config.addition_embed_type is not None:
             got = config.addition_embed_type
-            raise ModelError(f"unet: got addition_embed_type {got!r}, expected none as in SD1.5")
+            raise ModelError(f"got addition_embed_type {got!r}, expected none as in SD1.5")
 
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
         embeds_1TD, _ = self.pipeline.encode_prompt(

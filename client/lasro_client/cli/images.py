@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from lasro.config import ModelSettings
     from lasro_client.evaluation.generate import Steps
 
-Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, or a hub id.")]
+Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, a hub id, or one .safetensors file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another setting of the model, as model.unet=PATH. Repeatable."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale.")]
 Adapter = Annotated[
@@ -33,6 +37,7 @@ def generate(
     adapter: Adapter = None,
     guidance: Guidance = 4.0,
     device: Device = "auto",
+    settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
@@ -41,11 +46,11 @@ def generate(
     from lasro.training.prompts import read_prompts
 
     texts = read_prompts(prompts)
-    settings = _model_settings(model, guidance, device)
+    chosen = _model_settings(model, guidance, device, settings or [])
     from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
 
     with progress_bar("drawing") as progress:
-        index = run_generate(settings, adapter, texts, seed, cast("Steps", steps), out, progress=progress)
+        index = run_generate(chosen, adapter, texts, seed, cast("Steps", steps), out, progress=progress)
     print_json({"index": str(index), "images": len(texts)}) if as_json else print(index)
 
 
@@ -59,6 +64,7 @@ def evaluate(
     adapter: Adapter = None,
     guidance: Guidance = 4.0,
     device: Device = "auto",
+    settings: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
     reward_api: Annotated[
         str | None,
@@ -71,11 +77,11 @@ def evaluate(
     from lasro.training.prompts import read_prompts
 
     texts = read_prompts(prompts)
-    settings = _model_settings(model, guidance, device)
+    chosen = _model_settings(model, guidance, device, settings or [])
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
 
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
-        table = evaluate_beside_base(settings, adapter, texts, names, client, seed, out, progress)
+        table = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress)
     if as_json:
         print_json({"prompts": len(texts), "seed": seed, "rewards": table})
     else:
@@ -86,23 +92,31 @@ def export(
     adapter: Annotated[Path, typer.Argument(help="Adapter, such as runs/demo/adapter.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.", show_default=False)],
     model: Model = "bundled",
+    settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Fuse an adapter into its model and write a whole diffusers folder, for tools that load no LoRA."""
     from lasro_client.evaluation.export import export as run_export
 
-    run_export(_model_settings(model, 1.0, "cpu"), adapter, out)
+    run_export(_model_settings(model, 1.0, "cpu", settings or []), adapter, out)
     print_json({"model": str(out)}) if as_json else print(out)
 
 
-def _model_settings(model: str, guidance: float, device: str) -> ModelSettings:
+def _model_settings(model: str, guidance: float, device: str, settings: list[str]) -> ModelSettings:
     from pydantic import ValidationError
 
     from lasro.config import ModelSettings
+    from lasro.config.load import assign
     from lasro.errors import ConfigError
     from lasro.validation import explain
 
+    table: dict[str, object] = {"path": model, "guidance": guidance, "device": device}
+    tree: dict[str, object] = {"model": table}
+    for setting in settings:
+        assign(tree, setting)
+    if set(tree) != {"model"} or tree["model"] is not table:
+        raise ConfigError(f"--set {settings[-1]}: expected a setting of the model, such as model.unet=PATH")
     try:
-        return ModelSettings.model_validate({"path": model, "guidance": guidance, "device": device})
+        return ModelSettings.model_validate(table)
     except ValidationError as error:
         raise ConfigError(explain(error, ModelSettings)) from error

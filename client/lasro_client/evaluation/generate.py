@@ -17,6 +17,8 @@ from lasro.errors import ConflictError, StorageError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
+from lasro.models.device import device_memory
+from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
@@ -30,7 +32,7 @@ Steps = Literal[1, 2, 4]
 def draw(model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
     """Images uint8 [B, H, W, 3]; row i is what a stock pipeline draws with a CPU generator seeded `seeds[i]`."""
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps)]
-    with torch.no_grad():
+    with torch.no_grad(), device_memory(f"drawing {len(prompts)} images at once", MEMORY_ADVICE):
         conditioning = model.embed(list(prompts))
         return model.decode(sample_latents(model, noises, conditioning)[-1])
 
@@ -55,7 +57,7 @@ def generate(
     model = load_model(settings)
     if adapter is not None:
         model.load_lora(adapter)
-    step = batch or batch_size(model.latent_shape)
+    step = batch or batch_size(model.latent_shape, settings.max_batch)
     starts = range(0, len(prompts), step)
     for start in starts:  # embeddings are cached; a prompt over the token limit shall fail before the first image
         model.embed([prompt.text for prompt in prompts[start : start + step]])

@@ -33,8 +33,8 @@ Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
-IGNORED_ON_RESUME = {"services"}
-"""Settings that may differ when a run is resumed: where the services are."""
+IGNORED_ON_RESUME = {"services": True, "model": {"max_batch"}}
+"""Settings that may differ when a run is resumed: where the services are, and what is held in memory at once."""
 
 
 class Progress(NamedTuple):
