@@ -82,7 +82,8 @@ def _configuration(path: Path, where: str, config: str | None) -> dict[str, Any]
     if config is None:
         raise ModelError(f"{where}: no config.json next to {path.name}; set model.config to a diffusers folder")
     with loading(where):
-        return dict(UNet2DConditionModel.load_config(config, subfolder="unet"))
+        found: Any = UNet2DConditionModel.load_config(config, subfolder="unet")
+        return dict(found)
 
 
 def _add_guidance(unet: Any, weight: Tensor, dtype: torch.dtype) -> None:

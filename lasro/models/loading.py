@@ -33,13 +33,14 @@ def loading(where: str) -> Iterator[None]:
             yield
     except ModelError:
         raise
-    except NotImplementedError as error:  # an empty tensor that nothing was read into
-        raise ModelError(
-            f"{where}: lacks weights that the configuration asks for; take that of its own kind"
-        ) from error
     except (*LOADING_ERRORS, SingleFileComponentError) as error:
-        reason = str(error).split(". ")[0] or type(error).__name__  # what follows advises on arguments in Python
-        raise ModelError(f"{where}: cannot be loaded ({one_line(reason)})") from error
+        raise ModelError(f"{where}: cannot be loaded ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if "meta tensor" in str(error):  # one that was set up, and for which the file then held nothing
+        return "it lacks weights that its configuration asks for"
+    return one_line(str(error).split(". ")[0]) or type(error).__name__  # what follows advises on arguments in Python
 
 
 def part_class(index: dict[str, Any], part: str, where: str) -> Any:
