@@ -74,5 +74,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     """The sentence that speaks of memory; others tell of torch's own settings and source files."""
-    sentences = [sentence for sentence in str(error).split(". ") if re.search("memory|alloc", sentence, re.IGNORECASE)]
+    sentences = [sentence for sentence in str(error).split(". ") if re.search("memory|allocate|ALLOC", sentence)]
     return one_line(sentences[0]) if sentences else "out of memory"
