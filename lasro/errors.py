@@ -30,17 +30,29 @@ from __future__ import annotations
 from typing import ClassVar
 
 PROBLEM_TYPE_PREFIX = "urn:lasro:problem:"
+LONGEST_MESSAGE = 1000
+
+
+def _bounded(text: str) -> str:
+    """Cut in the middle, where a foreign error's text stands: what was got comes first, and what to do last."""
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    return f"{text[: LONGEST_MESSAGE * 2 // 3]} ... {text[-LONGEST_MESSAGE // 4 :]}"
 
 
 class LasroError(Exception):
     """Base class. A service answers with `http_status`, `title` and `problem_type` as a problem document (RFC 9457).
 
-    `slug` names the class in that type and never changes; `title` is for people.
+    `slug` names the class in that type and never changes; `title` is for people. The message is one line of bounded
+    length, whatever a foreign error put into it.
     """
 
     http_status: ClassVar[int] = 500
     title: ClassVar[str] = "internal error"
     slug: ClassVar[str] = "internal-error"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_bounded(" ".join(message.splitlines())))
 
     @classmethod
     def problem_type(cls) -> str:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny_sd15 import write_tiny_sd15
 
 from lasro.config import ModelSettings
-from lasro.errors import ModelError, PromptTooLongError
+from lasro.errors import ConfigError, ModelError, PromptTooLongError
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.training.sampling import sample_latents
+from lasro_client.cli.images import generate
 
 PROMPT = "a red circle"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 3438167540\n"
@@ -268,6 +269,25 @@ def test_a_unet_that_does_not_fit_its_pipeline_is_refused(folder: Path, tiny_mod
         load(tiny_model_path, unet=str(folder / "unet"))
     with pytest.raises(ModelError, match=r"model\.unet .*/none: no such folder"):
         load(tiny_model_path, unet=str(folder / "none"))
+
+
+def test_commands_take_settings_of_the_model(folder: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: what a run may set, such as a UNet that comes apart, generate, evaluate and export could not."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "pictures"
+    prompts.write_text(f"{PROMPT}\n")
+    remove_keys(folder)
+    unet = tiny_model_path / UNET_WEIGHTS
+    generate(prompts, out, model=str(folder), device="cpu", settings=[f"model.unet={unet}", "model.max_batch=1"])
+    assert (out / "00000.png").is_file()
+    for setting, message in (
+        ("unet=x", "--set unet=x: expected a setting of the model, such as model.unet=PATH"),
+        ("model=x", "--set model=x: expected a setting of the model"),
+        ("model.max_batch=0", "max_batch: got 0. Input should be greater than or equal to 1"),
+        ("model.unett=x", "unett: no such setting; did you mean unet?"),
+    ):
+        with pytest.raises(ConfigError) as refusal:
+            generate(prompts, out, settings=[setting])
+        assert str(refusal.value).startswith(message)
 
 
 @pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guidance embedding"])

@@ -24,6 +24,7 @@ from lasro.training.ranking import Ranker
 from lasro.training.replay_buffer import ReplayGroup
 from lasro.training.sampling import sample_groups
 from lasro.training.surrogate_trainer import SurrogateTrainer
+from lasro_client.cli import main
 from lasro_client.evaluation.drift import measure_drift
 from lasro_client.evaluation.generate import draw
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps
@@ -156,6 +157,20 @@ def test_other_errors_pass(tiny_model_path: Path) -> None:
     """Guards against a mistake in the code that is reported as a lack of memory."""
     with pytest.raises(RuntimeError, match=r"^mat1 and mat2"), device_memory("task", "advice"):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_a_command_ends_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: memory that ran out where nothing knows what to lower was a traceback."""
+
+    def exhausted() -> None:
+        raise NUMPY
+
+    monkeypatch.setattr(main, "app", exhausted)
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("lasro: out of memory (Unable to allocate 71.1 PiB for an array); end")
 
 
 def test_loading_and_building_say_it_too(
