@@ -32,10 +32,10 @@ def load_unet(source: str, where: str, dtype: torch.dtype, config: str | None = 
     path, config = Path(local_source(source)), None if config is None else local_source(config)
     if is_single_file(source):
         return unet_of_file(path, where, dtype, config)
-    if (path / "unet").is_dir():
-        return load_part(UNet2DConditionModel, path / "unet", f"{where}: unet", dtype)
-    if path.is_dir():
-        return load_part(UNet2DConditionModel, path, f"{where}: unet", dtype)
+    with loading(where):  # a path may be one that the system refuses to look at
+        folder = next((folder for folder in (path / "unet", path) if folder.is_dir()), None)
+    if folder is not None:
+        return load_part(UNet2DConditionModel, folder, f"{where}: unet", dtype)
     if looks_local(source):
         raise ModelError(f"{where}: no such folder; expected a UNet's folder, its file or a hub id")
     return load_network(UNet2DConditionModel, source, f"{where}: unet", dtype)

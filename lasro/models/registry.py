@@ -17,6 +17,7 @@ from lasro.validation import one_line
 FAMILIES = {
     "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlConsistencyModel",
     "StableDiffusionPipeline": "lasro.models.sd15:Sd15ConsistencyModel",
+    "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineModel",
 }
 
 

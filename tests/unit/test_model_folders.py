@@ -222,6 +222,15 @@ def test_a_path_may_end_with_a_slash_or_begin_at_home(
         assert torch.equal(images_of(load(path)), expected)
 
 
+def test_a_path_that_the_system_refuses_is_named(tiny_model_path: Path) -> None:
+    """Bug: a folder without permission, or a path that is too long, was a traceback."""
+    path = f"/{'x' * 300}"
+    with pytest.raises(ModelError, match=rf"^model\.path {path}: its model_index\.json cannot be read \(.*too long"):
+        load(path)
+    with pytest.raises(ModelError, match=rf"^model\.unet {path}: cannot be loaded \(.*too long"):
+        load(tiny_model_path, unet=path)
+
+
 def test_latents_need_not_be_square(folder: Path) -> None:
     """Bug: `sample_size` as [height, width] was a traceback."""
     change_json(folder / "unet/config.json", sample_size=[8, 4])
