@@ -60,12 +60,12 @@ def device_memory(task: str, advice: str) -> Iterator[None]:
     except DeviceMemoryError:
         raise
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         raise DeviceMemoryError(f"{task}: {_reason(error)}; {advice}") from error
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether it says so: torch has a class of its own for CUDA's allocator alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

@@ -32,7 +32,6 @@ class LatentCodec:
         if self._forced and vae.dtype == torch.float16:
             vae.to(torch.float32)
         self.vae, self.device = vae, vae.device
-        self.channels: int = vae.config.latent_channels
         self._scale: float = vae.config.scaling_factor
         self._statistics = self._mean_and_std() if normalises else None
 

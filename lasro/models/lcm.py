@@ -42,7 +42,7 @@ from lasro.models.lcm_teacher import TeacherUNet
 from lasro.models.load_pipeline import load_pipeline
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, load_adapter, save_adapter
-from lasro.models.prompt_length import check_length, limit_tokens
+from lasro.models.prompt_tokens import PromptTokens, token_limit
 from lasro.models.shared_view import shared_view
 from lasro.models.unet_checks import check_pipeline, latent_size
 from lasro.models.unet_encoder import UNetEncoder
@@ -83,7 +83,7 @@ class LatentConsistencyModel(GeneratorModel):
         convert = settings.scheduler == "lcm" or settings.unet is not None
         schedule = LcmSchedule(pipeline.scheduler, f"{where}: scheduler", convert)
         check_pipeline(pipeline, self.text_encoders, settings, self.check_unet)
-        limit_tokens(pipeline, self.tokenizers, self.text_encoders)
+        self._prompt_tokens = self._limit_tokens()
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = schedule.scheduler
         for part in ("unet", "vae", *self.text_encoders):
@@ -107,6 +107,14 @@ class LatentConsistencyModel(GeneratorModel):
         self.image_size = (height * scale, width * scale)
         self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
+    def _limit_tokens(self) -> PromptTokens:
+        """Gives the tokenizers their true limits: stock pads each prompt to them."""
+        names = zip(self.tokenizers, self.text_encoders, strict=True)
+        pairs = [(getattr(self.pipeline, tokenizer), getattr(self.pipeline, of).config) for tokenizer, of in names]
+        for tokenizer, text_config in pairs:
+            tokenizer.model_max_length = token_limit(tokenizer, text_config)
+        return PromptTokens(pairs)
+
     # --- what a family says ----------------------------------------------------------------------------------
 
     @abstractmethod
@@ -127,8 +135,7 @@ class LatentConsistencyModel(GeneratorModel):
         """As `GeneratorModel.embed`; cached."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:
-                for tokenizer in (getattr(self.pipeline, name) for name in self.tokenizers):
-                    check_length(prompt, tokenizer, tokenizer.model_max_length)
+                self._prompt_tokens.check([prompt])
                 with torch.no_grad(), device_memory("embedding a prompt", EMBEDDING_ADVICE):
                     self._embeddings[prompt] = self.embed_prompt(prompt)
         rows = [self._embeddings[prompt] for prompt in prompts]

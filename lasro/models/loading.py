@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from lasro.errors import ModelError
@@ -74,7 +75,7 @@ def load_network(kind: Any, source: str, where: str, dtype: torch.dtype, variant
             f"{where}: lacks {_names(missing)} of its {len(network.state_dict())} weights; download it again, or take "
             "the config.json that belongs to its weights"
         )
-    if where.endswith("unet") and (extra := info["unexpected_keys"]):
+    if kind is UNet2DConditionModel and (extra := info["unexpected_keys"]):
         raise ModelError(f"{where}: has no place for {_names(extra)}; take the config.json that belongs to its weights")
     check_finite(network, where)
     return network
