@@ -1,41 +1,32 @@
-"""Folders and files as people have them: read as stock diffusers does, or refused with part and setting named."""
+"""Folders as people have them: read as stock diffusers does, or refused with part and setting named."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from changed_model import UNET_WEIGHTS, VAE_WEIGHTS, change_json, change_weights, copy_model, rewrite
-from ldm_names import write_single_file
+from changed_model import (
+    LFS_POINTER,
+    PROMPT,
+    UNET_WEIGHTS,
+    VAE_WEIGHTS,
+    change_json,
+    change_weights,
+    copy_model,
+    images_of,
+    load,
+    remove_keys,
+    rewrite,
+)
 from safetensors.torch import load_file, save_file
-from tiny_sd15 import write_tiny_sd15
 
-from lasro.config import ModelSettings
-from lasro.errors import ConfigError, ModelError, PromptTooLongError
-from lasro.models.base import GeneratorModel
-from lasro.models.registry import load_model
+from lasro.errors import ModelError, PromptTooLongError
 from lasro.training.sampling import sample_latents
-from lasro_client.cli.images import generate
-
-PROMPT = "a red circle"
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 3438167540\n"
-
-
-def load(path: Path | str, **settings: Any) -> GeneratorModel:
-    return load_model(ModelSettings(path=str(path), device="cpu", **settings))
-
-
-def images_of(model: GeneratorModel) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(0)
-    noises = [torch.randn(1, *model.latent_shape, generator=draws) for _ in range(2)]
-    with torch.no_grad():
-        return torch.from_numpy(model.decode(sample_latents(model, noises, model.embed([PROMPT]))[-1]))
 
 
 @pytest.fixture
@@ -96,10 +87,6 @@ def test_shards_are_read_and_a_missing_one_is_named(folder: Path, expected: torc
         load(folder)
 
 
-def remove_keys(folder: Path) -> None:
-    change_weights(folder / UNET_WEIGHTS, lambda s: {k: v for k, v in s.items() if "mid_block.resnets.0" not in k})
-
-
 def add_keys(folder: Path) -> None:
     change_json(folder / "unet/config.json", time_cond_proj_dim=None)
 
@@ -148,8 +135,14 @@ BROKEN = {
     "missing keys": (remove_keys, "unet: lacks 10 \\(mid_block.resnets.0.conv1.bias, ...\\) of its 213 weights"),
     "left-over keys": (add_keys, "unet: has no place for 1 \\(time_embedding.cond_proj.weight\\)"),
     "missing keys of an encoder": (without_projection, "text_encoder_2: lacks 1 \\(text_projection.weight\\)"),
-    "LFS pointer": (in_file(UNET_WEIGHTS, POINTER), "unet: diffusion_pytorch_model.safetensors is a Git LFS pointer"),
-    "LFS tokenizer": (in_file("tokenizer/tokenizer.json", POINTER), "tokenizer: tokenizer.json is a Git LFS pointer"),
+    "LFS pointer": (
+        in_file(UNET_WEIGHTS, LFS_POINTER),
+        "unet: diffusion_pytorch_model.safetensors is a Git LFS pointer",
+    ),
+    "LFS tokenizer": (
+        in_file("tokenizer/tokenizer.json", LFS_POINTER),
+        "tokenizer: tokenizer.json is a Git LFS pointer",
+    ),
     "empty file": (in_file(VAE_WEIGHTS, b""), "vae: diffusion_pytorch_model.safetensors is empty"),
     "cut short": (in_file(VAE_WEIGHTS, b"x" * 100), "vae: cannot be loaded \\(Unable to load weights"),
     "null part": (in_json("model_index.json", vae=[None, None]), "vae: got \\[None, None\\] in model_index.json"),
@@ -250,72 +243,3 @@ def test_latents_need_not_be_square(folder: Path) -> None:
     images = model.decode(latents)
     assert images.shape == (1, 16, 8, 3)
     assert model.encode(images).shape == latents.shape
-
-
-@pytest.mark.parametrize("source", ["folder", "pipeline", "file", "file alone"])
-def test_a_unet_may_come_apart_from_its_pipeline(
-    folder: Path, tiny_model_path: Path, tmp_path: Path, source: str, expected: torch.Tensor
-) -> None:
-    """Bug: a distilled UNet that is published as one file, or within a whole pipeline, could not be named."""
-    change_weights(folder / UNET_WEIGHTS, lambda s: {name: tensor * 0 for name, tensor in s.items()})
-    lone = shutil.copy(tiny_model_path / UNET_WEIGHTS, tmp_path / "lone.safetensors")
-    change_json(folder / "unet/config.json", time_cond_proj_dim=None)  # as of the undistilled one
-    unet = {
-        "folder": tiny_model_path / "unet",
-        "pipeline": tiny_model_path,
-        "file": tiny_model_path / UNET_WEIGHTS,
-        "file alone": lone,
-    }[source]
-    assert torch.equal(images_of(load(folder, unet=str(unet))), expected)
-
-
-def test_a_unet_that_does_not_fit_its_pipeline_is_refused(folder: Path, tiny_model_path: Path) -> None:
-    """Bug: found as a traceback at the first image, of matrices that cannot be multiplied."""
-    with pytest.raises(ModelError, match=r"model\.unet .*: got cross_attention_dim 32, expected the 256 of text_enc"):
-        load("bundled", unet=str(tiny_model_path / "unet"))
-    remove_keys(folder)
-    with pytest.raises(ModelError, match=r"model\.unet .*: unet: lacks 10 "):
-        load(tiny_model_path, unet=str(folder / "unet"))
-    with pytest.raises(ModelError, match=r"model\.unet .*/none: no such folder"):
-        load(tiny_model_path, unet=str(folder / "none"))
-
-
-def test_commands_take_settings_of_the_model(folder: Path, tiny_model_path: Path, tmp_path: Path) -> None:
-    """Bug: what a run may set, such as a UNet that comes apart, generate, evaluate and export could not."""
-    prompts, out = tmp_path / "prompts.txt", tmp_path / "pictures"
-    prompts.write_text(f"{PROMPT}\n")
-    remove_keys(folder)
-    unet = tiny_model_path / UNET_WEIGHTS
-    generate(prompts, out, model=str(folder), device="cpu", settings=[f"model.unet={unet}", "model.max_batch=1"])
-    assert (out / "00000.png").is_file()
-    for setting, message in (
-        ("unet=x", "--set unet=x: expected a setting of the model, such as model.unet=PATH"),
-        ("model=x", "--set model=x: expected a setting of the model"),
-        ("model.max_batch=0", "max_batch: got 0. Input should be greater than or equal to 1"),
-        ("model.unett=x", "unett: no such setting; did you mean unet?"),
-    ):
-        with pytest.raises(ConfigError) as refusal:
-            generate(prompts, out, settings=[setting])
-        assert str(refusal.value).startswith(message)
-
-
-@pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guidance embedding"])
-def test_a_single_file_is_what_its_folder_is(tmp_path: Path, guidance: bool) -> None:
-    """Bug: one .safetensors file, as half of all models are shared, was taken for a hub id. A guidance embedding in it,
-    for which diffusers' converter has no name, must not be lost."""
-    folder = write_tiny_sd15(tmp_path / "model", guidance)
-    file = write_single_file(folder, tmp_path / "whole.safetensors")
-    w = 8.0 if guidance else 1.0
-    expected = images_of(load(folder, guidance=w))
-    base = write_tiny_sd15(tmp_path / "base", False)
-    assert torch.equal(images_of(load(file, config=str(base), guidance=w)), expected)
-    assert torch.equal(images_of(load(base, unet=str(file), guidance=w)), expected)
-    if not guidance:
-        change_weights(file, lambda s: {k: v for k, v in s.items() if "middle_block.0" not in k})
-        with pytest.raises(ModelError, match=r"whole\.safetensors: unet: cannot be loaded \(it lacks weights"):
-            load(file, config=str(base), guidance=w)
-        rewrite(file, POINTER)
-        with pytest.raises(ModelError, match=r"whole\.safetensors is a Git LFS pointer"):
-            load(file, config=str(base), guidance=w)
-    with pytest.raises(ModelError, match=r"old\.ckpt cannot be read"):
-        load(tmp_path / "old.ckpt")
