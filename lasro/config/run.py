@@ -29,7 +29,7 @@ MOVED_TO_METHOD = {
 
 
 class PromptSettings(Settings):
-    """Prompt files: one a line, or JSONL with `prompt` and `metadata`. Paths are relative to the TOML file."""
+    """Prompt files: one a line, JSONL, JSON, CSV or TSV by their names. Paths are relative to the TOML file."""
 
     train: ConfigPath
     """Prompts trained on."""
@@ -37,6 +37,8 @@ class PromptSettings(Settings):
     """Prompts evaluated on, never trained on."""
     drift: ConfigPath | None = None
     """Prompts that should keep looking as the base draws them; absent: drift is not measured."""
+    comments: bool = False
+    """Skip lines of text and JSONL that begin with `#`; else these are prompts too."""
 
 
 class HealthSettings(Settings):

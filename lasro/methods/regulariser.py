@@ -55,6 +55,7 @@ class LcmRegulariser:
             raise ConfigError(f"method.teacher_latents: got latents {got}, expected [N, *{model.latent_shape}]")
         self.latents_NCHW = torch.from_numpy(latents).float()
         self.prompts = unpack_prompts(metadata, len(latents))
+        model.check_prompts(self.prompts)
 
     def __call__(self, trainer: GeneratorTrainer, steps: Sequence[StepSamples], draws: torch.Generator) -> Tensor:
         return self.loss(draws) * steps[0].share

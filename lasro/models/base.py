@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ModelError
+from lasro.models.prompt_tokens import PromptTokens
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,17 @@ class GeneratorModel(ABC):
     def load(cls, path: str, settings: ModelSettings) -> GeneratorModel:
         """Load the model of a diffusers folder or hub id; raises ModelError naming what is missing or unsupported."""
 
+    @classmethod
+    def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens | None:
+        """What counts the tokens of prompts, without the weights; None for a family that cannot tell before `embed`."""
+        return None
+
     # --- sampling --------------------------------------------------------------------------------------------
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises PromptTooLongError for the first that `embed` would refuse."""
+        for prompt in prompts:
+            self.embed([prompt])
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Conditioning:

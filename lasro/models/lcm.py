@@ -39,7 +39,7 @@ from lasro.models.device import autocast, device_memory, pick_device
 from lasro.models.latent_codec import LatentCodec
 from lasro.models.lcm_schedule import LcmSchedule
 from lasro.models.lcm_teacher import TeacherUNet
-from lasro.models.load_pipeline import load_pipeline
+from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, load_adapter, save_adapter
 from lasro.models.prompt_tokens import PromptTokens, token_limit
@@ -65,7 +65,7 @@ class LatentConsistencyModel(GeneratorModel):
     tokenizers: ClassVar[tuple[str, ...]]
     """Parts of the pipeline: a prompt must fit each of them."""
     text_encoders: ClassVar[tuple[str, ...]]
-    """In the order of their tokenizers."""
+    """One for each tokenizer, in the same order."""
     normalises: ClassVar[bool] = False
     """Whether the stock pipeline applies a VAE's `latents_mean` and `latents_std`."""
     lora_targets = UNET_TARGETS
@@ -74,6 +74,10 @@ class LatentConsistencyModel(GeneratorModel):
     def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:
         parts = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
         return cls(load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings), settings)
+
+    @classmethod
+    def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:
+        return load_prompt_tokens(cls.tokenizers, cls.text_encoders, path, settings)
 
     def __init__(self, pipeline: Any, settings: ModelSettings) -> None:
         """Of a stock pipeline, whose parts are frozen and moved to the settings' device; raises ModelError."""
@@ -135,7 +139,7 @@ class LatentConsistencyModel(GeneratorModel):
         """As `GeneratorModel.embed`; cached."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:
-                self._prompt_tokens.check([prompt])
+                self.check_prompts([prompt])
                 with torch.no_grad(), device_memory("embedding a prompt", EMBEDDING_ADVICE):
                     self._embeddings[prompt] = self.embed_prompt(prompt)
         rows = [self._embeddings[prompt] for prompt in prompts]
@@ -144,6 +148,9 @@ class LatentConsistencyModel(GeneratorModel):
         while len(self._embeddings) > EMBEDDING_CACHE:
             self._embeddings.popitem(last=False)
         return Conditioning({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        self._prompt_tokens.check(prompts)
 
     def unet_arguments(self, conditioning: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         """Keyword arguments by which the UNet takes prompt and guidance; absent, the settings' guidance."""

@@ -10,12 +10,22 @@ import torch
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lasro.config import ModelSettings
 from lasro.errors import ModelError
-from lasro.models.files import INDEX, check_folder, check_weights_file, is_single_file, local_source, read_json
+from lasro.models.files import (
+    INDEX,
+    check_files,
+    check_folder,
+    check_weights_file,
+    is_single_file,
+    local_source,
+    read_json,
+)
 from lasro.models.load_unet import load_unet, unet_of_file
 from lasro.models.loading import check_finite, load_part, loading, part_class
+from lasro.models.prompt_tokens import PromptTokens
 
 
 def load_pipeline(
@@ -86,6 +96,27 @@ def _of_file(
         if isinstance(part, nn.Module) and name != "unet":
             check_finite(part, f"{where}: {name}")
     return pipeline
+
+
+def load_prompt_tokens(
+    tokenizers: Sequence[str], text_encoders: Sequence[str], path: str, settings: ModelSettings
+) -> PromptTokens:
+    """The tokenizers of a model, each with the configuration of its text encoder: no weights are read."""
+    where, revision, source = f"model.path {path}", settings.revision, path
+    if is_single_file(path):
+        revision, source = None, config_of_file(Path(path), settings.config, where)
+    elif Path(path).is_dir():
+        check_folder(Path(path), (*tokenizers, *text_encoders), "pipeline", where)
+    pairs = []
+    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
+        if Path(source).is_dir():
+            check_files(Path(source, tokenizer), f"{where}: {tokenizer}")
+        with loading(f"{where}: {tokenizer}"):
+            found = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer, revision=revision)
+        with loading(f"{where}: {encoder}"):
+            text_config = CLIPTextConfig.from_pretrained(source, subfolder=encoder, revision=revision)
+        pairs.append((found, text_config))
+    return PromptTokens(pairs)
 
 
 def config_of_file(path: Path, config: str | None, where: str) -> str:

@@ -12,6 +12,7 @@ from lasro.config import ModelSettings
 from lasro.errors import ModelError
 from lasro.models.base import GeneratorModel
 from lasro.models.files import INDEX, check_weights_file, is_single_file, local_source, looks_local, read_json
+from lasro.models.prompt_tokens import PromptTokens
 from lasro.validation import one_line
 
 FAMILIES = {
@@ -23,6 +24,18 @@ FAMILIES = {
 
 def load_model(settings: ModelSettings) -> GeneratorModel:
     """Load a few-step generator; raises ModelError saying what is missing or unsupported."""
+    kind, path = _family(settings)
+    return kind.load(path, settings)
+
+
+def load_prompt_tokens(settings: ModelSettings) -> PromptTokens | None:
+    """What counts the tokens of prompts for that model, without its weights; None where its family cannot tell."""
+    kind, path = _family(settings)
+    return kind.load_prompt_tokens(path, settings)
+
+
+def _family(settings: ModelSettings) -> tuple[type[GeneratorModel], str]:
+    """The class that loads the model, and its folder or hub id."""
     path = local_source(settings.path)
     name = _pipeline_name(path, settings)
     if name not in FAMILIES:
@@ -32,7 +45,7 @@ def load_model(settings: ModelSettings) -> GeneratorModel:
         )
     module, _, family = FAMILIES[name].partition(":")
     kind: type[GeneratorModel] = getattr(importlib.import_module(module), family)
-    return kind.load(path, settings)
+    return kind, path
 
 
 def _pipeline_name(path: str, settings: ModelSettings) -> str:

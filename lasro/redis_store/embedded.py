@@ -6,7 +6,6 @@ with EmbeddedRedis(Path("runs/demo/services/redis")) as redis:
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import platform
@@ -22,12 +21,14 @@ from urllib.parse import quote
 
 import redis
 
-from lasro.errors import ConfigError, ConflictError, UnreachableError
+from lasro.errors import ConfigError, UnreachableError
+from lasro.folder_lock import take_lock
 from lasro.service.child_process import PARENT_VARIABLE, last_log_line
 
 MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 REWRITE_SIZE = "256mb"
 """Size below which the append-only file is not rewritten."""
+LOCK_WAIT_S = 5.0
 SERVER_NAMES = ("valkey-server", "redis-server")
 
 
@@ -161,21 +162,9 @@ class EmbeddedRedis:
 
     def _take_lock(self) -> IO[bytes]:
         """A lock on the folder, which the server inherits: two servers would ruin one append-only file."""
-        if self._lock is not None:
-            return self._lock
-        lock = (self.folder / "lock").open("ab")
-        deadline = time.monotonic() + 5.0  # the server of a killed parent may still be writing its data out
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    lock.close()
-                    raise ConflictError(f"{self.folder}: another Redis is running on this folder; stop it") from error
-                time.sleep(0.05)
-            else:
-                self._lock = lock
-                return lock
+        if self._lock is None:  # the server of a killed parent may still be writing its data out
+            self._lock = take_lock(self.folder, "another Redis is running on this folder", "stop it", LOCK_WAIT_S)
+        return self._lock
 
     def _command(self, server: Path) -> list[str]:
         options = {

@@ -18,6 +18,7 @@ from lasro_client.run.stop_signal import StopRequest
 
 ROUNDS = 6
 SETTINGS = [f"train.rounds={ROUNDS}", "train.prompts_per_round=2"]
+FEWER = ["train.rounds=3", *SETTINGS[1:]]
 SAME = [
     "total",
     "reference",
@@ -57,8 +58,8 @@ def check_same(folder: Path, undisturbed: Path) -> None:
 
 
 def interrupt(config_path: Path, folder: Path) -> None:
-    """Start a run by the command line and press Ctrl-C when it has done a round."""
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    """Start a run of fewer rounds by the command line and press Ctrl-C when it has done one."""
+    settings = [part for setting in FEWER for part in ("--set", setting)]
     command = [
         sys.executable,
         "-m",
@@ -87,8 +88,8 @@ def test_a_run_interrupted_and_killed_ends_with_the_same_bytes(
 ) -> None:
     """Guards against a resume that starts over, forgets optimiser, replay or counters, or redoes rounds as other ones.
 
-    Ctrl-C; then the client is killed while the trainer adapts, with a round to repeat; then the trainer is killed while
-    it adapts.
+    Ctrl-C; then it gets more rounds, and the client is killed while the trainer adapts, with a round to repeat; then
+    the trainer is killed while it adapts.
     """
     folder = tmp_path / "run"
     interrupt(config_path, folder)
@@ -97,6 +98,26 @@ def test_a_run_interrupted_and_killed_ends_with_the_same_bytes(
     assert len(log_lines(folder)) == 5
     assert run_with("trainer", 5, config_path, folder, SETTINGS) == 0
     check_same(folder, undisturbed)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+def test_a_finished_run_that_gets_more_rounds_ends_with_the_same_bytes(
+    config_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Bug: a run that was still gaining in its last round is paid for again from the first one, or its report shows
+    the last rounds alone, or the images of the base are drawn and scored again."""
+    folder = tmp_path / "run"
+    assert run_with("none", 0, config_path, folder, FEWER) == 0
+    first, before = json.loads((folder / "summary.json").read_text()), folder / "evaluation" / "before.json"
+    assert first["rounds"] == 3
+    written_ns = before.stat().st_mtime_ns
+    assert run_with("none", 0, config_path, folder, SETTINGS) == 0
+    check_same(folder, undisturbed)
+    assert before.stat().st_mtime_ns == written_ns
+    last = json.loads((folder / "summary.json").read_text())
+    assert last["rounds"] == ROUNDS
+    assert last["drift"] != first["drift"]
 
 
 @pytest.mark.proof

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +30,8 @@ from lasro.redis_store.connection import connect
 from lasro.service.serve import bind
 from lasro.training.replay_buffer import is_held_out
 from lasro_client.services.surrogate_client import SurrogateClient
+from lasro_surrogate_trainer import app as trainer_app
 from lasro_surrogate_trainer.app import create_app
-from lasro_surrogate_trainer.folder_lock import hold_folder
 from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import check_folder
 
@@ -574,16 +576,21 @@ def test_a_call_outlives_a_restart_of_the_trainer(redis_url, config, tmp_path):
     assert [reply.version for reply in replies] == [1]
 
 
-def test_two_trainers_do_not_share_a_folder(tmp_path):
+def test_two_trainers_do_not_share_a_folder(redis_url, tmp_path, monkeypatch):
     """Guards against a second trainer on the same folder writing over the first one's commits."""
+    monkeypatch.setattr(trainer_app, "LOCK_WAIT_S", 0)
+    values = {"redis_url": redis_url, "data_dir": tmp_path}
+    second = create_app(TrainerEnvironment.model_validate(values))
+
+    async def start() -> None:
+        async with second.router.lifespan_context(second):
+            raise AssertionError("both hold it")
+
     with (
-        hold_folder(tmp_path),
-        pytest.raises(ConflictError, match="another trainer works in this folder"),
-        hold_folder(tmp_path, 0),
+        running(redis_url, tmp_path),
+        pytest.raises(ConflictError, match=rf"another trainer works in this folder \(process {os.getpid()} on"),
     ):
-        raise AssertionError("both hold it")
-    with hold_folder(tmp_path, 0):
-        pass
+        asyncio.run(start())
 
 
 def test_a_full_disk_leaves_the_last_version_and_the_request_can_be_repeated(trainer, config, redis_url, monkeypatch):

@@ -98,6 +98,7 @@ def make(
     written: Written | None = None,
     overlap: bool = False,
     max_minutes: float | None = None,
+    rounds: int | None = None,
 ) -> Made:
     config = RunSettings.model_validate(
         {
@@ -107,7 +108,7 @@ def make(
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
             "train": {
-                "rounds": len(GAINS),
+                "rounds": rounds or len(GAINS),
                 "decay_steps": None if max_minutes is None else len(GAINS) // 2,
                 "prompts_per_round": 1,
                 "seeds_per_prompt": SEEDS,
@@ -312,6 +313,38 @@ def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
     assert again.over
     assert [record.round for record in records] == [6, 7]
     assert {record.num_rounds for record in records} == {8}
+
+
+def test_more_rounds_give_what_a_run_of_as_many_gives(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: a finished run cannot get more rounds, or they begin with another optimiser, other prompts or no best."""
+    settings = {"on_trouble": "ignore"}
+    whole = make(tiny_model_path, tmp_path / "whole", settings, rounds=4)
+    whole.run()
+    short = make(tiny_model_path, tmp_path / "short", settings, rounds=2)
+    short.run()
+    short.alternation.checkpoint()
+    longer = make(tiny_model_path, tmp_path / "short", settings, rounds=4)
+    assert longer.alternation.progress.round == 2
+    longer.run()
+    assert same(average(longer.alternation), average(whole.alternation))
+    assert longer.alternation.monitor.state() == whole.alternation.monitor.state()
+
+
+def test_more_minutes_are_planned_anew(tiny_model_path: Path, tmp_path: Path, now_s: list[float]) -> None:
+    """Bug: a run that its minutes had cut short ends where it ended before, however many more it gets."""
+
+    class Slow(Written):
+        def adapt(self, *arguments: Any, **more: Any) -> wire.AdaptReply:
+            now_s[0] += 10
+            return super().adapt(*arguments, **more)
+
+    settings = {"on_trouble": "ignore"}
+    short = make(tiny_model_path, tmp_path, settings, Slow(), max_minutes=81 / 60)
+    assert len(short.run()) == 8
+    short.alternation.checkpoint()
+    longer = make(tiny_model_path, tmp_path, settings, Slow(), max_minutes=200 / 60)
+    assert longer.alternation.trainer.decay_steps == 5
+    assert [record.round for record in longer.run()] == [8, 9]
 
 
 def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(

@@ -59,7 +59,7 @@ def audit(
     Raises RewardError for a reward that cannot be reached, before anything is drawn. Images that it then fails to
     score are part of the result.
     """
-    held_out = read_prompts(config.prompts.held_out)[: config.evaluation.prompts]
+    held_out = read_prompts(config.prompts.held_out, config.prompts.comments)[: config.evaluation.prompts]
     info = client.reward(name)
     probe = client.probe(name)  # also so that loading its model is not taken for its speed
     if probe.status in (Status.UNREACHABLE, Status.BLOCKED):
@@ -87,7 +87,7 @@ def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]
 
 def _draw(config: RunSettings, prompts: list[Prompt], seeds: int, progress_bar: ProgressBar) -> list[Group]:
     model = load_model(config.model)
-    model.embed([prompt.text for prompt in prompts])  # a prompt over the token limit fails before the first image
+    model.check_prompts([prompt.text for prompt in prompts])
     settings = SamplingSettings(prompts_per_round=1, seeds_per_prompt=seeds)
     groups = []
     with progress_bar("drawing") as progress:

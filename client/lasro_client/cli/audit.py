@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table
+from lasro_client.cli.prompts import FORMATS, Comments, read_checked_prompts
 from lasro_client.cli.train import Set, shipped_config
 
 # Longer than the reward API gives a request of one audit; it then says what was not scored in time.
@@ -31,8 +32,9 @@ def audit_reward(
     settings: Set = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="One prompt a line, or JSONL.", show_default="the run's training prompts"),
+        typer.Option(help=FORMATS, show_default="the run's training prompts"),
     ] = None,
+    comments: Comments = False,
     count: Annotated[int, typer.Option(min=1, help="Prompts drawn from them.")] = 8,
     seeds: Annotated[int, typer.Option(min=2, max=256, help="Per prompt, each in one step and in two.")] = 6,
     repeats: Annotated[int, typer.Option(min=2, max=32, help="Times that each image is scored.")] = 2,
@@ -53,10 +55,9 @@ def audit_reward(
     Scores images of the base past the cache. Exit status 0 means that the audit was made, whatever it says.
     """
     from lasro.config import load_config
-    from lasro.training.prompts import read_prompts
 
     run = load_config(config or shipped_config("demo"), settings or [])
-    texts = read_prompts(prompts or run.prompts.train)
+    texts = read_checked_prompts(prompts or run.prompts.train, comments or run.prompts.comments, run.model)
     from lasro_client.audit.run import audit, choose_prompts  # torch, once the input is known to be good
     from lasro_client.cli.output import progress_bar
     from lasro_client.evaluation.compare_to_base import reward_service

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_scores, progress_bar
+from lasro_client.cli.prompts import Comments, Prompts, read_checked_prompts
 
 if TYPE_CHECKING:
     from lasro.config import ModelSettings
@@ -23,9 +24,6 @@ Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
 ]
-Prompts = Annotated[
-    Path, typer.Option(help="One prompt a line, or JSONL with prompt and metadata.", show_default=False)
-]
 
 
 def generate(
@@ -38,15 +36,14 @@ def generate(
     guidance: Guidance = 4.0,
     device: Device = "auto",
     settings: Set = None,
+    comments: Comments = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
     if steps not in (1, 2, 4):
         raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
-    from lasro.training.prompts import read_prompts
-
-    texts = read_prompts(prompts)
     chosen = _model_settings(model, guidance, device, settings or [])
+    texts = read_checked_prompts(prompts, comments, chosen)
     from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
 
     with progress_bar("drawing") as progress:
@@ -71,13 +68,12 @@ def evaluate(
         typer.Option(envvar="LASRO_REWARD_API_URL", help="URL of the reward API; absent: one is started here."),
     ] = None,
     api_key: ApiKey = None,
+    comments: Comments = False,
     as_json: AsJson = False,
 ) -> None:
     """Score one- and two-step images with any rewards, trained on or not; with an adapter, compared with the base."""
-    from lasro.training.prompts import read_prompts
-
-    texts = read_prompts(prompts)
     chosen = _model_settings(model, guidance, device, settings or [])
+    texts = read_checked_prompts(prompts, comments, chosen)
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
 
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:

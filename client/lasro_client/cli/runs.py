@@ -75,6 +75,7 @@ def remove_run(
         delete_at_services,
         delete_folder,
         find_run,
+        kept_from_starting,
         names_at_services,
         service_name,
     )
@@ -85,6 +86,7 @@ def remove_run(
     places = [place for place in (run.folder, surrogate_trainer, redis and without_password(redis)) if place]
     if not yes:
         typer.confirm(f"Delete {name} for good from {', '.join(places)}?", abort=True, err=True)
-    delete_at_services(at_services, redis, surrogate_trainer, api_key)
-    delete_folder(run)
+    with kept_from_starting(run):
+        delete_at_services(at_services, redis, surrogate_trainer, api_key)
+        delete_folder(run)
     print_json({"removed": name, "from": places}) if as_json else print(f"removed {name} from {', '.join(places)}")

@@ -37,9 +37,11 @@ def evaluate_beside_base(
     """Reward -> `one_step` or `two_step` -> `base` (mean, sem), `n`, `failed`.
 
     With an adapter also `adapted` and `difference`, which is paired: same prompts, same seeds. With `out`, images and
-    scores are kept in its folders `base` and `adapted`. Raises RewardError when a reward scored nothing at all.
+    scores are kept in its folders `base` and `adapted`. Raises PromptTooLongError before anything is drawn, RewardError
+    when a reward scored nothing at all.
     """
     model = load_model(settings)
+    model.check_prompts([prompt.text for prompt in prompts])
     if adapter is not None:
         model.load_lora(adapter)
     found = []

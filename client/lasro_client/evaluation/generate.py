@@ -59,8 +59,7 @@ def generate(
         model.load_lora(adapter)
     step = batch or batch_size(model.latent_shape, settings.max_batch)
     starts = range(0, len(prompts), step)
-    for start in starts:  # embeddings are cached; a prompt over the token limit shall fail before the first image
-        model.embed([prompt.text for prompt in prompts[start : start + step]])
+    model.check_prompts([prompt.text for prompt in prompts])
     for path in clear:
         path.unlink(missing_ok=True)
     for start in starts:

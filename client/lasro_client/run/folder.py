@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from lasro.config import RunSettings, differing_keys
-from lasro.errors import ConfigError, ConflictError, StorageError
-from lasro.files import write_atomically, write_json
+from lasro.config import RunSettings
+from lasro.errors import ConfigError, StorageError
+from lasro.files import storage_errors, write_atomically, write_json
+from lasro.folder_lock import hold_folder
+from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.process_codec import CpuTensor
 from lasro.wire import pack_tensors, unpack_tensors
@@ -22,10 +25,10 @@ from lasro_client.run.base_sample_rewards import (
     BASE_REWARDS_FILE,
     OLD_BASE_REWARDS_FILE,
     RoundRewards,
-    find_base_rewards,
 )
 from lasro_client.run.divergence import DivergenceMonitor
-from lasro_client.run.round_record import RoundRecord, Stage, to_json
+from lasro_client.run.kept_settings import Done, changed_settings, check_changed, kept_settings, rounds_of
+from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 
 Summary = dict[str, Any]
 """The contents of summary.json."""
@@ -33,8 +36,7 @@ Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
-IGNORED_ON_RESUME = {"services": True, "model": {"max_batch"}}
-"""Settings that may differ when a run is resumed: where the services are, and what is held in memory at once."""
+GOES_ON_ADVICE = "wait for it, stop it, or choose another folder with --out"
 
 
 class Progress(NamedTuple):
@@ -60,23 +62,72 @@ class RunFolder:
     """`runs/<name>` of a stage, "pretrain" or "train". Of several processes only the main one needs to see it."""
 
     def __init__(self, path: Path, config: RunSettings, stage: Stage) -> None:
-        self.path, self.config, self._stage = path, config, stage
+        self.path, self.config = path, config
+        self._stage: Stage = stage
+
+    @contextmanager
+    def held(self, peers: DistributedContext) -> Iterator[None]:
+        """Keep other runs out of the folder while inside, which is made where there is none.
+
+        Raises ConflictError, naming the process, where a run goes on in it.
+        """
+        with ExitStack() as exits:
+            peers.on_main_and_broadcast(lambda: self._hold(exits), None)
+            yield
+
+    def _hold(self, exits: ExitStack) -> None:
+        if self.path.is_file():
+            raise ConfigError(f"{self.path}: is a file, expected a folder or nothing yet")
+        exits.enter_context(hold_folder(self.path, "a run goes on in this folder", GOES_ON_ADVICE))
+
+    def result(self) -> Summary | None:
+        """The summary of a run that is finished by these settings too; None where there is something left to do.
+
+        Raises ConflictError for settings of another run.
+        """
+        self._rename_old_base_rewards()
+        changed, summary = self._check_settings(), self.summary()
+        more = changed and summary is not None and rounds_of(self.config, self._stage) > summary["rounds"]
+        return None if more else summary
 
     def open(self) -> None:
         """Make the folder, or check that the run in it has the same settings; raises ConflictError.
 
-        Settings may change as long as no round is done: a run that failed for a wrong setting is started again.
+        Settings may change as long as no round is done: a run that failed for a wrong setting is started again. Limits
+        may grow later: a finished run then goes on from its last checkpoint.
         """
         self._rename_old_base_rewards()
-        settings, known = _settings(self._stage, self.config), self._read("config.json")
-        keys = [] if known is None else differing_keys(_completed(known), settings)
-        if known is None or (keys and not self._has_rounds()):
-            write_json(self.path / "config.json", settings)
-        elif keys:
-            raise ConflictError(
-                f"{self.path}: made with another configuration, differing in {', '.join(keys)}; "
-                "change these back to resume it, or choose another folder with --out"
-            )
+        changed, path = self._check_settings(), self.path / "config.json"
+        if changed:
+            with storage_errors(self.path):
+                (self.path / "summary.json").unlink(missing_ok=True)
+            self._forget_plan()
+        if changed or not path.exists():  # last: until then the next start does all of this again
+            write_json(path, kept_settings(self._stage, self.config))
+
+    def _check_settings(self) -> list[str]:
+        """What differs from config.json; raises ConflictError for what may not."""
+        known = self._read("config.json")
+        changed = [] if known is None else changed_settings(known, self._stage, self.config)
+        if changed and self._has_rounds():
+            check_changed(self.path, self._stage, self.config, changed, self._done())
+        return changed
+
+    def _done(self) -> Done:
+        summary, rounds = self.summary() or {}, read_log(self.path / "log.jsonl")
+        if not rounds:
+            return Done()
+        last = rounds[-1]
+        return Done(last.round + 1, last.reward_calls, last.elapsed_s / 60, summary.get("ended"))
+
+    def _forget_plan(self) -> None:
+        """The rounds that fit into the minutes were counted for other limits."""
+        path = self.path / CHECKPOINT_FILE
+        if path.exists():
+            arrays, metadata = unpack_tensors(path.read_bytes())
+            saved = json.loads(metadata["progress"])
+            saved["progress"]["planned"] = None
+            write_atomically(path, pack_tensors(arrays, metadata | {"progress": json.dumps(saved)}))
 
     def _rename_old_base_rewards(self) -> None:
         old, new = self.path / OLD_BASE_REWARDS_FILE, self.path / BASE_REWARDS_FILE
@@ -198,20 +249,3 @@ class RunFolder:
             fresh.rename(final)
         except OSError as error:
             raise StorageError(f"{final}: cannot be written ({error.strerror}); free the disk and resume") from error
-
-
-def _completed(known: dict[str, Any]) -> dict[str, Any]:
-    """The settings of config.json; those that did not exist when it was written get their defaults."""
-    try:
-        config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
-    except ValidationError:
-        return known
-    return _settings(known.get("stage"), config)
-
-
-def _settings(stage: str | None, config: RunSettings) -> dict[str, Any]:
-    """What config.json holds, with the name that a file of stage 1 has now."""
-    settings = config.model_dump(mode="json", exclude=IGNORED_ON_RESUME)
-    path = config.train.initial_base_rewards
-    settings["train"]["initial_base_rewards"] = None if path is None else str(find_base_rewards(path))
-    return {"stage": stage} | settings

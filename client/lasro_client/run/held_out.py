@@ -10,7 +10,7 @@ from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
 from lasro.training.generator_trainer import GeneratorTrainer
-from lasro.training.prompts import Prompt, read_prompts
+from lasro.training.prompts import Prompt
 from lasro_client.evaluation.drift import measure_drift
 from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
@@ -22,19 +22,24 @@ PROGRESS_PROMPTS = 8
 
 
 class HeldOut:
-    """The first `evaluation.prompts` held-out prompts. For the main process; all files go to the run folder."""
+    """The first `evaluation.prompts` held-out and `evaluation.drift_prompts` drift prompts, for the main process.
+
+    All files go to the run folder.
+    """
 
     def __init__(
         self,
         folder: RunFolder,
         model: GeneratorModel,
         prompts: list[Prompt],
+        drift_prompts: list[Prompt],
         client: RewardClient,
         observer: Observer,
     ) -> None:
         self._folder, self._model, self._client, self._observer = folder, model, client, observer
         self._settings = folder.config.evaluation
         self.prompts = prompts[: self._settings.prompts]
+        self._drift_prompts = drift_prompts[: self._settings.drift_prompts]
 
     def evaluate_base(self) -> Evaluation:
         """Rewards of the base, read back where an earlier life of the run has measured them."""
@@ -63,11 +68,10 @@ class HeldOut:
 
     def measure_drift(self) -> dict[str, Any] | None:
         """Contents of drift.json; None where the settings name no prompts for it."""
-        path, settings = self._folder.config.prompts.drift, self._settings
-        if path is None or settings.drift_prompts == 0:
+        if not self._drift_prompts:
             return None
-        prompts = read_prompts(path)[: settings.drift_prompts]
-        drift = measure_drift(self._model, prompts, settings.seed, self._folder.path / "drift").as_dict()
+        seed, folder = self._settings.seed, self._folder.path / "drift"
+        drift = measure_drift(self._model, self._drift_prompts, seed, folder).as_dict()
         write_json(self._folder.path / "drift.json", drift)
         return drift
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from lasro import wire
 from lasro.errors import ConflictError, NotFoundError, StorageError
+from lasro.folder_lock import hold_folder, holder, is_held
 from lasro.redis_store.connection import connect
 from lasro.redis_store.runs import delete_run as delete_keys
 from lasro.redis_store.runs import run_names
@@ -20,10 +20,11 @@ from lasro_client.run.round_record import read_log
 from lasro_client.services import http
 
 CONFIG, LOG, SUMMARY = "config.json", "log.jsonl", "summary.json"
+GOES_ON, STOP_IT = "the run is going on", "stop it first"
 
 
 class Run(NamedTuple):
-    """`round` of `rounds` are done. `running` while its local stack runs, `finished` with a summary, else `stopped`.
+    """`round` of `rounds` are done. `running` while a process runs it, `finished` with a summary, else `stopped`.
 
     One that only services know has no folder and is in the state `services`.
     """
@@ -85,9 +86,16 @@ def find_run(root: Path, name: str, known_to_services: Iterable[str] = ()) -> Ru
 
 
 def check_not_running(run: Run) -> None:
-    """Raises ConflictError while its local stack runs."""
+    """Raises ConflictError while it goes on, or its local stack still runs."""
     if run.state == "running":
-        raise ConflictError(f"{run.folder}: the run is going on; stop it first")
+        raise ConflictError(f"{run.folder}: {GOES_ON}{holder(Path(run.folder or ''))}; {STOP_IT}")
+
+
+@contextmanager
+def kept_from_starting(run: Run) -> Iterator[None]:
+    """Nobody begins to run in its folder while inside; raises ConflictError where one has just begun."""
+    with nullcontext() if run.folder is None else hold_folder(Path(run.folder), GOES_ON, STOP_IT):
+        yield
 
 
 def delete_folder(run: Run) -> None:
@@ -110,13 +118,5 @@ def _read(folder: Path) -> Run:
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether the embedded Redis of its local stack holds its lock."""
-    lock = folder / "services" / "lock"
-    if not lock.exists():
-        return False
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Whether a process runs it, or the embedded Redis of its local stack still holds its own lock."""
+    return is_held(folder) or is_held(folder / "services")

@@ -17,7 +17,7 @@ from lasro.errors import BudgetError, ConfigError
 from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
-from lasro.training.prompts import Prompt, read_prompts
+from lasro.training.prompts import Prompt
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
@@ -26,6 +26,7 @@ from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder, Summary
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
 from lasro_client.run.round_record import RoundRecord
+from lasro_client.run.run_prompts import read_run_prompts
 from lasro_client.run.saved_samples import preload_samples
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.submission import RoundHeader
@@ -41,21 +42,24 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     """Run or resume stage 1 in folder `out`; returns the file with the trained surrogate.
 
     A spent budget ends the rounds early; final steps and files follow as usual. Of several processes the main one
-    calls the observers. A finished run is left as it is.
+    calls the observers. A finished run is left as it is, unless the settings now ask for more rounds of it.
     """
-    with processes() as peers:
-        folder = RunFolder(out, config, "pretrain")
-        peers.on_main_and_broadcast(folder.open, None)
-        if peers.on_main_and_broadcast(folder.summary, Summary | None) is None:
+    folder = RunFolder(out, config, "pretrain")
+    with processes() as peers, folder.held(peers):
+        if peers.on_main_and_broadcast(folder.result, Summary | None) is None:
+            prompts = read_run_prompts(config)
+            notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
+            peers.on_main_and_broadcast(folder.open, None)
             observer = Observers(observers if peers.is_main else ())
             with observer.run(RunInfo(config.name, "pretrain", out, config.budget.max_minutes)):
-                _pretrain(folder, peers, observer)
+                for note in notes:
+                    observer.note(note)
+                _pretrain(folder, prompts.train.prompts, peers, observer)
         return folder.path / SURROGATE_FILE
 
 
-def _pretrain(folder: RunFolder, peers: DistributedContext, observer: Observers) -> None:
+def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContext, observer: Observers) -> None:
     config = folder.config
-    prompts = read_prompts(config.prompts.train)
     trainer = create_trainer(config, load_model(config.model), peers)
     probe = ProbeGenerator(trainer, config.pretrain, config.train.batch_size)
     if not trainer.method.needs_surrogate:
@@ -187,11 +191,14 @@ class Pretraining:
         )
 
     def final_steps(self, stop: StopRequest) -> None:
-        """`pretrain.final_steps` surrogate steps, a few per request: a stopped run goes on from the last request."""
+        """`pretrain.final_steps` surrogate steps, a few per request: a stopped run goes on from the last request.
+
+        Requests are named by the rounds that are done, so that a run which gets more rounds takes new steps after them.
+        """
         wanted, started = self.config.pretrain.final_steps, time.monotonic()
         for done in range(0, wanted, FINAL_STEPS_PER_CALL):
             steps = min(FINAL_STEPS_PER_CALL, wanted - done)
-            reply = self._feedback.adapt([], self.config.pretrain.rounds, steps, done)
+            reply = self._feedback.adapt([], self.progress.round, steps, done)
             left_s = (time.monotonic() - started) / (done + steps) * (wanted - done - steps)
             loss = "" if reply.statistics.loss is None else f"  loss {reply.statistics.loss:.3f}"
             self.observer.activity(f"final steps {done + steps}/{wanted}{loss}", left_s)

@@ -21,12 +21,12 @@ from lasro.methods.registry import create_trainer
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
-from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import Evaluation, summary_table
 from lasro_client.run.alternation import Alternation
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.observer import Observer, Observers, RunInfo
+from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.services.connect import services
@@ -34,27 +34,31 @@ from lasro_client.services.feedback import FeedbackClient
 
 
 def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
-    """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has.
+    """Run or resume stage 2 in folder `out`; returns its summary. A finished run returns the one it has, unless the
+    settings now ask for more rounds of it.
 
     Started several times by `accelerate launch`, the processes share the work of the one run, and the main one calls
     the observers. Ctrl-C and SIGTERM end the run after the current round with a checkpoint, as KeyboardInterrupt and
     SystemExit.
     """
-    with processes() as peers:
-        folder = RunFolder(out, config, "train")
-        peers.on_main_and_broadcast(folder.open, None)
-        finished = peers.on_main_and_broadcast(folder.summary, Summary | None)
+    folder = RunFolder(out, config, "train")
+    with processes() as peers, folder.held(peers):
+        finished = peers.on_main_and_broadcast(folder.result, Summary | None)
         if finished is not None:
             return finished
+        prompts = read_run_prompts(config)
+        notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
+        peers.on_main_and_broadcast(folder.open, None)
         observer = Observers(observers if peers.is_main else ())
         with observer.run(RunInfo(config.name, "train", out, config.budget.max_minutes)):
-            return _train(folder, peers, observer)
+            for note in notes:
+                observer.note(note)
+            return _train(folder, prompts, peers, observer)
 
 
-def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) -> Summary:
+def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, observer: Observers) -> Summary:
     started = time.monotonic()
     config = folder.config
-    prompts, held_out_prompts = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     model = load_model(config.model)
     trainer = create_trainer(config, model, peers)
     overlap = config.train.overlap
@@ -73,9 +77,10 @@ def _train(folder: RunFolder, peers: DistributedContext, observer: Observers) ->
             if needs_surrogate
             else NoSurrogate(config.reward_objective.required_rewards)
         )
-        alternation = Alternation(folder, trainer, feedback, surrogate, prompts)
+        alternation = Alternation(folder, trainer, feedback, surrogate, prompts.train.prompts)
         resumed_s = alternation.progress.elapsed_s
-        held_out = HeldOut(folder, model, held_out_prompts, connected.rewards, observer)
+        drift_prompts = [] if prompts.drift is None else prompts.drift.prompts
+        held_out = HeldOut(folder, model, prompts.held_out.prompts, drift_prompts, connected.rewards, observer)
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = peers.on_main_and_broadcast(held_out.evaluate_base, Evaluation)

@@ -14,18 +14,22 @@ from prometheus_client import CollectorRegistry
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import BusyError, WireError
+from lasro.folder_lock import hold_folder
 from lasro.redis_store.connection import connect
 from lasro.service.app import create_service, read_message, reply
 from lasro.service.openapi import message_body, problems
-from lasro_surrogate_trainer.folder_lock import hold_folder
 from lasro_surrogate_trainer.metrics import RunMetrics
 from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
 from lasro_surrogate_trainer.run_actor import RunActor
 from lasro_surrogate_trainer.run_registry import RunRegistry
 from lasro_surrogate_trainer.settings import TrainerEnvironment
+from lasro_surrogate_trainer.store import ADVICE
 
 READY_TIMEOUT_S = 10.0
 MAX_WAIT_S = 300.0
+LOCK_WAIT_S = 30.0
+"""A trainer whose parent was killed may still finish a step and save its optimiser."""
+IN_USE = "another trainer works in this folder"  # it would overwrite the commits of the first
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 TENSORS = {wire.SAFETENSORS_TYPE: BINARY}
 TENSOR_BODY = {"requestBody": {"required": True, "content": TENSORS}}
@@ -73,7 +77,7 @@ def create_app(settings: TrainerEnvironment) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with hold_folder(settings.data_dir):
+        with hold_folder(settings.data_dir, IN_USE, "stop it, or set another LASRO_DATA_DIR", LOCK_WAIT_S, ADVICE):
             await runs.recover()
             yield
             await runs.close()

@@ -1,0 +1,82 @@
+"""config.json of a run folder: the settings of its run, and which of them may change once it has rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from lasro.config import RunSettings, differing_keys
+from lasro.errors import ConflictError
+from lasro_client.run.base_sample_rewards import find_base_rewards
+from lasro_client.run.round_record import Stage
+
+IGNORED_ON_RESUME = {"services": True, "model": {"max_batch"}}
+"""Settings that are not kept: where the services are, and what is held in memory at once."""
+LIMITS = ("train.rounds", "pretrain.rounds", "budget.max_reward_calls", "budget.max_minutes")
+"""Settings that may grow, and shrink to what is done."""
+
+
+class Done(NamedTuple):
+    """What a run has done so far, of what its settings limit."""
+
+    rounds: int = 0
+    reward_calls: int = 0
+    minutes: float = 0.0
+    ended: str | None = None
+    """Why it was ended before its last round, for a reason that more rounds would not mend."""
+
+
+def kept_settings(stage: str | None, config: RunSettings) -> dict[str, Any]:
+    """What config.json holds, with the name that a file of stage 1 has now."""
+    settings = config.model_dump(mode="json", exclude=IGNORED_ON_RESUME)
+    path = config.train.initial_base_rewards
+    settings["train"]["initial_base_rewards"] = None if path is None else str(find_base_rewards(path))
+    return {"stage": stage} | settings
+
+
+def changed_settings(known: dict[str, Any], stage: Stage, config: RunSettings) -> list[str]:
+    """Names of the settings that differ from those of a config.json."""
+    return differing_keys(_completed(known), kept_settings(stage, config))
+
+
+def _completed(known: dict[str, Any]) -> dict[str, Any]:
+    """The settings of config.json; those that did not exist when it was written get their defaults."""
+    try:
+        config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
+    except ValidationError:
+        return known
+    return kept_settings(known.get("stage"), config)
+
+
+def rounds_of(config: RunSettings, stage: Stage) -> int:
+    """How many rounds the settings ask of a stage."""
+    return config.train.rounds if stage == "train" else config.pretrain.rounds
+
+
+def check_changed(folder: Path, stage: Stage, config: RunSettings, changed: Collection[str], done: Done) -> None:
+    """Raise ConflictError where the run in a folder cannot go on with the settings that changed."""
+    if others := sorted(set(changed) - set(LIMITS)):
+        raise ConflictError(
+            f"{folder}: made with another configuration, differing in {', '.join(others)}; "
+            "change these back to resume it, or choose another folder with --out"
+        )
+    rounds, budget = rounds_of(config, stage), config.budget
+    limits: dict[str, tuple[float | None, float]] = {
+        f"{stage}.rounds": (rounds, done.rounds),
+        "budget.max_reward_calls": (budget.max_reward_calls, done.reward_calls),
+        "budget.max_minutes": (budget.max_minutes, done.minutes),
+    }
+    for key, (wanted, spent) in limits.items():
+        if key in changed and wanted is not None and wanted < spent:
+            raise ConflictError(
+                f"{folder}: {key}: got {wanted:.10g}, expected at least the {spent:.10g} of the run that is there; "
+                "raise it, or choose another folder with --out"
+            )
+    if done.ended is not None and rounds > done.rounds:
+        raise ConflictError(
+            f"{folder}: the run was ended after {done.rounds} rounds and takes no more: {done.ended[:200]}; "
+            "choose another folder with --out"
+        )
