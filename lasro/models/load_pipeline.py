@@ -102,9 +102,10 @@ def load_prompt_tokens(
     tokenizers: Sequence[str], text_encoders: Sequence[str], path: str, settings: ModelSettings
 ) -> PromptTokens:
     """The tokenizers of a model, each with the configuration of its text encoder: no weights are read."""
-    where, revision, source = f"model.path {path}", settings.revision, path
+    where, source = f"model.path {path}", path
+    options: dict[str, Any] = {"revision": settings.revision}
     if is_single_file(path):
-        revision, source = None, config_of_file(Path(path), settings.config, where)
+        source, options = config_of_file(Path(path), settings.config, where), {}
     elif Path(path).is_dir():
         check_folder(Path(path), (*tokenizers, *text_encoders), "pipeline", where)
     pairs = []
@@ -112,9 +113,9 @@ def load_prompt_tokens(
         if Path(source).is_dir():
             check_files(Path(source, tokenizer), f"{where}: {tokenizer}")
         with loading(f"{where}: {tokenizer}"):
-            found = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer, revision=revision)
+            found = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer, **options)
         with loading(f"{where}: {encoder}"):
-            text_config = CLIPTextConfig.from_pretrained(source, subfolder=encoder, revision=revision)
+            text_config = CLIPTextConfig.from_pretrained(source, subfolder=encoder, **options)
         pairs.append((found, text_config))
     return PromptTokens(pairs)
 

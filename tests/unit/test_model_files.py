@@ -22,7 +22,9 @@ from changed_model import (
 from ldm_names import write_single_file
 from tiny_sd15 import write_tiny_sd15
 
+from lasro.config import ModelSettings
 from lasro.errors import ConfigError, ModelError
+from lasro.models.registry import load_prompt_tokens
 from lasro_client.cli.images import generate
 
 
@@ -105,3 +107,12 @@ def test_a_single_file_is_what_its_folder_is(tmp_path: Path, guidance: bool) -> 
             load(file, config=str(base), guidance=w)
     with pytest.raises(ModelError, match=r"old\.ckpt cannot be read"):
         load(tmp_path / "old.ckpt")
+
+
+def test_prompts_are_counted_before_a_single_file_is_loaded(tmp_path: Path) -> None:
+    """Bug: the tokenizers of a model in one file were looked for in the file's own folder."""
+    base = write_tiny_sd15(tmp_path / "base", False)
+    file = write_single_file(base, tmp_path / "whole.safetensors")
+    tokens = load_prompt_tokens(ModelSettings(path=str(file), config=str(base)))
+    assert tokens is not None
+    assert [found.place for found in tokens.too_long([PROMPT, PROMPT * 40])] == [1]
