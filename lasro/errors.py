@@ -16,7 +16,7 @@
     ├── BusyError                 a process has as much as it takes on; try again later
     │   └── QueueFullError        one reward's queue is full; try again later
     ├── StorageError              a disk or Redis that does not take writes
-    ├── DeviceMemoryError         a GPU that is too small for what is done on it at once
+    ├── DeviceMemoryError         a GPU or machine that is too small for what is done at once
     ├── UnreachableError          a service or Redis that does not answer at all
     │   ├── TimeoutExceededError  one that did not answer in time
     │   └── LockedOutError        a Redis that refuses the name or password
@@ -31,17 +31,29 @@ from __future__ import annotations
 from typing import ClassVar
 
 PROBLEM_TYPE_PREFIX = "urn:lasro:problem:"
+LONGEST_MESSAGE = 1000
+
+
+def _bounded(text: str) -> str:
+    """Cut in the middle, where a foreign error's text stands: what was got comes first, and what to do last."""
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    return f"{text[: LONGEST_MESSAGE * 2 // 3]} ... {text[-LONGEST_MESSAGE // 4 :]}"
 
 
 class LasroError(Exception):
     """Base class. A service answers with `http_status`, `title` and `problem_type` as a problem document (RFC 9457).
 
-    `slug` names the class in that type and never changes; `title` is for people.
+    `slug` names the class in that type and never changes; `title` is for people. The message is one line of bounded
+    length, whatever a foreign error put into it.
     """
 
     http_status: ClassVar[int] = 500
     title: ClassVar[str] = "internal error"
     slug: ClassVar[str] = "internal-error"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_bounded(" ".join(message.splitlines())))
 
     @classmethod
     def problem_type(cls) -> str:
@@ -141,7 +153,7 @@ class StorageError(LasroError, OSError):
 
 class DeviceMemoryError(LasroError, MemoryError):
     http_status = 507
-    title = "out of GPU memory"
+    title = "out of memory"
     slug = "out-of-gpu-memory"
 
 

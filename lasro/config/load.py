@@ -22,7 +22,7 @@ from lasro.validation import explain
 log = logging.getLogger("lasro")
 
 
-def _assign(tree: dict[str, Any], setting: str) -> None:
+def assign(tree: dict[str, Any], setting: str) -> None:
     """Apply one `a.b=value`; the value is TOML, or a plain string where it is not."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
@@ -51,7 +51,7 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunSettings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
     for setting in settings:
-        _assign(tree, setting)
+        assign(tree, setting)
     try:
         return RunSettings.model_validate(tree, context=Source(path.resolve().parent, log.warning))
     except ValidationError as error:

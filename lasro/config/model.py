@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,11 +19,15 @@ class ModelSettings(Settings):
     """The two-step generator."""
 
     path: ModelSource = BUNDLED
-    """`bundled`, the diffusers folder of a consistency model, or a hub id."""
+    """`bundled`, the diffusers folder of a consistency model, a hub id, or a single `.safetensors` file."""
     revision: str | None = None
     """Commit of a hub id; absent: the newest."""
     unet: ModelSource | None = None
-    """Folder or hub id of a distilled UNet that replaces the pipeline's own, as LCM-SSD-1B comes; absent: none."""
+    """Folder, file or hub id of a distilled UNet in place of the pipeline's own, as LCM-SSD-1B comes; absent: none."""
+    config: ModelSource | None = None
+    """Diffusers folder or hub id whose configuration a single file takes; absent: the hub's for what it looks like."""
+    scheduler: Literal["own", "lcm"] = "own"
+    """The folder's own, which must be an LCMScheduler unless `unet` is given; `lcm`: made from whatever it has."""
     device: Device = "auto"
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"
@@ -34,6 +38,8 @@ class ModelSettings(Settings):
     """Guidance scale w, embedded in the UNet's time embedding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    max_batch: Annotated[int, Field(ge=1)] | None = None
+    """Most images drawn together in an evaluation, and decoded together anywhere; absent: as many as usually fit."""
 
 
 class LoraSettings(Settings):

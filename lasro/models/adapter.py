@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from lasro.errors import ModelError
 from lasro.models.adapter_file import AdapterFile, first_names, read_adapter
 from lasro.models.adapter_names import ModuleNames, Place, unsupported_kind
-from lasro.models.base import LOADING_ERRORS, AdapterKeys
-from lasro.validation import one_line
+from lasro.models.base import AdapterKeys
+from lasro.models.loading import loading
 
 LOADED = "loaded"
 """Name of the adapter on the networks."""
@@ -161,10 +161,8 @@ def _scale(file: AdapterFile, part: str, module: str, rank: int, alpha_key: str 
 def put_on(networks: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the LoRA on the networks, by part; raises ModelError unless each of its tensors has arrived there."""
     for part, loras in adapter.parts.items():
-        try:
+        with loading(f"{adapter.path}: {part}"):
             _add(networks[part], loras)
-        except LOADING_ERRORS as error:
-            raise ModelError(f"{adapter.path}: cannot be put on the {part} ({one_line(str(error))})") from error
         _verify(adapter.path, networks[part], loras)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
@@ -98,8 +99,17 @@ SOLVER_STEPS = 50
 DistillationLoss = Callable[[Tensor, Tensor, int, Sequence[str]], Tensor]
 """Clean latents and noise [B, C, H, W], the index of a solver step (1 to SOLVER_STEPS - 1, counted from the clean end),
 and prompts to a scalar whose gradient reaches the adapter."""
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
-"""What diffusers raises for a folder, file or hub id that it cannot load."""
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    AttributeError,  # of a class that does not exist, and of a part that is null
+    TypeError,
+    ImportError,
+    SafetensorError,
+)
+"""What diffusers, transformers and safetensors raise for a folder, file or hub id that they cannot load."""
 
 
 class GeneratorModel(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -9,7 +10,13 @@ from functools import lru_cache
 import torch
 
 from lasro.errors import DeviceMemoryError, ModelError
+from lasro.validation import one_line
 
+OUT_OF_MEMORY = (
+    "you tried to allocate",  # the CPU's allocator
+    "out of memory",  # of the CUDA driver, and of MPS
+    "ALLOC_FAILED",  # of cuBLAS, cuDNN and cuSOLVER
+)
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,9 +51,28 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 
 @contextmanager
 def device_memory(task: str, advice: str) -> Iterator[None]:
-    """A GPU that is too small for what is done inside: raises DeviceMemoryError, with what to lower."""
+    """Memory that is too small for what is done inside: raises DeviceMemoryError, with what to lower.
+
+    Of a GPU or of the machine. Contexts may be nested: the inner one knows best what to lower.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        raise DeviceMemoryError(f"{task}: {reason}; {advice}") from error
+    except DeviceMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(f"{task}: {_reason(error)}; {advice}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: torch has a class of its own for CUDA's allocator alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _reason(error: BaseException) -> str:
+    """The sentence that speaks of memory; others tell of torch's own settings and source files."""
+    sentences = [sentence for sentence in str(error).split(". ") if re.search("memory|allocate|ALLOC", sentence)]
+    return one_line(sentences[0]) if sentences else "out of memory"

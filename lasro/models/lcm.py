@@ -20,21 +20,17 @@ import lasro.models.quiet  # noqa: F401  (before diffusers)
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError, WireError
-from lasro.functional.consistency import boundary_scalings, consistency, guidance_embedding
+from lasro.functional.consistency import guidance_embedding
 from lasro.functional.generator_loss import lcm_distillation
-from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
+from lasro.functional.noise_schedule import lcm_timesteps
 from lasro.models.adapter import find_adapter, put_on
 from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
-    LOADING_ERRORS,
     SOLVER_STEPS,
     AdapterKeys,
     Conditioning,
@@ -43,16 +39,21 @@ from lasro.models.base import (
     GeneratorModel,
     SamplingStep,
 )
-from lasro.models.device import autocast, pick_device
+from lasro.models.device import autocast, device_memory, pick_device
+from lasro.models.latent_codec import LatentCodec
+from lasro.models.lcm_schedule import LcmSchedule
 from lasro.models.lcm_teacher import TeacherUNet
+from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
+from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
-from lasro.models.prompt_tokens import PromptTokens
+from lasro.models.prompt_tokens import PromptTokens, token_limit
 from lasro.models.shared_view import shared_view
+from lasro.models.unet_checks import check_pipeline, latent_size
 from lasro.models.unet_encoder import UNetEncoder
-from lasro.validation import one_line
 
 EMBEDDING_CACHE = 2048
-DECODE_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
+EMBEDDING_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
+CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 
 
 class LatentConsistencyModel(GeneratorModel):
@@ -69,88 +70,65 @@ class LatentConsistencyModel(GeneratorModel):
     """Parts of the pipeline: a prompt must fit each of them."""
     text_encoders: ClassVar[tuple[str, ...]]
     """One for each tokenizer, in the same order."""
+    normalises: ClassVar[bool] = False
+    """Whether the stock pipeline applies a VAE's `latents_mean` and `latents_std`."""
     lora_targets = UNET_TARGETS
 
     @classmethod
     def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:
-        cls._check_parts(path)
-        dtype = getattr(torch, settings.dtype)
-        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **cls.load_options}
-        try:
-            if settings.unet is not None:
-                options["unet"] = UNet2DConditionModel.from_pretrained(settings.unet, dtype=dtype, use_safetensors=True)
-            pipeline = cls.pipeline_class.from_pretrained(path, revision=settings.revision, **options)
-        except LOADING_ERRORS as error:
-            raise ModelError(f"{path}: cannot be loaded as a {cls.pipeline_class.__name__} ({error})") from error
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
-        return cls(pipeline, settings)
+        parts = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
+        return cls(load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings), settings)
 
     @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:
-        cls._check_parts(path)
-        options: dict[str, Any] = {"revision": settings.revision}
-        try:
-            return PromptTokens(
-                [
-                    (
-                        CLIPTokenizer.from_pretrained(path, subfolder=tokenizer, **options),
-                        CLIPTextConfig.from_pretrained(path, subfolder=encoder, **options),
-                    )
-                    for tokenizer, encoder in zip(cls.tokenizers, cls.text_encoders, strict=True)
-                ]
-            )
-        except LOADING_ERRORS as error:
-            raise ModelError(f"{path}: its tokenizers cannot be loaded ({one_line(str(error))})") from error
-
-    @classmethod
-    def _check_parts(cls, path: str) -> None:
-        """Raises ModelError naming the parts that a local folder lacks, before anything large is read."""
-        if not Path(path).is_dir():
-            return
-        wanted = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
-        found = sorted(folder.name for folder in Path(path).iterdir() if folder.is_dir())
-        if missing := [part for part in wanted if part not in found]:
-            name = cls.pipeline_class.__name__
-            raise ModelError(
-                f"{path}: lacks {', '.join(missing)}, which a {name} has; found {', '.join(found) or 'nothing'}"
-            )
+        return load_prompt_tokens(cls.tokenizers, cls.text_encoders, path, settings)
 
     def __init__(self, pipeline: Any, settings: ModelSettings) -> None:
+        """Of a stock pipeline, whose parts are frozen and moved to the settings' device; raises ModelError."""
         self.pipeline, self.settings = pipeline, settings
         self.device = pick_device(settings.device)
+        where = f"model.path {settings.path}"
+        convert = settings.scheduler == "lcm" or settings.unet is not None
+        schedule = LcmSchedule(pipeline.scheduler, f"{where}: scheduler", convert)
+        check_pipeline(pipeline, self.text_encoders, settings, self.check_unet)
+        self._prompt_tokens = self._limit_tokens()
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = schedule.scheduler
         for part in ("unet", "vae", *self.text_encoders):
             getattr(pipeline, part).requires_grad_(False).eval()
-        pipeline.to(self.device)
+        with loading(where):
+            pipeline.to(self.device)
         if self.device.type == "cpu":
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.vae.to(memory_format=torch.channels_last)
-        if pipeline.vae.config.force_upcast and settings.dtype == "float16":
-            pipeline.vae.to(torch.float32)
-        self.unet, self.vae = pipeline.unet, pipeline.vae
-        self.check_unet(self.unet.config)
+        self.codec = LatentCodec(pipeline.vae, min(CODEC_BATCH, settings.max_batch or CODEC_BATCH), self.normalises)
+        self.unet, self.schedule = pipeline.unet, schedule.to(self.device)
         self.base = shared_view(self.unet)
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.alphas_cumprod_T: Tensor = pipeline.scheduler.alphas_cumprod.to(self.device)
         self.guidance_dim: int | None = self.unet.config.time_cond_proj_dim
         if self.guidance_dim is None and settings.guidance > 1:
             raise ModelError(f"guidance: got {settings.guidance}, but this UNet has no guidance embedding; set it to 1")
-        size, scale = self.unet.config.sample_size, pipeline.vae_scale_factor
-        self.latent_shape = (self.unet.config.in_channels, size, size)
-        self.image_size = (size * scale, size * scale)
-        parts = zip(self.tokenizers, self.text_encoders, strict=True)
-        self._prompt_tokens = PromptTokens(
-            [(getattr(pipeline, tokenizer), getattr(pipeline, encoder).config) for tokenizer, encoder in parts]
-        )
+        height, width = latent_size(self.unet.config)
+        scale = pipeline.vae_scale_factor
+        self.latent_shape = (self.unet.config.in_channels, height, width)
+        self.image_size = (height * scale, width * scale)
         self._embeddings: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
         self._encoders_adapted = False
+
+    def _limit_tokens(self) -> PromptTokens:
+        """Gives the tokenizers their true limits: stock pads each prompt to them."""
+        names = zip(self.tokenizers, self.text_encoders, strict=True)
+        pairs = [(getattr(self.pipeline, tokenizer), getattr(self.pipeline, of).config) for tokenizer, of in names]
+        for tokenizer, text_config in pairs:
+            tokenizer.model_max_length = token_limit(tokenizer, text_config)
+        return PromptTokens(pairs)
 
     # --- what a family says ----------------------------------------------------------------------------------
 
     @abstractmethod
     def check_unet(self, config: Any) -> None:
-        """Raise ModelError for a UNet that is not of this family."""
+        """Raise ModelError for a UNet that is not of this family; what goes before the message names model and part."""
 
     @abstractmethod
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
@@ -169,7 +147,8 @@ class LatentConsistencyModel(GeneratorModel):
             for prompt in dict.fromkeys(prompts):
                 if (prompt, of_base) not in self._embeddings:
                     self.check_prompts([prompt])
-                    self._embeddings[prompt, of_base] = self.embed_prompt(prompt)
+                    with device_memory("embedding a prompt", EMBEDDING_ADVICE):
+                        self._embeddings[prompt, of_base] = self.embed_prompt(prompt)
         rows = [self._embeddings[prompt, of_base] for prompt in prompts]
         for prompt in prompts:
             self._embeddings.move_to_end((prompt, of_base))
@@ -191,7 +170,7 @@ class LatentConsistencyModel(GeneratorModel):
         return arguments
 
     def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
-        return tuple(SamplingStep(index, time) for index, time in enumerate(lcm_timesteps(num_steps)))
+        return tuple(SamplingStep(index, time) for index, time in enumerate(self.schedule.timesteps(num_steps)))
 
     def predict_clean(
         self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False
@@ -203,46 +182,34 @@ class LatentConsistencyModel(GeneratorModel):
     ) -> Tensor:
         """f_theta at any timestep: one for all, or int64 [B]."""
         t, arguments = torch.as_tensor(timestep, device=self.device), self.unet_arguments(conditioning)
-        config = self.pipeline.scheduler.config
         with autocast(self.device, self.settings.autocast):
             x_t = x_t_BCHW.to(arguments["encoder_hidden_states"].dtype)
             output = (self.base if base else self.unet)(x_t, t, **arguments).sample
-        column = t.reshape(-1, 1, 1, 1)
-        z = clean_from_output(output.float(), x_t_BCHW, self.alphas_cumprod_T[column], config.prediction_type)
-        return consistency(z, x_t_BCHW, *boundary_scalings(column.float(), config.timestep_scaling))
+        return self.schedule.predict(output.float(), x_t_BCHW, t)
 
     def renoise(self, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
-        return add_noise(z_BCHW, noise_BCHW, self.alphas_cumprod_T[int(step.time)])
+        return self.schedule.add_noise(z_BCHW, noise_BCHW, int(step.time))
 
     def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        return add_noise(z_BCHW, noise_BCHW, self.alphas_cumprod_T[timesteps_B].reshape(-1, 1, 1, 1))
+        return self.schedule.add_noise(z_BCHW, noise_BCHW, timesteps_B)
 
     # --- images ----------------------------------------------------------------------------------------------
 
     def decode_pixels(self, latents_BCHW: Tensor) -> Tensor:
-        return torch.cat([self._decode(part, "none") for part in latents_BCHW.split(DECODE_BATCH)]) / 2 + 0.5
+        return self.codec.decode(latents_BCHW) / 2 + 0.5
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
-        dtype = self.settings.autocast if mixed else "none"
-        images = torch.cat([self._decode(part, dtype) for part in latents_BCHW.split(DECODE_BATCH)])
+        images = self.codec.decode(latents_BCHW, self.settings.autocast if mixed else "none")
         unit = (images / 2 + 0.5).clamp(0, 1)
         return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-    def _decode(self, latents_BCHW: Tensor, dtype: str) -> Tensor:
-        """Images float32 [B, 3, h, w], -1 to 1."""
-        part = latents_BCHW.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, dtype):
-            return self.vae.decode(part / self.vae.config.scaling_factor).sample.float()
 
     @torch.no_grad()
     def encode(self, images_BhwC: np.ndarray) -> Tensor:
         expected = (*self.image_size, 3)
         if images_BhwC.shape[1:] != expected:
             raise WireError(f"images: got {images_BhwC.shape[1:]}, expected {expected}")
-        pixels = torch.from_numpy(images_BhwC).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
-        means = [self.vae.encode(part).latent_dist.mode() for part in pixels.split(DECODE_BATCH)]
-        return torch.cat(means).float() * self.vae.config.scaling_factor
+        return self.codec.encode(images_BhwC)
 
     # --- what is trained -------------------------------------------------------------------------------------
 
@@ -270,10 +237,15 @@ class LatentConsistencyModel(GeneratorModel):
         return ModuleNames({UNET: self.base, **encoders})
 
     def save_fused(self, folder: Path) -> None:
-        fuse_adapter(self.pipeline)
-        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
+            fuse_adapter(self.pipeline)
+            self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:
+        if (steps := self.schedule.settings.original_inference_steps) != SOLVER_STEPS:
+            raise ModelError(
+                f"teacher: got a model of original_inference_steps {steps}, expected {SOLVER_STEPS}; leave it out"
+            )
         unet = TeacherUNet(teacher, self.unet.dtype, self.device)
         timesteps = lcm_timesteps(SOLVER_STEPS)[::-1]
 
@@ -289,8 +261,8 @@ class LatentConsistencyModel(GeneratorModel):
                 torch.tensor(self.settings.guidance, device=self.device),
                 lambda x_t, t: self.predict_at(x_t, t, conditioning),
                 lambda x_t, t: unet.outputs(x_t, t, of_teacher),
-                self.alphas_cumprod_T,
-                self.pipeline.scheduler.config.prediction_type,
+                self.schedule.alphas_cumprod_T,
+                self.schedule.settings.prediction_type,
             )
 
         return loss

@@ -5,29 +5,25 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from lasro.errors import ModelError
-from lasro.models.base import LOADING_ERRORS
+from lasro.models.load_unet import load_unet
+from lasro.models.loading import loading
 
 
 class TeacherUNet:
-    """A teacher from a UNet's folder or hub id, or from a pipeline's folder."""
+    """A teacher from a UNet's folder, file or hub id, or from a pipeline's folder."""
 
     def __init__(self, path: str, dtype: torch.dtype, device: torch.device) -> None:
         """Raises ModelError for one that cannot be loaded."""
-        subfolder = "unet" if Path(path, "unet").is_dir() else None
-        try:
-            unet = UNet2DConditionModel.from_pretrained(path, subfolder=subfolder, dtype=dtype)
-        except LOADING_ERRORS as error:
-            raise ModelError(f"{path}: cannot be loaded as the teacher's UNet ({error})") from error
+        where = f"teacher {path}"
+        unet = load_unet(path, where, dtype)
         self.unet: Any = unet.requires_grad_(False).eval()
-        nn.Module.to(self.unet, device)
+        with loading(where):
+            nn.Module.to(self.unet, device)
 
     @torch.no_grad()
     def outputs(self, x_t_BCHW: Tensor, timestep: int, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:

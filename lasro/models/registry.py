@@ -6,20 +6,20 @@ A new family is a line here, its module, and docs/add-a-model-family.md has the 
 from __future__ import annotations
 
 import importlib
-import json
-from importlib.resources import files
 from pathlib import Path
 
-from lasro.config import BUNDLED, ModelSettings
+from lasro.config import ModelSettings
 from lasro.errors import ModelError
 from lasro.models.base import GeneratorModel
+from lasro.models.files import INDEX, check_weights_file, is_single_file, local_source, looks_local, read_json
 from lasro.models.prompt_tokens import PromptTokens
+from lasro.validation import one_line
 
 FAMILIES = {
     "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlConsistencyModel",
     "StableDiffusionPipeline": "lasro.models.sd15:Sd15ConsistencyModel",
+    "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineModel",
 }
-BUNDLED_FOLDER = "assets/tiny-sdxl-lcm"
 
 
 def load_model(settings: ModelSettings) -> GeneratorModel:
@@ -36,26 +36,58 @@ def load_prompt_tokens(settings: ModelSettings) -> PromptTokens | None:
 
 def _family(settings: ModelSettings) -> tuple[type[GeneratorModel], str]:
     """The class that loads the model, and its folder or hub id."""
-    path = str(files("lasro").joinpath(BUNDLED_FOLDER)) if settings.path == BUNDLED else settings.path
-    name = _pipeline_name(path, settings.revision)
+    path = local_source(settings.path)
+    name = _pipeline_name(path, settings)
     if name not in FAMILIES:
         raise ModelError(
-            f"{path}: got a {name}, expected one of {', '.join(FAMILIES)}; see docs/add-a-model-family.md for another"
+            f"{path}: got a {one_line(name)}, expected one of {', '.join(FAMILIES)}; see docs/add-a-model-family.md "
+            "for another"
         )
     module, _, family = FAMILIES[name].partition(":")
     kind: type[GeneratorModel] = getattr(importlib.import_module(module), family)
     return kind, path
 
 
-def _pipeline_name(path: str, revision: str | None) -> str:
-    index = Path(path, "model_index.json")
-    if path.startswith(("/", ".", "~")) and not index.is_file():
-        raise ModelError(f"{path}: no model_index.json there; expected the folder of a diffusers pipeline")
+def _pipeline_name(path: str, settings: ModelSettings) -> str:
+    """Of the pipeline that a folder, a hub id or the configuration of a single file names."""
+    where = f"model.path {path}"
+    if is_single_file(path):
+        check_weights_file(Path(path), where)
+        config = _config_of_file(path, settings.config, where)
+        if settings.config is None:
+            where = f"{where}: without model.config, a diffusers folder of its kind, it needs that of {config}"
+        else:
+            where = f"model.config {config}"
+        return _class_name(config, None, where)
+    return _class_name(path, settings.revision, where)
+
+
+def _class_name(source: str, revision: str | None, where: str) -> str:
     try:
-        found = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else _hub_index(path, revision)
-        return str(found["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: its model_index.json cannot be read ({error or type(error).__name__})") from error
+        if looks_local(source) or Path(source).exists():
+            if not Path(source, INDEX).exists():
+                raise ModelError(f"{where}: no {INDEX} there; expected the folder of a diffusers pipeline")
+            index = read_json(Path(source, INDEX), where)
+        else:
+            index = _hub_index(source, revision)
+    except OSError as error:
+        raise ModelError(f"{where}: its {INDEX} cannot be read ({one_line(str(error))})") from error
+    if "_class_name" not in index:
+        raise ModelError(f"{where}: {INDEX} names no pipeline as _class_name")
+    return str(index["_class_name"])
+
+
+# Both load diffusers, seconds that a mistyped folder need not wait for.
+
+
+def _config_of_file(path: str, config: str | None, where: str) -> str:
+    import lasro.models.quiet  # noqa: F401  (before diffusers)
+
+    # isort: split
+
+    from lasro.models.load_pipeline import config_of_file
+
+    return config_of_file(Path(path), config, where)
 
 
 def _hub_index(path: str, revision: str | None) -> dict[str, object]:
@@ -65,4 +97,7 @@ def _hub_index(path: str, revision: str | None) -> dict[str, object]:
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    return DiffusionPipeline.load_config(path, revision=revision)  # pyright: ignore[reportReturnType]
+    try:
+        return DiffusionPipeline.load_config(path, revision=revision)  # pyright: ignore[reportReturnType]
+    except ValueError as error:  # of what can be no hub id
+        raise OSError(f"no folder and no hub id: {error}") from error

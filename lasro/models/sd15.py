@@ -1,4 +1,4 @@
-"""SD1.5-class consistency models: LCM-Dreamshaper and the like (StableDiffusionPipeline).
+"""SD1.5-class consistency models: LCM-Dreamshaper and the like.
 
 Shape legend: T tokens, D embedding.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
+    LatentConsistencyModelPipeline,
+)
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 
@@ -26,7 +29,7 @@ class Sd15ConsistencyModel(LatentConsistencyModel):
     def check_unet(self, config: Any) -> None:
         if config.addition_embed_type is not None:
             got = config.addition_embed_type
-            raise ModelError(f"unet: got addition_embed_type {got!r}, expected none as in SD1.5")
+            raise ModelError(f"got addition_embed_type {got!r}, expected none as in SD1.5")
 
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
         embeds_1TD, _ = self.pipeline.encode_prompt(
@@ -36,3 +39,9 @@ class Sd15ConsistencyModel(LatentConsistencyModel):
 
     def prompt_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         return {"encoder_hidden_states": conditioning["embeds"]}
+
+
+class LatentConsistencyPipelineModel(Sd15ConsistencyModel):
+    """The same parts under the pipeline that LCM-Dreamshaper was published with."""
+
+    pipeline_class = LatentConsistencyModelPipeline

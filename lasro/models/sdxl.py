@@ -15,6 +15,8 @@ from lasro.errors import ModelError
 from lasro.models.base import Conditioning
 from lasro.models.lcm import LatentConsistencyModel
 
+TIME_IDS = 6
+
 
 class SdxlConsistencyModel(LatentConsistencyModel):
     """Two text encoders, and a UNet that also takes the image's size."""
@@ -23,11 +25,18 @@ class SdxlConsistencyModel(LatentConsistencyModel):
     load_options = {"add_watermarker": False}  # noqa: RUF012  (a ClassVar by its declaration)
     tokenizers = ("tokenizer", "tokenizer_2")
     text_encoders = ("text_encoder", "text_encoder_2")
+    normalises = True
 
     def check_unet(self, config: Any) -> None:
         if config.addition_embed_type != "text_time":
             got = config.addition_embed_type
-            raise ModelError(f"unet: got addition_embed_type {got!r}, expected 'text_time' as in SDXL")
+            raise ModelError(f"got addition_embed_type {got!r}, expected 'text_time' as in SDXL")
+        pooled, got = self.pipeline.text_encoder_2.config.projection_dim, config.projection_class_embeddings_input_dim
+        if got != (expected := pooled + TIME_IDS * config.addition_time_embed_dim):
+            raise ModelError(
+                f"got projection_class_embeddings_input_dim {got}, expected {expected}: its time ids, and "
+                f"projection_dim {pooled} of text_encoder_2"
+            )
 
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
         embeds_1TD, _, pooled_1P, _ = self.pipeline.encode_prompt(
@@ -39,5 +48,5 @@ class SdxlConsistencyModel(LatentConsistencyModel):
         embeds_BTD, pooled_BP = conditioning["embeds"], conditioning["pooled"]
         height, width = self.image_size
         time_ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=embeds_BTD.dtype)
-        added = {"text_embeds": pooled_BP, "time_ids": time_ids.expand(len(pooled_BP), 6)}
+        added = {"text_embeds": pooled_BP, "time_ids": time_ids.expand(len(pooled_BP), TIME_IDS)}
         return {"encoder_hidden_states": embeds_BTD, "added_cond_kwargs": added}

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from lasro.config import SurrogateSettings
 from lasro.errors import WireError
 from lasro.models.base import Conditioning, GeneratorModel
-from lasro.models.device import autocast
+from lasro.models.device import autocast, device_memory
 from lasro.wire import unpack_tensors
 
+MEMORY_ADVICE = 'set surrogate.trunk = "adapter", or model.dtype = "bfloat16"'
 HEAD_GROUPS = 16
 HEAD_GRID = 4
 
@@ -104,8 +105,9 @@ class SurrogateReward(nn.Module):
 
 
 def build_surrogate(model: GeneratorModel, settings: SurrogateSettings) -> SurrogateReward:
-    """An untrained surrogate over `model`'s frozen UNet."""
-    return SurrogateReward(model, settings)
+    """An untrained surrogate over `model`'s frozen UNet; raises DeviceMemoryError."""
+    with device_memory(f'a surrogate with trunk = "{settings.trunk}"', MEMORY_ADVICE):
+        return SurrogateReward(model, settings)
 
 
 def score_and_gradient(

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from lasro import wire
-from lasro.errors import BusyError, LasroError
+from lasro.errors import BusyError, DeviceMemoryError, LasroError
 from lasro.service.content_types import Body, read_body
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.middleware import RequestGate
@@ -80,6 +80,13 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def ours(_: Request, error: LasroError) -> Response:
         headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, BusyError) else None
         return problem_response(type(error), str(error), headers)
+
+    @app.exception_handler(MemoryError)
+    async def exhausted(request: Request, error: MemoryError) -> Response:
+        log.error("%s %s ran out of memory", request.method, request.url.path, exc_info=error)
+        return problem_response(
+            DeviceMemoryError, "the service has too little memory for this request; send a smaller one"
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

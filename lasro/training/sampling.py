@@ -116,9 +116,9 @@ def sample_groups(
     K = settings.seeds_per_prompt
     draws = [draw_noises(model, K, generator_for(*seed, first + i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
-    conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
     others = []
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
+        conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
         own = sample_latents(model, noises, conditioning, base)
         if reference_policy is not None:
             first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.num_reference_seeds

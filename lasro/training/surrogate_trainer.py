@@ -36,6 +36,7 @@ HELD_OUT_EVERY_STEPS = 32
 """Scoring the held-out groups costs about as much as a step, so they are scored only once in so many steps."""
 MEASURING_SEED = 20_411
 MEMORY_ADVICE = "lower surrogate.groups_per_step or seeds_per_prompt, or set model.gradient_checkpointing = true"
+RANKING_ADVICE = 'lower seeds_per_prompt, or set surrogate.autocast = "bfloat16"'
 
 
 class StepResult(NamedTuple):
@@ -197,13 +198,14 @@ class SurrogateTrainer:
         right, pairs, gaps = 0.0, 0, []
         for group in groups:
             count = len(group.num_steps_N)
-            scores_N = self.surrogate(
-                torch.from_numpy(group.latents_NCHW).to(device),
-                timestep.to(device).expand(count),
-                noise.to(device).expand(count, -1, -1, -1),
-                self.frozen.embed([group.prompt]).repeat_each(count),
-                settings.autocast,
-            ).cpu()
+            with device_memory(f"scores of a group of {count} samples", RANKING_ADVICE):
+                scores_N = self.surrogate(
+                    torch.from_numpy(group.latents_NCHW).to(device),
+                    timestep.to(device).expand(count),
+                    noise.to(device).expand(count, -1, -1, -1),
+                    self.frozen.embed([group.prompt]).repeat_each(count),
+                    settings.autocast,
+                ).cpu()
             winners_P, losers_P = ranker.pairs(group)
             accuracy = pair_accuracy(scores_N, winners_P, losers_P)
             if accuracy is not None:

@@ -11,8 +11,10 @@ from starlette.types import ASGIApp
 
 from lasro import wire
 from lasro.errors import (
+    LONGEST_MESSAGE,
     BlockedError,
     BudgetError,
+    DeviceMemoryError,
     LasroError,
     NotFoundError,
     QueueFullError,
@@ -30,6 +32,17 @@ def answered(status: int, type: str, title: str) -> LasroError:
     """What the client makes of a problem document."""
     problem = wire.Problem(type=type, title=title, status=status, detail="the detail")
     return service_error(httpx.Response(status, content=problem.model_dump_json()))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not ServiceError])
+def test_a_message_is_one_line_of_bounded_length(kind: type[LasroError]) -> None:
+    """Bug: a library's text went into a message whole: one had 32,533 characters."""
+    text = "text of a library,\n" * 2000
+    message = str(kind(f"what was got ({text}); what to do"))
+    assert len(message) <= LONGEST_MESSAGE
+    assert "\n" not in message
+    assert message.startswith("what was got (text of a library, text")
+    assert message.endswith("); what to do")
 
 
 def test_every_exception_has_a_type_of_its_own() -> None:
@@ -73,6 +86,10 @@ def test_a_service_answers_with_the_type(serve: Callable[[ASGIApp], str]) -> Non
     async def lost() -> None:
         raise NotFoundError("run x: unknown")
 
+    @app.get("/large")
+    async def large() -> None:
+        raise MemoryError
+
     @app.get("/number/{number}")
     async def number(number: int) -> None:
         return None
@@ -81,6 +98,7 @@ def test_a_service_answers_with_the_type(serve: Callable[[ASGIApp], str]) -> Non
     with httpx.Client(base_url=url, trust_env=False) as http:
         for path, expected in (
             ("/lost", (404, NotFoundError.problem_type(), "not found")),
+            ("/large", (507, DeviceMemoryError.problem_type(), "out of memory")),
             ("/number/x", (422, "urn:lasro:problem:malformed-request", "malformed request")),
             ("/health/ready", (503, "urn:lasro:problem:not-ready", "not ready")),
             ("/nowhere", (404, "about:blank", "refused")),

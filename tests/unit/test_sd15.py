@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from changed_model import change_json
 from tiny_sd15 import write_tiny_sd15
 
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
@@ -63,6 +64,19 @@ def test_latents_are_those_of_stock_diffusers(folder: Path, num_steps: int) -> N
     assert isinstance(model, Sd15ConsistencyModel)
     expected = stock_latents(stock(folder), num_steps, guidance_of(folder))
     assert (our_latents(model, num_steps) - expected).abs().max() <= 1e-4
+
+
+def test_the_pipeline_of_lcm_dreamshaper_is_read(tmp_path: Path) -> None:
+    """Bug: the folder by which the first of these models was published was refused for its pipeline's name."""
+    folder = write_tiny_sd15(tmp_path / "model")
+    change_json(folder / "model_index.json", _class_name="LatentConsistencyModelPipeline")
+    change_json(folder / "scheduler/scheduler_config.json", clip_sample=True)
+    diffusers: Any = importlib.import_module("diffusers")
+    pipeline = diffusers.LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    for num_steps in (1, 2):
+        expected = stock_latents(pipeline, num_steps, guidance_of(folder))
+        assert (our_latents(load(folder), num_steps) - expected).abs().max() <= 1e-4
 
 
 def test_an_adapter_is_read_by_stock_diffusers_and_back(folder: Path, tmp_path: Path) -> None:

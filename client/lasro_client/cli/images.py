@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from lasro.models.base import AdapterKeys
     from lasro_client.evaluation.generate import Steps
 
-Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, or a hub id.")]
+Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, a hub id, or one .safetensors file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another setting of the model, as model.unet=PATH. Repeatable."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale.")]
 Adapter = Annotated[
@@ -34,19 +38,20 @@ def generate(
     partial: Partial = False,
     guidance: Guidance = 4.0,
     device: Device = "auto",
+    settings: Set = None,
     comments: Comments = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
     if steps not in (1, 2, 4):
         raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
-    settings = _model_settings(model, guidance, device)
-    texts = read_checked_prompts(prompts, comments, settings)
+    chosen = _model_settings(model, guidance, device, settings or [])
+    texts = read_checked_prompts(prompts, comments, chosen)
     from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
 
     with progress_bar("drawing") as progress:
         index, keys = run_generate(
-            settings, adapter, texts, seed, cast("Steps", steps), out, progress=progress, partial=partial
+            chosen, adapter, texts, seed, cast("Steps", steps), out, progress=progress, partial=partial
         )
     print_json({"index": str(index), "images": len(texts)} | _as_json(keys)) if as_json else print(index)
 
@@ -62,6 +67,7 @@ def evaluate(
     partial: Partial = False,
     guidance: Guidance = 4.0,
     device: Device = "auto",
+    settings: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
     reward_api: Annotated[
         str | None,
@@ -72,12 +78,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score one- and two-step images with any rewards, trained on or not; with an adapter, compared with the base."""
-    settings = _model_settings(model, guidance, device)
-    texts = read_checked_prompts(prompts, comments, settings)
+    chosen = _model_settings(model, guidance, device, settings or [])
+    texts = read_checked_prompts(prompts, comments, chosen)
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
 
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
-        table, keys = evaluate_beside_base(settings, adapter, texts, names, client, seed, out, progress, partial)
+        table, keys = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress, partial)
     if as_json:
         print_json({"prompts": len(texts), "seed": seed, "rewards": table} | _as_json(keys))
     else:
@@ -89,12 +95,13 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.", show_default=False)],
     model: Model = "bundled",
     partial: Partial = False,
+    settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Fuse an adapter into its model and write a whole diffusers folder, for tools that load no LoRA."""
     from lasro_client.evaluation.export import export as run_export
 
-    keys = run_export(_model_settings(model, 1.0, "cpu"), adapter, out, partial)
+    keys = run_export(_model_settings(model, 1.0, "cpu", settings or []), adapter, out, partial)
     print_json({"model": str(out)} | _as_json(keys)) if as_json else print(out)
 
 
@@ -103,14 +110,21 @@ def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:
     return {} if keys is None else {"adapter_keys": keys.as_dict()}
 
 
-def _model_settings(model: str, guidance: float, device: str) -> ModelSettings:
+def _model_settings(model: str, guidance: float, device: str, settings: list[str]) -> ModelSettings:
     from pydantic import ValidationError
 
     from lasro.config import ModelSettings
+    from lasro.config.load import assign
     from lasro.errors import ConfigError
     from lasro.validation import explain
 
+    table: dict[str, object] = {"path": model, "guidance": guidance, "device": device}
+    tree: dict[str, object] = {"model": table}
+    for setting in settings:
+        assign(tree, setting)
+    if set(tree) != {"model"} or tree["model"] is not table:
+        raise ConfigError(f"--set {settings[-1]}: expected a setting of the model, such as model.unet=PATH")
     try:
-        return ModelSettings.model_validate({"path": model, "guidance": guidance, "device": device})
+        return ModelSettings.model_validate(table)
     except ValidationError as error:
         raise ConfigError(explain(error, ModelSettings)) from error

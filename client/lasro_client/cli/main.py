@@ -59,6 +59,9 @@ def main() -> None:
     except LasroError as error:
         print(f"lasro: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except MemoryError as error:  # where nothing knew what to lower
+        print(f"lasro: out of memory ({error or 'of this machine'}); end other processes, or do less", file=sys.stderr)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         missing = (error.name or "lasro").partition(".")[0]
         if missing.startswith("lasro"):  # no extra would bring it

@@ -85,7 +85,7 @@ def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, f
 
 
 def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
-    step, images = batch_size(model.latent_shape), []
+    step, images = batch_size(model.latent_shape, model.settings.max_batch), []
     for start in range(0, len(prompts), step):
         texts = [prompt.text for prompt in prompts[start : start + step]]
         _, images_BHWC = draw_one_and_two_steps(model, texts, range(seed + start, seed + start + len(texts)), base)

@@ -17,6 +17,8 @@ from lasro.errors import ConflictError, StorageError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
 from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.device import device_memory
+from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
 from lasro_client.evaluation.adapted_model import load_adapted
@@ -37,7 +39,7 @@ class Generated(NamedTuple):
 def draw(model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
     """Images uint8 [B, H, W, 3]; row i is what a stock pipeline draws with a CPU generator seeded `seeds[i]`."""
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps)]
-    with torch.no_grad():
+    with torch.no_grad(), device_memory(f"drawing {len(prompts)} images at once", MEMORY_ADVICE):
         conditioning = model.embed(list(prompts))
         return model.decode(sample_latents(model, noises, conditioning)[-1])
 
@@ -62,7 +64,7 @@ def generate(
     """
     clear = _own_files(out)
     model, keys = load_adapted(settings, adapter, partial)
-    step = batch or batch_size(model.latent_shape)
+    step = batch or batch_size(model.latent_shape, settings.max_batch)
     starts = range(0, len(prompts), step)
     model.check_prompts([prompt.text for prompt in prompts])
     for path in clear:

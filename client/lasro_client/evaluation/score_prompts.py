@@ -20,6 +20,8 @@ from lasro.errors import NonFiniteError, WireError
 from lasro.files import write_atomically
 from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
+from lasro.models.device import device_memory
+from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
 from lasro.wire import ScoredItem, ScoreRequest, Status, scores_of
@@ -31,15 +33,14 @@ from lasro_client.services.reward_client import RewardClient
 LARGEST_BATCH = 32
 # Of a batch, before it is cut: 32 latents of 16x16, or 4 of 128x128, fit where training fits.
 LATENT_CELLS_PER_BATCH = 1 << 16
-
 Progress = Callable[[int, int], None]
 """Called with how many are done, and how many there are."""
 
 
-def batch_size(latent_shape: tuple[int, int, int]) -> int:
-    """Images drawn together: as many as fit for latents of this [C, H, W], at least one."""
+def batch_size(latent_shape: tuple[int, int, int], most: int | None = None) -> int:
+    """Images drawn together: as many as fit for latents of this [C, H, W], at least one and `most` at most."""
     _, height, width = latent_shape
-    return min(LARGEST_BATCH, max(1, LATENT_CELLS_PER_BATCH // (height * width)))
+    return min(LARGEST_BATCH, max(1, LATENT_CELLS_PER_BATCH // (height * width)), most or LARGEST_BATCH)
 
 
 def draw_one_and_two_steps(
@@ -53,7 +54,7 @@ def draw_one_and_two_steps(
     exactly the clean latent that the two-step sampler noises again. Raises NonFiniteError naming the prompt.
     """
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
-    with torch.no_grad():
+    with torch.no_grad(), device_memory(f"drawing {len(prompts)} images at once", MEMORY_ADVICE):
         conditioning = model.embed(list(prompts), base)
         one_step, last = sample_latents(model, noises, conditioning, base)
         for prompt, *latents in zip(prompts, one_step, last, strict=True):
@@ -81,7 +82,7 @@ def evaluate(
     score stays None and is counted in `failures`; whole requests that fail raise what the client raises.
     """
     items: dict[NumSteps, list[ScoredItem]] = {num_steps: [] for num_steps in ALL_NUM_STEPS}
-    step = batch_size(model.latent_shape)
+    step = batch_size(model.latent_shape, model.settings.max_batch)
     for start in range(0, len(prompts), step):
         batch = prompts[start : start + step]
         seeds = range(seed + start, seed + start + len(batch))

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from lasro.config import TrainSettings
 from lasro.errors import ConfigError
 from lasro.models.base import GeneratorModel
+from lasro.models.device import device_memory
 from lasro.training.sampling import GroupSummary, draw_noises, generator_for, sample_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
@@ -155,9 +156,11 @@ def draw_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[to
     whole = (draw_noises(model, seeds.drawn, generator_for(*seeds.seed)) for seeds in batch)
     draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
-    rows = model.embed([seeds.group.prompt for seeds in batch])
-    conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
-    samples = [z.to(torch.float16).cpu().split(counts) for z in sample_latents(model, noises, conditioning, base=True)]
+    with device_memory(f"drawing {sum(counts)} base samples again", "lower train.carried_seeds"):
+        rows = model.embed([seeds.group.prompt for seeds in batch])
+        conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
+        taken = sample_latents(model, noises, conditioning, base=True)
+    samples = [z.to(torch.float16).cpu().split(counts) for z in taken]
     return (torch.cat(parts) for parts in zip(*samples, strict=True))
 
 

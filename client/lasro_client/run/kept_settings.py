@@ -13,8 +13,8 @@ from lasro.errors import ConflictError
 from lasro_client.run.base_sample_rewards import find_base_rewards
 from lasro_client.run.round_record import Stage
 
-IGNORED_ON_RESUME = {"services"}
-"""Settings that are not kept: where the services are."""
+IGNORED_ON_RESUME = {"services": True, "model": {"max_batch"}}
+"""Settings that are not kept: where the services are, and what is held in memory at once."""
 LIMITS = ("train.rounds", "pretrain.rounds", "budget.max_reward_calls", "budget.max_minutes")
 """Settings that may grow, and shrink to what is done."""
 

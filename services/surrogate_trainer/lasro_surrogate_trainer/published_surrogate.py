@@ -5,11 +5,14 @@ Shape legend: B samples of a request, CHW one latent.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 
 from lasro.config import SurrogateSettings
 from lasro.errors import NonFiniteError
+from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
 from lasro.models.surrogate import build_surrogate, draw_augmentation, score_and_gradient
 from lasro_surrogate_trainer.store import RunStore
@@ -18,6 +21,11 @@ SCORE_DRAWS = 8
 SCORE_SEED = 814_321
 CHUNK = 32
 """Samples in one forward pass, so that a large request needs no more memory than a small one."""
+MEMORY_ADVICE = f'send fewer than {CHUNK} (train.micro_batch_size), or set surrogate.serve_autocast = "bfloat16"'
+
+
+def _memory(samples: int) -> AbstractContextManager[None]:
+    return device_memory(f"surrogate scores of {samples} samples, {min(samples, CHUNK)} at once", MEMORY_ADVICE)
 
 
 class PublishedSurrogate:
@@ -48,18 +56,19 @@ class PublishedSurrogate:
         timesteps, noise = (t.to(device) for t in draw_augmentation(shape, self.settings.max_timestep, generator))
         scores: list[float] = []
         for start in range(0, len(prompts), CHUNK):
-            latents = torch.from_numpy(latents_BCHW[start : start + CHUNK]).to(device)
-            conditioning = self.frozen.embed(prompts[start : start + CHUNK])
-            total_B = torch.zeros(len(latents), device=device)
-            for t, eps in zip(timesteps, noise, strict=True):
-                total_B += self._surrogate(
-                    latents,
-                    t.expand(len(latents)),
-                    eps.expand_as(latents),
-                    conditioning,
-                    self.settings.serve_autocast,
-                )
-            scores += (total_B / draws).tolist()
+            with _memory(len(prompts)):
+                latents = torch.from_numpy(latents_BCHW[start : start + CHUNK]).to(device)
+                conditioning = self.frozen.embed(prompts[start : start + CHUNK])
+                total_B = torch.zeros(len(latents), device=device)
+                for t, eps in zip(timesteps, noise, strict=True):
+                    total_B += self._surrogate(
+                        latents,
+                        t.expand(len(latents)),
+                        eps.expand_as(latents),
+                        conditioning,
+                        self.settings.serve_autocast,
+                    )
+                scores += (total_B / draws).tolist()
         if not np.isfinite(scores).all():
             raise NonFiniteError(f"scores of version {version}: got NaN or infinity, expected finite numbers")
         return scores
@@ -86,19 +95,20 @@ class PublishedSurrogate:
         scores, gradients = [], []
         for start in range(0, len(prompts), CHUNK):
             part = slice(start, start + CHUNK)
-            latents, timesteps, noise = (
-                torch.from_numpy(array[part]).to(device) for array in (latents_BCHW, timesteps_B, noise_BCHW)
-            )
-            scores_B, gradient_BCHW = score_and_gradient(
-                self._surrogate,
-                latents,
-                timesteps,
-                noise.float(),
-                self.frozen.embed(prompts[part]),
-                self.settings.serve_autocast,
-            )
-            scores.append(scores_B.float().cpu().numpy())
-            gradients.append(gradient_BCHW.cpu().numpy())
+            with _memory(len(prompts)):
+                latents, timesteps, noise = (
+                    torch.from_numpy(array[part]).to(device) for array in (latents_BCHW, timesteps_B, noise_BCHW)
+                )
+                scores_B, gradient_BCHW = score_and_gradient(
+                    self._surrogate,
+                    latents,
+                    timesteps,
+                    noise.float(),
+                    self.frozen.embed(prompts[part]),
+                    self.settings.serve_autocast,
+                )
+                scores.append(scores_B.float().cpu().numpy())
+                gradients.append(gradient_BCHW.cpu().numpy())
         with np.errstate(over="ignore"):
             result = np.concatenate(scores), np.concatenate(gradients).astype(latents_BCHW.dtype)
         if not all(np.isfinite(array).all() for array in result):

@@ -6,6 +6,7 @@ import torch
 
 from lasro.config import SurrogateSettings
 from lasro.errors import NonFiniteError
+from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
 from lasro.models.surrogate import build_surrogate
 
@@ -21,9 +22,10 @@ class ReadinessProbe:
     def check(self) -> None:
         """Run one forward pass; raises NonFiniteError for a score of NaN or infinity."""
         model = self._frozen.model
-        latents_BCHW = torch.zeros((1, *model.latent_shape), device=model.device)
-        timesteps_B = torch.zeros(1, dtype=torch.int64, device=model.device)
-        scores_B = self._surrogate(latents_BCHW, timesteps_B, torch.zeros_like(latents_BCHW), self._frozen.embed([""]))
+        with device_memory("a forward pass of LASRO_PROBE_MODEL", "name a smaller one, or free memory on its device"):
+            latents_BCHW = torch.zeros((1, *model.latent_shape), device=model.device)
+            timesteps_B, noise_BCHW = torch.zeros(1, dtype=torch.int64, device=model.device), latents_BCHW.clone()
+            scores_B = self._surrogate(latents_BCHW, timesteps_B, noise_BCHW, self._frozen.embed([""]))
         if not torch.isfinite(scores_B).all():
             raise NonFiniteError(
                 "a surrogate of LASRO_PROBE_MODEL: got NaN or infinity, expected a score; check the model"

@@ -27,6 +27,8 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
 
 log = logging.getLogger("lasro.trainer")
+ONLY_MEMORY = {"model": {"max_batch"}}
+"""Settings that change what is held in memory at once, and no weight."""
 
 
 class RunRegistry:
@@ -131,7 +133,8 @@ class RunRegistry:
 
 
 def _check_same(name: str, old: SurrogateRun, new: SurrogateRun) -> None:
-    differing = differing_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    before, now = (run.model_dump(mode="json", exclude=ONLY_MEMORY) for run in (old, new))
+    differing = differing_keys(before, now)
     if differing:
         raise ConflictError(
             f"run {name}: exists with other settings ({', '.join(differing)}); use them, another name, or delete it"
