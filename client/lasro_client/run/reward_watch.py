@@ -72,11 +72,12 @@ class RewardWatch:
             # While a reward is left alone for its failures, its last words say more than that.
             heard = {name: heard.get(name, each) if _is_left_alone(each) else each for name, each in failures.items()}
             blocked = any(each.status == Status.BLOCKED for each in failures.values())
-            if blocked or time.monotonic() + pause_s >= deadline:
+            left_s = deadline - time.monotonic()
+            if blocked or left_s <= 0:
                 raise RewardError(self._unreached(heard))
             if noted != (noted := describe(heard)):
                 self._observer.note(f"{noted}; waiting up to {self._wait_s:g} s for it (services.reward_wait_s)")
-            _pause(pause_s, stopped)
+            _pause(min(pause_s, left_s), stopped)
             if stopped():
                 return
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

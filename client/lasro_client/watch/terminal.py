@@ -147,7 +147,7 @@ def describe(record: RoundRecord) -> str:
         parts.append(f"held out {surrogate.held_out_pair_accuracy:.2f}")
     parts.append(f"{record.reward_calls} calls")
     if record.unranked_rounds:
-        parts.append(f"{record.unranked_rounds} rounds without a ranked pair")
+        parts.append(f"rounds without a ranked pair: {record.unranked_rounds}")
     elif has_many_ties(record):
         parts.append(f"{tied_share([record]):.0%} ties")
     if surrogate.failed_samples:
