@@ -347,8 +347,6 @@ def test_a_reward_that_dies_ends_the_run_and_one_that_is_back_goes_on(
         "train.warmup_rounds=0", "pretrain.probe_rounds=0", "evaluation.prompts=1", "evaluation.drift_prompts=0",
     ]  # fmt: skip
     config, run = load_config(config_path, [*services, *settings]), {"pretrain": pretrain, "train": train}[stage]
-    with pytest.raises(RewardError, match=r"reward licensed scored 0 of 1 \(http_error: HTTP 424"):
-        run(config, tmp_path / "never", OBSERVERS)
     licence.touch()
     with pytest.raises(RewardError, match="the same command goes on from there"):
         run(config, tmp_path / "run", [*OBSERVERS, Expiring(licence, 1)])
@@ -357,6 +355,8 @@ def test_a_reward_that_dies_ends_the_run_and_one_that_is_back_goes_on(
     assert [line["policy_version"] for line in lines] == ([1, 2, 2] if stage == "train" else [0, 0, 0])
     assert lines[-1]["failures"]["licensed"]["status"] == "http_error"
     assert "reward licensed scored 0 of" in (tmp_path / "run" / "report.html").read_text()
+    with pytest.raises(RewardError, match=r"reward licensed scored 0 of 1 \(http_error: HTTP 424"):
+        run(config, tmp_path / "run", OBSERVERS)
     licence.touch()
     run(config, tmp_path / "run", OBSERVERS)
     assert [line["unranked_rounds"] for line in log_lines(tmp_path / "run")] == [0, 0, 1, 0]
