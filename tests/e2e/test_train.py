@@ -344,20 +344,21 @@ def test_a_reward_that_dies_ends_the_run_and_one_that_is_back_goes_on(
     """Bug: with its reward dead a run went on for 58 rounds, moved the generator by noise, and ended with status 0."""
     settings = [
         'rewards=[{name="licensed"}]', f"name=licensed-{stage}", "services.reward_wait_s=0.2",
-        "train.warmup_rounds=0", "pretrain.probe_rounds=0", "evaluation.prompts=1", "evaluation.drift_prompts=0",
+        "train.warmup_rounds=0", "train.rounds=3", "pretrain.rounds=3", "pretrain.probe_rounds=0",
+        "pretrain.final_steps=0", "evaluation.prompts=1", "evaluation.drift_prompts=0",
     ]  # fmt: skip
     config, run = load_config(config_path, [*services, *settings]), {"pretrain": pretrain, "train": train}[stage]
     licence.touch()
     with pytest.raises(RewardError, match="the same command goes on from there"):
-        run(config, tmp_path / "run", [*OBSERVERS, Expiring(licence, 1)])
+        run(config, tmp_path / "run", [*OBSERVERS, Expiring(licence, 0)])
     lines = log_lines(tmp_path / "run")
-    assert [line["unranked_rounds"] for line in lines] == [0, 0, 1]
-    assert [line["policy_version"] for line in lines] == ([1, 2, 2] if stage == "train" else [0, 0, 0])
+    assert [line["unranked_rounds"] for line in lines] == [0, 1]
+    assert [line["policy_version"] for line in lines] == ([1, 1] if stage == "train" else [0, 0])
     assert lines[-1]["failures"]["licensed"]["status"] == "http_error"
     assert "reward licensed scored 0 of" in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(RewardError, match=r"reward licensed scored 0 of 1 \(http_error: HTTP 424"):
         run(config, tmp_path / "run", OBSERVERS)
     licence.touch()
     run(config, tmp_path / "run", OBSERVERS)
-    assert [line["unranked_rounds"] for line in log_lines(tmp_path / "run")] == [0, 0, 1, 0]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 4
+    assert [line["unranked_rounds"] for line in log_lines(tmp_path / "run")] == [0, 1, 0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 3

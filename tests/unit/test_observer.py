@@ -117,7 +117,7 @@ def test_failing_rewards_and_ties_are_said_when_they_begin() -> None:
         RoundRecord("train", 3, 7, rewards=dead, unranked_rounds=2),
         RoundRecord("train", 4, 7, surrogate=ties),
         RoundRecord("train", 5, 7, surrogate=ties),
-        RoundRecord("train", 6, 7, rewards=dead, unranked_rounds=1),
+        RoundRecord("train", 6, 7, rewards=dead, surrogate=ties, unranked_rounds=1),
     ]
     lines = lines_of(records)
     notes = [line.partition(" (")[0] for line in lines if line.startswith("round")]

@@ -148,7 +148,7 @@ def tied_round(ranked: int, tied: int, spread: float, margin: float, vetoed: flo
     ("record", "said"),
     [
         (tied_round(0, 66, 0.0013, 0.02), ["66 of 66 pairs are ties", "0.0013", "0.02", "lower surrogate.tie_margin"]),
-        (tied_round(0, 66, 0.0, 0.0), ["the rewards do not vary"]),
+        (tied_round(0, 66, 0.0, 0.0), ["66 of 66 pairs are ties: totals do not vary"]),
         (tied_round(0, 66, 0.2, 0.004), ["a reward with more grades"]),
         (tied_round(0, 66, 0.0, 0.0, vetoed=1.0), ["a guard vetoed every sample; lower its floor"]),
         (tied_round(0, 0, 0.2, 0.004), ["raise seeds_per_prompt"]),

@@ -38,14 +38,15 @@ def describe_ties(record: RoundRecord) -> str:
     surrogate = record.surrogate
     pairs = surrogate.tied_pairs + surrogate.ranked_pairs
     spread, margin = surrogate.spread or 0.0, surrogate.tie_margin or 0.0
-    says = (
-        f"{surrogate.tied_pairs} of {pairs} pairs are ties: totals of a prompt have a standard deviation of "
-        f"{spread:.3g}, and differences up to the tie margin of {margin:.3g} do not rank"
+    says = f"{surrogate.tied_pairs} of {pairs} pairs are ties"
+    if spread == 0:
+        return f"{says}: totals do not vary within a prompt; check that the rewards look at the image"
+    says += (
+        f": totals of a prompt have a standard deviation of {spread:.3g}, and differences up to the tie margin of "
+        f"{margin:.3g} do not rank"
     )
     if spread > margin:
         return f"{says}; take a reward with more grades, other prompts or more seeds_per_prompt"
-    if spread == 0:
-        return f"{says}; the rewards do not vary: check that they look at the image"
     return f'{says}; lower surrogate.tie_margin or set its tie_margin_unit = "spread", in another folder (--out)'
 
 

@@ -74,7 +74,7 @@ class Terminal(Observer):
             self.note(f"round {round}: no ranked pair, so the generator is not updated: {why_unranked(record)}")
         elif failures and not self._failing:
             self.note(f"round {round}: {describe_failures(failures)}")
-        elif has_many_ties(record) and not self._ties_noted:
+        elif not record.unranked_rounds and has_many_ties(record) and not self._ties_noted:
             self._ties_noted = True
             self.note(f"round {round}: {describe_ties(record)}")
         self._failing = bool(failures)
