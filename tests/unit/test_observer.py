@@ -123,11 +123,11 @@ def test_failing_rewards_and_ties_are_said_when_they_begin() -> None:
     notes = [line.partition(" (")[0] for line in lines if line.startswith("round")]
     assert notes == [
         "round 1: reward dying scored 0 of 24",
-        "round 3: no ranked pair, so the generator is not updated: reward dying scored 0 of 24",
+        "round 3: no ranked pair to update a generator by: reward dying scored 0 of 24",
         "round 5: 9 of 10 pairs are ties: totals of a prompt have a standard deviation of 0.001, and differences up to "
         'the tie margin of 0.02 do not rank; lower surrogate.tie_margin or set its tie_margin_unit = "spread", in '
         "another folder",
-        "round 7: no ranked pair, so the generator is not updated: reward dying scored 0 of 24",
+        "round 7: no ranked pair to update a generator by: reward dying scored 0 of 24",
     ]
     progress = next(line for line in lines if line.startswith("stage 2 7/7"))
     assert "rounds without a ranked pair: 1" in progress

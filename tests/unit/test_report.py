@@ -157,7 +157,7 @@ def test_failing_and_tying_rewards_are_named_in_their_own_words(tmp_path):
     text = Page(write_report(folder).read_text()).text
     said = "reward binding scored 0 of 24 (http_error: no <licence>)"
     assert f"Round 1, the last with a failure: {said}." in text
-    assert f"the generator was not updated: 1. Round 1: {said}" in text
+    assert f"without a ranked pair to update a generator by: 1. Round 1: {said}" in text
     assert "Of all pairs 94% tied. Newest round: 62 of 66 pairs are ties" in text
 
 

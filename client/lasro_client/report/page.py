@@ -143,7 +143,7 @@ def _notices(run: RunData) -> list[str]:
     unranked = [record for record in run.rounds if record.unranked_rounds]
     if unranked:
         found.append(
-            f"Rounds without a ranked pair, in which the generator was not updated: {len(unranked)}. "
+            f"Rounds without a ranked pair to update a generator by: {len(unranked)}. "
             f"Round {unranked[-1].round + 1}: {why_unranked(unranked[-1])}."
         )
     if tied_share(run.rounds) > MOST_TIED:

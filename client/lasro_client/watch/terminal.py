@@ -71,7 +71,7 @@ class Terminal(Observer):
         """Say when rewards begin to fail or to rank nothing, and once that most pairs tie."""
         round, failures = record.round + 1, record.rewards.failures
         if record.unranked_rounds == 1:
-            self.note(f"round {round}: no ranked pair, so the generator is not updated: {why_unranked(record)}")
+            self.note(f"round {round}: no ranked pair to update a generator by: {why_unranked(record)}")
         elif failures and not self._failing:
             self.note(f"round {round}: {describe_failures(failures)}")
         elif not record.unranked_rounds and has_many_ties(record) and not self._ties_noted:
