@@ -186,7 +186,7 @@ def held_out(model, api, tmp_path):
     )
     observer, peers = Observer(), DistributedContext()
     watch = RewardWatch(config, probe_with(model, PROMPTS[0], SEED, api), observer, peers)
-    return HeldOut(RunFolder(tmp_path, config, "train"), model, PROMPTS[:1], api, observer), watch
+    return HeldOut(RunFolder(tmp_path, config, "train"), model, PROMPTS[:1], [], api, observer), watch
 
 
 def test_an_evaluation_of_a_cold_reward_is_taken_again(held_out, tmp_path):
