@@ -56,6 +56,9 @@ class HealthSettings(Settings):
     """Trouble: latents this far from the base's of the same noise. 1: as another seed; 0.71: the same for any noise."""
     max_roll_backs: Annotated[int, Field(ge=0)] = 3
     """Where on_trouble = "roll_back"; the run ends at the next trouble after these."""
+    max_unranked_rounds: Annotated[int, Field(ge=1)] = 8
+    """Rounds in a row without a ranked pair, in stage 1 or 2, after which the run ends with status 1: its rewards
+    failed or tied. The generator is not updated in such a round. A resumed run counts from 0."""
 
 
 class EvaluationSettings(Settings):
@@ -91,6 +94,9 @@ class ServiceSettings(Settings):
     """URL."""
     timeout_s: Positive = 300.0
     """For one call, waiting for scores and training included."""
+    reward_wait_s: Annotated[float, Field(ge=0)] = 180.0
+    """How long rewards that do not answer are waited for: at the start, after an evaluation in which one scored
+    nothing, and after a round in which no sample got a total. Then the run ends with status 1 and its own words."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ServiceSettings:

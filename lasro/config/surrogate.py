@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from lasro.config.base import Autocast, Device, Positive, Rate, Settings, Share
+from lasro.config.base import Autocast, Device, Positive, Rate, Settings, Share, Source
 from lasro.config.model import ModelSettings
 from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.wire import Finite, Name
+
+UNIT = "tie_margin_unit"
 
 
 class SurrogateSettings(Settings):
@@ -29,7 +31,9 @@ class SurrogateSettings(Settings):
     rank_within_num_steps: bool = False
     """Compare one-step samples only with one-step samples; off: those of both numbers of steps together."""
     tie_margin: Annotated[float, Field(ge=0)] = 0.02
-    """Pairs whose totals differ by no more than this are dropped; of normalised rewards, in standard deviations."""
+    """Pairs whose totals differ by no more than this are dropped as ties; `tie_margin_unit` says in which unit."""
+    tie_margin_unit: Literal["spread", "absolute"] = "spread"
+    """A share of the totals' standard deviation within the groups of the replay, or a difference of totals itself."""
     learning_rate: Rate = 1e-4
     """Of AdamW."""
     warmup_steps: Annotated[int, Field(ge=1)] = 20
@@ -58,6 +62,23 @@ class SurrogateSettings(Settings):
     """Dtype of the arithmetic behind `score` and `gradient`."""
     seed: int = 0
     """Of batches, timesteps and noise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warn_of_unit(cls, data: Any, info: ValidationInfo) -> Any:
+        """Before release 0.3 a margin was a difference of totals; 0.4 need not say so any more."""
+        source: Source | None = info.context
+        if source is not None and isinstance(data, Mapping) and data.get("tie_margin") and UNIT not in data:
+            source.warn(
+                f"surrogate.tie_margin: {data['tie_margin']} is a share of the totals' standard deviation now; "
+                f'set surrogate.{UNIT} = "absolute" for a difference of totals as before, or "spread" to say so'
+            )
+        return data
+
+
+def with_stored_unit(stored: SurrogateSettings) -> SurrogateSettings:
+    """Settings read from a file that names all of them; one older than `tie_margin_unit` meant a difference."""
+    return stored if UNIT in stored.model_fields_set else stored.model_copy(update={UNIT: "absolute"})
 
 
 class SurrogateRun(Settings):

@@ -26,6 +26,14 @@ def ranked_pairs(
     return winners_P, losers_P
 
 
+def count_ties(rewards_N: Tensor, num_steps_N: Tensor, margin: float, within_num_steps: bool = False) -> int:
+    """Pairs that `ranked_pairs` leaves out although both rewards are known: they differ by no more than `margin`."""
+    tied_NN = (rewards_N[:, None] - rewards_N[None, :]).abs() <= margin  # False where one is NaN
+    if within_num_steps:
+        tied_NN &= num_steps_N[:, None] == num_steps_N[None, :]
+    return int(tied_NN.triu(diagonal=1).sum())
+
+
 def bradley_terry_loss(scores_N: Tensor, winners_P: Tensor, losers_P: Tensor) -> Tensor:
     """-mean log sigma(s_w - s_l) over the pairs; zero, with a gradient of zero, where there are none."""
     if len(winners_P) == 0:

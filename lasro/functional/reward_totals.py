@@ -164,6 +164,29 @@ def _combined(rewards: Mapping[str, Values], objective: RewardObjective) -> Valu
     return reduce(np.minimum if objective.combine == "minimum" else np.add, weighted)
 
 
+def group_totals(
+    rewards_GN: Sequence[Mapping[str, Values]], objective: RewardObjective, scales: Mapping[str, Scale] | None = None
+) -> list[Values]:
+    """`valid_total_N` of each group, computed for all groups together."""
+    if not rewards_GN:
+        return []
+    together = {name: np.concatenate([group[name] for group in rewards_GN]) for name in objective.weights}
+    counts = [len(next(iter(group.values()))) for group in rewards_GN]
+    return np.split(totals(together, objective, scales).valid_total_N, np.cumsum(counts)[:-1])
+
+
+def tie_margin(share: float, totals_GN: Sequence[Values]) -> float:
+    """The largest difference of two totals that is a tie: this share of their standard deviation within groups.
+
+    Where they do not vary it is what may be rounding, so that no order is made of that.
+    """
+    deviation = scale_of(totals_GN).deviation
+    if deviation:
+        return share * deviation
+    values = np.concatenate([*totals_GN, np.empty(0)])
+    return ROUNDING * float(np.abs(values[np.isfinite(values)]).max(initial=0))
+
+
 def ranking_values(found: Totals, margin: float) -> Values:
     """One value per sample of a group: of two that differ by more than `margin`, the higher ranks above.
 

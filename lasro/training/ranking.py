@@ -12,25 +12,32 @@ import torch
 from torch import Tensor
 
 from lasro.config import SurrogateSettings
-from lasro.functional.bradley_terry import ranked_pairs
+from lasro.functional.bradley_terry import count_ties, ranked_pairs
 from lasro.functional.reward_totals import RewardObjective, Scale, ranking_values, totals
 from lasro.training.replay_buffer import ReplayGroup
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """An objective, with the scales of its normalised rewards as of when a batch is drawn from the replay buffer."""
+    """An objective, with the scales of its normalised rewards and the tie margin as of when a batch is drawn."""
 
     settings: SurrogateSettings
     objective: RewardObjective
     scales: Mapping[str, Scale]
+    margin: float
+    """Largest difference of two totals that is a tie, in units of the total."""
 
     def values(self, group: ReplayGroup) -> Tensor:
         """What ranks each sample, float64 [N]; NaN where a reward that counts failed."""
         found = totals(group.rewards, self.objective, self.scales)
-        return torch.from_numpy(ranking_values(found, self.settings.tie_margin))
+        return torch.from_numpy(ranking_values(found, self.margin))
 
     def pairs(self, group: ReplayGroup) -> tuple[Tensor, Tensor]:
         """Ranked pairs (winners_P, losers_P)."""
-        num_steps_N, settings = torch.from_numpy(group.num_steps_N), self.settings
-        return ranked_pairs(self.values(group), num_steps_N, settings.tie_margin, settings.rank_within_num_steps)
+        num_steps_N = torch.from_numpy(group.num_steps_N)
+        return ranked_pairs(self.values(group), num_steps_N, self.margin, self.settings.rank_within_num_steps)
+
+    def count_ties(self, group: ReplayGroup) -> int:
+        """Pairs of samples with a total that are in no ranked pair."""
+        num_steps_N = torch.from_numpy(group.num_steps_N)
+        return count_ties(self.values(group), num_steps_N, self.margin, self.settings.rank_within_num_steps)

@@ -19,7 +19,7 @@ import numpy as np
 
 from lasro import wire
 from lasro.errors import NonFiniteError, WireError
-from lasro.functional.reward_totals import RewardObjective, Scale, check_product, scale_of
+from lasro.functional.reward_totals import RewardObjective, Scale, Values, check_product, group_totals, scale_of
 from lasro.reward_function import RejectedItem
 
 if TYPE_CHECKING:  # what keeps groups needs no torch, what samples them does
@@ -213,6 +213,12 @@ class ReplayBuffer:
         with self._lock:
             groups = list(self._training)
         return {name: scale_of([group.rewards[name] for group in groups]) for name in rewards}
+
+    def totals(self, objective: RewardObjective, scales: Mapping[str, Scale]) -> list[Values]:
+        """Totals of each training group, [N] float64; NaN where a reward failed or a guard vetoed the sample."""
+        with self._lock:
+            groups = list(self._training)
+        return group_totals([group.rewards for group in groups], objective, scales)
 
     def held_out(self) -> list[ReplayGroup]:
         """Groups kept out of training, oldest first."""

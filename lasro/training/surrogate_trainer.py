@@ -23,7 +23,7 @@ from lasro.config import SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError
 from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
 from lasro.functional.lr_schedule import learning_rate
-from lasro.functional.reward_totals import RewardObjective
+from lasro.functional.reward_totals import RewardObjective, scale_of, tie_margin
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
@@ -108,8 +108,11 @@ class SurrogateTrainer:
         return {name: tensor.numpy() for name, tensor in self.surrogate.trained_state().items()}
 
     def ranker(self, replay: ReplayBuffer) -> Ranker:
-        """Ranks groups with the reward scales of the replay buffer as it is now."""
-        return Ranker(self.settings, self.objective, replay.scales(self.objective.normalised))
+        """Ranks groups with the reward scales and the tie margin of the replay buffer as it is now."""
+        scales, margin = replay.scales(self.objective.normalised), self.settings.tie_margin
+        if self.settings.tie_margin_unit == "spread":
+            margin = tie_margin(margin, replay.totals(self.objective, scales))
+        return Ranker(self.settings, self.objective, scales, margin)
 
     def optimiser_state(self) -> dict[str, np.ndarray]:
         """AdamW's `NAME/step`, `NAME/exp_avg` and `NAME/exp_avg_sq` for each parameter that was ever updated."""
@@ -248,6 +251,7 @@ def adapt(
         if result is not None:
             results.append(result)
     trainer.measure(fresh, replay.held_out(), ranker)
+    ranked_pairs = [len(ranker.pairs(group)[0]) for group in new_groups]
     return wire.AdaptStatistics(
         loss=float(np.mean([result.loss for result in results])) if results else None,
         pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
@@ -255,7 +259,11 @@ def adapt(
         held_out_pair_accuracy=trainer.metrics.held_out_accuracy,
         reward_gap=fresh.gap,
         pairs=sum(result.pairs for result in results),
-        constant_groups=sum(len(ranker.pairs(group)[0]) == 0 for group in new_groups),
+        constant_groups=ranked_pairs.count(0),
+        ranked_pairs=sum(ranked_pairs),
+        tied_pairs=sum(ranker.count_ties(group) for group in new_groups),
+        spread=scale_of(replay.totals(trainer.objective, ranker.scales)).deviation,
+        tie_margin=ranker.margin,
         failed_samples=sum(int(ranker.values(group).isnan().sum()) for group in new_groups),
         scales=dict(ranker.scales),
         stale_groups=len(new_groups) - len(fresh_groups),

@@ -32,6 +32,12 @@ class AdaptStatistics(Message):
     reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
     pairs: int = Field(description="ranked pairs trained on")
     constant_groups: int = Field(description="new groups without any ranked pair")
+    ranked_pairs: int = Field(default=0, description="pairs of the new groups that rank")
+    tied_pairs: int = Field(default=0, description="pairs of the new groups that differ by no more than `tie_margin`")
+    spread: Finite | None = Field(
+        default=None, description="standard deviation of the totals in the replay, within groups"
+    )
+    tie_margin: Finite | None = Field(default=None, description="largest difference of totals that is a tie")
     failed_samples: int = Field(description="new samples dropped because a reward failed")
     scales: dict[Name, Scale] = Field(
         default_factory=dict, description="mean and standard deviation by which normalised rewards entered the totals"

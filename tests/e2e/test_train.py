@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lasro.config import RewardSettings, RunSettings, load_config
-from lasro.errors import ConfigError, ConflictError
+from lasro.errors import ConfigError, ConflictError, RewardError
 from lasro.wire import unpack_tensors
 from lasro_client.audit.cost import Speed, pretrain_cost, train_cost
 from lasro_client.report.page import ReportWriter
@@ -61,10 +61,31 @@ RECORDER = Recorder()
 """Of the fixture `finished`."""
 
 
+LICENSED = """
+from pathlib import Path
+from lasro.reward_sdk import reward
+
+@reward
+def licensed(images, prompts, metadata):
+    if not Path(__file__).with_name("licence").exists():
+        raise RuntimeError("the licence of this scorer has run out")
+    return [sum(image.convert("L").tobytes()) / 1e5 for image in images]
+"""
+
+
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def licence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file without which the reward `licensed`, in the module beside it, fails."""
+    folder = tmp_path_factory.mktemp("licensed")
+    (folder / "licensed.py").write_text(LICENSED)
+    return folder / "licence"
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory, licence: Path) -> Iterator[list[str]]:
     """Settings of runs that find their services started; each takes a name of its own."""
     rewards = [
+        RewardSettings(name="licensed", serve="licensed:licensed", import_path=licence.parent),
         RewardSettings(name="jpeg-incompressibility", serve="lasro_rewards.jpeg:incompressibility"),
         RewardSettings(name="small", serve="lasro_rewards.jpeg:compressibility"),
     ]
@@ -303,3 +324,41 @@ def test_training_runs_in_float32_whatever_the_weights(finished: tuple[RunSettin
     tensors, _ = unpack_tensors((finished[1] / "adapter" / "pytorch_lora_weights.safetensors").read_bytes())
     assert {str(array.dtype) for array in tensors.values()} == {"float32"}
     assert all(torch.from_numpy(array).isfinite().all() for array in tensors.values())
+
+
+class Expiring(Observer):
+    """Takes the licence away after a round."""
+
+    def __init__(self, licence: Path, last: int) -> None:
+        self._licence, self._last = licence, last
+
+    def round_done(self, record: RoundRecord) -> None:
+        if record.round == self._last:
+            self._licence.unlink()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train"])
+def test_a_reward_that_dies_ends_the_run_and_one_that_is_back_goes_on(
+    config_path: Path, services: list[str], licence: Path, tmp_path: Path, stage: str
+) -> None:
+    """Bug: with its reward dead a run went on for 58 rounds, moved the generator by noise, and ended with status 0."""
+    settings = [
+        'rewards=[{name="licensed"}]', f"name=licensed-{stage}", "services.reward_wait_s=0.2",
+        "train.warmup_rounds=0", "train.rounds=3", "pretrain.rounds=3", "pretrain.probe_rounds=0",
+        "pretrain.final_steps=0", "evaluation.prompts=1", "evaluation.drift_prompts=0",
+    ]  # fmt: skip
+    config, run = load_config(config_path, [*services, *settings]), {"pretrain": pretrain, "train": train}[stage]
+    licence.touch()
+    with pytest.raises(RewardError, match="the same command goes on from there"):
+        run(config, tmp_path / "run", [*OBSERVERS, Expiring(licence, 0)])
+    lines = log_lines(tmp_path / "run")
+    assert [line["unranked_rounds"] for line in lines] == [0, 1]
+    assert [line["policy_version"] for line in lines] == ([1, 1] if stage == "train" else [0, 0])
+    assert lines[-1]["failures"]["licensed"]["status"] == "http_error"
+    assert "reward licensed scored 0 of" in (tmp_path / "run" / "report.html").read_text()
+    with pytest.raises(RewardError, match=r"reward licensed scored 0 of 1 \(http_error: HTTP 424"):
+        run(config, tmp_path / "run", OBSERVERS)
+    licence.touch()
+    run(config, tmp_path / "run", OBSERVERS)
+    assert [line["unranked_rounds"] for line in log_lines(tmp_path / "run")] == [0, 1, 0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 3

@@ -171,6 +171,7 @@ def test_without_an_api_the_reward_is_served_for_the_audit(
         f'name = "x"\n[model]\npath = "{tiny_model_path}"\ndevice = "cpu"\n'
         f'[prompts]\ntrain = "{prompts}"\nheld_out = "{prompts}"\n'
         '[[rewards]]\nname = "mine"\nserve = "scorers:constant"\nweight = -0.5\n'
+        '[surrogate]\ntie_margin_unit = "absolute"\n'
         "[train]\nrounds = 3\n[budget]\nmax_reward_calls = 30\n"
     )
     for variable in ("LASRO_REDIS_URL", "LASRO_API_KEY", "LASRO_REWARD_API_URL"):

@@ -24,8 +24,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lasro.config import RewardSettings
 from lasro.errors import UnreachableError
 from lasro_client.services.local_stack import LocalStack
+from lasro_client.services.reward_client import RewardClient
 
-JPEG = RewardSettings(name="jpeg-compressibility", serve="lasro_rewards.jpeg:compressibility")
+JPEG = RewardSettings(
+    name="jpeg-compressibility",
+    serve="lasro_rewards.jpeg:compressibility",
+    timeout_s=77,
+    max_batch=9,
+    concurrency=1,
+    range=(-1000, 0),
+    repeats=2,
+    cache=False,
+)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -83,6 +93,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 def test_served_rewards_score(stack: LocalStack) -> None:
     """A served reward was not registered, or the API was not allowed to reach it on loopback."""
     assert score(stack)["status"] == "ok"
+
+
+def test_served_rewards_are_registered_as_the_settings_say(stack: LocalStack) -> None:
+    """Bug: a served reward had 30 s for a call of 32 images, and no setting of a run changed that."""
+    with RewardClient(stack.reward_api) as client:
+        info = client.reward(JPEG.name)
+        assert {name: getattr(info, name) for name in JPEG.registered} == JPEG.registered
+        stack._register({JPEG.name: info.url.removesuffix("/")})
+        assert client.reward(JPEG.name).version == info.version, "registered alike, it is the same reward"
 
 
 def works(stack: LocalStack) -> bool:

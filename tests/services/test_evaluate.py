@@ -12,19 +12,26 @@ import torch
 from adapters import PLAIN, diffusers_form, random_factors, write_adapter
 from PIL import Image
 
-from lasro.config import LoraSettings, ModelSettings
-from lasro.errors import NonFiniteError, NotFoundError
+from lasro.config import LoraSettings, ModelSettings, RewardSettings, RunSettings, ServiceSettings
+from lasro.errors import ConfigError, NonFiniteError, NotFoundError, RewardError
 from lasro.models.registry import load_model
 from lasro.reward_sdk import RejectedItem, create_reward_app, reward
+from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.evaluation import score_prompts as evaluation_module
 from lasro_client.evaluation.compare_to_base import evaluate_beside_base
 from lasro_client.evaluation.drift import measure_drift
+from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.evaluation.result import load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
+from lasro_client.run.folder import RunFolder
+from lasro_client.run.held_out import HeldOut
+from lasro_client.run.observer import Observer
+from lasro_client.run.reward_watch import RewardWatch, probe_with
+from lasro_client.run.stage2 import _evaluated
+from lasro_client.services.connect import services
 from lasro_client.services.reward_client import RewardClient
-from lasro_reward_api.app import create_app
-from lasro_reward_api.settings import RewardApiSettings
 
 SEED = 5
 PROMPTS = [Prompt(f"a {color} star", {"gain": i}) for i, color in enumerate(("red", "blue", "green", "black", "pink"))]
@@ -39,13 +46,32 @@ def brightness(images, prompts, metadata):
     ]
 
 
+class Cold:
+    """A reward that fails for its first `cold` calls."""
+
+    def __init__(self) -> None:
+        self.cold = 0
+
+    def __call__(self, images, prompts, metadata):
+        if self.cold > 0:
+            self.cold -= 1
+            raise RuntimeError("the weights are loading")
+        return [0.5] * len(images)
+
+
+COLD = Cold()
+
+
 @pytest.fixture(scope="module")
-def api(redis_url, serve):
+def api(url, serve):
     torch.set_num_threads(1)
-    settings = RewardApiSettings(redis_url=redis_url, allowed_networks="127.0.0.0/8")
-    with RewardClient(serve(create_app(settings))) as client:
+    with RewardClient(url) as client:
         url = serve(create_reward_app(brightness)) + "/"
         client.register(RewardSpec(name="brightness", url=url, protocol=Protocol.NATIVE), replace=True)
+        cold = serve(create_reward_app(reward(COLD))) + "/"
+        client.register(
+            RewardSpec(name="cold", url=cold, protocol=Protocol.NATIVE, timeout_s=45, cache=False), replace=True
+        )
         yield client
 
 
@@ -73,6 +99,8 @@ def test_scores_belong_to_their_prompt_stage_and_seed(model, api, tmp_path, monk
             pixels = np.asarray(Image.open(tmp_path / folder / f"{index:05d}.png"))
             assert score == (None if index == 2 else pytest.approx(pixels.mean() + index))
     assert found.failures == {"brightness": {"rejected": 2}}
+    assert found.describe_failures() == "reward brightness scored 8 of 10 images (rejected: no green)"
+    found.check_scored()
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -143,3 +171,58 @@ def test_an_unknown_reward_is_named(model, api):
     """A typing error must not come back as a table of failures."""
     with pytest.raises(NotFoundError, match="aesthetics"):
         evaluate(model, PROMPTS[:1], ["aesthetics"], api, SEED)
+
+
+@pytest.fixture
+def held_out(model, api, tmp_path):
+    """A run's held-out prompts, and the watch over its reward, which is waited for up to 5 s."""
+    config = RunSettings.model_validate(
+        {
+            "name": "cold",
+            "prompts": {"train": "unused", "held_out": "unused"},
+            "rewards": [{"name": "cold"}],
+            "services": {"reward_wait_s": 5.0},
+        }
+    )
+    observer, peers = Observer(), DistributedContext()
+    watch = RewardWatch(config, probe_with(model, PROMPTS[0], SEED, api), observer, peers)
+    return HeldOut(RunFolder(tmp_path, config, "train"), model, PROMPTS[:1], [], api, observer), watch
+
+
+def test_an_evaluation_of_a_cold_reward_is_taken_again(held_out, tmp_path):
+    """Bug: an evaluation in which nothing was scored was stored as the base's, and never taken again."""
+    evaluation, watch = held_out
+    COLD.cold = 2  # the one call of each number of steps; the probe is answered
+    found = _evaluated(evaluation.evaluate_base, evaluation, watch)
+    assert found.rewards["cold"].values() == ([0.5], [0.5])
+    assert load_evaluation(tmp_path / "evaluation" / "before.json") == found
+    empty = found.model_copy(update={"rewards": {"cold": ByNumSteps([None], [None])}})
+    save_evaluation(tmp_path / "evaluation" / "before.json", empty)
+    assert evaluation.evaluate_base() == found, "one that an earlier release stored so is not read back"
+
+
+def test_an_evaluation_in_which_nothing_was_scored_is_an_error(held_out, tmp_path):
+    """Guards against an empty row in the summary of a run, with exit status 0."""
+    evaluation, _ = held_out
+    COLD.cold = 2
+    with pytest.raises(RewardError, match=r"reward cold scored 0 of 2 images \(http_error: HTTP 424"):
+        evaluation.evaluate_adapted()
+    assert not (tmp_path / "evaluation" / "after.json").exists()
+
+
+def test_a_reward_is_probed_by_a_sample_of_its_own_run(model, api):
+    """Guards against a probe that a reward fails which needs metadata: this one is asked with the first prompt's."""
+    (item,) = probe_with(model, PROMPTS[0], SEED, api)(["brightness"])
+    assert item.scores["brightness"].status == "ok"
+
+
+def test_a_setting_that_a_registered_reward_does_not_have_is_refused(api, url, tmp_path):
+    """Guards against a timeout of the file that is passed over, since the reward is registered elsewhere."""
+    at = ServiceSettings(reward_api=url, surrogate_trainer="http://127.0.0.1:1")
+    with services(at, [RewardSettings(name="cold", timeout_s=45)], tmp_path) as connected:
+        assert not connected.local
+    with (
+        pytest.raises(ConfigError, match=r"reward cold: got timeout_s = 90\.0, but it is registered with 45\.0"),
+        services(at, [RewardSettings(name="cold", timeout_s=90)], tmp_path),
+    ):
+        pytest.fail("a run may not start so")

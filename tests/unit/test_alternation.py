@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,6 +241,58 @@ def test_updates_beside_the_surrogates_own_ascend_the_round_before(tiny_model_pa
     assert again.ascended == [2, 2]
     assert again.drawn == [2, 3]
     assert same(average(resumed.alternation), average(whole.alternation))
+
+
+class Unranked(Written):
+    """Gives no ranked pair in these rounds; in those of `dead` since no sample gets a reward."""
+
+    def __init__(self, unranked: set[int], dead: set[int] | None = None) -> None:
+        super().__init__()
+        self.unranked, self.dead = unranked, dead or set[int]()
+
+    def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
+        if posts[0].round not in self.dead:
+            return super().post(posts)
+        failed = wire.RewardValue(score=None, status=wire.Status.HTTP_ERROR, error="the licence has run out")
+        return [
+            status.model_copy(
+                update={"items": [wire.ScoredItem(scores={"any": failed}, total=None)] * len(post.stages)}
+            )
+            for status, post in zip(super().post(posts), posts, strict=True)
+        ]
+
+    def adapt(self, scored: list[wire.GroupStatus], round: int, drift: float | None) -> wire.AdaptReply:
+        reply = super().adapt(scored, round, drift)
+        counts = {"constant_groups": len(scored)} if round in self.unranked | self.dead else {}
+        return reply.model_copy(update={"statistics": reply.statistics.model_copy(update=counts)})
+
+
+def updates(alternation: Alternation, rounds: int) -> tuple[list[int], list[int]]:
+    """The generator's updates in each round, and the rounds in a row without a pair as they are recorded."""
+    versions, recorded = [alternation.trainer.version], []
+    for _ in range(rounds):
+        recorded.append(alternation.round().unranked_rounds)
+        versions.append(alternation.trainer.version)
+    return [after - before for before, after in itertools.pairwise(versions)], recorded
+
+
+def test_the_generator_stays_in_rounds_without_a_ranked_pair(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: a reward that died after 30 images gave 58 rounds without a score and 60 updates, by noise."""
+    written = Unranked({1, 4}, dead={2})
+    alternation = make(tiny_model_path, tmp_path, {}, written).alternation
+    assert updates(alternation, 3) == ([1, 0, 0], [0, 1, 2])
+    before = average(alternation)
+    alternation.checkpoint()
+    resumed = make(tiny_model_path, tmp_path, {}, written).alternation
+    assert resumed.progress.unranked == 2
+    assert same(average(resumed), before)
+    assert updates(resumed, 2) == ([1, 0], [0, 1])
+
+
+def test_an_overlapping_update_waits_for_the_round_before(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against updates after a round without a pair, and in one whose every reward is known to have failed."""
+    alternation = make(tiny_model_path, tmp_path, {}, Unranked({1}, dead={4}), overlap=True).alternation
+    assert updates(alternation, 7) == ([1, 1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0, 0])
 
 
 def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model_path: Path, tmp_path: Path) -> None:

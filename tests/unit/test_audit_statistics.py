@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from lasro.config import RunSettings
 from lasro.functional.bradley_terry import ranked_pairs
 from lasro_client.audit.statistics import (
     Components,
@@ -22,6 +23,7 @@ from lasro_client.audit.statistics import (
     stage_share,
     variance_components,
 )
+from lasro_client.audit.summary import _tie_margin
 
 NAN = float("nan")
 rewards = arrays(np.float64, (2, 2, 3, 2), elements=st.sampled_from([0.0, 0.25, 0.26, 0.5, 1.0, NAN]))
@@ -151,3 +153,22 @@ def test_means_leave_out_what_failed():
     rewards_PGKR = np.array([[[[2, NAN], [4, 4]], [[1, 1], [1, 1]]], [[[NAN, NAN], [NAN, NAN]], [[0, 0], [1, 1]]]])
     assert prompt_means(rewards_PGKR, 1) == [pytest.approx(10 / 3), None]
     assert prompt_means(rewards_PGKR, 2) == [1, 0.5]
+
+
+@pytest.mark.parametrize(("unit", "margin"), [("spread", 0.1 * math.sqrt(6)), ("absolute", 0.1 / 0.5)])
+def test_the_tie_margin_is_in_units_of_the_reward(unit: str, margin: float) -> None:
+    """Guards against an audit that counts other ties than the run will have.
+
+    Each repeat is a measurement of its own, as a run makes one: two prompts of 1, 5 and of 2, 6 in one, 3, 3 and 0, 4
+    in the other vary by 8 + 8 + 0 + 8 over 4 degrees of freedom, hence by sqrt(6).
+    """
+    config = RunSettings.model_validate(
+        {
+            "name": "x",
+            "prompts": {"train": "unused", "held_out": "unused"},
+            "rewards": [{"name": "r", "weight": 0.5}],
+            "surrogate": {"tie_margin": 0.1, "tie_margin_unit": unit},
+        }
+    )
+    rewards_PGKR = np.array([[[[1.0, 3.0]], [[5.0, 3.0]]], [[[2.0, 0.0]], [[6.0, 4.0]]]])
+    assert _tie_margin(config, "r", rewards_PGKR) == pytest.approx(margin)

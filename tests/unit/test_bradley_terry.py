@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation, ranked_pairs
+from lasro.functional.bradley_terry import (
+    bradley_terry_loss,
+    count_ties,
+    pair_accuracy,
+    rank_correlation,
+    ranked_pairs,
+)
 
 F64 = torch.float64
 
@@ -35,6 +41,14 @@ def test_failed_rewards_are_in_no_pair() -> None:
     """Guards against a failed reward counting as the worst one."""
     rewards = torch.tensor([0.1, math.nan, 0.9], dtype=F64)
     assert pairs(rewards, torch.tensor([1, 1, 1]), 0.0) == {(2, 0)}
+
+
+def test_ties_by_hand() -> None:
+    """Guards against failed samples counted as ties: of 0.1, 0.5, 0.51, 0.52 and a failed one, three pairs tie."""
+    rewards, num_steps = torch.tensor([0.1, 0.5, 0.51, 0.52, math.nan], dtype=F64), torch.tensor([1, 1, 2, 2, 2])
+    assert count_ties(rewards, num_steps, 0.025) == 3
+    assert count_ties(rewards, num_steps, 0.025, within_num_steps=True) == 1
+    assert count_ties(rewards, num_steps, 0.0) == 0
 
 
 def test_loss_by_hand() -> None:

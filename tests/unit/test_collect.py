@@ -6,6 +6,7 @@ import pytest
 
 from lasro import wire
 from lasro.config import RunSettings
+from lasro.functional.reward_totals import RewardObjective
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import GroupSummary
 from lasro_client.run.collect import Collected, record_rewards
@@ -40,6 +41,7 @@ def test_gain_compares_a_sample_with_the_bases_of_its_own_noise(num_reference_se
         {"name": "x", "prompts": {"train": "unused", "held_out": "unused"}, "rewards": [{"name": "any"}]}
     )
     found = record_rewards(Collected([group] * 2, [scored(own + base)] * 2), config.reward_objective, {})
+    assert (found.samples, found.scored_samples, found.failures) == (2 * len(own + base), 2 * len(own + base), {})
     assert values(found.rewards["any"]) == pytest.approx([0.4, 0.5])
     if num_reference_seeds == 1:
         assert values(found.reference) == pytest.approx([0.7, 0.75])
@@ -47,3 +49,28 @@ def test_gain_compares_a_sample_with_the_bases_of_its_own_noise(num_reference_se
     else:
         assert values(found.reference) == pytest.approx([0.6, 0.35])
         assert values(found.gain) == pytest.approx([-0.2, 0.15])
+
+
+def test_a_round_records_what_failing_rewards_said() -> None:
+    """Bug: only the number of failed samples reached the log; why they failed stayed in the reward API's."""
+
+    def item(dead: float | None, alive: float | None) -> wire.ScoredItem:
+        def value(score: float | None) -> wire.RewardValue:
+            status = wire.Status.OK if score is not None else wire.Status.HTTP_ERROR
+            error = None if score is not None else "HTTP 424:\nthe licence has run out"
+            return wire.RewardValue(score=score, status=status, error=error)
+
+        return wire.ScoredItem(scores={"dead": value(dead), "alive": value(alive)}, total=None)
+
+    items = [item(None, 0.5), item(None, 0.1), item(0.3, 0.2), item(0.4, None)]
+    status = wire.GroupStatus(group_id="g", state=wire.GroupState.SCORED, items=items, reward_calls=8)
+    group = GroupSummary(Prompt("a red star"), [1, 1, 2, 2], [False] * 4, {})
+    collected = Collected([group], [status])
+    found = record_rewards(collected, RewardObjective({"dead": 1.0, "alive": 1.0}), {})
+    assert (found.samples, found.scored_samples) == (4, 1)
+    assert {name: (each.samples, str(each)) for name, each in found.failures.items()} == {
+        "dead": (2, "http_error: HTTP 424: the licence has run out"),
+        "alive": (1, "http_error: HTTP 424: the licence has run out"),
+    }
+    assert collected.has_total(["dead", "alive"])
+    assert not Collected([group], [status.model_copy(update={"items": items[:2]})]).has_total(["dead"])

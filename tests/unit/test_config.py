@@ -267,3 +267,57 @@ def test_an_unknown_method_is_told_with_the_known_ones(minimal: Path) -> None:
         load_config(minimal, ["method.type=true-gradient", "method.score_clip=2"])
     with pytest.raises(ConfigError, match=r"method\.score_klip: no such setting; did you mean method\.score_clip\?"):
         load_config(minimal, ["method.score_klip=2"])
+
+
+def test_a_reward_is_registered_as_the_file_says(minimal: Path) -> None:
+    """Bug: a served reward of 1.5 s an image timed out at 30 s a call, and no setting of the file raised that."""
+    given = 'rewards=[{name="r",serve="m:f",timeout_s=120,max_batch=8,concurrency=1,range=[0,1],repeats=2,cache=false}]'
+    (reward,) = load_config(minimal, [given]).rewards
+    registered = {"timeout_s": 120, "max_batch": 8, "concurrency": 1, "range": (0, 1), "repeats": 2, "cache": False}
+    assert reward.registered == registered
+    assert load_config(minimal).rewards[0].registered == {}
+    for wrong in ("timeout_s=0", "timeout_s=601", "max_batch=0", "concurrency=65", "repeats=33", "range=[1,1]"):
+        with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+            load_config(minimal, [f'rewards=[{{name="r",{wrong}}}]'])
+
+
+def test_a_run_is_resumed_with_another_timeout(minimal: Path, tmp_path: Path) -> None:
+    """Guards against a run that ended because its reward was slow, and cannot go on with more time for it."""
+    RunFolder(tmp_path / "run", load_config(minimal), "train").open()
+    (tmp_path / "run" / "log.jsonl").touch()
+    patient = ['rewards=[{name="r",timeout_s=120,max_batch=4}]', "services.reward_wait_s=600"]
+    RunFolder(tmp_path / "run", load_config(minimal, [*patient, "health.max_unranked_rounds=20"]), "train").open()
+    with pytest.raises(ConflictError, match="differing in rewards"):
+        RunFolder(tmp_path / "run", load_config(minimal, ['rewards=[{name="r",weight=2}]']), "train").open()
+
+
+def test_a_margin_of_before_there_were_units_stays_a_difference(
+    minimal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against a run that after an upgrade ranks by fifty times less, or more, without a word."""
+    store = RunStore(tmp_path, "old", keep_versions=4, keep_versions_s=0)
+    for number, config in enumerate([load_config(minimal), load_config(minimal, ["surrogate.tie_margin=0.1"])]):
+        assert config.surrogate.tie_margin_unit == "spread"
+        folder = RunFolder(tmp_path / f"{number}", config, "train")
+        folder.open()
+        stored = json.loads((folder.path / "config.json").read_text())
+        del stored["surrogate"]["tie_margin_unit"]
+        (folder.path / "config.json").write_text(json.dumps(stored))
+        (folder.path / "log.jsonl").touch()
+        with pytest.raises(ConflictError, match=r"differing in surrogate\.tie_margin_unit"):
+            folder.open()
+        absolute = config.surrogate.model_copy(update={"tie_margin_unit": "absolute"})
+        RunFolder(folder.path, config.model_copy(update={"surrogate": absolute}), "train").open()
+    assert len(caplog.records) == 1, "said of a margin that is set, and of no other"
+    stored = load_config(minimal).surrogate_run.model_dump(mode="json")
+    store.folder.mkdir(parents=True)
+    for surrogate, expected in (({}, "spread"), ({"tie_margin_unit": "absolute"}, "absolute")):
+        body = stored | {"surrogate": stored["surrogate"] | surrogate}
+        (store.folder / "run.json").write_text(json.dumps(body))
+        assert store.find_config() == SurrogateRun.model_validate(body)
+        assert body["surrogate"]["tie_margin_unit"] == expected
+    del stored["surrogate"]["tie_margin_unit"]
+    (store.folder / "run.json").write_text(json.dumps(stored))
+    found = store.find_config()
+    assert found is not None
+    assert found.surrogate.tie_margin_unit == "absolute"

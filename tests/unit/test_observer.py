@@ -11,7 +11,14 @@ from rich.console import Console
 from lasro.errors import ConfigError
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observer, Observers, RunInfo
-from lasro_client.run.round_record import GeneratorRecord, HealthRecord, RewardRecord, RoundRecord
+from lasro_client.run.round_record import (
+    GeneratorRecord,
+    HealthRecord,
+    RewardRecord,
+    RoundRecord,
+    SurrogateRecord,
+)
+from lasro_client.services.failures import Failure
 from lasro_client.watch.terminal import Terminal, clock
 
 RUN = RunInfo("demo", "train", Path("unused"), max_minutes=None)
@@ -95,6 +102,36 @@ def test_trouble_is_reported_when_it_begins_and_when_something_is_done() -> None
         "round 2: it fell. The run went on.",
         "round 4: it fell. The run was ended there; the adapter is that of its best rounds.",
     ]
+
+
+def test_failing_rewards_and_ties_are_said_when_they_begin() -> None:
+    """Bug: a reward that failed for a whole run showed in the number of failed samples alone, without its words."""
+    failure = Failure(24, 24, {"http_error": 24}, "http_error", "HTTP 424: the licence has run out")
+    dead = RewardRecord(samples=24, failures={"dying": failure})
+    partly = RewardRecord(samples=24, scored_samples=12, failures={"dying": failure})
+    ties = SurrogateRecord(ranked_pairs=1, tied_pairs=9, spread=0.001, tie_margin=0.02)
+    records = [
+        RoundRecord("train", 0, 7, rewards=partly),
+        RoundRecord("train", 1, 7, rewards=partly),
+        RoundRecord("train", 2, 7, rewards=dead, unranked_rounds=1),
+        RoundRecord("train", 3, 7, rewards=dead, unranked_rounds=2),
+        RoundRecord("train", 4, 7, surrogate=ties),
+        RoundRecord("train", 5, 7, surrogate=ties),
+        RoundRecord("train", 6, 7, rewards=dead, surrogate=ties, unranked_rounds=1),
+    ]
+    lines = lines_of(records)
+    notes = [line.partition(" (")[0] for line in lines if line.startswith("round")]
+    assert notes == [
+        "round 1: reward dying scored 0 of 24",
+        "round 3: no ranked pair to update a generator by: reward dying scored 0 of 24",
+        "round 5: 9 of 10 pairs are ties: totals of a prompt have a standard deviation of 0.001, and differences up to "
+        'the tie margin of 0.02 do not rank; lower surrogate.tie_margin or set its tie_margin_unit = "spread", in '
+        "another folder",
+        "round 7: no ranked pair to update a generator by: reward dying scored 0 of 24",
+    ]
+    progress = next(line for line in lines if line.startswith("stage 2 7/7"))
+    assert "rounds without a ranked pair: 1" in progress
+    assert "dying http_error: HTTP 424: the licence has run out" in progress
 
 
 def test_times_read_as_people_write_them() -> None:

@@ -67,6 +67,13 @@ def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator
     assert not probe.trainer.optimiser.state
 
 
+def test_a_probe_stays_in_rounds_without_a_ranked_pair(probe: ProbeGenerator) -> None:
+    """Bug: it went on by a surrogate that had learned nothing of it; one that is due is thrown away all the same."""
+    for round, unranked, updates in ((2, False, 1), (3, True, 1), (4, False, 2), (5, True, 0), (6, False, 1)):
+        probe.update(round, PROMPTS, generator_for("test", round), Uphill(), unranked)
+        assert probe.trainer.version == updates
+
+
 def test_a_group_ranks_the_probes_samples_with_the_bases_of_the_same_noise(probe: ProbeGenerator) -> None:
     """Guards against base samples that carry the probe's adapter, and against copies that look like own samples."""
     plain = sample_groups(probe.trainer.model, PROMPTS, probe.settings, "seed", base=True)

@@ -146,6 +146,21 @@ def test_trouble_is_told_with_what_became_of_it(tmp_path):
     assert "Gain over the base" in page.text
 
 
+def test_failing_and_tying_rewards_are_named_in_their_own_words(tmp_path):
+    """Bug: a run whose reward had died showed how many samples failed, and nowhere what the reward said."""
+    folder = make_run(tmp_path, "config")
+    failure = {"samples": 24, "of": 24, "statuses": {"http_error": 24}, "status": "http_error", "error": "no <licence>"}
+    dead = {"samples": 24, "scored_samples": 0, "failures": {"binding": failure}, "unranked_rounds": 1}
+    ties = {"ranked_pairs": 4, "tied_pairs": 62, "spread": 0.001, "tie_margin": 0.02}
+    rounds = [line(0, **dead), line(1, **ties), line(2, **ties)]
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, rounds)))
+    text = Page(write_report(folder).read_text()).text
+    said = "reward binding scored 0 of 24 (http_error: no <licence>)"
+    assert f"Round 1, the last with a failure: {said}." in text
+    assert f"without a ranked pair to update a generator by: 1. Round 1: {said}" in text
+    assert "Of all pairs 94% tied. Newest round: 62 of 66 pairs are ties" in text
+
+
 def test_nothing_is_fetched_and_nothing_runs(tmp_path):
     """Self-contained: opened from disk on a machine without a net, years later."""
     page = Page(write_report(make_run(tmp_path, "summary")).read_text())

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import ConfigError, WireError
-from lasro.functional.reward_totals import Combine, RewardObjective, Scale, Values, ranking_values, scale_of, totals
+from lasro.functional.reward_totals import (
+    Combine,
+    RewardObjective,
+    Scale,
+    Values,
+    group_totals,
+    ranking_values,
+    scale_of,
+    tie_margin,
+    totals,
+)
 
 NAN = math.nan
 NAMES: tuple[str, ...] = ("a", "b", "guard")
@@ -66,6 +76,27 @@ def test_scale_by_hand() -> None:
     found = scale_of([np.array([1.0, NAN, 3.0]), np.array([10.0, 10.0, 13.0]), np.array([50.0]), np.array([NAN])])
     assert found.mean == pytest.approx((1 + 3 + 10 + 10 + 13 + 50) / 6)
     assert found.deviation == pytest.approx(math.sqrt((2 + 6) / 3))
+
+
+def test_tie_margin_by_hand() -> None:
+    """Guards against the spread between prompts entering: 1, 3 and 10, 10, 13 vary by sqrt(8 / 3) within theirs."""
+    groups = [np.array([1.0, NAN, 3.0]), np.array([10.0, 10.0, 13.0]), np.array([50.0])]
+    assert tie_margin(0.1, groups) == pytest.approx(0.1 * math.sqrt(8 / 3), rel=1e-15)
+    assert tie_margin(0.0, groups) == 0
+
+
+def test_what_does_not_vary_ties_by_rounding() -> None:
+    """Guards against a margin of 0 for a constant reward, whose rounding would then be ranked."""
+    assert tie_margin(0.1, [np.array([0.3, 0.1 + 0.2]), np.array([-5.0, -5.0])]) == pytest.approx(5e-9)
+    assert tie_margin(0.1, []) == tie_margin(0.1, [np.array([NAN])]) == 0
+
+
+def test_totals_of_groups_are_those_of_each() -> None:
+    """Guards against totals that move to the group before, and vetoed samples that widen the spread."""
+    given = [rewards(a=[1.0, 2.0], g=[1.0, 0.0]), rewards(a=[3.0, NAN, 5.0], g=[1.0, 1.0, 1.0])]
+    found = group_totals(given, RewardObjective({"a": 2.0, "g": 0.0}, floors={"g": 0.5}))
+    assert [group.tolist() for group in found] == [pytest.approx(x, nan_ok=True) for x in ([2, NAN], [6, NAN, 10])]
+    assert group_totals([], RewardObjective({"a": 2.0})) == []
 
 
 @pytest.mark.parametrize("groups", [[], [[NAN]], [[0.0, 0.0]], [[7.0], [9.0]], [[0.1] * 3, [0.7] * 7], [[0.3, NAN]]])

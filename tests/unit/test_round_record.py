@@ -20,6 +20,7 @@ from lasro_client.run.round_record import (
     read_log,
     to_json,
 )
+from lasro_client.services.failures import Failure
 
 TRAIN = RoundRecord(
     stage="train",
@@ -33,6 +34,9 @@ TRAIN = RoundRecord(
         reference=ByNumSteps(0.2, 0.4),
         gain=ByNumSteps(0.05, 0.1),
         versions={"binding": 2},
+        samples=24,
+        scored_samples=20,
+        failures={"binding": Failure(4, 24, {"timeout": 4}, "timeout", "no reply within 30 s")},
     ),
     surrogate=SurrogateRecord(
         loss=0.6,
@@ -40,19 +44,25 @@ TRAIN = RoundRecord(
         fresh_pair_accuracy=0.65,
         reward_gap=0.4,
         stale_groups=1,
+        ranked_pairs=60,
+        tied_pairs=6,
+        spread=0.25,
+        tie_margin=0.005,
         scales={"binding": Scale(0.1, 0.2)},
         version=9,
     ),
     generator=GeneratorRecord(ByNumSteps(0.1, 0.2), ByNumSteps(1.5, -0.5), 0.3, 1e-5, 0.7),
     reward_calls=96,
     policy_version=4,
+    unranked_rounds=0,
     health=HealthRecord("the reward fell", "roll_back"),
 )
 KEYS = [
     "stage", "round", "rounds", "elapsed_s", "reward", "total", "vetoed", "reference", "gain", "reward_versions",
-    "drift", "score", "loss", "regulariser", "grad_norm", "bt_loss", "pair_accuracy", "fresh_pair_accuracy",
-    "held_out_pair_accuracy", "reward_gap", "stale_groups", "constant_groups", "failed_samples", "scales",
-    "surrogate_version", "reward_calls", "policy_version", "trouble", "action",
+    "samples", "scored_samples", "failures", "drift", "score", "loss", "regulariser", "grad_norm", "bt_loss",
+    "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap", "stale_groups", "constant_groups",
+    "ranked_pairs", "tied_pairs", "spread", "tie_margin", "failed_samples", "scales", "surrogate_version",
+    "reward_calls", "policy_version", "unranked_rounds", "trouble", "action",
 ]  # fmt: skip
 OF_THE_GENERATOR = {"drift", "score", "loss", "regulariser", "grad_norm", "trouble", "action"}
 
@@ -63,6 +73,8 @@ def test_a_line_has_the_keys_that_outside_programs_read_and_gives_the_record_bac
     assert list(json.loads(line)) == KEYS
     assert json.loads(line)["reward"] == {"binding": {"one_step": 0.25, "two_step": None}}
     assert json.loads(line)["scales"] == {"binding": {"mean": 0.1, "deviation": 0.2}}
+    failure = {"samples": 4, "of": 24, "statuses": {"timeout": 4}, "status": "timeout", "error": "no reply within 30 s"}
+    assert json.loads(line)["failures"] == {"binding": failure}
     assert from_json(line) == TRAIN
 
 

@@ -23,3 +23,6 @@ def test_only_samples_that_lack_a_required_reward_failed() -> None:
     reply = NoSurrogate(["wanted"]).adapt(scored, round=0, drift=None)
     assert reply.statistics.failed_samples == 2
     assert reply.version == 0
+    assert reply.statistics.constant_groups == 0
+    dead = scored[0].model_copy(update={"items": [item(wanted=None, logged=1.0)] * 3})
+    assert NoSurrogate(["wanted"]).adapt([dead, scored[0]], round=1, drift=None).statistics.constant_groups == 1

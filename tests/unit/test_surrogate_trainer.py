@@ -20,7 +20,7 @@ from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
 SHAPE = (4, 8, 8)
 SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")
 OBJECTIVE = RewardObjective({"mean": 1.0})
-RANKER = Ranker(SETTINGS, OBJECTIVE, {})
+RANKER = Ranker(SETTINGS, OBJECTIVE, {}, margin=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +150,10 @@ def test_statistics_of_new_groups(frozen):
     assert statistics.held_out_pair_accuracy is None
 
 
-def pairs(group: ReplayGroup, objective: RewardObjective = OBJECTIVE, **settings: object) -> set[tuple[int, int]]:
-    winners_P, losers_P = Ranker(changed(**settings), objective, {}).pairs(group)
+def pairs(
+    group: ReplayGroup, margin: float, objective: RewardObjective = OBJECTIVE, **settings: object
+) -> set[tuple[int, int]]:
+    winners_P, losers_P = Ranker(changed(**settings), objective, {}, margin).pairs(group)
     return set(zip(winners_P.tolist(), losers_P.tolist(), strict=True))
 
 
@@ -188,9 +190,9 @@ def test_optimiser_state_brings_back_the_very_next_step(frozen):
 def test_pairs_follow_margin_and_number_of_steps():
     """Guards against ties ranked by rounding, and one-step samples paired with two-step ones where they must not be."""
     group = replay_of(1).draw(1, np.random.default_rng(0))[0]
-    assert len(pairs(group, tie_margin=0.0, rank_within_num_steps=False)) == 8 * 7 // 2
-    assert len(pairs(group, tie_margin=0.0, rank_within_num_steps=True)) == 2 * (4 * 3 // 2)
-    assert pairs(group, tie_margin=10.0) == set()
+    assert len(pairs(group, 0.0, rank_within_num_steps=False)) == 8 * 7 // 2
+    assert len(pairs(group, 0.0, rank_within_num_steps=True)) == 2 * (4 * 3 // 2)
+    assert pairs(group, 10.0) == set()
 
 
 def test_pairs_of_vetoed_and_failed_samples():
@@ -202,9 +204,56 @@ def test_pairs_of_vetoed_and_failed_samples():
     )
     guarded = RewardObjective({"a": 1.0, "guard": 0.0}, floors={"guard": 0.5})
     above = {(i, j) for i in (0, 1) for j in (2, 3)}
-    assert pairs(group, guarded, tie_margin=0.02) == above | {(1, 0), (2, 3)}
-    assert pairs(group, guarded, tie_margin=100.0) == above
-    assert pairs(group, guarded, tie_margin=0.02, rank_within_num_steps=True) == {(1, 0), (2, 3)}
+    assert pairs(group, 0.02, guarded) == above | {(1, 0), (2, 3)}
+    assert pairs(group, 100.0, guarded) == above
+    assert pairs(group, 0.02, guarded, rank_within_num_steps=True) == {(1, 0), (2, 3)}
+
+
+def scaled(replay: ReplayBuffer, shift: float, factor: float) -> ReplayBuffer:
+    """The same groups with other rewards."""
+    made = ReplayBuffer(buffer_groups=100, recent_groups=10, held_out_share=0)
+    for group in replay.named(f"g{number}" for number in range(replay.training_groups)):
+        made.add(dataclasses.replace(group, rewards={"mean": shift + factor * group.rewards["mean"]}))
+    made.activate([])
+    return made
+
+
+def test_a_share_of_the_spread_ranks_a_reward_of_any_scale(frozen):
+    """Bug: a reward of 0.28 ± 0.005 lay within the margin of 0.02, and no round of a whole run had a ranked pair."""
+    wide, names = replay_of(6), [f"g{number}" for number in range(6)]
+    narrow = scaled(wide, 0.28, 0.001)
+    found = {
+        (unit, replay is narrow): adapt(
+            SurrogateTrainer(frozen, changed(tie_margin=0.05, tie_margin_unit=unit), OBJECTIVE),
+            replay,
+            request(1, names),
+            lambda: False,
+        )
+        for unit in ("spread", "absolute")
+        for replay in (wide, narrow)
+    }
+    pairs_in_all = 6 * 8 * 7 // 2
+    for statistics in found.values():
+        assert statistics.ranked_pairs + statistics.tied_pairs == pairs_in_all
+    ranked = {key: statistics.ranked_pairs for key, statistics in found.items()}
+    assert ranked["spread", False] == ranked["spread", True] > 0.9 * pairs_in_all
+    assert ranked["absolute", True] == 0
+    assert found["absolute", True].constant_groups == 6
+    spread, narrow_spread = found["spread", False].spread, found["spread", True].spread
+    assert spread is not None
+    assert narrow_spread == pytest.approx(0.001 * spread)
+    assert found["spread", True].tie_margin == pytest.approx(0.05 * 0.001 * spread)
+    assert found["absolute", True].tie_margin == 0.05
+
+
+def test_a_constant_reward_ranks_nothing_whatever_the_rounding(frozen):
+    """Guards against an order made of the last digit of a reward that is the same for every image."""
+    constant = scaled(replay_of(4), 0.3, 1e-16)
+    statistics = adapt(
+        SurrogateTrainer(frozen, SETTINGS, OBJECTIVE), constant, request(2, ["g0", "g1", "g2", "g3"]), lambda: False
+    )
+    assert (statistics.ranked_pairs, statistics.constant_groups, statistics.pairs) == (0, 4, 0)
+    assert statistics.spread == 0
 
 
 def test_weights_of_another_shape_are_refused(frozen):

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lasro.wire import RewardInfo
+from lasro.wire import RewardInfo, Status
 from lasro_client.audit.statistics import Components, Ties, best_pair_accuracy, repeats_for
+from lasro_client.services.failures import REMEDIES
 
 MOST_FAILED = 0.5
 """Of the images: three quarters of the pairs are lost, and half of the money."""
@@ -35,15 +36,6 @@ MOST_REPEATS = 32
 
 Level = Literal["no", "doubtful", "note"]
 Trainable = Literal["yes", "doubtful", "no"]
-REMEDIES = {
-    "timeout": "raise its timeout_s, lower its max_batch or concurrency, or make it faster",
-    "unreachable": "see that it runs, and stays up",
-    "http_error": "see the scorer's own log",
-    "bad_reply": "see in docs/rewards.md what it has to answer",
-    "blocked": "serve it by https, or add its address to LASRO_ALLOWED_NETWORKS",
-    "unavailable": "too many calls failed in a row, or too much was waiting: see the reward API's log",
-    "rejected": "give prompts and metadata that it can judge",
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,9 @@ def _failures(facts: Facts) -> Finding | None:
     statuses = ", ".join(f"{status} {number}" for status, number in facts.failed.items())
     says = f"{count} of {facts.measurements} measurements failed ({statuses}); the first: {facts.error or 'no reason'}."
     commonest = max(facts.failed, key=lambda status: facts.failed[status])
-    return Finding("failures", _level(count / facts.measurements, MOST_FAILED, MANY_FAILED), says, REMEDIES[commonest])
+    return Finding(
+        "failures", _level(count / facts.measurements, MOST_FAILED, MANY_FAILED), says, REMEDIES[Status(commonest)]
+    )
 
 
 def _out_of_range(facts: Facts) -> Finding | None:
@@ -198,7 +192,7 @@ def _near_timeout(facts: Facts) -> Finding | None:
     if facts.slowest_s is None or facts.slowest_s < NEAR_TIMEOUT * limit_s:
         return None
     says = f"The slowest call took {facts.slowest_s:.1f} s of the {limit_s:g} s that it has."
-    return Finding("near_timeout", "note", says, REMEDIES["timeout"])
+    return Finding("near_timeout", "note", says, REMEDIES[Status.TIMEOUT])
 
 
 def _budget(facts: Facts) -> Finding | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lasro.config import RunSettings
+from lasro.functional.reward_totals import tie_margin
 from lasro.training.prompts import Prompt
 from lasro.wire import OUT_OF_RANGE, RewardInfo, RewardValue, Status
 from lasro_client.audit.cost import Cost, Speed, affordable_rounds, images_per_round
@@ -85,8 +86,7 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
     groups_AJR = ranked_groups(measured.rewards_PGKR, config.surrogate.rank_within_num_steps)
     failed = [score for score in measured.scores if score.status is not Status.OK]
     latency = _latency(measured.scores)
-    weight = abs(config.weights.get(info.name, 1.0)) or 1.0
-    margin = config.surrogate.tie_margin / weight  # it is in units of the weighted total
+    margin = _tie_margin(config, info.name, measured.rewards_PGKR)
     others = len(set(config.weights) - {info.name}) if info.name in config.weights else 0
     limit = config.budget.max_reward_calls
     return Facts(
@@ -107,6 +107,16 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
         rounds=config.train.rounds,
         affordable_rounds=None if limit is None else affordable_rounds(config.train, info.repeats + others, limit),
     )
+
+
+def _tie_margin(config: RunSettings, name: str, rewards_PGKR: np.ndarray) -> float:
+    """In units of the reward; a share of the spread as if no other reward were in the total."""
+    margin = config.surrogate.tie_margin
+    if config.surrogate.tie_margin_unit == "spread":
+        groups = np.moveaxis(rewards_PGKR, 3, 1).reshape(-1, rewards_PGKR.shape[1] * rewards_PGKR.shape[2])
+        return tie_margin(margin, list(groups))
+    weight = abs(config.weights.get(name, 1.0)) or 1.0
+    return margin / weight  # it is in units of the weighted total
 
 
 def _spread_within(rewards_PGKR: np.ndarray, num_steps: NumSteps) -> dict[str, float | None]:

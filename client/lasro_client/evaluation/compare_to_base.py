@@ -55,12 +55,13 @@ def evaluate_beside_base(
     for name in ("base", "adapted") if adapter is not None else ("base",):
         folder = None if out is None else out / name
         found.append(evaluate(model, prompts, rewards, client, seed, folder, progress, base=name == "base"))
+        found[-1].check_scored()
         if folder is not None:
             save_evaluation(folder / "evaluation.json", found[-1])
     table = _alone(found[0]) if adapter is None else _paired(*found)
     for name, rows in table.items():
         if all(row["n"] == 0 for row in rows.values()):
-            raise RewardError(f"{name}: scored none of {len(prompts)} prompts ({found[0].failures.get(name)})")
+            raise RewardError(f"{name}: scored no prompt of the {len(prompts)} both times, so there is no difference")
     return Comparison(table, keys)
 
 

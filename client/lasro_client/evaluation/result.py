@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from lasro.errors import NotFoundError, StorageError, WireError
+from lasro.errors import NotFoundError, RewardError, StorageError, WireError
 from lasro.files import write_atomically
 from lasro.validation import explain
 from lasro.wire import Finite, Message, Name
@@ -29,6 +29,9 @@ class Evaluation(Message):
     failures: dict[Name, dict[str, int]] = Field(
         default_factory=dict, description="why scores are missing: count per status, for rewards with any"
     )
+    errors: dict[Name, str] = Field(
+        default_factory=dict, description="what these rewards said, in the words of the commonest failure"
+    )
 
     @model_validator(mode="after")
     def _one_score_per_prompt(self) -> Evaluation:
@@ -37,6 +40,24 @@ class Evaluation(Message):
                 if len(values) != len(self.prompts):
                     raise ValueError(f"rewards.{name}.{key}: got {len(values)} scores, expected {len(self.prompts)}")
         return self
+
+    @property
+    def unscored(self) -> list[str]:
+        """Rewards that scored nothing at all."""
+        return [name for name, each in self.rewards.items() if all(v is None for part in each.values() for v in part)]
+
+    def check_scored(self) -> None:
+        """Raise RewardError in the words of the rewards that scored nothing at all."""
+        if self.unscored:
+            raise RewardError(self.describe_failures())
+
+    def describe_failures(self) -> str:
+        """One line about the rewards that did not score every image: how many they scored, and what they said."""
+        images = 2 * len(self.prompts)
+        return "; ".join(
+            f"reward {name} scored {images - sum(self.failures[name].values())} of {images} images ({error})"
+            for name, error in self.errors.items()
+        )
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:

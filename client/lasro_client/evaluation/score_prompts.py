@@ -9,7 +9,6 @@ Shape legend: B images of a batch, HWC pixels.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,10 +23,11 @@ from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
-from lasro.wire import ScoredItem, ScoreRequest, Status, scores_of
+from lasro.wire import ScoredItem, ScoreRequest, scores_of
 from lasro_client.evaluation.diffusers_noise import diffusers_noises
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps, NumSteps
 from lasro_client.evaluation.result import IMAGE_FOLDERS, Evaluation
+from lasro_client.services.failures import failures_of
 from lasro_client.services.reward_client import RewardClient
 
 LARGEST_BATCH = 32
@@ -128,15 +128,12 @@ def score_images(
 def _gather(
     prompts: list[str], seed: int, rewards: Sequence[str], items: dict[NumSteps, list[ScoredItem]]
 ) -> Evaluation:
-    scores, failures = {}, {}
-    for name in rewards:
-        scores[name] = ByNumSteps(scores_of(items[1], name), scores_of(items[2], name))
-        statuses = Counter(
-            str(item.scores[name].status)
-            for num_steps in ALL_NUM_STEPS
-            for item in items[num_steps]
-            if item.scores[name].status is not Status.OK
-        )
-        if statuses:
-            failures[name] = dict(statuses)
-    return Evaluation(prompts=prompts, seed=seed, rewards=scores, failures=failures)
+    scores = {name: ByNumSteps(scores_of(items[1], name), scores_of(items[2], name)) for name in rewards}
+    failed = failures_of([*items[1], *items[2]], rewards)
+    return Evaluation(
+        prompts=prompts,
+        seed=seed,
+        rewards=scores,
+        failures={name: dict(each.statuses) for name, each in failed.items()},
+        errors={name: str(each) for name, each in failed.items()},
+    )

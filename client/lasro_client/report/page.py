@@ -21,6 +21,8 @@ from lasro_client.report.run_data import RunData, read_run, seconds_left
 from lasro_client.run.divergence import describe_trouble
 from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import Stage
+from lasro_client.run.unranked import MOST_TIED, describe_ties, tied_share, why_unranked
+from lasro_client.services.failures import describe
 
 CURVE_TITLES: dict[Stage, str] = {"train": "Fine-tuning", "pretrain": "Pre-training the surrogate"}
 
@@ -133,6 +135,19 @@ def _notices(run: RunData) -> list[str]:
     found = []
     if failed:
         found.append(f"Samples that got no reward: {failed}. They were left out, not counted as a number.")
+    failing = [record for record in run.rounds if record.rewards.failures]
+    if failing:
+        found.append(
+            f"Round {failing[-1].round + 1}, the last with a failure: {describe(failing[-1].rewards.failures)}."
+        )
+    unranked = [record for record in run.rounds if record.unranked_rounds]
+    if unranked:
+        found.append(
+            f"Rounds without a ranked pair to update a generator by: {len(unranked)}. "
+            f"Round {unranked[-1].round + 1}: {why_unranked(unranked[-1])}."
+        )
+    if tied_share(run.rounds) > MOST_TIED:
+        found.append(f"Of all pairs {tied_share(run.rounds):.0%} tied. Newest round: {describe_ties(run.rounds[-1])}.")
     if constant:
         found.append(
             f"Groups without two samples of different reward, which teach nothing: {constant} in {len(run.rounds)} "
@@ -145,7 +160,11 @@ def _notices(run: RunData) -> list[str]:
         found += _veto_notice(run, when, evaluation) if evaluation else []
         for name, statuses in (evaluation.failures if evaluation else {}).items():
             reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-            found.append(f"{name} could not score some evaluation images of the {when} model ({reasons}).")
+            words = evaluation.errors.get(name) if evaluation else None
+            found.append(
+                f"{name} could not score some evaluation images of the {when} model ({reasons})."
+                + (f" It said: {words}." if words else "")
+            )
     return found
 
 

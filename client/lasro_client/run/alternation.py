@@ -97,9 +97,10 @@ class Alternation:
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
         adapt = partial(self.surrogate.adapt, collected.scored, round, by_weight(drift, config.method))
-        reply, steps = self._improve(round, adapt)
+        reply, steps = self._improve(collected, adapt)
         self.progress = self.progress._replace(
             round=round + 1,
+            unranked=self.progress.unranked + 1 if collected.is_unranked(reply) else 0,
             elapsed_s=self._budget.elapsed_s,
             reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
@@ -115,23 +116,29 @@ class Alternation:
             generator=record_generator(steps, drift),
             reward_calls=self.progress.reward_calls,
             policy_version=self.trainer.version,
+            unranked_rounds=self.progress.unranked,
         )
         return replace(record, health=self._judge(record))
 
-    def _improve(self, round: int, adapt: Callable[[], AdaptReply]) -> tuple[AdaptReply, list[StepStatistics]]:
-        """Update the surrogate, then the generator; with `train.overlap` both at the same time.
+    def _improve(
+        self, collected: Collected, adapt: Callable[[], AdaptReply]
+    ) -> tuple[AdaptReply, list[StepStatistics]]:
+        """Update the surrogate, then the generator where there was a ranked pair; with `train.overlap` both together.
 
         At the same time, the generator always follows the surrogate of the round before and the next round's groups
-        are sampled too, so that the result does not depend on which of them is faster.
+        are sampled too, so that the result does not depend on which of them is faster. Whether this round gives a pair
+        is not known yet then: the round before must have, and this one have a sample with a total.
         """
+        round = self.progress.round
         if not self.config.train.overlap:
             reply = adapt()
             self.surrogate.follow(reply.version)
-            return reply, self._update_generator(round)
+            return reply, [] if collected.is_unranked(reply) else self._update_generator(round)
+        taught = self.progress.unranked == 0 and collected.has_total(self.config.reward_objective.required_rewards)
         self.surrogate.follow(self.surrogate_version)
         with ThreadPoolExecutor(1) as executor:
             adapting = executor.submit(adapt)
-            steps = self._update_generator(round)
+            steps = self._update_generator(round) if taught else []
             if round + 1 < self.num_rounds:
                 with suppress(BudgetError):  # raised again when it is that round's turn
                     self._ahead = self._collect(round + 1)

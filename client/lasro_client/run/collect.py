@@ -5,7 +5,7 @@ Shape legend: N samples of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ import numpy as np
 from lasro.functional.reward_totals import RewardObjective, Scale, totals
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import Group, GroupSummary, summarise_group
-from lasro.wire import AdaptReply, GroupStatus, scores_of, version_of
+from lasro.wire import AdaptReply, GroupStatus, ScoredItem, scores_of, version_of
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
 from lasro_client.run.round_record import Means, RewardRecord, SurrogateRecord
 from lasro_client.run.saved_samples import keep_samples
 from lasro_client.run.submission import RoundHeader, submission
+from lasro_client.services.failures import failures_of
 from lasro_client.services.feedback import FeedbackClient
 
 
@@ -32,6 +33,19 @@ class Collected(NamedTuple):
     def reward_calls(self) -> int:
         """Of the run so far."""
         return max(status.reward_calls for status in self.scored)
+
+    @property
+    def items(self) -> list[ScoredItem]:
+        """The rewards of every sample, group by group."""
+        return [item for status in self.scored for item in status.items or []]
+
+    def has_total(self, required_rewards: Sequence[str]) -> bool:
+        """Whether any sample has all the rewards without which there is no total."""
+        return any(all(item.scores[name].score is not None for name in required_rewards) for item in self.items)
+
+    def is_unranked(self, reply: AdaptReply) -> bool:
+        """Whether no group gave the trainer a ranked pair."""
+        return reply.statistics.constant_groups >= len(self.scored)
 
 
 def collect(
@@ -64,11 +78,10 @@ def collect(
 
 def record_rewards(collected: Collected, objective: RewardObjective, scales: Mapping[str, Scale]) -> RewardRecord:
     """Means of the round's rewards; `scales` are those that the trainer normalised rewards by."""
-    groups, scored = collected
+    groups, items = collected.groups, collected.items
     is_reference_N = np.concatenate([group.is_reference for group in groups])
     num_steps_N = np.concatenate([group.stages for group in groups])
     own_steps_N = np.where(is_reference_N, 0, num_steps_N)
-    items = [item for status in scored for item in status.items or []]
     rewards = {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
     found = totals(rewards, objective, scales)
     gain_N = np.full(len(is_reference_N), np.nan)
@@ -81,6 +94,9 @@ def record_rewards(collected: Collected, objective: RewardObjective, scales: Map
         reference=_means(found.valid_total_N, np.where(is_reference_N, num_steps_N, 0)),
         gain=_means(gain_N, num_steps_N),
         versions={name: version_of(items, name) for name in objective.weights},
+        samples=len(items),
+        scored_samples=int(np.isfinite(found.total_N).sum()),
+        failures=failures_of(items, objective.weights),
     )
 
 
@@ -117,6 +133,10 @@ def record_surrogate(reply: AdaptReply) -> SurrogateRecord:
         reward_gap=statistics.reward_gap,
         stale_groups=statistics.stale_groups,
         constant_groups=statistics.constant_groups,
+        ranked_pairs=statistics.ranked_pairs,
+        tied_pairs=statistics.tied_pairs,
+        spread=statistics.spread,
+        tie_margin=statistics.tie_margin,
         failed_samples=statistics.failed_samples,
         scales=statistics.scales,
         version=reply.version,

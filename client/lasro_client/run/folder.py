@@ -43,7 +43,8 @@ class Progress(NamedTuple):
     """How far a run has come. `surrogate_version`: of its last round, None before it joined the trainer.
 
     `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
-    `budget.max_minutes`, None while that is not known or where there is no such limit.
+    `budget.max_minutes`, None while that is not known or where there is no such limit. `unranked`: how many rounds
+    before it, in a row, gave no ranked pair.
     """
 
     round: int = 0
@@ -52,6 +53,7 @@ class Progress(NamedTuple):
     surrogate_version: int | None = None
     ended: str | None = None
     planned: int | None = None
+    unranked: int = 0
 
 
 Checkpoint = tuple[Progress, dict[str, Tensor] | None]

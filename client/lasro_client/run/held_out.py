@@ -40,25 +40,29 @@ class HeldOut:
         self._settings = folder.config.evaluation
         self.prompts = prompts[: self._settings.prompts]
         self._drift_prompts = drift_prompts[: self._settings.drift_prompts]
+        self.rewards = list(dict.fromkeys([*folder.config.weights, *self._settings.rewards]))
 
     def evaluate_base(self) -> Evaluation:
         """Rewards of the base, read back where an earlier life of the run has measured them."""
         path = self._path("before")
-        return load_evaluation(path) if path.exists() else self._evaluate("before")
+        known = load_evaluation(path) if path.exists() else None
+        return self._evaluate("before") if known is None or known.unscored else known
 
     def evaluate_adapted(self) -> Evaluation:
         """Rewards of the model with the weights that its adapter has now."""
         return self._evaluate("after")
 
     def _evaluate(self, name: str) -> Evaluation:
-        config = self._folder.config
-        rewards = list(dict.fromkeys([*config.weights, *self._settings.rewards]))
+        """Raises RewardError, and keeps nothing, where a reward scored none of the images."""
         folder, is_base = self._folder.path / "evaluation" / name, name == "before"
         self._observer.activity(f"evaluating {name} on {len(self.prompts)} held-out prompts")
         evaluation = evaluate(
-            self._model, self.prompts, rewards, self._client, self._settings.seed, folder, base=is_base
+            self._model, self.prompts, self.rewards, self._client, self._settings.seed, folder, base=is_base
         )
         self._observer.activity(None)
+        evaluation.check_scored()
+        if evaluation.errors:
+            self._observer.note(f"evaluation {name}: {evaluation.describe_failures()}")
         save_evaluation(self._path(name), evaluation)
         self._observer.folder_updated()
         return evaluation

@@ -9,12 +9,20 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lasro.config import RunSettings, differing_keys
+from lasro.config.rewards import REGISTERED
+from lasro.config.surrogate import with_stored_unit
 from lasro.errors import ConflictError
 from lasro_client.run.base_sample_rewards import find_base_rewards
 from lasro_client.run.round_record import Stage
 
-IGNORED_ON_RESUME = {"services": True, "model": {"max_batch"}}
-"""Settings that are not kept: where the services are, and what is held in memory at once."""
+IGNORED_ON_RESUME: dict[str, Any] = {
+    "services": True,
+    "model": {"max_batch"},
+    "rewards": {"__all__": set(REGISTERED)},
+    "health": {"max_unranked_rounds"},
+}
+"""Settings that are not kept: where services are, what is held in memory at once, how rewards are called, and when a
+run that learns nothing ends."""
 LIMITS = ("train.rounds", "pretrain.rounds", "budget.max_reward_calls", "budget.max_minutes")
 """Settings that may grow, and shrink to what is done."""
 
@@ -48,7 +56,8 @@ def _completed(known: dict[str, Any]) -> dict[str, Any]:
         config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
     except ValidationError:
         return known
-    return kept_settings(known.get("stage"), config)
+    stored = config.model_copy(update={"surrogate": with_stored_unit(config.surrogate)})
+    return kept_settings(known.get("stage"), stored)
 
 
 def rounds_of(config: RunSettings, stage: Stage) -> int:

@@ -38,11 +38,20 @@ class ProbeGenerator:
         """Whether it differs from the base in this round, so that its samples are worth a reward."""
         return probe_age(self.settings, round) > 0
 
-    def update(self, round: int, prompts: list[Prompt], generator: torch.Generator, source: ScoreSource) -> None:
-        """One update by the surrogate's gradient, after a reset where one is due."""
+    def update(
+        self,
+        round: int,
+        prompts: list[Prompt],
+        generator: torch.Generator,
+        source: ScoreSource,
+        unranked: bool = False,
+    ) -> None:
+        """One update by the surrogate's gradient, after a reset where one is due; no update in an `unranked` round."""
         if round < self.settings.probe_after or not self.settings.probe_rounds:
             return
         if probe_age(self.settings, round) == 0:
             self.trainer.restart(self.seed + round)
+        if unranked:
+            return
         batch = draw_prompts(prompts, self.batch_size, generator)
         self.trainer.step(batch, source)

@@ -18,6 +18,7 @@ from lasro.errors import WireError
 from lasro.functional.reward_totals import Scale
 from lasro.validation import explain
 from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.services.failures import Failure
 
 Stage = Literal["pretrain", "train"]
 Action = Literal["stop", "roll_back"]
@@ -31,7 +32,8 @@ class RewardRecord:
 
     `rewards` are over all samples that the reward scored, `total` over those that no guard vetoed, `vetoed` is the
     share of the others. `reference` is the total of the reference samples, everything else is of the policy's own
-    samples. `gain` is own minus reference total, of samples of the same noise.
+    samples. `gain` is own minus reference total, of samples of the same noise. `scored_samples` of all `samples`,
+    reference samples too, have a total, which may be vetoed.
     """
 
     rewards: Annotated[Mapping[str, Means], Field(alias="reward")] = field(default_factory=dict)
@@ -44,6 +46,10 @@ class RewardRecord:
     gain: Means = NOT_MEASURED
     versions: Annotated[Mapping[str, int], Field(alias="reward_versions")] = field(default_factory=dict)
     """Newest registration of each reward that scored a sample."""
+    samples: int = 0
+    scored_samples: int = 0
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """Of each reward that did not score every sample."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,10 @@ class SurrogateRecord:
     reward_gap: float | None = None
     stale_groups: int = 0
     constant_groups: int = 0
+    ranked_pairs: int = 0
+    tied_pairs: int = 0
+    spread: float | None = None
+    tie_margin: float | None = None
     failed_samples: int = 0
     scales: Mapping[str, Scale] = field(default_factory=dict)
     version: Annotated[int, Field(alias="surrogate_version")] = 0
@@ -102,6 +112,8 @@ class RoundRecord:
     """Images scored by a reward in the run so far, cache hits not counted."""
     policy_version: int = 0
     """Updates of the generator so far."""
+    unranked_rounds: int = 0
+    """Rounds in a row, up to this one, that gave no ranked pair."""
     health: HealthRecord = HealthRecord()
 
 
@@ -116,7 +128,7 @@ def to_json(record: RoundRecord) -> str:
     )
     if record.stage == "pretrain":
         generator = health = {}
-    sums = {key: fields.pop(key) for key in ("reward_calls", "policy_version")}
+    sums = {key: fields.pop(key) for key in ("reward_calls", "policy_version", "unranked_rounds")}
     return json.dumps(fields | rewards | generator | surrogate | sums | health, allow_nan=False)
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from lasro.config import RunSettings
 from lasro.models.base import GeneratorModel
 from lasro.training.score_source import ScoreSource
-from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus
+from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus, ScoredItem
 from lasro_client.run.base_sample_rewards import preload_replay
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observers
@@ -83,7 +83,10 @@ class TrainedSurrogate:
 
 
 class NoSurrogate:
-    """For methods that need none: nothing is learned, and every version is 0."""
+    """For methods that need none: nothing is learned, and every version is 0.
+
+    Nothing is ranked for them, so only a group in which every sample failed counts as one without a ranked pair.
+    """
 
     source = None
 
@@ -95,8 +98,7 @@ class NoSurrogate:
         return 0
 
     def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
-        items = [item for status in scored for item in status.items or []]
-        failed = sum(any(item.scores[name].score is None for name in self.required_rewards) for item in items)
+        failed_G = [self._count_failed(status.items or []) for status in scored]
         statistics = AdaptStatistics(
             loss=None,
             pair_accuracy=None,
@@ -104,12 +106,17 @@ class NoSurrogate:
             held_out_pair_accuracy=None,
             reward_gap=None,
             pairs=0,
-            constant_groups=0,
-            failed_samples=failed,
+            constant_groups=sum(
+                failed == len(status.items or []) for failed, status in zip(failed_G, scored, strict=True)
+            ),
+            failed_samples=sum(failed_G),
             stale_groups=0,
             duration_s=0.0,
         )
         return AdaptReply(version=0, statistics=statistics)
+
+    def _count_failed(self, items: Sequence[ScoredItem]) -> int:
+        return sum(any(item.scores[name].score is None for name in self.required_rewards) for item in items)
 
     def follow(self, version: int) -> None:
         pass

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lasro.config import RunSettings
-from lasro.errors import BudgetError, ConfigError
+from lasro.errors import BudgetError, ConfigError, RewardError
 from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
@@ -25,6 +25,7 @@ from lasro_client.run.collect import collect, record_rewards, record_surrogate
 from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder, Summary
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
+from lasro_client.run.reward_watch import RewardWatch, probe_with
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import read_run_prompts
 from lasro_client.run.saved_samples import preload_samples
@@ -66,15 +67,17 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
         raise ConfigError(f"method.type: got {config.method.type}, which needs no surrogate; run stage 2 at once")
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
-    with (
-        services(config.services, config.rewards, folder.path, peers) as connected,
-        observer.rounds(config.pretrain.rounds, progress.round),
-        StopRequest() as stop,
-    ):
-        pretraining = Pretraining(folder, probe, connected, prompts, progress, budget, observer)
-        pretraining.begin()
-        pretraining.run_rounds(stop)
-        pretraining.final_steps(stop)
+    with services(config.services, config.rewards, folder.path, peers) as connected:
+        watch = RewardWatch(
+            config, probe_with(trainer.model, prompts[0], config.seed, connected.rewards), observer, peers
+        )
+        if progress.round < config.pretrain.rounds:
+            watch.wait(list(config.weights))
+        with observer.rounds(config.pretrain.rounds, progress.round), StopRequest() as stop:
+            pretraining = Pretraining(folder, probe, connected, prompts, progress, budget, observer)
+            pretraining.begin()
+            pretraining.run_rounds(stop, watch)
+            pretraining.final_steps(stop)
         status = connected.surrogates.status(pretraining.run)
         weights = connected.surrogates.weights_of(pretraining.run, status.version)
         peers.all_gather(lambda: None, None)  # the main process ends the services
@@ -128,16 +131,23 @@ class Pretraining:
         groups = preload_samples(self.config.pretrain.initial_samples, list(self.config.weights), feedback)
         self.observer.activity(f"{groups} groups of earlier runs are in the replay")
 
-    def run_rounds(self, stop: StopRequest) -> None:
-        """All rounds that are left. A signal ends them early, with a checkpoint."""
+    def run_rounds(self, stop: StopRequest, watch: RewardWatch) -> None:
+        """All rounds that are left. A signal ends them early, with a checkpoint, and so does what `watch` raises."""
         config, trainer = self.config.train, self.probe.trainer
         while self.progress.round < self.config.pretrain.rounds:
             try:
-                record = self.round(stop)
+                record = self.round()
             except BudgetError as error:
                 self.observer.note(f"{error}; stage 1 ends after {self.progress.round} rounds")
                 break
             self.observer.round_done(record)
+            try:
+                watch.after_round(record, lambda: stop.asked)
+            except RewardError:
+                self.folder.checkpoint(self.progress, trainer)
+                self.observer.folder_updated()
+                raise
+            stop.agree(self._peers)
             done = self.progress.round
             if stop.asked or done % config.checkpoint_rounds == 0:
                 self.folder.checkpoint(self.progress, trainer)
@@ -147,7 +157,7 @@ class Pretraining:
             stop.raise_if_requested()
         self.folder.checkpoint(self.progress, trainer)
 
-    def round(self, stop: StopRequest) -> RoundRecord:
+    def round(self) -> RoundRecord:
         """Do and log the next round. Raises BudgetError where it may not be done; it then does not count."""
         config, settings, round = self.config, self.config.pretrain, self.progress.round
         draws = generator_for(config.seed, "pretrain prompts", round)
@@ -158,8 +168,15 @@ class Pretraining:
         collected = collect(self._feedback, chosen, self._sample, header, keep)
         reply = self._feedback.adapt(collected.scored, round, settings.steps_per_round)
         self._source.refresh(reply.version)
-        self.probe.update(round, self.prompts, draws, self._source)
-        self.progress = Progress(round + 1, self._budget.elapsed_s, collected.reward_calls, reply.version)
+        unranked = collected.is_unranked(reply)
+        self.probe.update(round, self.prompts, draws, self._source, unranked)
+        self.progress = Progress(
+            round=round + 1,
+            elapsed_s=self._budget.elapsed_s,
+            reward_calls=collected.reward_calls,
+            surrogate_version=reply.version,
+            unranked=self.progress.unranked + 1 if unranked else 0,
+        )
         record = RoundRecord(
             stage="pretrain",
             round=round,
@@ -168,8 +185,8 @@ class Pretraining:
             rewards=record_rewards(collected, config.reward_objective, reply.statistics.scales),
             surrogate=record_surrogate(reply),
             reward_calls=self.progress.reward_calls,
+            unranked_rounds=self.progress.unranked,
         )
-        stop.agree(self._peers)
         if self._peers.is_main:
             self.folder.log(record)
             self.folder.add_base_rewards(base_rewards_of(config.seed, round, *collected))

@@ -8,7 +8,7 @@ state, and observers hear of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lasro.config import RunSettings
-from lasro.errors import BudgetError
+from lasro.errors import BudgetError, RewardError
 from lasro.methods.registry import create_trainer
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
@@ -27,6 +27,7 @@ from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.initial_adapter import start_from_adapter
 from lasro_client.run.observer import Observer, Observers, RunInfo
+from lasro_client.run.reward_watch import RewardWatch, probe_with
 from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
 from lasro_client.run.stop_signal import StopRequest
@@ -83,14 +84,17 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         resumed_s = alternation.progress.elapsed_s
         drift_prompts = [] if prompts.drift is None else prompts.drift.prompts
         held_out = HeldOut(folder, model, prompts.held_out.prompts, drift_prompts, connected.rewards, observer)
+        probe = probe_with(model, prompts.train.prompts[0], config.seed, connected.rewards)
+        watch = RewardWatch(config, probe, observer, peers)
+        watch.wait(held_out.rewards)
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
-        before = peers.on_main_and_broadcast(held_out.evaluate_base, Evaluation)
+        before = _evaluated(held_out.evaluate_base, held_out, watch)
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
-            _run_rounds(alternation, held_out, observer)
+            _run_rounds(alternation, held_out, watch, observer)
         peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         with parameters_set(trainer.parameters, trainer.average):
-            after = peers.on_main_and_broadcast(held_out.evaluate_adapted, Evaluation)
+            after = _evaluated(held_out.evaluate_adapted, held_out, watch)
             drift = peers.on_main_and_broadcast(held_out.measure_drift, dict[str, Any] | None)
     duration_s = resumed_s + time.monotonic() - started
     summary = _summarise(alternation, before, after, drift, duration_s)
@@ -100,8 +104,17 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     return summary
 
 
-def _run_rounds(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
-    """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint."""
+def _evaluated(measure: Callable[[], Evaluation], held_out: HeldOut, watch: RewardWatch) -> Evaluation:
+    """What `measure` finds; it is taken again where a reward scored nothing, once that answers. Raises RewardError."""
+    try:
+        return watch.peers.on_main_and_broadcast(measure, Evaluation)
+    except RewardError:
+        watch.wait(held_out.rewards)
+        return watch.peers.on_main_and_broadcast(measure, Evaluation)
+
+
+def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch, observer: Observers) -> None:
+    """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint; so does `watch`."""
     config, folder, peers = alternation.config.train, alternation.folder, alternation.feedback.peers
     with StopRequest() as stop, observer.rounds(config.rounds, alternation.progress.round):
         while not alternation.over:
@@ -110,10 +123,17 @@ def _run_rounds(alternation: Alternation, held_out: HeldOut, observer: Observers
             except BudgetError as error:
                 observer.note(f"{error}; the run ends after {alternation.progress.round} rounds")
                 break
-            stop.agree(peers)
             if peers.is_main:
                 folder.log(record)
             observer.round_done(record)
+            try:
+                watch.after_round(record, lambda: stop.asked)
+            except RewardError:
+                alternation.checkpoint()
+                folder.export(alternation.trainer)
+                observer.folder_updated()
+                raise
+            stop.agree(peers)
             done = alternation.progress.round
             if stop.asked or done % config.checkpoint_rounds == 0:
                 alternation.checkpoint()

@@ -14,6 +14,7 @@ from lasro.config import RewardSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro.service.api_key import api_key_from_environment
 from lasro.training.distributed import DistributedContext, on_one_machine
+from lasro.wire import RewardInfo
 from lasro_client.services.local_stack import LocalStack
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
@@ -71,8 +72,12 @@ def services(
         trainer = None
         if known.surrogate_trainer:
             trainer = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
-        names = [*(reward.name for reward in rewards), *also_scored]
-        yield _checked(Services(reward_client, trainer, local), names)
+        connected = Services(reward_client, trainer, local)
+        for name in also_scored:
+            _registered(connected, name)
+        for reward in rewards:
+            _check_settings(reward, _registered(connected, reward.name))
+        yield connected
 
 
 def _started_here(exits: ExitStack, rewards: Sequence[RewardSettings], folder: Path, trainer_cores: float) -> Urls:
@@ -105,16 +110,22 @@ def urls(settings: ServiceSettings) -> Urls | None:
     return None
 
 
-def _checked(connected: Services, rewards: Sequence[str]) -> Services:
-    for name in rewards:
-        try:
-            connected.rewards.reward(name)
-        except NotFoundError as error:
-            remedy = (
-                'add `serve = "module:function"` to it' if connected.local else "register it with `lasro rewards add`"
+def _registered(connected: Services, name: str) -> RewardInfo:
+    try:
+        return connected.rewards.reward(name)
+    except NotFoundError as error:
+        remedy = 'add `serve = "module:function"` to it' if connected.local else "register it with `lasro rewards add`"
+        raise ConfigError(f"reward {name}: not registered at the reward API; {remedy}") from error
+
+
+def _check_settings(reward: RewardSettings, info: RewardInfo) -> None:
+    """Raise ConfigError where a reward of another owner is registered otherwise than the run's settings say."""
+    for key, value in reward.registered.items():
+        if getattr(info, key) != value:
+            raise ConfigError(
+                f"reward {reward.name}: got {key} = {value}, but it is registered with {getattr(info, key)}; change "
+                "that with `lasro rewards add --replace`, or leave the setting out"
             )
-            raise ConfigError(f"reward {name}: not registered at the reward API; {remedy}") from error
-    return connected
 
 
 def open_surrogate(connected: Services, run: str, body: SurrogateRun, initial: str | None, resumed: int | None) -> int:

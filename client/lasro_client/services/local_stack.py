@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from lasro.config import RewardSettings
+from lasro.config.rewards import REGISTERED
 from lasro.errors import NotFoundError, StorageError, TimeoutExceededError
 from lasro.redis_store.embedded import EmbeddedRedis
 from lasro.service.api_key import api_key_from_environment
@@ -202,11 +204,14 @@ class LocalStack:
         """Make the API call these rewards where they listen now; one already registered so keeps its version."""
         with http.connect(self.reward_api, self._api_key) as api:
             for name, url in urls.items():
-                spec = RewardSpec(name=name, url=url + "/", protocol=Protocol.NATIVE)
+                spec = RewardSpec(name=name, url=url + "/", protocol=Protocol.NATIVE, **self._settings_of(name))
                 try:
                     info = RewardInfo.model_validate_json(http.send(api, "GET", f"/v1/rewards/{name}").content)
                 except NotFoundError:
                     http.send(api, "POST", "/v1/rewards", json=spec.model_dump(mode="json"))
                     continue
-                if info.url != spec.url or info.protocol != spec.protocol:
+                if any(getattr(info, field) != getattr(spec, field) for field in ("url", "protocol", *REGISTERED)):
                     http.send(api, "PUT", f"/v1/rewards/{name}", json=spec.model_dump(mode="json"))
+
+    def _settings_of(self, name: str) -> dict[str, Any]:
+        return next(reward.registered for reward in self._served if reward.name == name)

@@ -12,8 +12,12 @@ from rich.status import Status
 from lasro_client.run.divergence import describe_trouble
 from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import Means, RoundRecord, Stage
+from lasro_client.run.unranked import describe_ties, has_many_ties, tied_share, why_unranked
+from lasro_client.services.failures import describe as describe_failures
 
 PLAIN_INTERVAL_S = 15.0
+LONGEST_FAILURE = 100
+"""Characters of a reward's failure in the line of each round; a note has more of them."""
 TITLES: dict[Stage, str] = {"pretrain": "stage 1", "train": "stage 2"}
 REFERENCES: dict[Stage, str] = {"pretrain": "probe", "train": "base"}
 """Whose samples the reference samples are."""
@@ -28,11 +32,13 @@ class Terminal(Observer):
         self._rounds: RoundBar | None = None
         self._status: Status | None = None
         self._in_trouble = False
+        self._failing = False
+        self._ties_noted = False
 
     def run_started(self, run: RunInfo) -> None:
         self._title = TITLES[run.stage]
         self._max_s = math.inf if run.max_minutes is None else 60 * run.max_minutes
-        self._in_trouble = False
+        self._in_trouble = self._failing = self._ties_noted = False
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
@@ -59,6 +65,19 @@ class Terminal(Observer):
         if health.action is not None or (health.trouble is not None and not self._in_trouble):
             self.note(f"round {record.round + 1}: {describe_trouble(health)}")
         self._in_trouble = health.trouble is not None
+        self._note_rewards(record)
+
+    def _note_rewards(self, record: RoundRecord) -> None:
+        """Say when rewards begin to fail or to rank nothing, and once that most pairs tie."""
+        round, failures = record.round + 1, record.rewards.failures
+        if record.unranked_rounds == 1:
+            self.note(f"round {round}: no ranked pair to update a generator by: {why_unranked(record)}")
+        elif failures and not self._failing:
+            self.note(f"round {round}: {describe_failures(failures)}")
+        elif not record.unranked_rounds and has_many_ties(record) and not self._ties_noted:
+            self._ties_noted = True
+            self.note(f"round {round}: {describe_ties(record)}")
+        self._failing = bool(failures)
 
     def rounds_ended(self) -> None:
         if self._rounds is not None:
@@ -127,8 +146,13 @@ def describe(record: RoundRecord) -> str:
     if surrogate.held_out_pair_accuracy is not None:
         parts.append(f"held out {surrogate.held_out_pair_accuracy:.2f}")
     parts.append(f"{record.reward_calls} calls")
+    if record.unranked_rounds:
+        parts.append(f"rounds without a ranked pair: {record.unranked_rounds}")
+    elif has_many_ties(record):
+        parts.append(f"{tied_share([record]):.0%} ties")
     if surrogate.failed_samples:
         parts.append(f"{surrogate.failed_samples} failed")
+    parts += [f"{name} {each}"[:LONGEST_FAILURE] for name, each in rewards.failures.items()]
     return "  ".join(parts)
 
 

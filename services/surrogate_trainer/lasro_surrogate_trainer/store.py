@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from lasro import files, wire
 from lasro.config import SurrogateRun
+from lasro.config.surrogate import with_stored_unit
 from lasro.errors import ConfigError, NotFoundError
 from lasro.validation import explain
 
@@ -70,9 +71,10 @@ class RunStore:
         if not path.exists():
             return None
         try:
-            return SurrogateRun.model_validate_json(path.read_bytes())
+            stored = SurrogateRun.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ConfigError(f"{path}: {explain(error)}; remove the folder to start over") from error
+        return stored.model_copy(update={"surrogate": with_stored_unit(stored.surrogate)})
 
     # --- weights ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,119 @@
+"""Do the rewards of a run answer, and do they teach it anything? Waits for the one, and ends a run without the other.
+
+    at the start, also of a resumed run                 every reward must answer
+    after an evaluation in which one scored nothing     so must they, before it is taken again
+    after a round in which no sample got a total        those that make the total must answer
+    after health.max_unranked_rounds                    the run ends
+
+A reward is waited for up to `services.reward_wait_s`, then the run ends with its own words as RewardError. The caller
+keeps a checkpoint, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from lasro.config import RunSettings
+from lasro.errors import RewardError
+from lasro.images import png_bytes
+from lasro.models.base import GeneratorModel
+from lasro.training.distributed import DistributedContext
+from lasro.training.prompts import Prompt
+from lasro.wire import ScoredItem, Status
+from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, score_images
+from lasro_client.run.observer import Observer
+from lasro_client.run.round_record import RoundRecord
+from lasro_client.run.unranked import why_unranked
+from lasro_client.services.failures import Failure, describe, failures_of, remedies
+from lasro_client.services.retry import with_retry
+from lasro_client.services.reward_client import RewardClient
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+STOP_CHECK_S = 0.2
+RESUMABLE = "what is done is kept, and the same command goes on from there"
+Probe = Callable[[Sequence[str]], Sequence[ScoredItem]]
+"""Has one image scored by the named rewards, past the cache; one item."""
+
+
+class RewardWatch:
+    """Of one run. Of several processes the main one asks the rewards, and all of them end."""
+
+    def __init__(self, config: RunSettings, probe: Probe, observer: Observer, peers: DistributedContext) -> None:
+        self._config, self._probe, self._observer, self.peers = config, probe, observer, peers
+        self._wait_s = config.services.reward_wait_s
+
+    def wait(self, rewards: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> None:
+        """Return once all these rewards answer, or `stopped()`.
+
+        Raises RewardError in the words of those that do not within `services.reward_wait_s`, or at once where the API
+        may not call one.
+        """
+        self.peers.on_main_and_broadcast(lambda: self._wait_here(rewards, stopped), None)
+
+    def after_round(self, record: RoundRecord, stopped: Callable[[], bool]) -> None:
+        """Go on where the round taught something; where no sample got a total, once the rewards answer.
+
+        Raises RewardError after too many rounds without a ranked pair, and as `wait`.
+        """
+        rounds = record.unranked_rounds
+        if rounds >= self._config.health.max_unranked_rounds:
+            raise RewardError(
+                f"{rounds} rounds in a row without a ranked pair (health.max_unranked_rounds): "
+                f"{why_unranked(record)}; {RESUMABLE}"
+            )
+        if rounds and not record.rewards.scored_samples:
+            self.wait(self._config.reward_objective.required_rewards, stopped)
+
+    def _wait_here(self, rewards: Sequence[str], stopped: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self._wait_s
+        pause_s, heard, noted = FIRST_PAUSE_S, dict[str, Failure](), ""
+        while failures := self._unanswered(rewards, deadline):
+            # While a reward is left alone for its failures, its last words say more than that.
+            heard = {name: heard.get(name, each) if _is_left_alone(each) else each for name, each in failures.items()}
+            blocked = any(each.status == Status.BLOCKED for each in failures.values())
+            left_s = deadline - time.monotonic()
+            if blocked or left_s <= 0:
+                raise RewardError(self._unreached(heard))
+            if noted != (noted := describe(heard)):
+                self._observer.note(f"{noted}; waiting up to {self._wait_s:g} s for it (services.reward_wait_s)")
+            _pause(min(pause_s, left_s), stopped)
+            if stopped():
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        if heard:
+            self._observer.note(f"reward {', '.join(heard)} answers; the run goes on")
+
+    def _unanswered(self, rewards: Sequence[str], deadline: float) -> Mapping[str, Failure]:
+        """The failures of those that do not answer. One that rejects this image does answer."""
+        failures = failures_of(with_retry(lambda: self._probe(rewards), deadline), rewards)
+        return {name: each for name, each in failures.items() if each.status != Status.REJECTED}
+
+    def _unreached(self, failures: Mapping[str, Failure]) -> str:
+        return (
+            f"{describe(failures)} after {self._wait_s:g} s of waiting (services.reward_wait_s); "
+            f"{remedies(failures)}; {RESUMABLE}"
+        )
+
+
+def probe_with(model: GeneratorModel, prompt: Prompt, seed: int, client: RewardClient) -> Probe:
+    """Scores a sample of the base for this prompt, drawn when first needed: a reward may need real ones."""
+    drawn: list[bytes] = []
+
+    def probe(rewards: Sequence[str]) -> Sequence[ScoredItem]:
+        if not drawn:
+            _, images_BHWC = draw_one_and_two_steps(model, [prompt.text], [seed], base=True)
+            drawn.append(png_bytes(images_BHWC[0]))
+        return score_images(client, [prompt], drawn, rewards, fresh=True)
+
+    return probe
+
+
+def _is_left_alone(failure: Failure) -> bool:
+    return failure.status == Status.UNAVAILABLE
+
+
+def _pause(pause_s: float, stopped: Callable[[], bool]) -> None:
+    until = time.monotonic() + pause_s
+    while not stopped() and (left_s := until - time.monotonic()) > 0:
+        time.sleep(min(left_s, STOP_CHECK_S))
