@@ -85,7 +85,7 @@ def ranked(model: LatentConsistencyModel, tmp_path: Path) -> None:
     settings = SurrogateSettings(trunk="adapter", adapter_rank=2, head_channels=8)
     trainer = SurrogateTrainer(model, settings, RewardObjective({"r": 1.0}))
     group = ReplayGroup("id", 0, 0, PROMPT.text, np.array([1, 1]), {"r": np.array([0.0, 1.0])}, latents(2))
-    trainer.rank([group], Ranker(settings, RewardObjective({"r": 1.0}), {}))
+    trainer.rank([group], Ranker(settings, RewardObjective({"r": 1.0}), {}, margin=0.02))
 
 
 WHERE: dict[str, tuple[str, Callable[[LatentConsistencyModel, Path], Any], str]] = {
