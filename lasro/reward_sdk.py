@@ -30,7 +30,7 @@ from pydantic import Field, SecretStr, ValidationError
 
 from lasro import wire
 from lasro.errors import BusyError, ConfigError, TimeoutExceededError, WireError
-from lasro.images import decode_image
+from lasro.images import MAX_PIXELS, decode_image
 from lasro.reward_function import RejectedItem, Reward, Scores, load_reward, reward
 from lasro.service.app import create_service, parse_message, reply
 from lasro.service.content_types import read_body
@@ -46,7 +46,7 @@ __all__ = ["RejectedItem", "Reward", "RewardEnvironment", "create_reward_app", "
 class RewardEnvironment(ServiceEnvironment):
     """Settings of a reward endpoint."""
 
-    max_pixels: int = Field(1 << 24, ge=1)
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
     """Largest image, in pixels; a bigger one is rejected before it is decoded."""
     max_request_pixels: int = Field(1 << 28, ge=1)
     """Largest sum over the images of one request."""

@@ -434,9 +434,9 @@ def test_images_are_scored_from_plain_json(trainer, http, trained):
     assert reply.scores[0] != reply.scores[1]
     with pytest.raises(WireError, match=r"images\[1\]: got 32 x 32 pixels, expected 16 x 16"):
         trainer.score_images(trained, [png(16), png(32)], PROMPTS[:2])
-    with pytest.raises(WireError, match="not a PNG"):
+    with pytest.raises(WireError, match="no PNG, JPEG or WebP"):
         trainer.score_images(trained, [b"GIF89a"], PROMPTS[:1])
-    with pytest.raises(WireError, match="not a PNG"):
+    with pytest.raises(WireError, match="a PNG that ends early"):
         trainer.score_images(trained, [png(16)[:90]], PROMPTS[:1])
     with pytest.raises(WireError, match="got 2, expected one per prompt"):
         trainer.score_images(trained, images, PROMPTS[:1])

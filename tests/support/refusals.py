@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import msgpack
 from faulty_scorer import pixel_bomb, png
+from png_files import HOSTILE_PNGS
 
 from lasro import wire
 from lasro.service.signing import signed_headers, signing_key
@@ -18,6 +19,7 @@ from lasro.service.signing import signed_headers, signing_key
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 IMAGE = png(7)
 FORM = "application/x-www-form-urlencoded"
+ONE_ROW, TEXT_BOMB = HOSTILE_PNGS["one row of four"], HOSTILE_PNGS["text that inflates without end"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ SCORING = [
         "got 13300 x 13300 pixels",
         lambda servers: score([pixel_bomb()])(servers),
     ),
-    Refusal("a PNG that is cut off", 422, "images[1]: image: a broken PNG", score([IMAGE, IMAGE[:-9]])),
+    Refusal("a PNG that is cut off", 422, "images[1]: image: a PNG that ends early", score([IMAGE, IMAGE[:-9]])),
+    Refusal("a PNG of one row, which says it has four", 422, "got 13 bytes of pixels", score([ONE_ROW])),
+    Refusal("a PNG with text that inflates without end", 422, "images[0]: image: a broken PNG", score([TEXT_BOMB])),
     Refusal("the first 8 bytes of a PNG", 422, "images[0]: image:", score([IMAGE[:8]])),
     Refusal("a JPEG of rubbish", 422, "images[0]: image:", score([b"\xff\xd8\xff\xe0junk"])),
     Refusal("a GIF", 422, "images[0]: image: got 6 bytes that are no PNG, JPEG or WebP", score([b"GIF89a"])),

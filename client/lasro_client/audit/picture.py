@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lasro.images import MAX_PIXELS, decode_image
 from lasro.training.sampling import Group
 
 EDGE_PX, GAP_PX, MARGIN_PX = 160, 10, 24
@@ -77,8 +78,8 @@ def _draw_row(
             draw.text((left_px, image_top_px + EDGE_PX + 2), "no score", FAINT, font)
             continue
         seed, reward = found
-        with Image.open(io.BytesIO(group.images[steps * len(rewards_GKR[steps]) + seed])) as drawn:
-            shown = ImageOps.contain(drawn.convert("RGB"), (EDGE_PX, EDGE_PX))
+        drawn = decode_image(group.images[steps * len(rewards_GKR[steps]) + seed], MAX_PIXELS)
+        shown = ImageOps.contain(drawn, (EDGE_PX, EDGE_PX))
         image.paste(shown, (left_px, image_top_px))
         # Many images are white at their edges, and so is the paper.
         draw.rectangle((left_px - 1, image_top_px - 1, left_px + shown.width, image_top_px + shown.height), None, RULE)

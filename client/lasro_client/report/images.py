@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from lasro.errors import WireError
+from lasro.images import MAX_PIXELS, decode_image
 from lasro_client.evaluation.num_steps import NumSteps
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.report.run_data import RunData, read_strings
@@ -59,15 +61,14 @@ def data_uri(path: Path) -> str | None:
     """The image as an inline WebP no larger than EDGE pixels and BYTES_PER_IMAGE; None where it cannot be read."""
     try:
         return _data_uri(path, path.stat().st_mtime_ns)
-    except (OSError, UnidentifiedImageError):
+    except (OSError, WireError):
         return None
 
 
 @lru_cache(maxsize=512)
 def _data_uri(path: Path, mtime_ns: int) -> str:
     """Cached by modification time: the report is rewritten many times with mostly the same images."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = decode_image(path.read_bytes(), MAX_PIXELS)
     image.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS)
     content = b""
     for quality in QUALITIES:

@@ -20,7 +20,7 @@ from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import ScoreFields, Status
 from lasro_reward_api.admission import Admission
 from lasro_reward_api.cache import Known, ScoreCache, content_digests
-from lasro_reward_api.checks import are_small_pngs, check_images, is_small
+from lasro_reward_api.checks import ImageChecker, are_small_pngs, is_small
 from lasro_reward_api.deadline import Caller
 from lasro_reward_api.endpoints.batching import CallOutcome, Item, ItemOutcome
 from lasro_reward_api.endpoints.pool import EndpointPool
@@ -60,7 +60,8 @@ class Scorer:
         max_pixels: int,
     ) -> None:
         self.registry, self.admission = registry, admission
-        self._endpoints, self._cache, self._max_pixels = endpoints, cache, max_pixels
+        self.images = ImageChecker(max_pixels)
+        self._endpoints, self._cache = endpoints, cache
 
     async def score(self, request: wire.ScoreRequest, caller: Caller, spend: Spend | None = None) -> wire.Fields:
         """A wire.ScoreReply for a request. One with `spend` is a group, which is never refused as beyond a limit.
@@ -110,9 +111,9 @@ class Scorer:
     async def _check(self, images: list[tuple[int, bytes]]) -> None:
         """Raise WireError for the first image that no endpoint should get."""
         if are_small_pngs([image for _, image in images]):
-            check_images(images, self._max_pixels)
+            self.images.check(images)
         else:
-            await asyncio.to_thread(check_images, images, self._max_pixels)
+            await asyncio.to_thread(self.images.check, images)
 
     async def _called(self, column: _Column, request: wire.ScoreRequest, caller: Caller) -> list[ScoreFields]:
         metadata = request.metadata or [None] * len(request.images)

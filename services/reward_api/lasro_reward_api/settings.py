@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from lasro.images import MAX_PIXELS
 from lasro.service.environment import ServiceEnvironment
 
 
 class RewardApiSettings(ServiceEnvironment):
-    max_pixels: int = Field(default=4096 * 4096, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Largest image, width times height."""
     max_reply_bytes: int = Field(default=8 << 20, ge=1024)
     """Largest reply of a reward endpoint."""

@@ -5,17 +5,15 @@ Shape legend: B samples, CHW one latent, HWC one image.
 
 from __future__ import annotations
 
-import io
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from lasro import wire
 from lasro.errors import WireError
+from lasro.images import MAX_PIXELS, decode_image
 
 MAX_SAMPLES = 1024
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 class LatentsBody(NamedTuple):
@@ -86,17 +84,17 @@ def read_gradient(body: bytes, latent_shape: tuple[int, int, int], max_timestep:
 
 
 def read_images(images: list[bytes], size: tuple[int, int]) -> np.ndarray:
-    """Images uint8 [B, h, w, 3] of `size` (h, w), checked before any pixel is decoded. Raises WireError."""
+    """Images uint8 [B, h, w, 3] of `size` (h, w), upright. Raises WireError."""
     return np.stack([_pixels(image, index, size) for index, image in enumerate(images)])
 
 
 def _pixels(image: bytes, index: int, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as opened:
-            height, width = size
-            if opened.size != (width, height):
-                got = "{} x {}".format(*opened.size)
-                raise WireError(f"images[{index}]: got {got} pixels, expected {width} x {height}")
-            return np.asarray(opened.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise WireError(f"images[{index}]: not a PNG, JPEG or WebP that can be read ({error})") from error
+    height, width = size
+    try:  # decoded whatever its size, which is known once it is upright; the first of another size ends the request
+        decoded = decode_image(image, MAX_PIXELS)
+    except WireError as error:
+        raise WireError(f"images[{index}]: {error}") from error
+    if decoded.size != (width, height):
+        got = "{} x {}".format(*decoded.size)
+        raise WireError(f"images[{index}]: got {got} pixels, expected {width} x {height}")
+    return np.asarray(decoded)

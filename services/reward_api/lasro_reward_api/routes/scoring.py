@@ -81,7 +81,7 @@ def group_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings)
         with scorer.admission.request():
             submission = parse_message(body, wire.GroupSubmission)
             registrations = await scorer.registry.get_many(list(dict.fromkeys(submission.rewards)))
-            await asyncio.to_thread(check_group, submission, settings.max_pixels)
+            await asyncio.to_thread(check_group, submission, scorer.images)
             calls = len(submission.images) * sum(found.spec.repeats for found in registrations)
             return reply(request, await queue.add(run, submission, calls, limits), 202)
 
