@@ -87,12 +87,14 @@ def create_reward_app(scorer: Reward, settings: RewardEnvironment | None = None)
 
     @app.post(
         "/",
+        tags=["reward"],
         summary=f"Score images by {scorer.name}",
         openapi_extra=message_body(wire.NativeRequest),
         response_model=wire.NativeReply | wire.PartialReply,
         responses=problems(422, 424, 503, 504),
     )
-    async def score(request: Request) -> Response:
+    async def score_images(request: Request) -> Response:
+        """An image that cannot be scored has null and a reason in its place."""
         nonlocal waiting
         body = await read_body(request)
         if waiting >= settings.max_waiting:

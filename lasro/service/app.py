@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +22,8 @@ from lasro.errors import BusyError, DeviceMemoryError, LasroError
 from lasro.service.content_types import Body, read_body
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.middleware import RequestGate
+from lasro.service.openapi import DocumentedApi, problems
+from lasro.service.paths import PathPrefix, allowed_methods
 from lasro.service.problem import (
     INCOMPLETE_REQUEST,
     MALFORMED_REQUEST,
@@ -35,6 +37,10 @@ log = logging.getLogger("lasro")
 M = TypeVar("M", bound=wire.Message)
 
 
+class Health(wire.Message):
+    status: Literal["live", "ready"]
+
+
 def create_service(
     title: str,
     settings: ServiceEnvironment,
@@ -44,9 +50,9 @@ def create_service(
 ) -> FastAPI:
     """An app with health, metrics, problem+json, key and limits; `ready` raises LasroError while it is not."""
     registry = metrics or CollectorRegistry()
-    app = FastAPI(
-        title=title,
-        version="1",
+    app = DocumentedApi(
+        title,
+        settings,
         lifespan=lifespan,
         redoc_url=None,
         # FastAPI's own, in versions that have it: to ask at each request whether it is set up takes a twentieth of the
@@ -55,24 +61,37 @@ def create_service(
     )
     _add_error_handlers(app)
     app.add_middleware(RequestGate, settings=settings, registry=registry)
-
-    @app.get("/health/live", summary="The process answers")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
-
-    @app.get("/health/ready", summary="Ready for work", responses={503: {"model": wire.Problem}})
-    async def is_ready() -> Response:
-        try:
-            await ready()
-        except LasroError as error:
-            return problem_response(NOT_READY, str(error))
-        return Response('{"status":"ready"}', media_type="application/json")
+    if settings.root_path:
+        app.add_middleware(PathPrefix, prefix=settings.root_path)
+    _add_health_routes(app, ready)
 
     @app.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
     async def scrape() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _add_health_routes(app: FastAPI, ready: Callable[[], Awaitable[None]]) -> None:
+    @app.get("/health/live", tags=["health"], summary="The process answers", responses=problems(is_open=True))
+    async def live() -> Health:
+        """For the supervisor that would start the process again."""
+        return Health(status="live")
+
+    @app.get(
+        "/health/ready",
+        tags=["health"],
+        summary="Ready for work",
+        response_model=Health,
+        responses=problems(503, is_open=True),
+    )
+    async def is_ready() -> Response:
+        """For the balancer that sends requests here; the problem says what is not ready."""
+        try:
+            await ready()
+        except LasroError as error:
+            return problem_response(NOT_READY, str(error))
+        return Response('{"status":"ready"}', media_type="application/json")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -94,8 +113,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         return problem_response(MALFORMED_REQUEST, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return problem_response(refused(error.status_code), str(error.detail), dict(error.headers or {}))
+    async def http(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of one route, of those that the path may have
+            headers["Allow"] = allowed_methods(request)
+        return problem_response(refused(error.status_code), str(error.detail), headers)
 
     @app.exception_handler(ClientDisconnect)
     async def hung_up(request: Request, _: ClientDisconnect) -> Response:

@@ -62,7 +62,7 @@ def refusal(scope: Scope, headers: Mapping[bytes, bytes], settings: ServiceEnvir
         return problem_response(MALFORMED_HTTP, "host: got none, expected the header Host: HOST[:PORT]")
     if not settings.knows_callers:
         return _cross_origin(headers)
-    if settings.api_key is None or scope["path"] in OPEN_PATHS:
+    if settings.api_key is None or scope["path"].removeprefix(settings.root_path) in OPEN_PATHS:
         return None
     if hmac.compare_digest(_bearer(headers.get(b"authorization", b"")), settings.api_key.get_secret_value().encode()):
         return None

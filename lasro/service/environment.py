@@ -21,6 +21,8 @@ class ServiceEnvironment(BaseSettings):
     """Port to bind; 0 takes a free one."""
     listen_fd: int | None = None
     """An already listening socket, inherited from `lasro up`; overrides host and port."""
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$", max_length=256)
+    """Path under which a proxy shows this service, such as `/lasro`; whether the proxy takes it off is all the same."""
     api_key: SecretStr | None = None
     """Wanted in `Authorization: Bearer`; required unless bound to loopback."""
     redis_url: SecretStr | None = None

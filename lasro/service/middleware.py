@@ -17,10 +17,10 @@ from lasro.service import callers
 from lasro.service.callers import OPEN_PATHS
 from lasro.service.environment import ServiceEnvironment
 from lasro.service.logs import new_request_id, set_request_id
+from lasro.service.paths import METHODS
 from lasro.service.problem import BODY_TOO_LARGE, BODY_TOO_SLOW, RETRY_AFTER_S, problem_response
 
 log = logging.getLogger("lasro")
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 

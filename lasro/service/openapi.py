@@ -5,11 +5,80 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
+from pydantic.json_schema import models_json_schema
 
-from lasro import wire
-from lasro.service.problem import PROBLEM_TYPE
+from lasro import errors, wire
+from lasro.errors import LasroError
+from lasro.service.environment import ServiceEnvironment
+from lasro.service.problem import HTTP_PROBLEMS, PROBLEM_TYPE
+
+SCHEMAS = "#/components/schemas/"
+BINARY_TYPE = "application/octet-stream"
+"""What safetensors may be called too, by clients that know no media type for them."""
+DESCRIPTION = "Reward fine-tuning of one- and two-step diffusion models. Errors are problem documents (RFC 9457)."
+BEARER = "bearer"
+TAGS = {
+    "health": "Whether the process answers, and whether it can work.",
+    "rewards": "Endpoints that score images: registered, changed and tried.",
+    "scoring": "Scores of images, at once or in the background.",
+    "runs": "What a training run has here.",
+    "training": "The surrogate's training and its weights.",
+    "surrogate": "Scores of the surrogate, and their gradients.",
+    "reward": "Scores of one reward.",
+}
+
+
+class DocumentedApi(FastAPI):
+    """An app whose OpenAPI document holds every schema that it names, and the key that operations want."""
+
+    def __init__(self, title: str, settings: ServiceEnvironment, **options: Any) -> None:
+        super().__init__(
+            title=title,
+            version="1",
+            description=DESCRIPTION,
+            contact={"name": "LaSRO"},
+            license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            servers=[{"url": settings.root_path or "/"}],
+            generate_unique_id_function=lambda route: route.name,
+            **options,
+        )
+        bearer = {BEARER: list[str]()}
+        self._security = [bearer] if settings.api_key is not None else [bearer, {}]
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+        for operation in operations:
+            operation["security"] = [] if operation.get("tags") == ["health"] else self._security
+        used = {tag for operation in operations for tag in operation.get("tags", ())}
+        document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items() if name in used]
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer", "description": "LASRO_API_KEY"}}
+        schemas = components.setdefault("schemas", {})
+        if missing := sorted(_named_schemas(document) - schemas.keys()):
+            schemas |= _wire_schemas(missing) | schemas
+        return document
+
+
+def _named_schemas(node: Any) -> set[str]:
+    """Those that any `$ref` below this node names."""
+    if isinstance(node, list):
+        return set().union(*map(_named_schemas, node))
+    if not isinstance(node, dict):
+        return set()
+    reference = node.get("$ref")
+    named = {reference.removeprefix(SCHEMAS)} if isinstance(reference, str) else set[str]()
+    return named.union(*map(_named_schemas, node.values()))
+
+
+def _wire_schemas(names: list[str]) -> dict[str, Any]:
+    """Schemas of wire messages, and of all that they are made of."""
+    kinds = [(getattr(wire, name), "validation") for name in names]
+    _, schemas = models_json_schema(kinds, ref_template=SCHEMAS + "{model}")
+    return schemas["$defs"]
 
 
 class BareRoute(APIRoute):
@@ -30,32 +99,29 @@ def header_parameter(name: str, kind: TypeAdapter[Any], description: str) -> dic
 
 def message_body(kind: type[wire.Message]) -> dict[str, Any]:
     """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
-    schema = _inlined(kind.model_json_schema())
+    schema = {"$ref": SCHEMAS + kind.__name__}
     content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}, "responses": WRONG_TYPE}
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A pydantic schema with its `$defs` in place: OpenAPI would look for them at the root of the document."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolve(part) for part in node]
-        if not isinstance(node, dict):
-            return node
-        target = resolve(definitions[node["$ref"].rpartition("/")[2]]) if "$ref" in node else {}
-        return target | {key: resolve(value) for key, value in node.items() if key != "$ref"}
-
-    return resolve(schema)
+def tensor_content() -> dict[str, Any]:
+    """`content` of a body that is a safetensors file, under both of its names."""
+    return {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS_TYPE, BINARY_TYPE)}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` for a route: the problem+json statuses it can answer with."""
-    schema = wire.Problem.model_json_schema()
-    content = {PROBLEM_TYPE: {"schema": schema}}
-    everywhere = (400, 401, 403, 408, 413, 431, 500)
-    return {status: {"description": "problem", "content": content} for status in (*everywhere, *statuses)}
+def problems(*statuses: int, is_open: bool = False) -> dict[int | str, dict[str, Any]]:
+    """`responses` for a route: the problem+json statuses it can answer with; one that is open wants no key."""
+    everywhere = (400, *(() if is_open else (401,)), 403, 408, 413, 431, 500)
+    content = {PROBLEM_TYPE: {"schema": {"$ref": SCHEMAS + wire.Problem.__name__}}}
+    return {status: {"description": _problem_titles(status), "content": content} for status in (*everywhere, *statuses)}
+
+
+def _problem_titles(status: int) -> str:
+    """The problems of an HTTP status, each with its type."""
+    ours = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LasroError)]
+    kinds = [*HTTP_PROBLEMS, *ours]
+    found = {f"{kind.title} ({kind.problem_type()})" for kind in kinds if kind.http_status == status}
+    return "; ".join(sorted(found))
 
 
 WRONG_TYPE = {"415": problems(415)[415]}

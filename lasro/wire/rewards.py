@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.wire.codec import Blob, Finite, Message, Name
 
 OUT_OF_RANGE = "expected a score in"
 """What the error of a bad reply says where a score lies outside its reward's range."""
+
+
+Range = Annotated[
+    tuple[Finite, Finite],
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+]
+"""Lowest and highest score. Its schema is one that generators of clients know: few know `prefixItems`."""
 
 
 class Protocol(StrEnum):
@@ -51,9 +58,7 @@ class RewardSpec(Message):
         default=32, ge=1, le=512, description="most images per call; openai-chat and mapping without $each send one"
     )
     concurrency: int = Field(default=2, ge=1, le=64, description="calls in flight")
-    range: tuple[Finite, Finite] | None = Field(
-        default=None, description="expected range; scores outside are bad replies"
-    )
+    range: Range | None = Field(default=None, description="expected range; scores outside are bad replies")
     secret: str | None = Field(
         default=None,
         max_length=256,
@@ -86,7 +91,7 @@ class RewardInfo(Message):
     max_batch: int
     images_per_call: int = Field(description="max_batch, or 1 where the protocol carries one image")
     concurrency: int
-    range: tuple[float, float] | None
+    range: Range | None
     has_secret: bool
     signed_replies: bool = False
     header_names: list[str]

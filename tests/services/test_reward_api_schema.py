@@ -60,13 +60,11 @@ def test_every_answer_is_documented_and_none_is_a_server_error(
             check()
 
 
-def test_bodies_are_described_without_dangling_references(document: Any) -> None:
-    """Bug: `#/$defs/...` points at nothing in an OpenAPI document."""
-    raw = document.raw_schema
-    assert "$defs" not in str(raw)
-    body = raw["paths"]["/v1/rewards"]["post"]["requestBody"]["content"]
-    assert body["application/json"] == body[MSGPACK_TYPE]
-    assert "flow-factory" in str(body["application/json"]["schema"]["properties"]["protocol"])
+def test_bodies_are_described_in_both_forms(document: Any) -> None:
+    """Bug: what JSON may hold and what msgpack may hold are described apart, and differ after a while."""
+    body = document.raw_schema["paths"]["/v1/rewards"]["post"]["requestBody"]["content"]
+    assert body["application/json"] == body[MSGPACK_TYPE] == {"schema": {"$ref": "#/components/schemas/RewardSpec"}}
+    assert "flow-factory" in document.raw_schema["components"]["schemas"]["Protocol"]["enum"]
 
 
 def test_the_bare_route_is_documented_as_any_other(document: Any) -> None:

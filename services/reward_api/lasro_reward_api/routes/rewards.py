@@ -39,7 +39,8 @@ def reward_routes(registry: RewardRegistry, scorer: Scorer, endpoints: EndpointP
         summary="Call a reward once with a known image",
         responses=answer(200, wire.ProbeReply, "what the call showed") | problems(404, 422, *REDIS_PROBLEMS),
     )
-    async def probe(request: Request, name: RewardName) -> Response:
+    async def probe_reward(request: Request, name: RewardName) -> Response:
+        """Past the cache, the queue and an open circuit; what went wrong is in the answer."""
         with scorer.admission.request():
             registration = await registry.get(name)
             caller = Caller(Deadline.after(registration.spec.timeout_s), request_id())
@@ -57,7 +58,8 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
         openapi_extra=message_body(wire.RewardSpec),
         responses=answer(201, wire.RewardInfo, "registered") | problems(409, 422, *REDIS_PROBLEMS),
     )
-    async def register(request: Request) -> Response:
+    async def register_reward(request: Request) -> Response:
+        """A name in use is refused; PUT changes what is there."""
         spec = checked_spec(await read_message(request, wire.RewardSpec))
         registration, _ = await registry.put(spec, replace=False)
         return reply(request, to_reward_info(registration), 201)
@@ -67,7 +69,8 @@ def _add_collection(router: APIRouter, registry: RewardRegistry) -> None:
         summary="Registered rewards, all or a page of them",
         responses=answer(200, wire.RewardList, "by name") | problems(422, *REDIS_PROBLEMS),
     )
-    async def rewards(request: Request, limit: Limit = None, after: After = "") -> Response:
+    async def list_rewards(request: Request, limit: Limit = None, after: After = "") -> Response:
+        """Secrets and values of headers are left out."""
         found = await registry.list(after, limit)
         return reply(request, wire.RewardList(rewards=[to_reward_info(one) for one in found]))
 
@@ -78,7 +81,8 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         summary="One registered reward",
         responses=answer(200, wire.RewardInfo, "as registered") | problems(404, 422, *REDIS_PROBLEMS),
     )
-    async def reward(request: Request, name: RewardName) -> Response:
+    async def get_reward(request: Request, name: RewardName) -> Response:
+        """Its secret and the values of its headers are left out."""
         return reply(request, to_reward_info(await registry.get(name)))
 
     @router.put(
@@ -89,7 +93,8 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         | answer(201, wire.RewardInfo, "registered")
         | problems(422, *REDIS_PROBLEMS),
     )
-    async def change(request: Request, name: RewardName) -> Response:
+    async def put_reward(request: Request, name: RewardName) -> Response:
+        """Scores of the version before are no longer found in the cache."""
         spec = checked_spec(await read_message(request, wire.RewardSpec))
         if spec.name != name:
             raise WireError(f"name: got {spec.name}, expected the one in the path ({name})")
@@ -102,7 +107,8 @@ def _add_single(router: APIRouter, registry: RewardRegistry, endpoints: Endpoint
         summary="Forget a reward",
         responses={204: {"description": "forgotten"}} | problems(404, 422, *REDIS_PROBLEMS),
     )
-    async def remove(name: RewardName) -> Response:
+    async def delete_reward(name: RewardName) -> Response:
+        """Requests under way are still answered."""
         await registry.delete(name)
         await endpoints.forget(name)
         return Response(status_code=204)

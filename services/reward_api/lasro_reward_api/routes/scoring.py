@@ -35,7 +35,8 @@ def add_score_route(app: FastAPI, scorer: Scorer, settings: RewardApiSettings) -
         wire.TIMEOUT_HEADER, TIMEOUT_S, "seconds to answer in; what is not scored by then fails"
     )
 
-    async def score(request: Request) -> Response:
+    async def score_images(request: Request) -> Response:
+        """An image that a reward cannot score has a status and no number; the others are not held up by it."""
         caller = Caller(Deadline.after(_limit_s(request, settings)), request_id())
         body = await read_body(request)
         with scorer.admission.request():
@@ -43,7 +44,7 @@ def add_score_route(app: FastAPI, scorer: Scorer, settings: RewardApiSettings) -
 
     app.router.add_api_route(
         "/v1/score",
-        score,
+        score_images,
         methods=["POST"],
         tags=["scoring"],
         summary="Score images by registered rewards",
@@ -76,7 +77,8 @@ def group_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings)
         openapi_extra=message_body(wire.GroupSubmission),
         responses=answer(202, wire.GroupAccepted, "queued or known") | problems(404, 409, 422, 429, *REDIS_PROBLEMS),
     )
-    async def submit(request: Request, run: RunName) -> Response:
+    async def submit_group(request: Request, run: RunName) -> Response:
+        """The group is in Redis before the answer; its scores go to the run's stream, and stay here to be read."""
         body = await read_body(request)
         with scorer.admission.request():
             submission = parse_message(body, wire.GroupSubmission)
@@ -90,7 +92,8 @@ def group_routes(scorer: Scorer, queue: GroupQueue, settings: RewardApiSettings)
         summary="State and scores of a group, by long poll where `wait` is given",
         responses=answer(200, wire.GroupStatus, "as it is now") | problems(404, 422, *REDIS_PROBLEMS),
     )
-    async def group(request: Request, run: RunName, group_id: GroupId, wait: Wait = 0.0) -> Response:
+    async def get_group(request: Request, run: RunName, group_id: GroupId, wait: Wait = 0.0) -> Response:
+        """Waits for as long as asked, or until the group is scored or dead-lettered."""
         return reply(request, await wait_scored(queue, run, group_id, wait))
 
     return router
