@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test proofs check bench bench-queue bench-rewards chaos fuzz compose-test tiny-model \
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards chaos fuzz openapi-lint compose-test tiny-model \
 	tiny-model-report clean
 
 FUZZ_SECONDS ?= 60
@@ -25,6 +25,7 @@ help:
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; tens of minutes;"
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
+	@echo "make openapi-lint  what Redocly and Spectral say of the OpenAPI documents; needs Node.js"
 	@echo "make compose-test  the composed stack in a Docker engine: started, used, killed, and given bad input; five minutes"
 	@echo "make tiny-model    make the bundled model anew, on a GPU half an hour; BUDGET_MINUTES=25 for all its training"
 	@echo "make tiny-model-report   measure the bundled model and the one made, beside what is wanted; ten minutes"
@@ -63,6 +64,11 @@ chaos: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/pip install -c constraints.txt -e '.[dev,fuzz]'
 	$(BIN)/python tests/fuzz/coverage_guided.py --seconds $(FUZZ_SECONDS)
+
+openapi-lint: $(INSTALLED)
+	PYTHONPATH=tests/support $(BIN)/python -m openapi_documents runs/openapi
+	npx --yes @redocly/cli@2.77.0 lint runs/openapi/*.json
+	npx --yes @stoplight/spectral-cli@6.16.3 lint --fail-severity warn --ruleset runs/openapi/spectral.yaml runs/openapi/*.json
 
 # Needs no virtual environment, and everything else needs no Docker.
 compose-test:

@@ -19,7 +19,7 @@ def explain(error: ValidationError, settings: type[BaseModel] | None = None) -> 
     """The first few problems. Of a message from outside without its payload; of `settings`, which the user wrote, with
     the value that was got, and for a setting that does not exist with those that do.
     """
-    problems = error.errors(include_url=False, include_context=False, include_input=settings is not None)
+    problems = error.errors(include_url=False, include_context=False)
     lines = [_message(problem) if settings is None else _of_setting(problem, settings) for problem in problems[:3]]
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return "; ".join(one_line(line) for line in lines) + more
@@ -31,7 +31,8 @@ def one_line(text: str) -> str:
 
 
 def _message(problem: ErrorDetails) -> str:
-    return f"{_name(problem['loc'])}: {problem['msg']}"
+    got = f", got {type(problem['input']).__name__}" if problem["type"].endswith("_type") else ""
+    return f"{_name(problem['loc'])}: {problem['msg']}{got}"
 
 
 def _of_setting(problem: ErrorDetails, settings: type[BaseModel]) -> str:

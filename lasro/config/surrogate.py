@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from lasro.config.base import Autocast, Device, Positive, Rate, Settings, Share, Source
 from lasro.config.model import ModelSettings
@@ -13,6 +13,13 @@ from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.wire import Finite, Name
 
 UNIT = "tie_margin_unit"
+MAX_REWARDS = 32
+"""Of a run, as of a request for scores."""
+
+
+def _as_tuple(value: Any) -> Any:
+    """What JSON and TOML have in place of a tuple, for a strict reader too."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class SurrogateSettings(Settings):
@@ -86,13 +93,13 @@ class SurrogateRun(Settings):
 
     model: ModelSettings = ModelSettings()
     surrogate: SurrogateSettings = SurrogateSettings()
-    weights: dict[Name, Finite] = Field(min_length=1)
+    weights: dict[Name, Finite] = Field(min_length=1, max_length=MAX_REWARDS)
     """Weight of each reward in the total that is ranked."""
     combine: Combine = "sum"
     """What makes the total: the weighted sum, product of powers, or smallest weighted reward."""
-    floors: dict[Name, Finite] = Field(default_factory=dict)
+    floors: dict[Name, Finite] = Field(default_factory=dict, max_length=MAX_REWARDS)
     """Rewards below which a sample is vetoed, and ranks below all that are not."""
-    normalised: tuple[Name, ...] = ()
+    normalised: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=MAX_REWARDS)
     """Rewards taken in standard deviations from their mean, both of the groups in the replay."""
 
     @model_validator(mode="after")

@@ -36,11 +36,6 @@ def check_content_type(request: Request, accepted: tuple[str, ...] = MESSAGE_TYP
     return given
 
 
-async def only_json(request: Request) -> None:
-    """As a dependency, for a route whose body FastAPI reads."""
-    check_content_type(request, (JSON_TYPE,))
-
-
 async def read_body(request: Request, accepted: tuple[str, ...] = MESSAGE_TYPES) -> Body:
     """The whole body, once it is known to be of an accepted type; raises ContentTypeError.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from lasro import errors, wire
@@ -29,6 +29,10 @@ TAGS = {
     "surrogate": "Scores of the surrogate, and their gradients.",
     "reward": "Scores of one reward.",
 }
+
+
+_described: dict[str, type[BaseModel]] = {wire.Problem.__name__: wire.Problem}
+"""Models that routes describe by name, since FastAPI does not read or write them."""
 
 
 class DocumentedApi(FastAPI):
@@ -59,7 +63,7 @@ class DocumentedApi(FastAPI):
         components["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer", "description": "LASRO_API_KEY"}}
         schemas = components.setdefault("schemas", {})
         if missing := sorted(_named_schemas(document) - schemas.keys()):
-            schemas |= _wire_schemas(missing) | schemas
+            schemas |= _schemas(missing) | schemas
         return document
 
 
@@ -74,10 +78,11 @@ def _named_schemas(node: Any) -> set[str]:
     return named.union(*map(_named_schemas, node.values()))
 
 
-def _wire_schemas(names: list[str]) -> dict[str, Any]:
-    """Schemas of wire messages, and of all that they are made of."""
-    kinds = [(getattr(wire, name), "validation") for name in names]
-    _, schemas = models_json_schema(kinds, ref_template=SCHEMAS + "{model}")
+def _schemas(names: list[str]) -> dict[str, Any]:
+    """Schemas of these models, and of all that they are made of."""
+    _, schemas = models_json_schema(
+        [(_described[name], "validation") for name in names], ref_template=SCHEMAS + "{model}"
+    )
     return schemas["$defs"]
 
 
@@ -99,8 +104,18 @@ def header_parameter(name: str, kind: TypeAdapter[Any], description: str) -> dic
 
 def message_body(kind: type[wire.Message]) -> dict[str, Any]:
     """`openapi_extra` for a route that uses `read_message`: one schema, JSON and msgpack."""
+    return _body(kind, "application/json", wire.MSGPACK_TYPE)
+
+
+def json_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` for a route that reads JSON by itself."""
+    return _body(kind, "application/json")
+
+
+def _body(kind: type[BaseModel], *media_types: str) -> dict[str, Any]:
+    _described[kind.__name__] = kind
     schema = {"$ref": SCHEMAS + kind.__name__}
-    content = {"application/json": {"schema": schema}, wire.MSGPACK_TYPE: {"schema": schema}}
+    content = {name: {"schema": schema} for name in media_types}
     return {"requestBody": {"required": True, "content": content}, "responses": WRONG_TYPE}
 
 

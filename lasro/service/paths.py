@@ -45,7 +45,7 @@ def _without_host(location: bytes) -> bytes:
 
 def allowed_methods(request: Request) -> str:
     """The methods that the routes of a request's path take, as the header Allow has them."""
-    tried = [(method, request.scope | {"method": method}) for method in METHODS]
+    tried = [(method, {**request.scope, "method": method}) for method in METHODS]
     routes = request.app.routes
     return ", ".join(
         method for method, scope in tried if any(route.matches(scope)[0] is Match.FULL for route in routes)

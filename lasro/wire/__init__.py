@@ -2,6 +2,7 @@
 
     codec       the base of all messages, their field types, JSON and msgpack
     tensors     latents and weights as safetensors, prompts in the header
+    registry_fields   what a registered reward may bring, and how much of it
     rewards     registering a reward, asking for scores, and what a reward's endpoint is asked
     groups      the samples of one prompt on their way from the client to the trainer
     surrogate   what the surrogate trainer is asked and answers

@@ -47,9 +47,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Message(BaseModel):
-    """Base of all messages: immutable, unknown fields refused."""
+    """Base of all messages: immutable, unknown fields refused, and nothing made of another type: no number of text, no
+    boolean of a number. Fields that JSON and msgpack have no type for, such as enums, say `strict=False`.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
 
 
 M = TypeVar("M", bound=Message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,13 +71,13 @@ class GroupSubmission(Message):
 
 class GroupAccepted(Message):
     group_id: Name
-    state: GroupState
+    state: Annotated[GroupState, Field(strict=False)]
     reward_calls: int = Field(description="images scored by a reward so far in this run, cache hits not counted")
 
 
 class GroupStatus(Message):
     group_id: Name
-    state: GroupState
+    state: Annotated[GroupState, Field(strict=False)]
     items: list[ScoredItem] | None = Field(default=None, description="absent until scored")
     error: str | None = Field(default=None, description="why it was dead-lettered; absent unless its state is dead")
     reward_calls: int

@@ -7,20 +7,14 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, TypedDict
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.wire.codec import Blob, Finite, Message, Name
+from lasro.wire.registry_fields import Headers, Mapping, Range
 
 OUT_OF_RANGE = "expected a score in"
 """What the error of a bad reply says where a score lies outside its reward's range."""
-
-
-Range = Annotated[
-    tuple[Finite, Finite],
-    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
-]
-"""Lowest and highest score. Its schema is one that generators of clients know: few know `prefixItems`."""
 
 
 class Protocol(StrEnum):
@@ -52,7 +46,7 @@ class RewardSpec(Message):
 
     name: Name
     url: str = Field(min_length=1, max_length=2048, json_schema_extra={"format": "uri"})
-    protocol: Protocol
+    protocol: Annotated[Protocol, Field(strict=False)]
     timeout_s: float = Field(default=30.0, gt=0, le=600, description="for one call of the endpoint")
     max_batch: int = Field(
         default=32, ge=1, le=512, description="most images per call; openai-chat and mapping without $each send one"
@@ -67,10 +61,10 @@ class RewardSpec(Message):
     signed_replies: bool = Field(
         default=False, description="take only replies signed with the same whsec_ secret, as lasro.reward_sdk does"
     )
-    headers: dict[str, str] = Field(default_factory=dict, description="sent with each call; values never returned")
+    headers: Headers = Field(default_factory=dict, description="sent with each call; values never returned")
     repeats: int = Field(default=1, ge=1, le=32, description="calls averaged per image, for noisy scorers")
     cache: bool = Field(default=True, description="reuse the score of the same image, prompt, metadata and version")
-    mapping: dict[str, Any] | None = Field(
+    mapping: Mapping | None = Field(
         default=None, description="settings of the protocol, each its own; unknown ones are refused"
     )
 
@@ -86,7 +80,7 @@ class RewardInfo(Message):
 
     name: Name
     url: str
-    protocol: Protocol
+    protocol: Annotated[Protocol, Field(strict=False)]
     timeout_s: float
     max_batch: int
     images_per_call: int = Field(description="max_batch, or 1 where the protocol carries one image")
@@ -147,7 +141,7 @@ class RewardValue(Message):
     """One reward's answer for one image. `score` is null exactly when `status` is not ok."""
 
     score: Finite | None
-    status: Status
+    status: Annotated[Status, Field(strict=False)]
     error: str | None = None
     attempts: int = 1
     latency_s: float = 0.0
@@ -164,7 +158,7 @@ class ScoreFields(TypedDict):
     """The fields of a RewardValue as a plain dict: to check what the API has just computed takes longer than that."""
 
     score: float | None
-    status: Status
+    status: Annotated[Status, Field(strict=False)]
     error: str | None
     attempts: int
     latency_s: float
@@ -194,7 +188,7 @@ class ScoreReply(Message):
 class ProbeReply(Message):
     """What one call with a known image showed."""
 
-    status: Status
+    status: Annotated[Status, Field(strict=False)]
     score: Finite | None
     latency_s: float
     error: str | None = None

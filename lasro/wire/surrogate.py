@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from lasro.functional.reward_totals import Scale
 from lasro.wire.codec import Blob, Finite, Message, Name
+
+# A strict message takes a dataclass from JSON alone, and msgpack has maps.
+ScaleFields = Annotated[Scale, BeforeValidator(TypeAdapter(Scale).validate_python)]
 
 
 class AdaptRequest(Message):
@@ -39,7 +42,7 @@ class AdaptStatistics(Message):
     )
     tie_margin: Finite | None = Field(default=None, description="largest difference of totals that is a tie")
     failed_samples: int = Field(description="new samples dropped because a reward failed")
-    scales: dict[Name, Scale] = Field(
+    scales: dict[Name, ScaleFields] = Field(
         default_factory=dict, description="mean and standard deviation by which normalised rewards entered the totals"
     )
     stale_groups: int = Field(

@@ -11,35 +11,22 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import SecretStr, ValidationError
+from openapi_documents import SERVICES, make_app
+from pydantic import ValidationError
 from starlette.types import ASGIApp
 
-from lasro.reward_sdk import RewardEnvironment, create_reward_app, reward
 from lasro.service.environment import ServiceEnvironment
 from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app as create_reward_api
 from lasro_reward_api.settings import RewardApiSettings
-from lasro_surrogate_trainer.app import create_app as create_trainer
-from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
-SERVICES = ("reward_api", "surrogate_trainer", "reward")
 PREFIX = "/team/lasro"
-NO_REDIS = SecretStr("redis://127.0.0.1:1/")
 
 
-def made(service: str, folder: Path, key: str | None = None, root_path: str = "") -> FastAPI:
-    common: dict[str, Any] = {"redis_url": NO_REDIS, "root_path": root_path, "api_key": key}
-    if service == "reward_api":
-        return create_reward_api(RewardApiSettings.model_validate(common))
-    if service == "surrogate_trainer":
-        return create_trainer(TrainerEnvironment.model_validate(common | {"data_dir": folder}))
-    return create_reward_app(reward(lambda images, prompts, metadata: []), RewardEnvironment.model_validate(common))
-
-
-@pytest.fixture(params=SERVICES)
-def app(request: pytest.FixtureRequest, tmp_path: Path) -> FastAPI:
-    return made(request.param, tmp_path)
+@pytest.fixture(scope="module", params=SERVICES)
+def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    return make_app(request.param, tmp_path_factory.mktemp("runs"))
 
 
 def asked(app: FastAPI, method: str, path: str) -> httpx.Response:
@@ -106,7 +93,7 @@ def test_every_refusal_is_a_typed_problem(app: FastAPI) -> None:
 @pytest.mark.parametrize("key", [None, "secret"])
 def test_operations_name_the_key_that_they_want(service: str, key: str | None, tmp_path: Path) -> None:
     """Bug: the document did not say that a key is wanted, and a generated client had no place for one."""
-    document = made(service, tmp_path, key).openapi()
+    document = make_app(service, tmp_path, key).openapi()
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     wanted = [{"bearer": []}] if key else [{"bearer": []}, {}]
     for where, operation in operations(document):
@@ -117,7 +104,7 @@ def test_operations_name_the_key_that_they_want(service: str, key: str | None, t
 
 def test_tensors_are_binary_bodies(tmp_path: Path) -> None:
     """Bug: generators that know no safetensors left those operations out."""
-    paths = made("surrogate_trainer", tmp_path).openapi()["paths"]
+    paths = make_app("surrogate_trainer", tmp_path).openapi()["paths"]
     gradient = paths["/v1/runs/{run}/gradient"]["post"]
     weights = paths["/v1/runs/{run}/weights"]
     bodies = [gradient["requestBody"], gradient["responses"]["200"], weights["put"]["requestBody"]]
@@ -142,7 +129,7 @@ def test_a_405_lists_all_methods_of_its_path(app: FastAPI) -> None:
 def test_a_service_behind_a_path_prefix(service: str, sent: str, tmp_path: Path) -> None:
     """Bug: the page of the documentation looked for the document at the proxy's root; a redirect led out of the prefix,
     and named the inner host; whether the proxy takes the prefix off made the service work or not."""
-    app = made(service, tmp_path, root_path=PREFIX)
+    app = make_app(service, tmp_path, root_path=PREFIX)
     assert asked(app, "GET", f"{sent}/health/live").json() == {"status": "live"}
     assert f"url: '{PREFIX}/openapi.json'" in asked(app, "GET", f"{sent}/docs").text
     assert asked(app, "GET", f"{sent}/openapi.json").json()["servers"] == [{"url": PREFIX}]
@@ -155,7 +142,7 @@ def test_a_service_behind_a_path_prefix(service: str, sent: str, tmp_path: Path)
 @pytest.mark.parametrize("sent", ["", PREFIX])
 def test_a_prefix_opens_no_path(sent: str, tmp_path: Path) -> None:
     """Bug: with a prefix, the paths that need no key needed one, or the others did not."""
-    app = made("reward_api", tmp_path, key="secret", root_path=PREFIX)
+    app = make_app("reward_api", tmp_path, key="secret", root_path=PREFIX)
     for path in ("/health/live", "/metrics", "/openapi.json"):
         assert asked(app, "GET", sent + path).status_code == 200, path
     for path in ("/v1/rewards", "/docs", "", "/health/live/"):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from lasro.service.signing import signed_headers, signing_key
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 IMAGE = png(7)
 FORM = "application/x-www-form-urlencoded"
+NESTED: dict[str, Any] = reduce(lambda inner, _: {"a": inner}, range(60), {})
 ONE_ROW, TEXT_BOMB = HOSTILE_PNGS["one row of four"], HOSTILE_PNGS["text that inflates without end"]
 
 
@@ -156,6 +158,13 @@ REGISTERING = [
     Refusal("a range the wrong way round", 422, "low < high", registered(range=[1, 0])),
     Refusal("a signing secret of 5 bytes", 422, "24 to 64 bytes", registered(secret="whsec_c2hvcnQ=")),
     Refusal("signed replies without a signing secret", 422, "expected whsec_", registered(signed_replies=True)),
+    Refusal("text for a boolean", 422, "cache: Input should be a valid boolean, got str", registered(cache="yes")),
+    Refusal("text for a number", 422, "timeout_s: Input should be a valid number", registered(timeout_s="30")),
+    Refusal("20,000 headers", 422, "got 20000 headers", registered(headers={f"X-{n}": "" for n in range(20_000)})),
+    Refusal(
+        "a mapping of 1 MB", 422, "as JSON, expected at most 65536", registered(mapping={"request": "a" * 1_000_000})
+    ),
+    Refusal("a mapping of 60 levels", 422, "got more than 40 levels", registered(mapping=NESTED)),
     Refusal("a name that is in use", 409, "the name is in use", registered(name="known")),
     Refusal("a name that is too long", 422, "name", registered(name="x" * 65)),
 ]

@@ -17,10 +17,10 @@ from lasro.errors import BusyError, WireError
 from lasro.folder_lock import hold_folder
 from lasro.redis_store.connection import connect
 from lasro.service.app import create_service, parse_message, read_message, reply
-from lasro.service.content_types import MESSAGE_TYPES, only_json, read_body
-from lasro.service.openapi import message_body, problems
+from lasro.service.content_types import JSON_TYPE, MESSAGE_TYPES, read_body
+from lasro.service.openapi import json_body, message_body, problems
 from lasro_surrogate_trainer.metrics import RunMetrics
-from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents
+from lasro_surrogate_trainer.request_bodies import read_gradient, read_images, read_latents, read_run
 from lasro_surrogate_trainer.run_actor import RunActor
 from lasro_surrogate_trainer.run_registry import RunRegistry
 from lasro_surrogate_trainer.settings import TrainerEnvironment
@@ -93,12 +93,13 @@ def _add_run_routes(
         summary="Create a run; again with the same settings changes nothing",
         response_model=wire.RunStatus,
         status_code=201,
-        dependencies=[Depends(only_json)],
-        responses={200: {"model": wire.RunStatus}, **problems(409, 415, 422, 503, 507)},
+        responses={200: {"model": wire.RunStatus}, **problems(409, 422, 503, 507)},
+        openapi_extra=json_body(SurrogateRun),
     )
-    async def create_run(request: Request, runs: Registry, run: RunName, config: SurrogateRun) -> Response:
+    async def create_run(request: Request, runs: Registry, run: RunName) -> Response:
         """Other settings for a run that exists are refused."""
-        made, is_new = await runs.create(run, config)
+        body = await read_body(request, (JSON_TYPE,))
+        made, is_new = await runs.create(run, read_run(body.content))
         return reply(request, made.status(), 201 if is_new else 200)
 
     @app.get(

@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from lasro import wire
+from lasro.config import SurrogateRun
 from lasro.errors import WireError
 from lasro.images import MAX_PIXELS, decode_image
+from lasro.validation import explain
 
 MAX_SAMPLES = 1024
 
@@ -31,6 +34,14 @@ class GradientBody(NamedTuple):
     noise_BCHW: np.ndarray
     prompts: list[str]
     version: int | None
+
+
+def read_run(body: bytes) -> SurrogateRun:
+    """The JSON body that creates a run, no number or boolean of which is text; raises WireError."""
+    try:
+        return SurrogateRun.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise WireError(explain(error)) from error
 
 
 def _only(tensors: dict[str, np.ndarray], names: set[str]) -> None:
