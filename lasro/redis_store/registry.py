@@ -10,7 +10,8 @@ import redis.asyncio
 from lasro import wire
 from lasro.errors import ConflictError, NotFoundError
 from lasro.redis_store import keys
-from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.connection import redis_errors
+from lasro.redis_store.lua import script
 
 
 class Registration(NamedTuple):

@@ -17,7 +17,8 @@ import redis
 from lasro import wire
 from lasro.errors import WireError
 from lasro.redis_store import keys
-from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors, script
+from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors
+from lasro.redis_store.lua import script
 from lasro.redis_store.runs import delete_run
 
 log = logging.getLogger("lasro.redis_store")
