@@ -44,7 +44,8 @@ REWARD_ENVIRONMENT = {**ONE_THREAD, "LASRO_API_KEY": None}
 
 
 class LocalStack:
-    """Context manager; `reward_api`, `surrogate_trainer` and `redis` are URLs once it is entered.
+    """Context manager; `reward_api`, `surrogate_trainer` and `redis` are URLs once it is entered, and `registered` the
+    rewards that it registered.
 
     `folder` keeps logs (`*.log`), Redis data and the trainer's runs; entered again, it goes on from there.
     Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out, which otherwise
@@ -64,6 +65,7 @@ class LocalStack:
         self.folder = folder.resolve()
         self.start_timeout_s = start_timeout_s
         self.reward_api = self.surrogate_trainer = self.redis = ""
+        self.registered: list[RewardSpec] = []
         self._with_trainer, self._worker_count = trainer, workers
         self._trainer_threads = max(1, int(trainer_cores * cores()))
         self._served = [reward for reward in rewards if reward.serve is not None]
@@ -202,6 +204,7 @@ class LocalStack:
         with http.connect(self.reward_api, self._api_key) as api:
             for name, url in urls.items():
                 spec = RewardSpec(name=name, url=url + "/", protocol=Protocol.NATIVE)
+                self.registered.append(spec)
                 try:
                     info = RewardInfo.model_validate_json(http.send(api, "GET", f"/v1/rewards/{name}").content)
                 except NotFoundError:

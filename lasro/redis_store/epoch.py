@@ -1,0 +1,28 @@
+"""Whether Redis still has what it had: a server that came back empty answers as if nothing had ever been there."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import redis.asyncio
+
+from lasro.redis_store import keys
+from lasro.redis_store.connection import redis_errors
+
+
+class DataEpoch:
+    """Remembers a random string that the first process to ask puts into Redis; it is gone when all data are."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._redis = client
+        self._first: bytes | None = None
+
+    async def is_over(self) -> bool:
+        """Whether all data that Redis had when this was first asked are lost. Raises UnreachableError, StorageError."""
+        drawn = uuid.uuid4().hex.encode()
+        with redis_errors():
+            kept: Any = await self._redis.set(keys.EPOCH, drawn, nx=True, get=True)
+        current = kept or drawn
+        self._first = self._first or current
+        return current != self._first
