@@ -100,7 +100,7 @@ def redis_errors() -> Iterator[None]:
 
 def _refusal(error: exceptions.RedisError) -> LockedOutError | StorageError:
     """What it means that the server answered with an error."""
-    said = str(error)
+    said = str(error).partition(" script: ")[0]
     if isinstance(error, exceptions.NoPermissionError) or "ACL failure" in said:
         return LockedOutError(
             f"Redis forbids the user in LASRO_REDIS_URL a command ({said}); permit scripts, reading and writing of "
