@@ -1,8 +1,8 @@
 """Connections to Redis, and redis-py's errors as LaSRO's.
 
 redis-py 8 retries ten times by default, which turns one XADD with a lost reply into two entries, and times a
-blocking read out after five seconds. Both are set here on purpose: no retry inside redis-py (`lua` says what may be sent
-again, `clients` sends it), and a socket timeout above MAX_BLOCK_MS.
+blocking read out after five seconds. Both are set here on purpose: no retry inside redis-py (`lua` says what may be
+sent again, `clients` sends it), and a socket timeout above MAX_BLOCK_MS.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import redis
+import redis.asyncio
 from redis import exceptions
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
@@ -54,9 +56,10 @@ def connect(url: str | None) -> Client:
     """A synchronous client that returns bytes; connects at its first command. Raises ConfigError."""
     checked, retry = check_url(url), Retry(NoBackoff(), 0)
     with _url_errors():
-        client = Client.from_url(checked, retry=retry, socket_read_size=READ_BYTES, **_options())
-        pool = client.connection_pool
+        pool = redis.ConnectionPool.from_url(checked, retry=retry, socket_read_size=READ_BYTES, **_options())
         pool.connection_class(**pool.connection_kwargs)  # connects nobody, and refuses settings that it does not know
+    client = Client(connection_pool=pool)
+    client.auto_close_connection_pool = True
     return client
 
 
@@ -64,10 +67,11 @@ def connect_async(url: str | None) -> AsyncClient:
     """The same for asyncio."""
     checked, retry = check_url(url), AsyncRetry(NoBackoff(), 0)
     with _url_errors():
-        client = AsyncClient.from_url(checked, retry=retry, **_options())
-        pool = client.connection_pool
+        pool = redis.asyncio.ConnectionPool.from_url(checked, retry=retry, **_options())
         pool.connection_class = CHECKED[pool.connection_class]
         pool.connection_class(**pool.connection_kwargs)
+    client = AsyncClient(connection_pool=pool)
+    client.auto_close_connection_pool = True
     return client
 
 

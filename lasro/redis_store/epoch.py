@@ -20,9 +20,10 @@ class DataEpoch:
 
     async def is_over(self) -> bool:
         """Whether all data that Redis had when this was first asked are lost. Raises UnreachableError, StorageError."""
-        drawn = uuid.uuid4().hex.encode()
         with redis_errors():
-            kept: Any = await self._redis.set(keys.EPOCH, drawn, nx=True, get=True)
-        current = kept or drawn
+            current: Any = await self._redis.get(keys.EPOCH)  # a full server refuses any SET
+            if current is None:
+                drawn = uuid.uuid4().hex.encode()
+                current = await self._redis.set(keys.EPOCH, drawn, nx=True, get=True) or drawn
         self._first = self._first or current
         return current != self._first

@@ -56,8 +56,8 @@ def _write_probe(adds: bool) -> str:
 def check_server(client: redis.Redis, adds: bool = True) -> list[str]:
     """Warnings; raises ConfigError for a server that must not hold the queue.
 
-    Raises StorageError for one that takes no writes, LockedOutError or UnreachableError. `adds`: whether the caller adds
-    to the queue, which a server that is full does not allow.
+    Raises StorageError for one that takes no writes, LockedOutError or UnreachableError. `adds`: whether the caller
+    adds to the queue, which a server that is full does not allow.
     """
     with redis_errors():
         info: Any = client.info(*SECTIONS)

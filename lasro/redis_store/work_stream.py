@@ -78,9 +78,7 @@ class WorkStream:
         # One call looks at ten times `count` entries at most: the next goes on from where it stopped.
         tolerance_ms = max(MIN_CLOCK_STEP_MS, stale_ms // 2)
         arguments = [consumer, count, stale_ms, self._stale_from, self._expected_ms(), tolerance_ms]
-        reply: Any = await self._take_work(
-            keys=[keys.WORK], args=[GROUP, *arguments, RETURNED, RETURNED_IDLE_MS]
-        )
+        reply: Any = await self._take_work(keys=[keys.WORK], args=[GROUP, *arguments, RETURNED, RETURNED_IDLE_MS])
         server_ms, self._stale_from, entries = reply
         self._clock = server_ms, time.monotonic()
         return [

@@ -10,6 +10,7 @@ from typing import Self
 
 import redis
 
+from lasro.redis_store.connection import connect
 from lasro.redis_store.embedded import find_server
 
 START_S = 20.0
@@ -38,15 +39,18 @@ class RedisOnTcp:
         """Start the server and wait until it answers, be it with a refusal."""
         options = [str(part) for key, value in self._options.items() for part in (f"--{key}", value)]
         with (self._folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen([str(find_server()), *options], stdout=log, stderr=log)
+            # A limit on the size of its files shall fail a write, not end it: SIGXFSZ stays ignored, as Python has it.
+            command = [str(find_server()), *options]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, restore_signals=False)
         deadline = time.monotonic() + START_S
         while not self._answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, "the server did not start"
+            assert self.process.poll() is None, "the server ended while starting"
+            assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.002)
 
     def _answers(self) -> bool:
         try:
-            with redis.Redis(port=self.port, retry=None) as client:
+            with connect(self.url) as client:
                 return bool(client.ping())
         except redis.AuthenticationError:
             return True

@@ -27,7 +27,7 @@ class Urls(NamedTuple):
 
     reward_api: str
     surrogate_trainer: str
-    own_rewards: list[RewardSpec] = []
+    own_rewards: tuple[RewardSpec, ...] = ()
     """What was registered there for this run, to be registered again should Redis lose it."""
 
 
@@ -90,7 +90,7 @@ def _started_here(exits: ExitStack, rewards: Sequence[RewardSettings], folder: P
     with_trainer = trainer_cores > 0
     stack = LocalStack(folder / "services", rewards, trainer=with_trainer, trainer_cores=trainer_cores)
     exits.enter_context(stack)
-    return Urls(stack.reward_api, stack.surrogate_trainer, stack.registered)
+    return Urls(stack.reward_api, stack.surrogate_trainer, tuple(stack.registered))
 
 
 def urls(settings: ServiceSettings) -> Urls | None:

@@ -105,9 +105,7 @@ class RewardClient(ServiceClient):
         Raises ConflictError when its id is taken by other content, BudgetError when the run's limit is reached.
         """
         path = f"/v1/runs/{quote(run, safe='')}/groups"
-        return self._with_rewards(
-            submission.rewards, lambda: self._post("POST", path, submission, GroupAccepted)
-        )
+        return self._with_rewards(submission.rewards, lambda: self._post("POST", path, submission, GroupAccepted))
 
     def _with_rewards(self, names: Sequence[str], ask: Callable[[], M]) -> M:
         """The reply of a call that needs these rewards. Own ones that are not registered any more are so again."""
