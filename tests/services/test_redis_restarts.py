@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,8 +16,10 @@ from faulty_scorer import png
 from known_groups import REWARD, SPEC, known_group, run_of
 from redis_on_tcp import RedisOnTcp
 from starlette.types import ASGIApp
+from typer.testing import CliRunner
 
 from lasro import wire
+from lasro_client.cli.main import app
 from lasro_reward_api.app import create_app as create_reward_api
 from lasro_reward_api.settings import RewardApiSettings
 from lasro_surrogate_trainer.app import create_app as create_trainer
@@ -192,3 +195,19 @@ def test_a_restart_costs_no_call_of_the_trainer(
         answer = call(trainer, number)
         assert answer.status_code == status, answer.text
         server.restart()
+
+
+def test_registering_waits_for_redis(server: RedisOnTcp, reward_api: httpx.Client) -> None:
+    """Bug: `docker compose up` after a kill of Redis ended with status 1, since registering was tried once, while Redis
+    was starting."""
+    server.stop()
+    starting = threading.Timer(0.3, server.start)
+    starting.start()
+    command = ["rewards", "add", "waits", SPEC.url, "--replace", "--reward-api", str(reward_api.base_url)]
+    try:
+        done = CliRunner().invoke(app, command)
+    finally:
+        starting.join()
+    assert (done.exit_code, done.stdout) == (0, "waits version 1\n")
+    assert done.stderr.count("trying again for 10 s") == 1
+    assert reward_api.get("/v1/rewards/waits").is_success

@@ -25,6 +25,7 @@ from lasro.redis_store.embedded import EmbeddedRedis
 from lasro.service.child_process import PARENT_VARIABLE, cores
 from lasro.wire import Protocol, RewardInfo, RewardSpec
 from lasro_client.services import http
+from lasro_client.services.retry import with_retry
 from lasro_client.services.supervisor import Child, Supervisor
 
 LOOPBACK = "127.0.0.0/8,::1/128"
@@ -128,7 +129,7 @@ class LocalStack:
         for url in health:
             self._wait_for(url, deadline)
         self._supervisor.started()
-        self._register(urls)
+        with_retry(lambda: self._register(urls), deadline)
 
     def _trainer(self) -> tuple[Child, str]:
         threads = os.environ.get("LASRO_TORCH_THREADS", str(self._trainer_threads))
@@ -201,6 +202,7 @@ class LocalStack:
 
     def _register(self, urls: dict[str, str]) -> None:
         """Make the API call these rewards where they listen now; one already registered so keeps its version."""
+        self.registered.clear()
         with http.connect(self.reward_api, self._api_key) as api:
             for name, url in urls.items():
                 spec = RewardSpec(name=name, url=url + "/", protocol=Protocol.NATIVE)
