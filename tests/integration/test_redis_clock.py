@@ -29,11 +29,8 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(clock: Path) -> Iterator[EmbeddedRedis]:
     """With a clock of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in clock_environment(clock.parent).items():
-            patch.setenv(name, value)
-        with EmbeddedRedis(clock.parent / "redis") as started:
-            yield started
+    with EmbeddedRedis(clock.parent / "redis", environment=clock_environment(clock.parent)) as started:
+        yield started
 
 
 @pytest.fixture

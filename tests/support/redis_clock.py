@@ -1,4 +1,7 @@
-"""The wall clock of a Redis server, set forward and back while it runs: by a library that is preloaded into it."""
+"""Wall clocks of processes, set forward and back while they run by a file that they share.
+
+That of a Redis server needs a library that is preloaded into it.
+"""
 
 from __future__ import annotations
 
