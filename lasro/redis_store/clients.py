@@ -74,20 +74,25 @@ class _ClosedIsFound(AbstractConnection):
     redis-py's own look misses what the event loop has not read yet, and on TCP with RESP3 it does not look at all.
     """
 
+    _looked_at: tuple[StreamWriter, select.poll] | None = None
+
     async def connect(self) -> None:
-        if self.is_connected and _has_something_to_read(self._writer):
+        if self.is_connected:
+            if not self._has_something_to_read():
+                return
             await self.disconnect(nowait=True)
         await super().connect()
 
-
-def _has_something_to_read(writer: StreamWriter | None) -> bool:
-    """True of a closed connection, which is at its end, and of one that holds a reply nobody waited for."""
-    connected = None if writer is None or writer.is_closing() else writer.get_extra_info("socket")
-    if connected is None:
-        return True
-    poller = select.poll()
-    poller.register(connected.fileno(), select.POLLIN)
-    return bool(poller.poll(0))
+    def _has_something_to_read(self) -> bool:
+        """True of a closed connection, which is at its end, and of one that holds a reply nobody waited for."""
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            return True
+        if self._looked_at is None or self._looked_at[0] is not writer:
+            poller = select.poll()
+            poller.register(writer.get_extra_info("socket").fileno(), select.POLLIN)
+            self._looked_at = writer, poller
+        return bool(self._looked_at[1].poll(0))
 
 
 class _Plain(_ClosedIsFound, Connection):

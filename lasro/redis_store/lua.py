@@ -19,9 +19,8 @@ REPEATABLE_SCRIPTS = (
     "ack_samples", "add_group", "dead_letter_sample", "dead_letter_work", "delete_run", "drop_group",
     "finish_group", "keep_scores", "keep_work", "look_up_scores", "probe_writes",
 )  # fmt: skip
-"""The second call finds what the first did, by group or entry id, and changes nothing."""
-SENT_ONCE = ("put_back_work", "put_reward", "retry_group", "retry_sample", "spend_calls", "take_work")
-"""The second call would count twice, or answer that there is nothing to do."""
+"""The second call finds what the first did, by group or entry id, and changes nothing. That of any other script would
+count twice, claim more, or answer that there is nothing to do."""
 
 
 def script(name: str) -> str:
