@@ -21,8 +21,11 @@ from PIL import Image
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lasro.config import RewardSettings
+from lasro.config import RewardSettings, ServiceSettings
 from lasro.errors import UnreachableError
+from lasro.redis_store.connection import connect
+from lasro.wire import ScoreRequest, Status
+from lasro_client.services.connect import services
 from lasro_client.services.local_stack import LocalStack
 
 JPEG = RewardSettings(name="jpeg-compressibility", serve="lasro_rewards.jpeg:compressibility")
@@ -83,6 +86,20 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 def test_served_rewards_score(stack: LocalStack) -> None:
     """A served reward was not registered, or the API was not allowed to reach it on loopback."""
     assert score(stack)["status"] == "ok"
+
+
+def test_a_redis_that_came_back_empty_is_given_the_rewards_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: what a run had registered was gone with Redis' data, and the run ended with 'not registered'."""
+    request = ScoreRequest(prompts=["a"], images=[base64.b64decode(png())], rewards=[JPEG.name])
+    with services(ServiceSettings(), [JPEG], tmp_path, trainer_cores=0) as connected:
+        with connect(f"unix://{tmp_path}/services/redis.sock") as client:
+            client.flushall()
+        [item] = connected.rewards.score(request).items
+        assert item.scores[JPEG.name].status is Status.OK
+    assert "came back empty" in caplog.text
+    assert caplog.text.count("this run registers its rewards again") == 1
 
 
 def works(stack: LocalStack) -> bool:
