@@ -14,6 +14,7 @@ import httpx
 import pytest
 import redis
 from known_groups import SPEC, known_group
+from pages import DOCS
 from redis_on_tcp import RedisOnTcp
 from starlette.types import ASGIApp
 
@@ -101,6 +102,12 @@ def test_a_service_is_not_ready_while_redis_takes_no_writes(
         assert (status, SAID[state] in detail) == (503, True), detail
         assert readiness(worker_url)[0] == (200 if state == "full" else 503)
     assert readiness(api_url) == readiness(worker_url) == (200, "")
+
+
+def test_the_page_of_faults_says_so() -> None:
+    """Bug: the documentation promises other words than the service has."""
+    page = (DOCS / "faults.md").read_text(encoding="utf-8")
+    assert not [said for said in SAID.values() if said.partition(";")[0] not in page]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process' files")
