@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 from lasro.errors import ConfigError
 
@@ -47,6 +46,6 @@ def _misread(got: str, expected: str) -> ConfigError:
 
 
 def without_password(url: str) -> str:
-    """A Redis URL for messages and logs."""
-    parts = urlsplit(check_url(url))
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    """A Redis URL for messages and logs: no name, no password, and nothing of what follows a ?, such as a key file."""
+    check_url(url)
+    return re.sub(r"//[^/?#]*@", "//", re.split("[?#]", url)[0])

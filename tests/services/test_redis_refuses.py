@@ -19,9 +19,10 @@ from redis_on_tcp import RedisOnTcp
 from starlette.types import ASGIApp
 
 from lasro import wire
-from lasro.errors import NotFoundError
+from lasro.errors import ConfigError, NotFoundError
 from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
+from lasro.redis_store.server import refuse_unfit_redis
 from lasro.wire import GroupState
 from lasro_client.services.reward_client import RewardClient
 from lasro_reward_api.app import create_app
@@ -102,6 +103,18 @@ def test_a_service_is_not_ready_while_redis_takes_no_writes(
         assert (status, SAID[state] in detail) == (503, True), detail
         assert readiness(worker_url)[0] == (200 if state == "full" else 503)
     assert readiness(api_url) == readiness(worker_url) == (200, "")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_what_waiting_does_not_mend_ends_a_service(server: RedisOnTcp, service_url: str, state: str) -> None:
+    """Bug: a service whose Redis user may not write started, and was never ready; or one whose Redis was a replica for
+    a moment, while another became the primary, did not start."""
+    with in_state(server, state):
+        if state.startswith("no right"):
+            with pytest.raises(ConfigError, match="Redis forbids the user"):
+                refuse_unfit_redis(service_url)
+        else:
+            refuse_unfit_redis(service_url)
 
 
 def test_the_page_of_faults_says_so() -> None:

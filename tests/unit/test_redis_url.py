@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from lasro.errors import ConfigError
 from lasro.redis_store.connection import connect, connect_async
 from lasro.redis_store.url import without_password
+from lasro_client.services.local_stack import LocalStack
 
 SECRETS = ("xyzzy", "plugh")
 """Halves of the password in every URL here."""
@@ -77,6 +79,23 @@ def test_what_is_right_is_taken(url: str, expected: dict[str, object]) -> None:
         assert {name: settings.get(name) for name in expected} == expected
 
 
-def test_the_password_is_left_out_of_messages() -> None:
-    """Bug: `lasro runs rm` names the Redis that it deletes at, password included."""
-    assert without_password("rediss://me:s%2Fecret@host:6379/2?ssl_keyfile=k") == "rediss://host:6379/2"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rediss://me:s%2Fec@ret@host:6379/2?ssl_keyfile=k", "rediss://host:6379/2"),
+        ("unix://:secret@/tmp/redis.sock?db=1", "unix:///tmp/redis.sock"),
+        ("unix:///tmp/a%20b@c/redis.sock", "unix:///tmp/a%20b@c/redis.sock"),
+    ],
+)
+def test_the_password_is_left_out_of_messages(url: str, shown: str) -> None:
+    """Bug: `lasro runs rm` and `lasro up` name the Redis that they work with, password included."""
+    assert without_password(url) == shown
+
+
+def test_a_local_stack_does_not_start_with_a_url_that_would_be_misread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: `lasro up` started every service five times before it said what was wrong with LASRO_REDIS_URL."""
+    monkeypatch.setenv("LASRO_REDIS_URL", "redis://:xyzzy/plugh@host")
+    with pytest.raises(ConfigError, match="percent-encoded"), LocalStack(tmp_path):
+        pass

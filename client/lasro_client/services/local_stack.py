@@ -22,6 +22,7 @@ import httpx
 from lasro.config import RewardSettings
 from lasro.errors import NotFoundError, StorageError, TimeoutExceededError
 from lasro.redis_store.embedded import EmbeddedRedis
+from lasro.redis_store.url import check_url
 from lasro.service.child_process import PARENT_VARIABLE, cores
 from lasro.wire import Protocol, RewardInfo, RewardSpec
 from lasro_client.services import http
@@ -104,7 +105,8 @@ class LocalStack:
         except OSError as error:
             raise StorageError(f"{self.folder}: cannot be made ({error.strerror}); choose another folder") from error
         deadline = time.monotonic() + self.start_timeout_s
-        self.redis = os.environ.get("LASRO_REDIS_URL") or self._start_redis()
+        given = os.environ.get("LASRO_REDIS_URL")
+        self.redis = check_url(given) if given else self._start_redis()
         reward_api, self.reward_api = self._service("reward_api", ["lasro_reward_api"], ONE_THREAD)
         children, health = [reward_api], [self.reward_api + "/health/ready"]
         if self._with_trainer:
