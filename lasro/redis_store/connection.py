@@ -41,6 +41,8 @@ NO_WRITES: tuple[tuple[type[exceptions.RedisError], str], ...] = (
 """Errors of a server that takes no writes, MovedError among them, and what to do."""
 NO_WRITES_WORDS = {"OOM": FREE_SPACE, "MISCONF": FREE_SPACE, "NOREPLICAS": "bring its replicas back"}
 """The same for errors that redis-py knows by their text only."""
+NO_RIGHT_WORDS = ("ACL failure", "The user executing the script")
+"""What newer servers, and Redis 7.0, say where a script does what the user may not."""
 
 
 def _options() -> dict[str, Any]:
@@ -105,7 +107,7 @@ def redis_errors() -> Iterator[None]:
 def _refusal(error: exceptions.RedisError) -> LockedOutError | StorageError:
     """What it means that the server answered with an error."""
     said = str(error).partition(" script: ")[0]
-    if isinstance(error, exceptions.NoPermissionError) or "ACL failure" in said:
+    if isinstance(error, exceptions.NoPermissionError) or any(words in said for words in NO_RIGHT_WORDS):
         return LockedOutError(
             f"Redis forbids the user in LASRO_REDIS_URL a command ({said}); permit scripts, reading and writing of "
             "the keys {lasro}:*"

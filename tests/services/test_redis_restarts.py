@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from typer.testing import CliRunner
 
 from lasro import wire
+from lasro.redis_store.connection import connect
 from lasro_client.cli.main import app
 from lasro_reward_api.app import create_app as create_reward_api
 from lasro_reward_api.settings import RewardApiSettings
@@ -211,3 +212,14 @@ def test_registering_waits_for_redis(server: RedisOnTcp, reward_api: httpx.Clien
     assert (done.exit_code, done.stdout) == (0, "waits version 1\n")
     assert done.stderr.count("trying again for 10 s") == 1
     assert reward_api.get("/v1/rewards/waits").is_success
+
+
+def test_the_trainer_is_not_ready_where_redis_takes_no_writes(server: RedisOnTcp, trainer: httpx.Client) -> None:
+    """Bug: a trainer whose Redis was a read-only replica was ready, and could acknowledge nothing."""
+    with connect(server.url) as admin:
+        admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+        answer = trainer.get("/health/ready")
+        admin.execute_command("REPLICAOF", "NO", "ONE")
+    assert answer.status_code == 503
+    assert "Redis takes no writes" in answer.json()["detail"]
+    assert trainer.get("/health/ready").is_success
