@@ -84,8 +84,8 @@ def _url_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, exceptions.RedisError) as error:
         raise ConfigError(
-            "LASRO_REDIS_URL: got a setting behind ? that the client of Redis does not know or cannot use; "
-            "leave it out, or see the documentation of redis-py"
+            "LASRO_REDIS_URL: got a host, or a setting behind ?, that redis-py does not know or cannot use (not shown); "
+            "expected redis://[[NAME]:PASSWORD@]HOST[:PORT][/DATABASE] and settings of its documentation"
         ) from error
 
 
