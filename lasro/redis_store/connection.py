@@ -84,7 +84,7 @@ def _url_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, exceptions.RedisError) as error:
         raise ConfigError(
-            "LASRO_REDIS_URL: got a host, or a setting behind ?, that redis-py does not know or cannot use (not shown); "
+            "LASRO_REDIS_URL: got a host, or a setting behind ?, that redis-py does not know (not shown); "
             "expected redis://[[NAME]:PASSWORD@]HOST[:PORT][/DATABASE] and settings of its documentation"
         ) from error
 
