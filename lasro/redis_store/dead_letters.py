@@ -12,8 +12,9 @@ import redis
 
 from lasro.errors import NotFoundError
 from lasro.redis_store import keys
-from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.connection import redis_errors
 from lasro.redis_store.group_queue import group_named
+from lasro.redis_store.lua import script
 from lasro.redis_store.runs import run_names
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -64,8 +65,12 @@ class EmbeddedRedis:
     is lost. Memory is never evicted. `start` may be called again after the server died.
     """
 
-    def __init__(self, folder: Path, start_timeout_s: float = 20.0) -> None:
+    def __init__(
+        self, folder: Path, start_timeout_s: float = 20.0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment`: variables of the server besides those of this process."""
         self.folder = folder.resolve()
+        self._environment = environment or {}
         self.start_timeout_s = start_timeout_s
         self.log_path = self.folder / "redis.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -115,7 +120,7 @@ class EmbeddedRedis:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+                env={**os.environ, **self._environment, PARENT_VARIABLE: str(os.getpid())},
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )

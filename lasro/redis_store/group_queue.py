@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import redis
-import redis.asyncio
 from pydantic import TypeAdapter
 from redis.exceptions import NoScriptError
 
 from lasro import wire
 from lasro.errors import BudgetError, BusyError, ConflictError, NotFoundError, WireError
 from lasro.redis_store import keys, sample_stream
-from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.clients import AsyncClient
+from lasro.redis_store.connection import redis_errors
+from lasro.redis_store.lua import script
 from lasro.redis_store.pipelined_batcher import PipelinedBatcher
 from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, Entry, Fields, WorkStream
 
@@ -70,7 +71,7 @@ NO_LIMITS = Limits()
 class GroupQueue(WorkStream):
     """Every method may raise UnreachableError or StorageError."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         super().__init__(client)
         self._add = client.register_script(script("add_group"))
         self._adding: PipelinedBatcher[_Adding, Any] = PipelinedBatcher(
@@ -128,18 +129,15 @@ class GroupQueue(WorkStream):
         return replies
 
     async def _added(self, groups: list[_Adding]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for group in groups:
-                pipeline.evalsha(self._add.sha, len(group.keys), *group.keys, *group.arguments)
-            return await pipeline.execute(raise_on_error=False)
+        commands = [("EVALSHA", self._add.sha, len(group.keys), *group.keys, *group.arguments) for group in groups]
+        return await self._redis.pipelined(commands, raise_on_error=False)
 
     async def status(self, run: str, group_id: str) -> wire.GroupStatus:
         """State and, once there, scores of a group; raises NotFoundError."""
         with redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hmget(keys.group(run, group_id), ["state", "items", "reason"])
-                pipeline.hget(keys.calls(run), "spent")
-                (state, items, reason), spent = await pipeline.execute()
+            (state, items, reason), spent = await self._redis.pipelined(
+                [("HMGET", keys.group(run, group_id), "state", "items", "reason"), ("HGET", keys.calls(run), "spent")]
+            )
         if state is None:
             raise NotFoundError(f"group {group_id} of run {run}: unknown; submit it again")
         return wire.GroupStatus(

@@ -19,6 +19,10 @@ DEAD_WORK = PREFIX + "dead-work"
 """Stream: dead-lettered groups (run, group, reason, deliveries), and work entries that name no group."""
 RUNS = PREFIX + "runs"
 """Set: names of the runs that groups were submitted to."""
+EPOCH = PREFIX + "epoch"
+"""String: drawn at random when it was absent; another value means that all keys were lost in between."""
+WRITE_PROBE = PREFIX + "write-probe"
+"""String: written by readiness checks to see whether writes are taken; gone after a second."""
 
 
 def score(name: str, version: int, digest: bytes) -> bytes:

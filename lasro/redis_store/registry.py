@@ -10,7 +10,14 @@ import redis.asyncio
 from lasro import wire
 from lasro.errors import ConflictError, NotFoundError
 from lasro.redis_store import keys
-from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.connection import redis_errors
+from lasro.redis_store.epoch import DataEpoch
+from lasro.redis_store.lua import script
+
+DATA_LOST = (
+    "Redis has lost all that it had since this service first asked it, and came back empty: register rewards again, "
+    "and keep an append-only file (appendonly yes)"
+)
 
 
 class Registration(NamedTuple):
@@ -38,7 +45,7 @@ class RewardRegistry:
     """Every method may raise UnreachableError or StorageError."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._redis = client
+        self._redis, self.epoch = client, DataEpoch(client)
         self._put = client.register_script(script("put_reward"))
 
     async def put(self, spec: wire.RewardSpec, replace: bool) -> tuple[Registration, bool]:
@@ -60,7 +67,11 @@ class RewardRegistry:
 
     async def get_many(self, names: list[str]) -> list[Registration]:
         """The rewards of those names, in order; raises NotFoundError naming the first that is missing."""
-        return [registered(name, value) for name, value in zip(names, await self._read(names), strict=True)]
+        stored = await self._read(names)
+        if None in stored and await self.epoch.is_over():
+            name = names[stored.index(None)]
+            raise NotFoundError(f"reward {name}: not registered; {DATA_LOST}")
+        return [registered(name, value) for name, value in zip(names, stored, strict=True)]
 
     async def _read(self, names: list[str]) -> list[bytes | None]:
         with redis_errors():

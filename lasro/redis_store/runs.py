@@ -7,7 +7,8 @@ from typing import Any
 import redis
 
 from lasro.redis_store import keys
-from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.connection import redis_errors
+from lasro.redis_store.lua import script
 from lasro.redis_store.work_stream import GROUP
 
 KEYS_AT_A_TIME = 1000

@@ -17,7 +17,8 @@ import redis
 from lasro import wire
 from lasro.errors import WireError
 from lasro.redis_store import keys
-from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors, script
+from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors
+from lasro.redis_store.lua import script
 from lasro.redis_store.runs import delete_run
 
 log = logging.getLogger("lasro.redis_store")
@@ -37,6 +38,7 @@ class SampleStream:
         self._ack = client.register_script(script("ack_samples"))
         self._dead_letter = client.register_script(script("dead_letter_sample"))
         self._replay_from: bytes | None = FIRST
+        self._has_read = False
         self._handed_out: dict[str, str] = {}  # entry id -> digest of its blob, empty where it has none
 
     def read(self, count: int, block_ms: int = 0) -> list[tuple[str, wire.ScoredGroup]]:
@@ -71,9 +73,20 @@ class SampleStream:
             if not str(error).startswith("NOGROUP"):
                 raise
             self._create_group()
+            self._note_loss()
             reply = ask()
+        self._has_read = True
         streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
         return [entry for entries in streams for entry in entries]
+
+    def _note_loss(self) -> None:
+        """Where the group of readers is gone after it was read from, so is all that was on the stream.
+
+        A new stream may give an id a second time, so what was handed out says nothing about it.
+        """
+        if self._has_read:
+            log.warning("run %s: Redis lost the stream of samples; what comes from now on is read", self._run)
+            self._handed_out.clear()
 
     def _create_group(self) -> None:
         try:
@@ -151,4 +164,4 @@ class SampleStream:
         """Remove every key of the run: samples, groups, blobs, counters."""
         delete_run(self._redis, self._run)
         self._handed_out.clear()
-        self._replay_from = FIRST
+        self._replay_from, self._has_read = FIRST, False

@@ -1,6 +1,6 @@
-"""Whether a Redis server may hold the queue: what it would lose, and when.
+"""Whether a Redis server may hold the queue: what it would lose, and when, and whether it takes writes.
 
-Read from INFO, which managed servers answer too where they forbid CONFIG.
+Read from INFO, which managed servers answer too where they forbid CONFIG, and tried out.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import redis
 import redis.asyncio
 
 from lasro.errors import ConfigError, LockedOutError, StorageError, UnreachableError
+from lasro.redis_store import keys
 from lasro.redis_store.connection import connect, redis_errors
+from lasro.redis_store.lua import script
 
 SECTIONS = ("server", "memory", "persistence")
 OLDEST = (7, 0)
 """Of Redis; Valkey 8 calls itself 7.2 here."""
 SAFE_POLICY = "noeviction"
+ALLOW_OOM = "#!lua flags=allow-oom\n"
 
 
 def warnings_about(info: Mapping[str, Any]) -> list[str]:
@@ -44,24 +47,41 @@ def warnings_about(info: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def check_server(client: redis.Redis) -> list[str]:
-    """Warnings; raises ConfigError for a server that must not hold the queue, UnreachableError or StorageError."""
+def _write_probe(adds: bool) -> str:
+    """A script that writes. Where the caller only takes from the queue, a full Redis is no obstacle."""
+    text = script("probe_writes")
+    return text if adds else ALLOW_OOM + text
+
+
+def check_server(client: redis.Redis, adds: bool = True) -> list[str]:
+    """Warnings; raises ConfigError for a server that must not hold the queue.
+
+    Raises StorageError for one that takes no writes, LockedOutError or UnreachableError. `adds`: whether the caller
+    adds to the queue, which a server that is full does not allow.
+    """
     with redis_errors():
         info: Any = client.info(*SECTIONS)
-    return warnings_about(info)
+    warnings = warnings_about(info)
+    with redis_errors():
+        client.register_script(_write_probe(adds))([keys.WRITE_PROBE])
+    return warnings
 
 
-async def check_server_async(client: redis.asyncio.Redis) -> list[str]:
+async def check_server_async(client: redis.asyncio.Redis, adds: bool = True) -> list[str]:
     """The same for asyncio."""
     with redis_errors():
         info: Any = await client.info(*SECTIONS)
-    return warnings_about(info)
+    warnings = warnings_about(info)
+    with redis_errors():
+        await client.register_script(_write_probe(adds))(keys=[keys.WRITE_PROBE])
+    return warnings
 
 
 def refuse_unfit_redis(url: str | None) -> None:
-    """Raise ConfigError for a Redis that would lose groups or refuses the service's password.
+    """Raise ConfigError for a Redis that would lose groups or locks the service out.
 
-    A service calls this before it starts. A Redis that does not answer yet passes: the service waits for it later.
+    A service calls this before it starts. A Redis that does not answer or takes no writes yet passes: the service waits
+    for it later.
     """
     with suppress(UnreachableError, StorageError), connect(url) as client:
         try:

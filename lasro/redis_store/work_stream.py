@@ -6,13 +6,15 @@ was delivered MAX_DELIVERIES times without an outcome is dead-lettered, since it
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import redis
-import redis.asyncio
 
 from lasro.redis_store import keys
-from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors, script
+from lasro.redis_store.clients import AsyncClient
+from lasro.redis_store.connection import LONGEST_REASON, MAX_BLOCK_MS, redis_errors
+from lasro.redis_store.lua import script
 
 GROUP = "scorers"
 MAX_DELIVERIES = 5
@@ -20,6 +22,8 @@ RETURNED = "returned"
 """Consumer that holds the entries which workers gave back when they ended."""
 RETURNED_IDLE_MS = 24 * 3600 * 1000
 """Idle time set on entries that were given back: more than any `stale_ms`, so the next `take` gets them."""
+MIN_CLOCK_STEP_MS = 1000
+"""Redis' clock was set where it is off by more than this and by more than half of `stale_ms`."""
 SILENT_MS = 3600 * 1000
 """Idle consumers that hold no entry are deleted after this time."""
 Fields = dict[bytes, bytes]
@@ -36,18 +40,21 @@ class Entry(NamedTuple):
 class WorkStream:
     """Every method may raise UnreachableError or StorageError."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._redis = client
         self._keep = client.register_script(script("keep_work"))
         self._put_back = client.register_script(script("put_back_work"))
         self._dead_letter = client.register_script(script("dead_letter_work"))
+        self._take_work = client.register_script(script("take_work"))
         self._stale_from = b"0-0"
+        self._clock: tuple[int, float] | None = None  # Redis' clock in ms, and ours in s when it showed that
 
     async def take(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Entry]:
         """Claim up to `count` entries for `consumer`.
 
         Entries whose claim was not renewed for `stale_ms` milliseconds come first. Only where there are none, new ones
-        are read, with a wait of up to `block_ms` (at most MAX_BLOCK_MS) for the first.
+        are read, with a wait of up to `block_ms` (at most MAX_BLOCK_MS) for the first. Where Redis' clock was set, in
+        either direction, all claims count as renewed at the first call after it.
         """
         with redis_errors():
             try:
@@ -59,29 +66,32 @@ class WorkStream:
             return await self._take(consumer, count, block_ms, stale_ms)
 
     async def _take(self, consumer: str, count: int, block_ms: int, stale_ms: int) -> list[Entry]:
-        # One call looks at ten times `count` entries at most: the next goes on from where it stopped.
-        stale: Any = await self._redis.xautoclaim(
-            keys.WORK, GROUP, consumer, stale_ms, self._stale_from.decode(), count=count
-        )
-        self._stale_from = stale[0]
-        if stale[1]:
-            return await self._counted(stale[1])
+        if stale := await self._take_stale(consumer, count, stale_ms):
+            return stale
         reply: Any = await self._redis.xreadgroup(
             GROUP, consumer, {keys.WORK: ">"}, count=count, block=min(block_ms, MAX_BLOCK_MS) or None
         )
         streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
         return [Entry(entry_id.decode(), fields, 1) for entries in streams for entry_id, fields in entries]
 
-    async def _counted(self, entries: list[tuple[bytes, Fields]]) -> list[Entry]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for entry_id, _ in entries:
-                pipeline.xpending_range(keys.WORK, GROUP, entry_id, entry_id, 1)
-            found: list[Any] = await pipeline.execute()
+    async def _take_stale(self, consumer: str, count: int, stale_ms: int) -> list[Entry]:
+        # One call looks at ten times `count` entries at most: the next goes on from where it stopped.
+        tolerance_ms = max(MIN_CLOCK_STEP_MS, stale_ms // 2)
+        arguments = [consumer, count, stale_ms, self._stale_from, self._expected_ms(), tolerance_ms]
+        reply: Any = await self._take_work(keys=[keys.WORK], args=[GROUP, *arguments, RETURNED, RETURNED_IDLE_MS])
+        server_ms, self._stale_from, entries = reply
+        self._clock = server_ms, time.monotonic()
         return [
-            Entry(entry_id.decode(), fields, pending[0]["times_delivered"])
-            for (entry_id, fields), pending in zip(entries, found, strict=True)
-            if pending  # else another has finished it meanwhile
+            Entry(entry_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True)), deliveries)
+            for entry_id, fields, deliveries in entries
         ]
+
+    def _expected_ms(self) -> int | str:
+        """What Redis' clock should show now, going by this process' monotonic clock since the last look at it."""
+        if self._clock is None:
+            return ""
+        server_ms, seen_at_s = self._clock
+        return server_ms + int((time.monotonic() - seen_at_s) * 1000)
 
     async def _create_group(self) -> None:
         try:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lasro.errors import LasroError
 from tests.chaos.breaks import BREAKS
 from tests.chaos.disk import enter_namespace
-from tests.chaos.faults import Injector, faults
+from tests.chaos.faults import Injector, faults, not_injectable
 from tests.chaos.ledger import Ledger
 from tests.chaos.power import Power
 from tests.chaos.workload import ENOUGH, RUNS, Workload
@@ -132,11 +132,13 @@ class Run:
                 **verdict,
                 "groups": ledger.groups,
                 "rewards_failed": ledger.failed,
+                "dead_reward_failed": ledger.mortal_failed,
                 "reposted": sum(line.get("reposted", 0) for line in lines),
                 "calls_failed": sum("trouble" in line for line in lines),
                 "by_kind": dict(sorted(injector.done.items())),
                 "recovery_s": {name: round(took_s, 1) for name, took_s in sorted(injector.recovery_s.items())},
                 "disk": world.disk.kind,
+                "not_injectable": not_injectable(),
                 "seed": self.given.seed,
                 "broken": self.given.broken,
                 "start_s": round(ready - started, 1),

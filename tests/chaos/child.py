@@ -9,20 +9,11 @@ from __future__ import annotations
 import mmap
 import os
 import runpy
-import struct
 import sys
 import time
 from pathlib import Path
 
-OFFSET = struct.Struct("d")
-
-
-def set_clock(path: Path, offset_s: float) -> None:
-    """For all processes that were started with this file."""
-    if not path.exists():
-        path.write_bytes(OFFSET.pack(0.0))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), OFFSET.size) as shared:
-        OFFSET.pack_into(shared, 0, offset_s)
+from tests.support.redis_clock import OFFSET
 
 
 def follow_clock(path: Path) -> None:

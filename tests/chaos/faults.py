@@ -13,17 +13,17 @@ from typing import NamedTuple
 import httpx
 
 from tests.chaos import proxy, scorer
-from tests.chaos.child import set_clock
 from tests.chaos.power import Power
 from tests.chaos.workload import RUNS
 from tests.chaos.world import World
+from tests.support.redis_clock import can_set_clock, set_clock
 
 SHARES = {
     "cut-before": 140, "cut-within": 60, "cut-after": 240, "stall": 40, "swallow": 25, "slow": 30, "error": 110,
     "nan": 30, "zeros": 30, "html": 30, "pause": 70, "kill": 120, "end": 25, "power-cut": 20, "clock": 40,
-    "disk-full": 15,
+    "redis-clock": 30, "disk-full": 15, "cold": 8, "dies": 0,
 }  # fmt: skip
-"""Of a thousand or so."""
+"""Of a thousand or so. What dies for good does so once: each kind comes once before shares decide."""
 LINKS = {"redis": 6, "api": 3, "trainer": 2, "scorer": 2}
 ANSWERED_SOON = ("redis", "api", "scorer")
 """Where a reply that never comes is given up within seconds."""
@@ -53,11 +53,17 @@ class Fault(NamedTuple):
 def faults(seed: int) -> Iterator[Fault]:
     """Without end. Each kind comes once before they come by their shares, so that a short run has all."""
     rng = random.Random(seed)
-    first = list(SHARES)
+    shares = {kind: share for kind, share in SHARES.items() if kind not in not_injectable()}
+    first = list(shares)
     rng.shuffle(first)
     while True:
-        kind = first.pop() if first else _pick(rng, SHARES)
+        kind = first.pop() if first else _pick(rng, shares)
         yield Fault(kind, *_details(kind, rng))
+
+
+def not_injectable() -> list[str]:
+    """Kinds that this machine has no means for."""
+    return [] if can_set_clock() else ["redis-clock"]
 
 
 def _pick(rng: random.Random, shares: dict[str, int]) -> str:
@@ -69,7 +75,7 @@ def _details(kind: str, rng: random.Random) -> tuple[str, float]:
         links = {name: LINKS[name] for name in ANSWERED_SOON} if kind == "swallow" else LINKS
         return _pick(rng, links), rng.uniform(0.5, 2.0)
     if kind in scorer.KINDS:
-        return "scorer", 0.0
+        return "scorer", rng.uniform(2.0, 8.0)
     if kind == "pause":
         return _pick(rng, VICTIMS), rng.choice([rng.uniform(0.2, 1.5), rng.uniform(3.5, 5.0)])
     if kind == "kill":
@@ -78,8 +84,8 @@ def _details(kind: str, rng: random.Random) -> tuple[str, float]:
         return rng.choice(ENDED), 0.0
     if kind == "power-cut":
         return "redis", rng.uniform(0.1, 0.95)
-    if kind == "clock":
-        return "all", rng.uniform(-LONGEST_JUMP_S, LONGEST_JUMP_S)
+    if kind in ("clock", "redis-clock"):
+        return "redis" if kind == "redis-clock" else "all", rng.uniform(-LONGEST_JUMP_S, LONGEST_JUMP_S)
     return "surrogate_trainer", rng.uniform(0.5, 1.5)
 
 
@@ -122,11 +128,11 @@ class Injector:
         if kind in proxy.KINDS:
             return world.links[target].strike(kind, seconds)
         if kind in scorer.KINDS:
-            return self._fail_endpoint(kind)
+            return self._fail_endpoint(kind, seconds)
         if kind == "pause":
             return self._pause(target, seconds)
-        if kind == "clock":
-            set_clock(world.clock, seconds)
+        if kind in ("clock", "redis-clock"):
+            set_clock(world.clock if kind == "clock" else world.redis_clock, seconds)
             return True
         if kind == "disk-full":
             pid = world.pid(target)
@@ -142,9 +148,9 @@ class Injector:
         self._await_recovery(target, killed_at)
         return struck
 
-    def _fail_endpoint(self, kind: str) -> bool:
+    def _fail_endpoint(self, kind: str, seconds: float) -> bool:
         try:
-            url = f"{self._world.url('scorer')}/fault/{kind}"
+            url = f"{self._world.url('scorer')}/fault/{kind}?{seconds}"
             return httpx.post(url, timeout=2 * scorer.STRIKES_WITHIN_S, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
@@ -196,4 +202,5 @@ class Injector:
         """Wait until everything runs again."""
         for thread in self._threads:
             thread.join(RECOVERY_S)
-        set_clock(self._world.clock, 0.0)
+        for clock in (self._world.clock, self._world.redis_clock):
+            set_clock(clock, 0.0)

@@ -19,7 +19,7 @@ from lasro.redis_store import keys
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
 from lasro_surrogate_trainer.journal import Journal
-from tests.chaos.workload import REWARD, RUNS, Workload
+from tests.chaos.workload import MORTAL, REWARD, RUNS, Workload, rewards_of
 from tests.chaos.world import World
 
 
@@ -31,7 +31,7 @@ class Ledger:
         self._journals = {run: Journal(world.data_dir / "runs" / run) for run in RUNS}
         self._next: dict[str, int] = dict.fromkeys(RUNS, 0)
         self.entered: dict[str, Counter[str]] = {run: Counter() for run in RUNS}
-        self.samples = self.wrong = self.failed = 0
+        self.samples = self.wrong = self.failed = self.mortal_failed = 0
         self.violations: list[str] = []
 
     @property
@@ -62,14 +62,17 @@ class Ledger:
     def _check(self, run: str, sample: wire.ScoredGroup) -> None:
         group = self._workload.group(run, sample.round, sample.index)
         rewards = sample.rewards[REWARD]
-        wrong = sum(reward not in (None, true) for reward, true in zip(rewards, group.rewards, strict=True))
-        told = (sample.group_id, sample.prompt, sample.stages, sample.latents)
-        if told != (group.group_id, group.prompt, group.stages, group.latents):
+        pairs = [pair for given in sample.rewards.values() for pair in zip(given, group.rewards, strict=True)]
+        wrong = sum(reward not in (None, true) for reward, true in pairs)
+        content = (sample.group_id, sample.prompt, sample.stages, sample.latents, list(sample.rewards))
+        if content != (group.group_id, group.prompt, group.stages, group.latents, rewards_of(group)):
             wrong = len(group.stages)
         self.wrong += wrong
         if not self.entered[run][sample.group_id]:
             self.samples += len(group.stages)
             self.failed += sum(reward is None for reward in rewards) - group.rewards.count(None)
+            mortal = sample.rewards.get(MORTAL, group.rewards)
+            self.mortal_failed += sum(reward is None for reward in mortal) - group.rewards.count(None)
         self.entered[run][sample.group_id] += 1
 
     # --- at the end ------------------------------------------------------------------------------------------

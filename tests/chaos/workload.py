@@ -16,7 +16,10 @@ from PIL import Image
 
 from lasro import wire
 
-REWARD = "truth"
+REWARD, MORTAL = "truth", "mortal"
+"""The second is the same number as long as its endpoint lives; the run does not train on it."""
+MORTAL_EVERY = 4
+"""One group in so many has both."""
 RUNS = ("left", "right")
 """Both have groups of the same ids and of other content."""
 ENOUGH = "enough"
@@ -99,6 +102,10 @@ class Workload(wire.Message):
         )
 
 
+def rewards_of(group: Group) -> list[str]:
+    return [REWARD, MORTAL] if group.index % MORTAL_EVERY == 0 else [REWARD]
+
+
 def submission(group: Group) -> wire.GroupSubmission:
     """The group as a client posts it."""
     return wire.GroupSubmission(
@@ -107,7 +114,7 @@ def submission(group: Group) -> wire.GroupSubmission:
         index=group.index,
         prompt=group.prompt,
         policy_version=group.round,
-        rewards=[REWARD],
+        rewards=rewards_of(group),
         stages=group.stages,
         images=[_png(pixels) for pixels in group.pixels],
         latents=group.latents,

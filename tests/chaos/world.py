@@ -19,10 +19,10 @@ from lasro.service.child_process import PARENT_VARIABLE
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.supervisor import Child, Supervisor
-from tests.chaos.child import set_clock
 from tests.chaos.disk import Disk
 from tests.chaos.proxy import Link, Proxies
-from tests.chaos.workload import REWARD, RUNS
+from tests.chaos.workload import MORTAL, REWARD, RUNS
+from tests.support.redis_clock import can_set_clock, clock_environment, set_clock
 
 START_S = 240.0
 READY_S = 15.0
@@ -54,14 +54,17 @@ class World:
         self.clock = folder / "clock"
         self.disk = Disk(folder / "disk")
         self.data_dir = self.disk.folder / "trainer"
-        self.redis = EmbeddedRedis(self.disk.folder / "redis")
+        self.redis_clock = folder / "redis-clock"
+        own_clock = clock_environment(folder) if can_set_clock() else {}
+        self.redis = EmbeddedRedis(self.disk.folder / "redis", environment=own_clock)
         self.links: dict[str, Link] = {}
         self.children: dict[str, Child] = {}
         self._urls: dict[str, str] = {}
         self._supervisor, self._proxies, self._exit = Supervisor(), Proxies(), ExitStack()
 
     def __enter__(self) -> World:
-        set_clock(self.clock, 0.0)
+        for clock in (self.clock, self.redis_clock):
+            set_clock(clock, 0.0)
         self._exit.callback(self.disk.close)
         self._exit.enter_context(self._proxies)
         self._exit.callback(self.redis.release)
@@ -86,8 +89,9 @@ class World:
         for name in SERVICES:
             self._wait_for(name)
         with RewardClient(self._urls["reward_api"]) as api:
-            url = f"http://127.0.0.1:{self.links['scorer'].port}/"
-            api.register(RewardSpec(name=REWARD, url=url, protocol=Protocol.NATIVE, timeout_s=2.0, concurrency=4))
+            for name, path in ((REWARD, ""), (MORTAL, MORTAL)):
+                url = f"http://127.0.0.1:{self.links['scorer'].port}/{path}"
+                api.register(RewardSpec(name=name, url=url, protocol=Protocol.NATIVE, timeout_s=2.0, concurrency=4))
         time.sleep(1.5)  # until the registration is safe from a power cut
         self._watch([self._producer(run) for run in RUNS])
         for run in RUNS:
@@ -115,7 +119,7 @@ class World:
 
     def _child(self, name: str, module: list[str], environment: Mapping[str, str], fds: list[int]) -> Child:
         complete = {**os.environ, **ENVIRONMENT, **environment, PARENT_VARIABLE: str(os.getpid())}
-        complete |= {"CHAOS_CLOCK": str(self.clock), "CHAOS_BREAK": self.broken or ""}
+        complete |= {"CHAOS_CLOCK": str(self.clock), "CHAOS_BREAK": self.broken or "", "CHAOS_FOLDER": str(self.folder)}
         complete.pop("LASRO_API_KEY", None)
         log_path = self.folder / f"{name}.log"
 

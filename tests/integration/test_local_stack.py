@@ -21,8 +21,11 @@ from PIL import Image
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lasro.config import RewardSettings
+from lasro.config import RewardSettings, ServiceSettings
 from lasro.errors import UnreachableError
+from lasro.redis_store.connection import connect
+from lasro.wire import ScoreRequest, Status
+from lasro_client.services.connect import services
 from lasro_client.services.local_stack import LocalStack
 from lasro_client.services.reward_client import RewardClient
 
@@ -102,6 +105,20 @@ def test_served_rewards_are_registered_as_the_settings_say(stack: LocalStack) ->
         assert {name: getattr(info, name) for name in JPEG.registered} == JPEG.registered
         stack._register({JPEG.name: info.url.removesuffix("/")})
         assert client.reward(JPEG.name).version == info.version, "registered alike, it is the same reward"
+
+
+def test_a_redis_that_came_back_empty_is_given_the_rewards_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: what a run had registered was gone with Redis' data, and the run ended with 'not registered'."""
+    request = ScoreRequest(prompts=["a"], images=[base64.b64decode(png())], rewards=[JPEG.name])
+    with services(ServiceSettings(), [JPEG], tmp_path, trainer_cores=0) as connected:
+        with connect(f"unix://{tmp_path}/services/redis.sock") as client:
+            client.flushall()
+        [item] = connected.rewards.score(request).items
+        assert item.scores[JPEG.name].status is Status.OK
+    assert "came back empty" in caplog.text
+    assert caplog.text.count("this run registers its rewards again") == 1
 
 
 def works(stack: LocalStack) -> bool:

@@ -275,3 +275,17 @@ def test_delete_removes_every_key_of_the_run(redis_client: redis.Redis) -> None:
     assert stream.read(1) == []
     deliver(redis_client, 5)
     assert indices(stream.read(1)) == [5]
+
+
+def test_a_stream_that_redis_lost_is_read_from_its_start(
+    redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: Redis came back empty with its clock set back, a new entry had the id of an old one, and the trainer took it
+    for the old one: its group was waited for until the run gave up."""
+    stream, key = SampleStream(redis_client, "emptied"), keys.samples("emptied")
+    redis_client.xadd(key, {"sample": wire.to_msgpack(sample(0))}, id="5-0")
+    assert indices(stream.read(5)) == [0]
+    redis_client.flushall()
+    redis_client.xadd(key, {"sample": wire.to_msgpack(sample(1))}, id="5-0")
+    assert indices(stream.read(5)) == [1]
+    assert "Redis lost the stream of samples" in caplog.text

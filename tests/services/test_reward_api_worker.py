@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from lasro import wire
 from lasro.errors import TimeoutExceededError, UnreachableError
 from lasro.redis_store import keys
+from lasro.redis_store.clients import AsyncClient
 from lasro.redis_store.connection import connect, connect_async
 from lasro.redis_store.embedded import EmbeddedRedis
 from lasro.redis_store.group_queue import Claim, GroupQueue
@@ -86,7 +87,7 @@ def scorer_of(client: redis.asyncio.Redis, registry: RewardRegistry, endpoints: 
 class DiesBeforeFinish(GroupQueue):
     """The crash that matters most: all is scored and paid for, nothing is delivered."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         super().__init__(client)
         self.reached = asyncio.Event()
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
@@ -85,21 +85,16 @@ def _device() -> str:
 
 
 def _redis() -> str:
-    import redis
-
+    from lasro.redis_store.connection import connect, redis_errors
     from lasro.redis_store.embedded import EmbeddedRedis, find_server
     from lasro.redis_store.server import check_server
 
-    url = os.environ.get("LASRO_REDIS_URL")
-    try:
-        if url:
-            with redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
-                version = client.info("server")["redis_version"]
-                return "; ".join([f"LASRO_REDIS_URL answers, version {version}", *check_server(client)])
-        with tempfile.TemporaryDirectory(prefix="lasro-") as folder, EmbeddedRedis(Path(folder)):
-            return f"embedded server starts ({find_server().name})"
-    except (redis.RedisError, ValueError) as error:
-        raise LasroError(f"LASRO_REDIS_URL does not answer: {error}") from error
+    if url := os.environ.get("LASRO_REDIS_URL"):
+        with connect(url) as client, redis_errors():
+            info: Any = client.info("server")
+            return "; ".join([f"LASRO_REDIS_URL answers, version {info['redis_version']}", *check_server(client)])
+    with tempfile.TemporaryDirectory(prefix="lasro-") as folder, EmbeddedRedis(Path(folder)):
+        return f"embedded server starts ({find_server().name})"
 
 
 def _model() -> str:

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import sys
+import time
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,10 @@ surrogate_app = typer.Typer(help="The learned surrogate at the surrogate trainer
 SERVING_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 """What `serve` and `bridge` need beyond the base installation."""
 Name = Annotated[str, typer.Argument(help="Name of the reward.", show_default=False)]
+Wait = Annotated[
+    float, typer.Option("--wait", min=0, help="Seconds to try again while the reward API or its Redis is starting.")
+]
+WAIT_S = 10.0
 
 
 @rewards_app.command("ls")
@@ -57,6 +62,7 @@ def add_reward(
     signed_replies: Annotated[bool, typer.Option(help="Take only replies signed with the secret.")] = False,
     mapping: Annotated[str | None, typer.Option(help="Protocol settings: a JSON object, or a file with one.")] = None,
     replace: Annotated[bool, typer.Option(help="Make a new version of a name in use.")] = False,
+    wait_s: Wait = WAIT_S,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,14 +76,16 @@ def add_reward(
     }  # fmt: skip
     spec = {key: value for key, value in given.items() if value is not None}
     method, path = ("PUT", f"/v1/rewards/{name}") if replace else ("POST", "/v1/rewards")
-    info = _call(reward_api, api_key, method, path, json=spec)
+    info = _call_when_up(wait_s, reward_api, api_key, method, path, json=spec)
     print_json(info) if as_json else print(f"{info['name']} version {info['version']}")
 
 
 @rewards_app.command("test")
-def probe_reward(name: Name, reward_api: RewardApi, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+def probe_reward(
+    name: Name, reward_api: RewardApi, wait_s: Wait = WAIT_S, api_key: ApiKey = None, as_json: AsJson = False
+) -> None:
     """Call a reward once with a known image; exit status 1 unless it answers with a finite number."""
-    probe = _call(reward_api, api_key, "POST", f"/v1/rewards/{name}/probe")
+    probe = _call_when_up(wait_s, reward_api, api_key, "POST", f"/v1/rewards/{name}/probe")
     if as_json:
         print_json(probe)
     else:
@@ -186,6 +194,26 @@ def _call(url: str, api_key: str | None, method: str, path: str, **options: Any)
     with http.connect(url, api_key) as client:
         response = http.send(client, method, path, **options)
         return response.json() if response.content else None
+
+
+def _call_when_up(wait_s: float, url: str, api_key: str | None, method: str, path: str, **options: Any) -> Any:
+    """`_call`, made again for `wait_s` seconds while the service or its Redis is away, which is said once."""
+    from lasro.errors import LockedOutError
+    from lasro_client.services.retry import AWAY_OR_BUSY, with_retry
+
+    failures = 0
+
+    def attempt() -> Any:
+        nonlocal failures
+        try:
+            return _call(url, api_key, method, path, **options)
+        except AWAY_OR_BUSY as error:
+            failures += 1
+            if failures == 1 and wait_s and not isinstance(error, LockedOutError):
+                print(f"lasro: {error}; trying again for {wait_s:g} s", file=sys.stderr)
+            raise
+
+    return with_retry(attempt, time.monotonic() + wait_s, final=(LockedOutError,))
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

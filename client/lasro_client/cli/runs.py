@@ -69,7 +69,7 @@ def remove_run(
     as_json: AsJson = False,
 ) -> None:
     """Delete a run: its folder, and at the given services its weights and every key; refused while it goes on."""
-    from lasro.redis_store.connection import without_password
+    from lasro.redis_store.url import without_password
     from lasro_client.run.list_runs import (
         check_not_running,
         delete_at_services,

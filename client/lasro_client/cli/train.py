@@ -75,13 +75,14 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start Redis, the reward API and the surrogate trainer here, and keep them running until SIGTERM or Ctrl-C."""
+    from lasro.redis_store.url import without_password
     from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
 
     with LocalStack(folder, BUILT_IN_REWARDS if rewards else (), workers=workers) as stack:
         urls = {
             "reward_api": stack.reward_api,
             "surrogate_trainer": stack.surrogate_trainer,
-            "redis": stack.redis,
+            "redis": without_password(stack.redis),
         }
         if as_json:
             print_json(urls)

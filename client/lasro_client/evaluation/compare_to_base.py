@@ -104,7 +104,7 @@ def reward_service(
     with (
         tempfile.TemporaryDirectory(prefix="lasro-") as folder,
         LocalStack(Path(folder), wanted, trainer=False) as stack,
-        RewardClient(stack.reward_api, api_key, timeout_s) as client,
+        RewardClient(stack.reward_api, api_key, timeout_s, stack.registered) as client,
     ):
         yield client, [reward.name for reward in wanted]
 

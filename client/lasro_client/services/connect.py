@@ -14,7 +14,7 @@ from lasro.config import RewardSettings, ServiceSettings, SurrogateRun
 from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro.service.api_key import api_key_from_environment
 from lasro.training.distributed import DistributedContext, on_one_machine
-from lasro.wire import RewardInfo
+from lasro.wire import RewardInfo, RewardSpec
 from lasro_client.services.local_stack import LocalStack
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
@@ -28,6 +28,8 @@ class Urls(NamedTuple):
 
     reward_api: str
     surrogate_trainer: str
+    own_rewards: tuple[RewardSpec, ...] = ()
+    """What was registered there for this run, to be registered again should Redis lose it."""
 
 
 class Services(NamedTuple):
@@ -68,7 +70,7 @@ def services(
         local = known is None
         if known is None:
             known = peers.on_main_and_broadcast(lambda: _started_here(exits, rewards, folder, trainer_cores), Urls)
-        reward_client = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s))
+        reward_client = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s, known.own_rewards))
         trainer = None
         if known.surrogate_trainer:
             trainer = exits.enter_context(SurrogateClient(known.surrogate_trainer, api_key, timeout_s))
@@ -89,7 +91,7 @@ def _started_here(exits: ExitStack, rewards: Sequence[RewardSettings], folder: P
     with_trainer = trainer_cores > 0
     stack = LocalStack(folder / "services", rewards, trainer=with_trainer, trainer_cores=trainer_cores)
     exits.enter_context(stack)
-    return Urls(stack.reward_api, stack.surrogate_trainer)
+    return Urls(stack.reward_api, stack.surrogate_trainer, tuple(stack.registered))
 
 
 def urls(settings: ServiceSettings) -> Urls | None:

@@ -24,10 +24,12 @@ from lasro.config import RewardSettings
 from lasro.config.rewards import REGISTERED
 from lasro.errors import NotFoundError, StorageError, TimeoutExceededError
 from lasro.redis_store.embedded import EmbeddedRedis
+from lasro.redis_store.url import check_url
 from lasro.service.api_key import api_key_from_environment
 from lasro.service.child_process import PARENT_VARIABLE, cores
 from lasro.wire import Protocol, RewardInfo, RewardSpec
 from lasro_client.services import http
+from lasro_client.services.retry import with_retry
 from lasro_client.services.supervisor import Child, Supervisor
 
 LOOPBACK = "127.0.0.0/8,::1/128"
@@ -47,7 +49,8 @@ REWARD_ENVIRONMENT = {**ONE_THREAD, "LASRO_API_KEY": None}
 
 
 class LocalStack:
-    """Context manager; `reward_api`, `surrogate_trainer` and `redis` are URLs once it is entered.
+    """Context manager; `reward_api`, `surrogate_trainer` and `redis` are URLs once it is entered, and `registered` the
+    rewards that it registered.
 
     `folder` keeps logs (`*.log`), Redis data and the trainer's runs; entered again, it goes on from there.
     Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out, which otherwise
@@ -67,6 +70,7 @@ class LocalStack:
         self.folder = folder.resolve()
         self.start_timeout_s = start_timeout_s
         self.reward_api = self.surrogate_trainer = self.redis = ""
+        self.registered: list[RewardSpec] = []
         self._with_trainer, self._worker_count = trainer, workers
         self._trainer_threads = max(1, int(trainer_cores * cores()))
         self._served = [reward for reward in rewards if reward.serve is not None]
@@ -104,7 +108,8 @@ class LocalStack:
         except OSError as error:
             raise StorageError(f"{self.folder}: cannot be made ({error.strerror}); choose another folder") from error
         deadline = time.monotonic() + self.start_timeout_s
-        self.redis = os.environ.get("LASRO_REDIS_URL") or self._start_redis()
+        given = os.environ.get("LASRO_REDIS_URL")
+        self.redis = check_url(given) if given else self._start_redis()
         reward_api, self.reward_api = self._service("reward_api", ["lasro_reward_api"], ONE_THREAD)
         children, health = [reward_api], [self.reward_api + "/health/ready"]
         if self._with_trainer:
@@ -129,7 +134,7 @@ class LocalStack:
         for url in health:
             self._wait_for(url, deadline)
         self._supervisor.started()
-        self._register(urls)
+        with_retry(lambda: self._register(urls), deadline)
 
     def _trainer(self) -> tuple[Child, str]:
         threads = os.environ.get("LASRO_TORCH_THREADS", str(self._trainer_threads))
@@ -202,9 +207,11 @@ class LocalStack:
 
     def _register(self, urls: dict[str, str]) -> None:
         """Make the API call these rewards where they listen now; one already registered so keeps its version."""
+        self.registered.clear()
         with http.connect(self.reward_api, self._api_key) as api:
             for name, url in urls.items():
                 spec = RewardSpec(name=name, url=url + "/", protocol=Protocol.NATIVE, **self._settings_of(name))
+                self.registered.append(spec)
                 try:
                     info = RewardInfo.model_validate_json(http.send(api, "GET", f"/v1/rewards/{name}").content)
                 except NotFoundError:

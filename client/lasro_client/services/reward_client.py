@@ -7,8 +7,9 @@ with RewardClient("http://127.0.0.1:8000") as api:
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -33,17 +34,26 @@ from lasro.wire import (
 from lasro_client.services.http import ServiceClient, message, send
 from lasro_client.services.retry import with_retry
 
+log = logging.getLogger("lasro")
 M = TypeVar("M", bound=Message)
 LONGEST_POLL_S = 20.0
 """Longest wait for a group's scores within one request."""
 
 
 class RewardClient(ServiceClient):
-    """Every method may raise UnreachableError, TimeoutExceededError, AuthError, StorageError or ServiceError."""
+    """Every method may raise UnreachableError, TimeoutExceededError, AuthError, StorageError or ServiceError.
 
-    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0) -> None:
+    `own_rewards` are registered by whoever made this client: where the service has forgotten them, since its Redis lost
+    its data, they are registered again.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None = None, timeout_s: float = 60.0, own_rewards: Sequence[RewardSpec] = ()
+    ) -> None:
         super().__init__(url, api_key, timeout_s)
         self._timeout_s = timeout_s
+        self._own_rewards = {spec.name: spec for spec in own_rewards}
+        self._seen: set[str] = set()
 
     def ready(self) -> bool:
         """Whether the service answers and is ready for work."""
@@ -65,7 +75,9 @@ class RewardClient(ServiceClient):
 
     def reward(self, name: str) -> RewardInfo:
         """One registered reward; raises NotFoundError."""
-        return message(send(self._http, "GET", _reward_path(name)), RewardInfo)
+        info = message(send(self._http, "GET", _reward_path(name)), RewardInfo)
+        self._seen.add(name)
+        return info
 
     def remove(self, name: str) -> None:
         """Forget a reward; raises NotFoundError."""
@@ -81,14 +93,40 @@ class RewardClient(ServiceClient):
         A service that is busy is asked again for `timeout_s`, then BusyError is raised.
         """
         deadline = time.monotonic() + self._timeout_s
-        return with_retry(lambda: self._post("POST", "/v1/score", request, ScoreReply), deadline, (BusyError,))
+
+        def ask() -> ScoreReply:
+            return with_retry(lambda: self._post("POST", "/v1/score", request, ScoreReply), deadline, (BusyError,))
+
+        return self._with_rewards(request.rewards, ask)
 
     def submit(self, run: str, submission: GroupSubmission) -> GroupAccepted:
         """Queue a group for scoring; submitting it again changes nothing.
 
         Raises ConflictError when its id is taken by other content, BudgetError when the run's limit is reached.
         """
-        return self._post("POST", f"/v1/runs/{quote(run, safe='')}/groups", submission, GroupAccepted)
+        path = f"/v1/runs/{quote(run, safe='')}/groups"
+        return self._with_rewards(submission.rewards, lambda: self._post("POST", path, submission, GroupAccepted))
+
+    def _with_rewards(self, names: Sequence[str], ask: Callable[[], M]) -> M:
+        """The reply of a call that needs these rewards. Own ones that are not registered any more are so again."""
+        try:
+            return ask()
+        except NotFoundError as error:
+            lost = [self._own_rewards[name] for name in names if name in self._own_rewards]
+            if not lost:
+                raise self._explained(names, error) from error
+            log.warning("%s; this run registers its rewards again", error)
+        for spec in lost:
+            self.register(spec, replace=True)
+        return ask()
+
+    def _explained(self, names: Sequence[str], error: NotFoundError) -> NotFoundError:
+        if self._seen.isdisjoint(names):
+            return error
+        return NotFoundError(
+            f"{error}; it was registered when this began, so Redis lost it or somebody removed it: register it with "
+            "`lasro rewards add` and start again"
+        )
 
     def group(self, run: str, group_id: str, wait_s: float = 0.0) -> GroupStatus:
         """State of a group, waiting up to `wait_s` (at most 60) for its scores; raises NotFoundError."""

@@ -13,7 +13,7 @@ from lasro_reward_api.settings import RewardApiSettings
 
 def create_app(settings: RewardApiSettings) -> FastAPI:
     """The app; its lifespan runs the scoring worker. Raises ConfigError without a usable LASRO_REDIS_URL."""
-    process = ScoringProcess(settings)
+    process = ScoringProcess(settings, adds=True)
     app = create_service("LaSRO reward API", settings, process.ready, process.lifespan, process.metrics)
     add_score_route(app, process.scorer, settings)
     app.include_router(reward_routes(process.registry, process.scorer, process.endpoints))

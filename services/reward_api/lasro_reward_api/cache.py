@@ -11,7 +11,8 @@ import redis.asyncio
 
 from lasro import wire
 from lasro.redis_store import keys
-from lasro.redis_store.connection import redis_errors, script
+from lasro.redis_store.connection import redis_errors
+from lasro.redis_store.lua import script
 from lasro.redis_store.pipelined_batcher import PipelinedBatcher
 from lasro.redis_store.registry import Registration, registered
 from lasro_reward_api.checks import canonical_metadata

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from lasro import wire
-from lasro.errors import BlockedError, ConfigError, StorageError, UnreachableError
+from lasro.errors import BlockedError, ConfigError, NotFoundError, StorageError, UnreachableError
 from lasro.functional.reward_totals import totals
 from lasro.redis_store.registry import Registration, RewardRegistry
 from lasro.wire import ScoreFields, Status
@@ -91,7 +91,8 @@ class Scorer:
 
     async def _known(self, names: list[str], digests: list[bytes], fresh: bool) -> list[Known]:
         if not fresh:
-            return await self._cache.look_up(names, digests)
+            with suppress(NotFoundError):  # the registry says more about it
+                return await self._cache.look_up(names, digests)
         return [Known(found, [None] * len(digests)) for found in await self.registry.get_many(names)]
 
     async def _fresh(

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from lasro.errors import ConfigError, StorageError, UnreachableError
 from lasro.redis_store.connection import connect, connect_async
 from lasro.redis_store.group_queue import GroupQueue
-from lasro.redis_store.registry import RewardRegistry
+from lasro.redis_store.registry import DATA_LOST, RewardRegistry
 from lasro.redis_store.server import check_server_async
 from lasro.service.app import create_service
 from lasro_reward_api.admission import Admission, Limits
@@ -35,9 +35,9 @@ TIDY_S = 60.0
 class ScoringProcess:
     """Connections and scorer of one process; scores queued groups while `lifespan` lasts."""
 
-    def __init__(self, settings: RewardApiSettings) -> None:
-        """Raises ConfigError without a usable LASRO_REDIS_URL."""
-        self.settings = settings
+    def __init__(self, settings: RewardApiSettings, adds: bool) -> None:
+        """`adds`: whether it takes groups in, too. Raises ConfigError without a usable LASRO_REDIS_URL."""
+        self.settings, self._adds = settings, adds
         self.metrics = CollectorRegistry()
         url = settings.redis_url.get_secret_value() if settings.redis_url else None
         self._redis, self._blocking_redis = connect_async(url), connect(url)
@@ -79,7 +79,10 @@ class ScoringProcess:
             raise UnreachableError("the scoring worker has stopped; see the log and restart the service")
 
     async def _check_redis(self) -> None:
-        for warning in await check_server_async(self._redis):
+        warnings = await check_server_async(self._redis, self._adds)
+        if await self.registry.epoch.is_over():
+            warnings.append(DATA_LOST)
+        for warning in warnings:
             if warning not in self._warned:
                 self._warned.add(warning)
                 log.warning("%s", warning)
@@ -87,7 +90,7 @@ class ScoringProcess:
 
 def create_worker(settings: WorkerSettings) -> FastAPI:
     """A worker: it scores queued groups and answers nothing but health and metrics."""
-    process = ScoringProcess(settings)
+    process = ScoringProcess(settings, adds=False)
     return create_service("LaSRO scoring worker", settings, process.ready, process.lifespan, process.metrics)
 
 

@@ -121,7 +121,7 @@ class RunRegistry:
                     await asyncio.to_thread(self._probe.check)
 
     def _check_redis(self) -> None:
-        for warning in check_server(self._redis):
+        for warning in check_server(self._redis, adds=False):
             if warning not in self._warned:
                 self._warned.add(warning)
                 log.warning("%s", warning)
