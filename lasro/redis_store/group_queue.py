@@ -211,7 +211,7 @@ class GroupQueue(WorkStream):
                     keys.blob(run, sha256),
                     keys.blobs(run),
                 ],
-                args=[GROUP, claim.entry_id, _ITEMS.dump_json(items), sample, "" if inline else sha256, group_id],
+                args=[GROUP, claim.entry_id, _ITEMS.dump_json(items), sample, "" if inline else sha256, group_id, run],
             )
         return bool(finished)
 

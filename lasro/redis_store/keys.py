@@ -46,7 +46,7 @@ def group(run: str, group_id: str) -> str:
 
 
 def samples(run: str) -> str:
-    """Stream: scored groups for the trainer, each in the field `sample` or at the `blob` it names."""
+    """Stream: scored groups for the trainer, each in the field `sample` or at the `blob` it names, and its `group`."""
     return f"{PREFIX}run:{run}:samples"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -27,7 +27,17 @@ CONSUMER = "trainer"
 FIRST = b"0-0"
 MOST_ACKED = 1000
 """In one script call."""
-UNKNOWN_BLOB = "?"
+
+
+class _HandedOut(NamedTuple):
+    """An entry that was given to the caller: its group's id, empty before release 0.3, and the digest of its blob,
+    empty where it has none."""
+
+    group: bytes
+    blob: str
+
+
+UNKNOWN = _HandedOut(b"", "?")
 
 
 class SampleStream:
@@ -39,7 +49,7 @@ class SampleStream:
         self._dead_letter = client.register_script(script("dead_letter_sample"))
         self._replay_from: bytes | None = FIRST
         self._has_read = False
-        self._handed_out: dict[str, str] = {}  # entry id -> digest of its blob, empty where it has none
+        self._handed_out: dict[str, _HandedOut] = {}  # by entry id
 
     def read(self, count: int, block_ms: int = 0) -> list[tuple[str, wire.ScoredGroup]]:
         """Up to `count` samples not yet acknowledged, oldest first; pending ones of an earlier life first.
@@ -103,14 +113,17 @@ class SampleStream:
             # ten times as much as the copy into it.
             raw_id, given = entries.pop()
             entry_id, fields = raw_id.decode(), given or {}
-            if entry_id in self._handed_out:
+            known, group = self._handed_out.get(entry_id), fields.get(b"group", b"")
+            # A Redis whose clock was set back gives an id again that it lost in a power cut.
+            if known is not None and known.group == group:
                 continue
             try:
                 sample = self._sample(fields)
             except WireError as error:
                 self._write_dead_letter(entry_id, str(error))
                 continue
-            self._handed_out[entry_id] = "" if b"sample" in fields else fields[b"blob"].decode()
+            blob = "" if b"sample" in fields else fields[b"blob"].decode()
+            self._handed_out[entry_id] = _HandedOut(group, blob)
             samples.append((entry_id, sample))
         return samples
 
@@ -141,7 +154,8 @@ class SampleStream:
         """
         for start in range(0, len(entry_ids), MOST_ACKED):
             ids = entry_ids[start : start + MOST_ACKED]
-            pairs = [part for entry_id in ids for part in (entry_id, self._handed_out.get(entry_id, UNKNOWN_BLOB))]
+            known = [self._handed_out.get(entry_id, UNKNOWN) for entry_id in ids]
+            pairs = [part for entry_id, entry in zip(ids, known, strict=True) for part in (entry_id, entry.blob)]
             with redis_errors():
                 self._ack([self._key, keys.blobs(self._run)], [GROUP, keys.blob(self._run, ""), *pairs])
             for entry_id in ids:

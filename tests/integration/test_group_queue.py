@@ -21,7 +21,7 @@ from lasro.redis_store.overview import run_figures, work_figures
 from lasro.redis_store.registry import RewardRegistry
 from lasro.redis_store.runs import delete_run
 from lasro.redis_store.sample_stream import SampleStream
-from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, RETURNED
+from lasro.redis_store.work_stream import GROUP, MAX_DELIVERIES, RETURNED, Entry
 
 RUN = "queue-tests"
 
@@ -531,5 +531,23 @@ def test_a_queue_without_its_consumer_group_makes_it_again(run_queue, redis_clie
             await queue.leave("one")
         await queue.add(RUN, submission("g"), 2)
         assert len(await queue.claim("one", 5, 0, 10_000)) == 1
+
+    run_queue(body)
+
+
+def test_an_entry_id_that_redis_gave_twice_costs_no_group(run_queue, redis_client: redis.Redis) -> None:
+    """Bug: with its clock set back, Redis gives ids again that it lost in a power cut. A worker that finished, or
+    dead-lettered, a group of before took the entry of another group out of the queue: that was never scored."""
+
+    async def body(queue: GroupQueue) -> None:
+        await queue.add(RUN, submission("before"), 2)
+        [claim] = await queue.claim("one", 1, 0, 10_000)
+        redis_client.delete(keys.WORK)
+        redis_client.xadd(keys.WORK, {"run": RUN, "group": "after"}, id=claim.entry_id)
+        redis_client.xgroup_create(keys.WORK, GROUP, id="0")
+        await queue.dead_letter(Entry(claim.entry_id, {}, 1), "for a test", (RUN, "before"))
+        assert await queue.finish(claim, items(0.5))
+        assert redis_client.xlen(keys.WORK) == redis_client.xlen(keys.samples(RUN)) == 1
+        assert redis_client.xlen(keys.DEAD_WORK) == 0
 
     run_queue(body)

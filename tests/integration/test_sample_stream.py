@@ -289,3 +289,18 @@ def test_a_stream_that_redis_lost_is_read_from_its_start(
     redis_client.xadd(key, {"sample": wire.to_msgpack(sample(1))}, id="5-0")
     assert indices(stream.read(5)) == [1]
     assert "Redis lost the stream of samples" in caplog.text
+
+
+def test_an_entry_id_that_redis_gave_twice_is_read_twice(redis_client: redis.Redis) -> None:
+    """Bug: with its clock set back, Redis gives ids again that it lost in a power cut, and the trainer took the second
+    entry for the first: its group never arrived."""
+    stream, key = SampleStream(redis_client, "twice"), keys.samples("twice")
+    for index in range(2):
+        redis_client.delete(key)
+        redis_client.xadd(key, {"sample": wire.to_msgpack(sample(index)), "group": f"g{index}"}, id="5-0")
+        redis_client.xgroup_create(key, "trainer", id="0")
+        assert indices(stream.read(5)) == [index]
+        stream._replay_from = b"0-0"
+        assert stream.read(5) == []
+    stream.ack(["5-0"])
+    assert redis_client.xlen(key) == 0

@@ -5,7 +5,19 @@
 -- KEYS: work stream, dead-letter stream, then where the entry names a group: group, calls
 -- ARGV: consumer group, entry id, reason, deliveries, run, group id
 local MOST_FIELDS = 64
+-- A Redis whose clock was set back gives an id again that it lost in a power cut: the entry may be another group's by now.
+local function is_own(entry, run, group)
+  local names = {}
+  for i = 1, #entry, 2 do
+    names[entry[i]] = entry[i + 1]
+  end
+  return names['run'] == run and names['group'] == group
+end
+
 local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+if KEYS[3] and found[1] and not is_own(found[1][2], ARGV[5], ARGV[6]) then
+  return 0
+end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 if not found[1] then
