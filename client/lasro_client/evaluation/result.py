@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from lasro.errors import NotFoundError, RewardError, StorageError, WireError
 from lasro.files import write_atomically
@@ -22,6 +22,8 @@ PromptRewards = ByNumSteps[list[Finite | None]]
 
 class Evaluation(Message):
     """What `evaluate` found; prompt i was drawn with `seed + i`."""
+
+    model_config = ConfigDict(strict=False)  # JSON and msgpack have no type for ByNumSteps
 
     prompts: list[str] = Field(min_length=1)
     seed: int
