@@ -35,6 +35,8 @@ def load(folder: Path) -> LatentConsistencyModel:
     """The same model each time, to save that time, and without what the last test put on it."""
     model = _model(folder)
     model.pipeline.unload_lora_weights()
+    model._embeddings.clear()  # a text encoder may have been adapted, too
+    model._encoders_adapted = False
     return model
 
 
