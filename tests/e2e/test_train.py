@@ -75,7 +75,7 @@ def licensed(images, prompts, metadata):
 
 @pytest.fixture(scope="module")
 def licence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file without which the reward `licensed`, in the module beside it, fails."""
+    """A file without which the reward `licensed`, in the module next to it, fails."""
     folder = tmp_path_factory.mktemp("licensed")
     (folder / "licensed.py").write_text(LICENSED)
     return folder / "licence"
