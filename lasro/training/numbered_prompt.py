@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ PROMPT_NAMES = ("prompt", "prompts")
 """What the key or column of the prompts is called, in any case."""
 COMMENT = "#"
 LONGEST_PREVIEW = 60
-ZERO_WIDTH = "\u200b\u2060\ufeff"
+INVISIBLE = ("Cc", "Cf", "Mn", "Zs", "Zl", "Zp")
+"""Unicode's categories of what shows nothing alone: blanks, controls, zero-width characters, variation selectors."""
 
 
 class NumberedPrompt(NamedTuple):
@@ -53,7 +55,7 @@ def text_lines(text: str, comments: bool) -> list[tuple[int, str]]:
 
 def numbered_prompt(path: Path, line: int, text: str, metadata: Any = None) -> NumberedPrompt:
     """The prompt, stripped; raises ConfigError for one that shows nothing, or that UTF-8 cannot hold."""
-    if not text.strip().strip(ZERO_WIDTH):
+    if all(unicodedata.category(character) in INVISIBLE for character in text):
         raise bad_line(path, line, f"prompt: got {preview(text)}, expected words; fill it in or remove it")
     try:
         text.encode()

@@ -81,6 +81,11 @@ def read_json(path: Path, text: str, comments: bool) -> Iterator[NumberedPrompt]
     """An array of strings or objects; JSON has no comments."""
     breaks = [found.start() for found in re.finditer("\n", text)]
     position = _after_blanks(text, 0)
+    if text.startswith("{", position) and is_json(text):
+        problem = (
+            "got an object, expected a JSON array of prompts; take the arrays out of it, each to a file of its own"
+        )
+        raise bad_line(path, _line_at(breaks, position), problem)
     if not text.startswith("[", position):
         problem = "expected a JSON array of prompts; name a file of one object a line .jsonl, one of plain text .txt"
         raise bad_line(path, _line_at(breaks, position), problem)
@@ -113,7 +118,9 @@ def _from_item(path: Path, line: int, item: Any) -> NumberedPrompt:
         raise bad_line(path, line, f'got {preview(item)}, expected text or an object such as {{"prompt": TEXT}}')
     keys = prompt_names(item)
     if len(keys) != 1:
-        problem = "Field required" if not keys else f"got the keys {', '.join(keys)}, expected one of them"
+        problem = f"got the keys {', '.join(keys)}, expected one of them"
+        if not keys:
+            problem = f"Field required, got the keys {preview(', '.join(item))}"
         raise bad_line(path, line, f'prompt: {problem}; expected {{"prompt": TEXT, ...}}')
     text = item[keys[0]]
     if not isinstance(text, str):

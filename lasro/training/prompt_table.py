@@ -14,7 +14,9 @@ from lasro.training.numbered_prompt import NumberedPrompt, bad_line, numbered_pr
 def read_csv(path: Path, text: str, comments: bool) -> Iterator[NumberedPrompt]:
     """Comma-separated, or separated by semicolons as spreadsheets do in some countries."""
     header = text.lstrip().partition("\n")[0]
-    fitting = [mark for mark in ",;\t" if prompt_names(next(csv.reader([header], delimiter=mark), []))]
+    fitting = [
+        mark for mark in ",;\t" if prompt_names(next(csv.reader([header], delimiter=mark, skipinitialspace=True), []))
+    ]
     if fitting[:1] == ["\t"]:
         raise bad_line(path, 1, "its columns are separated by tabs; name the file .tsv")
     return _read_table(path, text, fitting[0] if fitting else ",", csv.QUOTE_MINIMAL)
@@ -42,7 +44,10 @@ def _read_table(path: Path, text: str, delimiter: str, quoting: Any) -> Iterator
 
 def _rows(path: Path, text: str, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
     """Rows with something in them, their cells stripped, and the lines on which they begin."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
+    # A space may stand before a quote: else the quote would become part of the prompt.
+    reader = csv.reader(
+        io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=quoting != csv.QUOTE_NONE
+    )
     while True:
         line = reader.line_num + 1
         try:

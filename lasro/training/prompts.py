@@ -26,7 +26,9 @@ from lasro.training.prompt_table import read_csv, read_tsv
 
 JSON_OBJECT = re.compile(r'\{\s*("|\}|$)')
 JSON_ARRAY = re.compile(r'\[\s*($|\]|\{\s*"|"[^"]*"\s*(,|\]\s*$))')
-MARKUP = re.compile(r"<(!doctype|html|\?xml)\b", re.IGNORECASE)
+MARKUP = re.compile(r"<(!doctype|html|\?xml)\b|<(\w+)\b[^>]*>(?s:.*)</\2>", re.IGNORECASE)
+PYTHON_LITERAL = re.compile(r"\{\s*'[^']*'\s*:|\[\s*'[^']*'\s*(,|\]\s*$)")
+LIST_ITEM = re.compile(r"([-*\u2022]|\d+[.)])\s")
 QUOTED_ROW = re.compile(r'"([^"]|"")*"\s*(,?$|[,;\t]\S)')
 SIGNATURES = {
     b"\x1f\x8b": "compressed by gzip; unpack it",
@@ -34,6 +36,8 @@ SIGNATURES = {
     b"PAR1": "a Parquet table; export it as CSV",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"%PDF-": "a PDF document; save its text, a prompt a line",
+    b"{\\rtf": "rich text; save it as plain text",
     b"\x89PNG": "a PNG image; give a file of prompts",
     b"\xff\xd8\xff": "a JPEG image; give a file of prompts",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file by `git lfs pull`",
@@ -120,21 +124,25 @@ def read_lines(path: Path, text: str, comments: bool) -> Iterator[NumberedPrompt
 def _other_format(lines: Sequence[str]) -> str | None:
     """What a file of lines is instead, and what to do; None for prompts, which may have commas, quotes, brackets."""
     first = lines[0]
-    if MARKUP.match(first):
+    if MARKUP.match("\n".join(lines)):
         return "looks like a web page or XML, expected a prompt a line; save the text alone"
     if JSON_ARRAY.match(first) or (first.startswith("[") and is_json("\n".join(lines))):
         return "looks like a JSON array, expected a prompt a line; name the file .json"
+    if PYTHON_LITERAL.match(first):
+        return "looks like Python, with quotes that JSON does not have; write it by json.dump to a file named .json"
     if _is_header(first):
         return f"looks like the header of a table ({preview(first)}); name the file .csv or .tsv, or remove the line"
     if len(lines) > 1 and all(QUOTED_ROW.match(line) for line in lines):
         return "looks like CSV without a header, each line in quotes; name the file .csv and begin it with prompt,seed"
     if len(lines) > 1 and all("\t" in line for line in lines):
         return "looks like a table, with a tab in each line; name the file .tsv and begin it with a line of names"
+    if len(lines) > 1 and all(LIST_ITEM.match(line) for line in lines):
+        return f"looks like a list ({preview(first)}); leave out what stands before each prompt"
     return None
 
 
 def _is_header(line: str) -> bool:
-    cells = [cell.strip().strip('"') for cell in re.split(r"[,;\t]", line)]
+    cells = [cell.strip().strip('":') for cell in re.split(r"[,;\t|]", line)]
     return bool(prompt_names(cells)) and all(len(cell.split()) <= 2 for cell in cells)
 
 
