@@ -58,7 +58,8 @@ class HealthSettings(Settings):
     """Where on_trouble = "roll_back"; the run ends at the next trouble after these."""
     max_unranked_rounds: Annotated[int, Field(ge=1)] = 8
     """Rounds in a row without a ranked pair, in stage 1 or 2, after which the run ends with status 1: its rewards
-    failed or tied. The generator is not updated in such a round. A resumed run counts from 0."""
+    failed or tied. So it does after fewer, where these are all it has had. The generator is not updated in such a
+    round. A resumed run counts from 0."""
 
 
 class EvaluationSettings(Settings):

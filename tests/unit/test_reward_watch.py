@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from lasro.training.distributed import DistributedContext
 from lasro.wire import RewardValue, ScoredItem, Status
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run import reward_watch
+from lasro_client.run.folder import Progress, RunFolder
 from lasro_client.run.observer import Observer
 from lasro_client.run.reward_watch import RewardWatch
 from lasro_client.run.round_record import RewardRecord, RoundRecord, SurrogateRecord
@@ -55,8 +58,8 @@ class Notes(Observer):
         self.heard.append(text)
 
 
-def watch(scripted: Scripted, observer: Observer | None = None, **health: Any) -> RewardWatch:
-    config = RunSettings.model_validate(
+def settings(**health: Any) -> RunSettings:
+    return RunSettings.model_validate(
         {
             "name": "x",
             "prompts": {"train": "unused", "held_out": "unused"},
@@ -65,7 +68,10 @@ def watch(scripted: Scripted, observer: Observer | None = None, **health: Any) -
             "health": health,
         }
     )
-    return RewardWatch(config, scripted.probe, observer or Notes(), DistributedContext())
+
+
+def watch(scripted: Scripted, observer: Observer | None = None, first_round: int = 0, **health: Any) -> RewardWatch:
+    return RewardWatch(settings(**health), scripted.probe, observer or Notes(), DistributedContext(), first_round)
 
 
 def test_a_cold_reward_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +120,10 @@ def test_a_wait_ends_when_the_user_asks_for_it(monkeypatch: pytest.MonkeyPatch) 
     assert scripted.now_s == pytest.approx(4, abs=0.5)
 
 
-def failed_round(rounds: int, scored: int = 0) -> RoundRecord:
+def failed_round(rounds: int, scored: int = 0, round: int = 5) -> RoundRecord:
     failures = {"dying": Failure(24 - scored, 24, {"http_error": 24 - scored}, "http_error", LICENCE)}
     rewards = RewardRecord(samples=24, scored_samples=scored, failures=failures)
-    return RoundRecord("train", 5, rewards=rewards, unranked_rounds=rounds)
+    return RoundRecord("train", round, rewards=rewards, unranked_rounds=rounds)
 
 
 def test_only_a_round_without_any_score_is_waited_after(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +142,28 @@ def test_rounds_that_teach_nothing_end_the_run_though_probes_are_answered(monkey
     watch(scripted, max_unranked_rounds=3).after_round(failed_round(2), lambda: False)
     with pytest.raises(RewardError, match=r"3 rounds in a row without a ranked pair.*scored 0 of 24.*the licence"):
         watch(scripted, max_unranked_rounds=3).after_round(failed_round(3), lambda: False)
+
+
+def test_a_resumed_run_counts_its_own_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a run that had ended for rounds without a pair ended again after one more, whatever had been mended."""
+    scripted = Scripted(monkeypatch, dying=[OK])
+    resumed = watch(scripted, first_round=4, max_unranked_rounds=2)
+    resumed.after_round(failed_round(6, scored=1, round=4), lambda: False)
+    with pytest.raises(RewardError, match="2 rounds in a row"):
+        resumed.after_round(failed_round(7, round=5), lambda: False)
+
+
+@pytest.mark.parametrize(("rounds", "unranked", "ends"), [(3, 3, True), (3, 2, False), (0, 0, False)])
+def test_a_run_none_of_whose_rounds_gave_a_pair_is_not_finished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounds: int, unranked: int, ends: bool
+) -> None:
+    """Bug: a run of fewer rounds than `max_unranked_rounds` ended with status 0 and a difference of 0.000 ± 0.000."""
+    watching = watch(Scripted(monkeypatch, dying=[OK]))
+    folder = RunFolder(tmp_path, settings(), "train")
+    for round in range(rounds):
+        folder.log(failed_round(round + 1, round=round))
+    with pytest.raises(RewardError, match=r"none of the 3 .* licence .*train\.rounds") if ends else nullcontext():
+        watching.after_rounds(Progress(rounds, unranked=unranked), folder)
 
 
 def tied_round(ranked: int, tied: int, spread: float, margin: float, vetoed: float = 0.0) -> RoundRecord:

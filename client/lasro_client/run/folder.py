@@ -116,7 +116,7 @@ class RunFolder:
         return changed
 
     def _done(self) -> Done:
-        summary, rounds = self.summary() or {}, read_log(self.path / "log.jsonl")
+        summary, rounds = self.summary() or {}, self.rounds()
         if not rounds:
             return Done()
         last = rounds[-1]
@@ -160,6 +160,10 @@ class RunFolder:
     def summary(self) -> Summary | None:
         """Of a finished run; None where it is not finished."""
         return self._read("summary.json")
+
+    def rounds(self) -> list[RoundRecord]:
+        """The rounds that are done, in order."""
+        return read_log(self.path / "log.jsonl")
 
     def finish(self, summary: Summary) -> None:
         write_json(self.path / "summary.json", summary)

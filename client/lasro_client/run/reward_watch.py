@@ -4,6 +4,7 @@
     after an evaluation in which one scored nothing     so must they, before it is taken again
     after a round in which no sample got a total        those that make the total must answer
     after health.max_unranked_rounds                    the run ends
+    after the last round, if none gave a ranked pair    the run ends, without an evaluation of what was not trained
 
 A reward is waited for up to `services.reward_wait_s`, then the run ends with its own words as RewardError. The caller
 keeps a checkpoint, from which the same command goes on.
@@ -22,6 +23,7 @@ from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
 from lasro.wire import ScoredItem, Status
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, score_images
+from lasro_client.run.folder import Progress, RunFolder
 from lasro_client.run.observer import Observer
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.unranked import why_unranked
@@ -39,8 +41,12 @@ Probe = Callable[[Sequence[str]], Sequence[ScoredItem]]
 class RewardWatch:
     """Of one run. Of several processes the main one asks the rewards, and all of them end."""
 
-    def __init__(self, config: RunSettings, probe: Probe, observer: Observer, peers: DistributedContext) -> None:
+    def __init__(
+        self, config: RunSettings, probe: Probe, observer: Observer, peers: DistributedContext, first_round: int = 0
+    ) -> None:
+        """`first_round`: where the run begins or goes on; rounds before it do not end it again."""
         self._config, self._probe, self._observer, self.peers = config, probe, observer, peers
+        self._first_round = first_round
         self._wait_s = config.services.reward_wait_s
 
     def wait(self, rewards: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> None:
@@ -56,7 +62,7 @@ class RewardWatch:
 
         Raises RewardError after too many rounds without a ranked pair, and as `wait`.
         """
-        rounds = record.unranked_rounds
+        rounds = min(record.unranked_rounds, record.round + 1 - self._first_round)
         if rounds >= self._config.health.max_unranked_rounds:
             raise RewardError(
                 f"{rounds} rounds in a row without a ranked pair (health.max_unranked_rounds): "
@@ -64,6 +70,18 @@ class RewardWatch:
             )
         if rounds and not record.rewards.scored_samples:
             self.wait(self._config.reward_objective.required_rewards, stopped)
+
+    def after_rounds(self, progress: Progress, folder: RunFolder) -> None:
+        """Go on to what follows the rounds; raises RewardError where there were rounds, and no ranked pair in any."""
+        if 0 < progress.round == progress.unranked:
+            self.peers.on_main_and_broadcast(lambda: self._nothing_learned(folder), None)
+
+    def _nothing_learned(self, folder: RunFolder) -> None:
+        last = folder.rounds()[-1]
+        raise RewardError(
+            f"none of the {last.round + 1} rounds gave a ranked pair, so that nothing was learned: "
+            f"{why_unranked(last)}; then go on with more rounds ({last.stage}.rounds), or in another folder (--out)"
+        )
 
     def _wait_here(self, rewards: Sequence[str], stopped: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._wait_s

@@ -68,15 +68,15 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with services(config.services, config.rewards, folder.path, peers) as connected:
-        watch = RewardWatch(
-            config, probe_with(trainer.model, prompts[0], config.seed, connected.rewards), observer, peers
-        )
+        ask = probe_with(trainer.model, prompts[0], config.seed, connected.rewards)
+        watch = RewardWatch(config, ask, observer, peers, progress.round)
         if progress.round < config.pretrain.rounds:
             watch.wait(list(config.weights))
         with observer.rounds(config.pretrain.rounds, progress.round), StopRequest() as stop:
             pretraining = Pretraining(folder, probe, connected, prompts, progress, budget, observer)
             pretraining.begin()
             pretraining.run_rounds(stop, watch)
+            watch.after_rounds(pretraining.progress, folder)
             pretraining.final_steps(stop)
         status = connected.surrogates.status(pretraining.run)
         weights = connected.surrogates.weights_of(pretraining.run, status.version)

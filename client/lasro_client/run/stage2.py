@@ -85,13 +85,14 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         drift_prompts = [] if prompts.drift is None else prompts.drift.prompts
         held_out = HeldOut(folder, model, prompts.held_out.prompts, drift_prompts, connected.rewards, observer)
         probe = probe_with(model, prompts.train.prompts[0], config.seed, connected.rewards)
-        watch = RewardWatch(config, probe, observer, peers)
+        watch = RewardWatch(config, probe, observer, peers, alternation.progress.round)
         watch.wait(held_out.rewards)
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = _evaluated(held_out.evaluate_base, held_out, watch)
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(alternation, held_out, watch, observer)
+        watch.after_rounds(alternation.progress, folder)
         peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         with parameters_set(trainer.parameters, trainer.average):
             after = _evaluated(held_out.evaluate_adapted, held_out, watch)
