@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from lasro.errors import ConfigError
+from lasro_client.cli.output import print_table
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.round_record import (
@@ -132,6 +133,32 @@ def test_failing_rewards_and_ties_are_said_when_they_begin() -> None:
     progress = next(line for line in lines if line.startswith("stage 2 7/7"))
     assert "rounds without a ranked pair: 1" in progress
     assert "dying http_error: HTTP 424: the licence has run out" in progress
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_brackets_in_a_rewards_words_are_shown(is_terminal: bool) -> None:
+    """Bug: `[redacted]` was left out of messages, and a run whose reward said `[/x]` ended as a MarkupError."""
+    out = io.StringIO()
+    failure = Failure(1, 2, {"bad_reply": 1}, "bad_reply", "got [redacted] [/x]")
+    record = RoundRecord("train", 0, 1, rewards=RewardRecord(samples=2, scored_samples=1, failures={"any": failure}))
+    observers = Observers([Terminal(Console(file=out, width=200, force_terminal=is_terminal))])
+    with observers.run(RUN):
+        observers.activity("drawing [/y]")
+        observers.activity(None)
+        with observers.rounds(1, 0):
+            observers.activity("ranking [/y]")
+            observers.round_done(record)
+        observers.note("p.txt:1: '[bold] a disc' is taken as a prompt")
+    shown = out.getvalue()
+    assert shown.count("got [redacted] [/x]") >= 2, "in the note and in the line of the round"
+    assert "[/y]" in shown
+    assert "'[bold] a disc'" in shown
+
+
+def test_brackets_in_a_table_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: a dead letter whose error had brackets could not be listed."""
+    print_table(("id", "error"), [["1", "got [redacted] [/x]"]])
+    assert "got [redacted] [/x]" in capsys.readouterr().out
 
 
 def test_times_read_as_people_write_them() -> None:

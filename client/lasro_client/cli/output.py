@@ -53,7 +53,7 @@ def stderr() -> Console:
     """Console for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=not is_main_process())
+    return Console(stderr=True, quiet=not is_main_process(), markup=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -68,7 +68,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
     # In a file or a pipe nothing is as wide as a terminal, and a wrapped cell could not be searched for.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:

@@ -1,4 +1,7 @@
-"""How a run goes, on a terminal: a live bar of its rounds; elsewhere, such as in a log, a plain line now and then."""
+"""How a run goes, on a terminal: a live bar of its rounds; elsewhere, such as in a log, a plain line now and then.
+
+Nothing is printed as rich's markup: a reward's words and prompts may have brackets.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
+from rich.text import Text
 
 from lasro_client.run.divergence import describe_trouble
 from lasro_client.run.observer import Observer, RunInfo
@@ -41,7 +45,7 @@ class Terminal(Observer):
         self._in_trouble = self._failing = self._ties_noted = False
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def activity(self, text: str | None, left_s: float | None = None) -> None:
         if text is not None and left_s is not None:
@@ -51,7 +55,7 @@ class Terminal(Observer):
             return
         if self._status is not None:
             self._status.stop()
-        self._status = None if text is None else self._console.status(text)
+        self._status = None if text is None else self._console.status(Text(text))
         if self._status is not None:
             self._status.start()
 
@@ -95,12 +99,12 @@ class RoundBar:
         self._console, self._title, self._max_s = console, title, max_s
         self._started, self._first, self._printed = time.monotonic(), done, 0.0
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]} left"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(title, total=num_rounds, completed=done, figures="", left="-:--")
@@ -128,7 +132,7 @@ class RoundBar:
 
     def _print(self, text: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"{self._title} {text}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self._title} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(record: RoundRecord) -> str:
