@@ -9,16 +9,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lasro.errors import NotFoundError
+from lasro.errors import NotFoundError, RewardError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.report.charts import moving_average, nice_ticks, tick_label
 from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread
-from lasro_client.report.page import duration, number, signed, write_report
+from lasro_client.report.page import ReportWriter, duration, number, signed, write_report
 from lasro_client.report.run_data import points, read_run, seconds_left
+from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import RoundRecord
+from lasro_client.run.stopped import stop_recorded
 
 NASTY = 'a <b>red</b> "circle" & <script>alert(1)</script>'
 VOID = {"meta", "img", "br", "link"}
@@ -195,6 +197,30 @@ def test_running_shows_round_pace_and_budget(tmp_path):
     page = Page(write_report(folder).read_text())
     assert "round 10 of 20, about 1 min 0 s left" in page.text
     assert "480 images scored of 5,000 allowed" in page.text
+
+
+@pytest.mark.parametrize("until", ["config", "rounds"])
+def test_a_run_that_ended_by_an_error_says_so(tmp_path, until):
+    """Bug: the report of a run that had ended said "Running, about 5 s left", reloaded itself for ever and had no
+    reason; where the reward had never answered there was no report."""
+    folder, writer = make_run(tmp_path, until), ReportWriter()
+    writer.run_started(RunInfo("demo", "train", folder, None))
+    with pytest.raises(RewardError), stop_recorded(folder, True, writer):
+        raise RewardError("reward any scored 0 of 1 (timeout: no <reply>)")
+    text = (folder / "report.html").read_text()
+    when = "after round 10 of 20" if until == "rounds" else "before the first round"
+    assert f"Stopped {when}. reward any scored 0 of 1 (timeout: no <reply>)" in Page(text).text
+    assert 'http-equiv="refresh"' not in text
+    with stop_recorded(folder, True, writer):
+        assert 'http-equiv="refresh"' in write_report(folder).read_text(), "it goes on"
+
+
+@pytest.mark.parametrize(("stop", "said"), [(KeyboardInterrupt(), "Ctrl-C"), (SystemExit(143), "SIGTERM")])
+def test_a_run_that_was_stopped_says_by_what(tmp_path, stop, said):
+    """Bug: the report of a run that was stopped said that it was running."""
+    with pytest.raises(type(stop)), stop_recorded(make_run(tmp_path, "rounds"), True, Observer()):
+        raise stop
+    assert f"Stopped after round 10 of 20. {said}" in Page(write_report(tmp_path).read_text()).text
 
 
 def test_a_pretraining_run_has_its_own_result(tmp_path):

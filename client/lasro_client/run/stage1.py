@@ -30,6 +30,7 @@ from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import read_run_prompts
 from lasro_client.run.saved_samples import preload_samples
 from lasro_client.run.stop_signal import StopRequest
+from lasro_client.run.stopped import stop_recorded
 from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.services.connect import Services, open_surrogate, services
@@ -52,7 +53,8 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
             notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
             peers.on_main_and_broadcast(folder.open, None)
             observer = Observers(observers if peers.is_main else ())
-            with observer.run(RunInfo(config.name, "pretrain", out, config.budget.max_minutes)):
+            info = RunInfo(config.name, "pretrain", out, config.budget.max_minutes)
+            with observer.run(info), stop_recorded(out, peers.is_main, observer):
                 for note in notes:
                     observer.note(note)
                 _pretrain(folder, prompts.train.prompts, peers, observer)

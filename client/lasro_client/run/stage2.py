@@ -31,6 +31,7 @@ from lasro_client.run.reward_watch import RewardWatch, probe_with
 from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
 from lasro_client.run.stop_signal import StopRequest
+from lasro_client.run.stopped import stop_recorded
 from lasro_client.services.connect import services
 from lasro_client.services.feedback import FeedbackClient
 
@@ -52,7 +53,8 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
         notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
         peers.on_main_and_broadcast(folder.open, None)
         observer = Observers(observers if peers.is_main else ())
-        with observer.run(RunInfo(config.name, "train", out, config.budget.max_minutes)):
+        info = RunInfo(config.name, "train", out, config.budget.max_minutes)
+        with observer.run(info), stop_recorded(out, peers.is_main, observer):
             for note in notes:
                 observer.note(note)
             return _train(folder, prompts, peers, observer)
