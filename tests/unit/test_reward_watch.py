@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lasro.config import RunSettings
-from lasro.errors import RewardError
+from lasro.errors import BudgetError, RewardError
 from lasro.training.distributed import DistributedContext
 from lasro.wire import RewardValue, ScoredItem, Status
 from lasro_client.evaluation.num_steps import ByNumSteps
@@ -153,7 +153,7 @@ def test_a_resumed_run_counts_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
         resumed.after_round(failed_round(7, round=5), lambda: False)
 
 
-@pytest.mark.parametrize(("rounds", "unranked", "ends"), [(3, 3, True), (3, 2, False), (0, 0, False)])
+@pytest.mark.parametrize(("rounds", "unranked", "ends"), [(3, 3, True), (3, 2, False)])
 def test_a_run_none_of_whose_rounds_gave_a_pair_is_not_finished(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounds: int, unranked: int, ends: bool
 ) -> None:
@@ -164,6 +164,12 @@ def test_a_run_none_of_whose_rounds_gave_a_pair_is_not_finished(
         folder.log(failed_round(round + 1, round=round))
     with pytest.raises(RewardError, match=r"none of the 3 .* licence .*train\.rounds") if ends else nullcontext():
         watching.after_rounds(Progress(rounds, unranked=unranked), folder)
+
+
+def test_a_budget_without_room_for_a_round_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Bug: a run that had no round ended with status 0 and an adapter that changes nothing."""
+    with pytest.raises(BudgetError, match=r"no round fits into the budget.*raise budget\.max_minutes"):
+        watch(Scripted(monkeypatch, dying=[OK])).after_rounds(Progress(), RunFolder(tmp_path, settings(), "train"))
 
 
 def tied_round(ranked: int, tied: int, spread: float, margin: float, vetoed: float = 0.0) -> RoundRecord:

@@ -4,7 +4,7 @@
     after an evaluation in which one scored nothing     so must they, before it is taken again
     after a round in which no sample got a total        those that make the total must answer
     after health.max_unranked_rounds                    the run ends
-    after the last round, if none gave a ranked pair    the run ends, without an evaluation of what was not trained
+    after the last round, if none gave a ranked pair    the run ends, before what was not trained is evaluated
 
 A reward is waited for up to `services.reward_wait_s`, then the run ends with its own words as RewardError. The caller
 keeps a checkpoint, from which the same command goes on.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from lasro.config import RunSettings
-from lasro.errors import RewardError
+from lasro.errors import BudgetError, RewardError
 from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.training.distributed import DistributedContext
@@ -72,8 +72,16 @@ class RewardWatch:
             self.wait(self._config.reward_objective.required_rewards, stopped)
 
     def after_rounds(self, progress: Progress, folder: RunFolder) -> None:
-        """Go on to what follows the rounds; raises RewardError where there were rounds, and no ranked pair in any."""
-        if 0 < progress.round == progress.unranked:
+        """Go on to what follows the rounds of a run that was to have some.
+
+        Raises BudgetError where none was done, and RewardError where none of them gave a ranked pair.
+        """
+        if progress.round == 0:
+            raise BudgetError(
+                "no round fits into the budget, so that nothing was learned; raise budget.max_minutes or "
+                "budget.max_reward_calls"
+            )
+        if progress.unranked == progress.round:
             self.peers.on_main_and_broadcast(lambda: self._nothing_learned(folder), None)
 
     def _nothing_learned(self, folder: RunFolder) -> None:

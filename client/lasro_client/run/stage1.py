@@ -78,7 +78,8 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
             pretraining = Pretraining(folder, probe, connected, prompts, progress, budget, observer)
             pretraining.begin()
             pretraining.run_rounds(stop, watch)
-            watch.after_rounds(pretraining.progress, folder)
+            if config.pretrain.rounds:
+                watch.after_rounds(pretraining.progress, folder)
             pretraining.final_steps(stop)
         status = connected.surrogates.status(pretraining.run)
         weights = connected.surrogates.weights_of(pretraining.run, status.version)
