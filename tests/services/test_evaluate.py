@@ -201,6 +201,23 @@ def test_an_evaluation_of_a_cold_reward_is_taken_again(held_out, tmp_path):
     assert evaluation.evaluate_base() == found, "one that an earlier release stored so is not read back"
 
 
+@pytest.mark.parametrize(("status", "again"), [("http_error", True), ("rejected", False)])
+def test_a_resumed_run_scores_what_its_base_lacks(held_out, tmp_path, status, again):
+    """Bug: where a reward died after 10 images of 256, a run that was resumed compared those ten for ever."""
+    evaluation, _ = held_out
+    COLD.cold = 0
+    found = evaluation.evaluate_base()
+    partial = found.model_copy(
+        update={
+            "rewards": {"cold": ByNumSteps([0.25], [None])},
+            "failures": {"cold": {status: 1}},
+            "errors": {"cold": f"{status}: no"},
+        }
+    )
+    save_evaluation(tmp_path / "evaluation" / "before.json", partial)
+    assert evaluation.evaluate_base() == (found if again else partial)
+
+
 def test_an_evaluation_in_which_nothing_was_scored_is_an_error(held_out, tmp_path):
     """Guards against an empty row in the summary of a run, with exit status 0."""
     evaluation, _ = held_out

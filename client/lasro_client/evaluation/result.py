@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from lasro.errors import NotFoundError, RewardError, StorageError, WireError
 from lasro.files import write_atomically
 from lasro.validation import explain
-from lasro.wire import Finite, Message, Name
+from lasro.wire import Finite, Message, Name, Status
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, ByNumSteps, NumSteps
 from lasro_client.evaluation.paired_statistics import Comparison, Estimate, compare, estimate
 
@@ -47,6 +47,11 @@ class Evaluation(Message):
     def unscored(self) -> list[str]:
         """Rewards that scored nothing at all."""
         return [name for name, each in self.rewards.items() if all(v is None for part in each.values() for v in part)]
+
+    @property
+    def may_improve(self) -> bool:
+        """Whether images lack a score for a reason that may have passed: any but that a reward rejects them."""
+        return any(status != Status.REJECTED for statuses in self.failures.values() for status in statuses)
 
     def check_scored(self) -> None:
         """Raise RewardError in the words of the rewards that scored nothing at all."""

@@ -43,10 +43,10 @@ class HeldOut:
         self.rewards = list(dict.fromkeys([*folder.config.weights, *self._settings.rewards]))
 
     def evaluate_base(self) -> Evaluation:
-        """Rewards of the base, read back where an earlier life of the run has measured them."""
+        """Rewards of the base, read back where an earlier life of the run has measured them, all that may be scored."""
         path = self._path("before")
         known = load_evaluation(path) if path.exists() else None
-        return self._evaluate("before") if known is None or known.unscored else known
+        return self._evaluate("before") if known is None or known.unscored or known.may_improve else known
 
     def evaluate_adapted(self) -> Evaluation:
         """Rewards of the model with the weights that its adapter has now."""
