@@ -62,6 +62,14 @@ class Cold:
 COLD = Cold()
 
 
+@reward
+def picky(images, prompts, metadata):
+    """Fails for red."""
+    if any("red" in prompt for prompt in prompts):
+        raise RuntimeError("no red")
+    return [0.5] * len(images)
+
+
 @pytest.fixture(scope="module")
 def api(url, serve):
     torch.set_num_threads(1)
@@ -72,6 +80,8 @@ def api(url, serve):
         client.register(
             RewardSpec(name="cold", url=cold, protocol=Protocol.NATIVE, timeout_s=45, cache=False), replace=True
         )
+        url = serve(create_reward_app(picky)) + "/"
+        client.register(RewardSpec(name="picky", url=url, protocol=Protocol.NATIVE), replace=True)
         yield client
 
 
@@ -185,7 +195,7 @@ def held_out(model, api, tmp_path):
         }
     )
     observer, peers = Observer(), DistributedContext()
-    watch = RewardWatch(config, probe_with(model, PROMPTS[0], SEED, api), observer, peers)
+    watch = RewardWatch(config, probe_with(model, PROMPTS, SEED, api), observer, peers)
     return HeldOut(RunFolder(tmp_path, config, "train"), model, PROMPTS[:1], [], api, observer), watch
 
 
@@ -229,8 +239,14 @@ def test_an_evaluation_in_which_nothing_was_scored_is_an_error(held_out, tmp_pat
 
 def test_a_reward_is_probed_by_a_sample_of_its_own_run(model, api):
     """Guards against a probe that a reward fails which needs metadata: this one is asked with the first prompt's."""
-    (item,) = probe_with(model, PROMPTS[0], SEED, api)(["brightness"])
+    (item,) = probe_with(model, PROMPTS, SEED, api)(["brightness"])
     assert item.scores["brightness"].status == "ok"
+
+
+def test_a_reward_that_fails_for_the_first_prompt_alone_answers_for_the_next(model, api):
+    """Bug: a run whose reward crashes on one prompt of a thousand could not start, if that was the first one."""
+    probe = probe_with(model, PROMPTS, SEED, api)
+    assert [probe(["picky"])[0].scores["picky"].status for _ in PROMPTS[:2]] == ["http_error", "ok"]
 
 
 def test_a_setting_that_a_registered_reward_does_not_have_is_refused(api, url, tmp_path):

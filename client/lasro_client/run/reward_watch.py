@@ -12,6 +12,7 @@ keeps a checkpoint, from which the same command goes on.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -122,15 +123,15 @@ class RewardWatch:
         )
 
 
-def probe_with(model: GeneratorModel, prompt: Prompt, seed: int, client: RewardClient) -> Probe:
-    """Scores a sample of the base for this prompt, drawn when first needed: a reward may need real ones."""
-    drawn: list[bytes] = []
+def probe_with(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, client: RewardClient) -> Probe:
+    """Scores a sample of the base, since a reward may need real ones, each time for the next of the prompts: a reward
+    that fails for one of them only does answer."""
+    turns = itertools.cycle(prompts)
 
     def probe(rewards: Sequence[str]) -> Sequence[ScoredItem]:
-        if not drawn:
-            _, images_BHWC = draw_one_and_two_steps(model, [prompt.text], [seed], base=True)
-            drawn.append(png_bytes(images_BHWC[0]))
-        return score_images(client, [prompt], drawn, rewards, fresh=True)
+        prompt = next(turns)
+        _, images_BHWC = draw_one_and_two_steps(model, [prompt.text], [seed], base=True)
+        return score_images(client, [prompt], [png_bytes(images_BHWC[0])], rewards, fresh=True)
 
     return probe
 

@@ -70,7 +70,7 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with services(config.services, config.rewards, folder.path, peers) as connected:
-        ask = probe_with(trainer.model, prompts[0], config.seed, connected.rewards)
+        ask = probe_with(trainer.model, prompts, config.seed, connected.rewards)
         watch = RewardWatch(config, ask, observer, peers, progress.round)
         if progress.round < config.pretrain.rounds:
             watch.wait(list(config.weights))

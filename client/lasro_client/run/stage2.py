@@ -86,7 +86,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         resumed_s = alternation.progress.elapsed_s
         drift_prompts = [] if prompts.drift is None else prompts.drift.prompts
         held_out = HeldOut(folder, model, prompts.held_out.prompts, drift_prompts, connected.rewards, observer)
-        probe = probe_with(model, prompts.train.prompts[0], config.seed, connected.rewards)
+        probe = probe_with(model, prompts.train.prompts, config.seed, connected.rewards)
         watch = RewardWatch(config, probe, observer, peers, alternation.progress.round)
         watch.wait(held_out.rewards)
         resumed = alternation.progress.surrogate_version
