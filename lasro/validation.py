@@ -42,9 +42,15 @@ def _of_setting(problem: ErrorDetails, settings: type[BaseModel]) -> str:
     if problem["type"] == "union_tag_invalid" and isinstance(value, Mapping):
         known = ", ".join(str(_tag(kind)) for kind in _kinds_at(problem["loc"], settings))
         return f"{_name([*where, TAG])}: got {repr(value.get(TAG))[:LONGEST_VALUE]}, expected one of {known}"
+    place = f"{_name(where)}: " if where else ""  # else it is about settings of several tables, which it names
     if isinstance(value, str | int | float):
-        return f"{_name(where)}: got {repr(value)[:LONGEST_VALUE]}. {problem['msg']}"
-    return f"{_name(where)}: {problem['msg']}"
+        return f"{place}got {repr(value)[:LONGEST_VALUE]}. {_words(problem)}"
+    return f"{place}{_words(problem)}"
+
+
+def _words(problem: ErrorDetails) -> str:
+    """What our validators say, or pydantic."""
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _name(where: Sequence[int | str]) -> str:

@@ -118,7 +118,7 @@ def test_an_unknown_key_is_refused(minimal: Path) -> None:
         ("train.learning_rate=nan", "train.learning_rate"),
         ("surrogate.trunk=half", "surrogate.trunk"),
         ('method.regulariser="lcm"', "needs both teacher and teacher_latents"),
-        ('rewards=[{name="r"},{name="r"}]', "each name once"),
+        ('rewards=[{name="r"},{name="r"}]', r"run\.toml: rewards: got \['r', 'r'\], expected each name once$"),
         ('rewards=[{name="r",floor=nan}]', "rewards.0.floor"),
         ('services.reward_api="http://x"', "give both"),
         ("name.x=1", "not a table"),
