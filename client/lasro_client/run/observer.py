@@ -41,7 +41,8 @@ class Observer:
         """What takes long now and is no round, at any time, and when it will be over; None: it is over."""
 
     def folder_updated(self) -> None:
-        """The run folder has a new evaluation, new pictures or the summary, or `train.report_rounds` rounds passed."""
+        """The run folder has a new evaluation, new pictures, the summary or why the run stopped, or
+        `train.report_rounds` rounds passed."""
 
     def rounds_started(self, num_rounds: int, done: int) -> None:
         """Rounds begin; `done` of them were done before the run was resumed."""
