@@ -29,6 +29,14 @@ with hold_folder(Path(sys.argv[1]), "in use", "wait"):
     print("held", flush=True)
     time.sleep(60)
 """
+COMMAND = """
+import sys
+from lasro_client.cli.main import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules)
+"""
 CONFIG = RunSettings.model_validate(
     {"name": "run", "prompts": {"train": "none.txt", "held_out": "none.txt"}, "rewards": [{"name": "any"}]}
 )
@@ -65,6 +73,19 @@ def test_a_second_run_is_refused_at_once_until_the_first_is_dead(
     with pytest.raises(ConfigError, match=r"none\.txt: no such prompt file"):
         stage(CONFIG, folder)
     assert not is_held(folder), "a run that failed lets go"
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_second_command_is_refused_before_torch_is_imported(
+    other: subprocess.Popen[str], tmp_path: Path, command: str
+) -> None:
+    """Bug: on a busy machine it took 11 s to be refused, all of them for imports."""
+    config = tmp_path / "run.toml"
+    config.write_text('name = "run"\nprompts = {train = "a", held_out = "b"}\nrewards = [{name = "any"}]\n')
+    arguments = [sys.executable, "-c", COMMAND, command, str(config), "--out", str(tmp_path / "run")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "False\n")
+    assert f"a run goes on in this folder (process {other.pid} on " in done.stderr
 
 
 def test_a_run_that_goes_on_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

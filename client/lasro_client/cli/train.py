@@ -60,10 +60,12 @@ def train(config: Config, settings: Set = None, out: Out = None, as_json: AsJson
 def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
     """Pre-train the surrogate on samples of the base model (stage 1)."""
     from lasro.config import load_config
-    from lasro_client.run.stage1 import pretrain as run_pretrain
 
     run = load_config(config, settings or [])
-    path = run_pretrain(run, out or Path("runs") / run.name, _observers())
+    folder = _free(out or Path("runs") / run.name)
+    from lasro_client.run.stage1 import pretrain as run_pretrain  # torch, once the folder is known to be free
+
+    path = run_pretrain(run, folder, _observers())
     if is_main_process():
         print_json({"surrogate": str(path)}) if as_json else print(path)
 
@@ -122,7 +124,8 @@ def worker(
 
 
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:
-    from lasro_client.run.stage2 import train as run_train
+    _free(out)
+    from lasro_client.run.stage2 import train as run_train  # torch, once the folder is known to be free
 
     summary = run_train(config, out, _observers())
     if not is_main_process():
@@ -132,6 +135,15 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
         return
     print_scores(summary["rewards"], ("before", "after", "difference"))
     print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, in which no run goes on. The other processes of a run leave that to its main one."""
+    from lasro_client.run.run_lock import check_free
+
+    if is_main_process():
+        check_free(folder)
+    return folder
 
 
 def _observers() -> list[Observer]:

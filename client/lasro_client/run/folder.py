@@ -16,7 +16,6 @@ from torch import Tensor
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, StorageError
 from lasro.files import storage_errors, write_atomically, write_json
-from lasro.folder_lock import hold_folder
 from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.process_codec import CpuTensor
@@ -29,6 +28,7 @@ from lasro_client.run.base_sample_rewards import (
 from lasro_client.run.divergence import DivergenceMonitor
 from lasro_client.run.kept_settings import Done, changed_settings, check_changed, kept_settings, rounds_of
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
+from lasro_client.run.run_lock import hold_run
 
 Summary = dict[str, Any]
 """The contents of summary.json."""
@@ -36,7 +36,6 @@ Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
-GOES_ON_ADVICE = "wait for it, stop it, or choose another folder with --out"
 
 
 class Progress(NamedTuple):
@@ -80,7 +79,7 @@ class RunFolder:
     def _hold(self, exits: ExitStack) -> None:
         if self.path.is_file():
             raise ConfigError(f"{self.path}: is a file, expected a folder or nothing yet")
-        exits.enter_context(hold_folder(self.path, "a run goes on in this folder", GOES_ON_ADVICE))
+        exits.enter_context(hold_run(self.path))
 
     def result(self) -> Summary | None:
         """The summary of a run that is finished by these settings too; None where there is something left to do.
