@@ -8,6 +8,7 @@ Shape legend: r rank, in, out features or channels, k kernel.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from lasro.models.adapter_names import ModuleNames, Place, unsupported_kind
 from lasro.models.base import AdapterKeys
 from lasro.models.loading import loading
 
+log = logging.getLogger("lasro")
 LOADED = "loaded"
 """Name of the adapter on the networks."""
 
@@ -77,12 +79,16 @@ def find_adapter(path: Path, names: ModuleNames, partial: bool = False) -> Adapt
     parts: dict[str, dict[str, ModuleLora]] = defaultdict(dict)
     for (part, module), keys in whole.items():
         parts[part][module] = _module_lora(file, part, module, names.modules[part][module], keys)
+    if not any(lora.up.any() or lora.magnitude is not None for loras in parts.values() for lora in loras.values()):
+        log.warning(
+            f"{file.path}: changes nothing, since each of its second factors or alphas is zero; is it untrained?"
+        )
     return Adapter(file.path, parts, AdapterKeys(len(placed), len(file.tensors), first_names(unplaced)))
 
 
 def _misfit(file: AdapterFile, unplaced: list[str], num_placed: int) -> str:
     kind = unsupported_kind(unplaced)
-    reason = f"{kind} is not supported" if kind else "of another model, incomplete, or in a form that is not read"
+    reason = f"{kind}, not supported" if kind else "of another model, incomplete, or in a form that is not read"
     advice = (
         f"--partial (generate, evaluate, export) loads the other {num_placed}"
         if num_placed
@@ -101,7 +107,7 @@ def _module_lora(
     if "mid" in keys:
         down = _merge_mid(file, keys["mid"], down)
     down, up = _like_weight(down, module), _like_weight(up, module)
-    weight, rank = module.weight, len(down)
+    weight, rank = module.weight, max(1, len(down)) if down.ndim else 1
     kernel = (1,) * (weight.ndim - 2)
     for key, factor, expected in (
         (keys["A"], down, (rank, *weight.shape[1:])),

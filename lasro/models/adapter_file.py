@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lasro.errors import ModelError
+from lasro.models.files import INDEX
 from lasro.validation import explain, one_line
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -88,29 +89,46 @@ def first_names(names: Iterable[str], count: int = 3) -> str:
 
 
 def _find_file(path: Path) -> Path:
-    if not path.exists():
-        raise ModelError(f"{path}: no such adapter; expected a .safetensors file or a folder with one")
-    if path.is_file():
-        if path.suffix in PICKLES:
-            raise ModelError(f"{path}: is a pickle, which can run code; convert it to .safetensors and name that file")
-        return path
+    path = path.expanduser()
     try:
-        names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        is_file, is_folder = path.is_file(), path.is_dir()
+        names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if is_folder else []
     except OSError as error:
-        raise ModelError(f"{path}: cannot be listed ({error.strerror})") from error
+        raise ModelError(f"{one_line(str(path))}: cannot be read ({error.strerror})") from error
+    if is_file and path.suffix in PICKLES:
+        raise ModelError(f"{path}: is a pickle, which can run code; convert it to .safetensors and name that file")
+    if is_file:
+        return path
+    if not is_folder:
+        raise ModelError(
+            f"{path}: no such adapter; expected a .safetensors file or a folder with one (hub ids are not looked up)"
+        )
+    return path / _only_file(path, names)
+
+
+def _only_file(folder: Path, names: Sequence[str]) -> str:
     found = [name for name in names if name.endswith(".safetensors")]
     if len(found) == 1:
-        return path / found[0]
+        return found[0]
     if found:
         raise ModelError(
-            f"{path}: holds {len(found)} .safetensors files ({first_names(found, 5)}); name one, as {path / found[0]}"
+            f"{folder}: holds {len(found)} .safetensors files ({first_names(found, 5)}); name one, as "
+            f"{folder / found[0]}"
         )
     pickles = [name for name in names if Path(name).suffix in PICKLES]
     if pickles:
         raise ModelError(
-            f"{path}: holds no .safetensors file but pickles ({first_names(pickles)}), which can run code; convert them"
+            f"{folder}: holds no .safetensors file but pickles ({first_names(pickles)}), which can run code; convert "
+            "them"
         )
-    raise ModelError(f"{path}: holds no .safetensors file; found {first_names(names) or 'nothing'}")
+    if INDEX in names:
+        raise ModelError(f"{folder}: is a whole model, no adapter; give it as model.path, without an adapter")
+    if deeper := sorted(file.relative_to(folder).as_posix() for file in folder.glob("*/*.safetensors")):
+        raise ModelError(
+            f"{folder}: holds no .safetensors file, but its folders do ({first_names(deeper)}); name one, as "
+            f"{folder / deeper[0]}"
+        )
+    raise ModelError(f"{folder}: holds no .safetensors file; found {first_names(names) or 'nothing'}")
 
 
 def _check_content(file: Path) -> None:

@@ -21,9 +21,13 @@ from diffusers.utils.state_dict_utils import (
 from torch import nn
 
 UNET = "unet"
-PEFT_PREFIX = "base_model.model."
+# What a wrapper of the network, or a format for whole models, puts in front; a part's name may come before or after it.
+WRAPPER = re.compile(
+    r"(?P<part>unet\.|text_encoder(?:_2)?\.|)(?:(?:base_model\.model|module|_orig_mod|(?:model\.)?diffusion_model)\.)+"
+)
 KOHYA_PARTS = {
     "lora_unet_": UNET,
+    "lycoris_": UNET,
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
@@ -54,7 +58,19 @@ SGM_RESNET = {
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
-UNSUPPORTED = {"hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", ".diff": "full weights", "on_input": "IA3"}
+UNSUPPORTED = {
+    r"hada_": "LoHa",
+    r"lokr_": "LoKr",
+    r"oft_": "OFT",
+    r"on_input": "IA3",
+    r"controlnet|control_model": "a ControlNet",
+    r"emb_params|string_to_param": "a textual inversion",
+    r"^(lora_)?transformer[._]|(double|single|joint)_(transformer_)?blocks": "a LoRA of a transformer (FLUX, SD3)",
+    r"^diffusion_model\.(blocks|layers)\.": "a LoRA of a transformer (Wan, Lumina)",
+    r"lora.*\.bias$": "a bias of a LoRA",
+    r"\.(diff(_b)?|[wb]_norm)$|^(?!.*lora).*\.(weight|bias)$": "whole weights of modules, in place of factors",
+}
+"""What keys of other adapters and models look like."""
 
 
 class Place(NamedTuple):
@@ -82,7 +98,7 @@ class ModuleNames:
 
     def find(self, key: str) -> Place | None:
         """None for a key that means nothing here."""
-        key = key.removeprefix(PEFT_PREFIX)
+        key = WRAPPER.sub(r"\g<part>", key, count=1) if WRAPPER.match(key) else key
         for prefix, part in KOHYA_PARTS.items():
             if key.startswith(prefix):
                 return self._place(part, key.removeprefix(prefix), self._flat_names)
@@ -97,7 +113,7 @@ class ModuleNames:
 
 def unsupported_kind(keys: list[str]) -> str | None:
     """What sort of adapter keys without a place are of, where that is known."""
-    return next((kind for mark, kind in UNSUPPORTED.items() if any(mark in key for key in keys)), None)
+    return next((kind for mark, kind in UNSUPPORTED.items() if any(re.search(mark, key) for key in keys)), None)
 
 
 def _peft_key(part: str, key: str) -> str:

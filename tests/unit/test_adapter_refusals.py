@@ -90,6 +90,12 @@ REFUSED: dict[str, tuple[Callable[[Factors], State], str]] = {
     "bias": (broken(lambda s: s | {k.replace("weight", "bias"): t for k, t in s.items()}), "no place"),
     "LoHa": (lambda f: {k.replace("lora_down", "hada_w1_a"): t for k, t in kohya_form(f).items()}, "LoHa"),
     "LoKr": (lambda f: {k.replace("lora_down", "lokr_w1"): t for k, t in kohya_form(f).items()}, "LoKr"),
+    "no rank": (broken(lambda s: first(s, lambda t: t[:0], "lora_A")), r"lora_A\.weight: got shape \(0, "),
+    "a number": (broken(lambda s: first(s, lambda t: t.sum(), "lora_A")), r"lora_A\.weight: got shape \(\), expected"),
+    "FLUX": (lambda _: {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 2)}, "FLUX"),
+    "FLUX by kohya": (lambda _: {"lora_unet_double_blocks_0_img_mlp_0.lora_up.weight": torch.ones(2, 2)}, "FLUX"),
+    "a whole UNet": (lambda f: {"conv_in.weight": torch.ones(2), "conv_in.bias": torch.ones(2)}, "whole weights"),
+    "textual inversion": (lambda _: {"emb_params": torch.ones(1, 8)}, "a textual inversion, not supported"),
     "some DoRA": (
         lambda f: kohya_form(f) | {"lora_unet_conv_in.dora_scale": torch.ones(16, 1, 1, 1)}, "and some are not"),
     "DoRA by input": (
@@ -137,7 +143,13 @@ def test_files_that_are_none_are_named(tiny_model: LatentConsistencyModel, facto
         with pytest.raises(ModelError, match=message):
             tiny_model.load_lora(path)
 
-    refused(tmp_path / "none", "no such adapter")
+    refused(tmp_path / "none", r"no such adapter.*hub ids are not")
+    refused(Path("x" * 5000), "cannot be read .File name too long")
+    (tmp_path / "runs" / "checkpoint-10").mkdir(parents=True)
+    save_file(diffusers_form(factors), tmp_path / "runs" / "checkpoint-10" / PLAIN)
+    refused(tmp_path / "runs", rf"its folders do \(checkpoint-10/{PLAIN}\); name one, as .*/checkpoint-10")
+    refused(Path(tiny_model.settings.path), "is a whole model, no adapter; give it as model.path")
+    (tmp_path / "runs").rename(tmp_path / ".runs")
     refused(tmp_path, r"holds no \.safetensors file; found nothing")
     (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"\x80\x02.")
     refused(tmp_path, r"pickles \(pytorch_lora_weights\.bin\)")
@@ -153,3 +165,26 @@ def test_files_that_are_none_are_named(tiny_model: LatentConsistencyModel, facto
     save_file(diffusers_form(factors), file)
     save_file(diffusers_form(factors), tmp_path / "other.safetensors")
     refused(tmp_path, rf"2 \.safetensors files \(other\.safetensors, {PLAIN}\); name one, as .*other\.safetensors")
+
+
+def test_an_adapter_that_changes_nothing_is_pointed_out(
+    tiny_model_path: Path, factors: Factors, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against the base's pixels without a word for an adapter that was never trained, or has an alpha of 0."""
+    untrained = {key: t * (0 if "lora_B" in key else 1) for key, t in diffusers_form(factors).items()}
+    for name, state in (("untrained", untrained), ("alpha", kohya_form(factors, alpha=lambda _: 0.0))):
+        state = {key: t.nan_to_num(0, 0, 0) for key, t in state.items()}
+        load(tiny_model_path).load_lora(write_adapter(tmp_path / name / PLAIN, state))
+        assert "changes nothing" in caplog.records[-1].message
+    caplog.clear()
+    load(tiny_model_path).load_lora(write_adapter(tmp_path / "good" / PLAIN, diffusers_form(factors)))
+    assert not caplog.records
+
+
+def test_a_path_may_begin_at_home(
+    tiny_model_path: Path, factors: Factors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: `~` was expanded in model.path and not in a path of an adapter, as a run's file has it."""
+    write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(factors))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(tiny_model_path).load_lora(Path("~/adapter")).missing == ""

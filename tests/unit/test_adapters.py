@@ -100,6 +100,11 @@ FORMS: dict[str, Callable[[Factors], tuple[Any, ...]]] = {
     "attention processors": lambda f: (PLAIN, processor_form(f)),
     "attention processors, no prefix": lambda f: (PLAIN, processor_form(f, "")),
     "mixed": lambda f: (PLAIN, mixed(f)),
+    "peft, saved by diffusers": lambda f: (PLAIN, diffusers_form(f, "unet.base_model.model.")),
+    "distributed": lambda f: (PLAIN, diffusers_form(f, "module.")),
+    "compiled": lambda f: (PLAIN, diffusers_form(f, "_orig_mod.")),
+    "ComfyUI": lambda f: ("comfy.safetensors", diffusers_form(sgm_names(f), "diffusion_model.")),
+    "LyCORIS": lambda f: ("lycoris.safetensors", kohya_form(f, "lycoris_")),
     "kohya": lambda f: ("kohya.safetensors", kohya_form(f)),
     "kohya, alpha as an integer": lambda f: (
         "kohya.safetensors",
