@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from lasro.config import BUNDLED
 from lasro.errors import ModelError
 from lasro.validation import one_line
@@ -18,6 +20,7 @@ INDEX = "model_index.json"
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 SINGLE_FILE = ".safetensors"
+WEIGHTS_NAMES = "diffusion_pytorch_model.safetensors or model.safetensors"
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>\w+))?\.safetensors")
 SHARDS = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.(?P<variant>\w+))?\.json")
 
@@ -69,6 +72,17 @@ def check_weights_file(path: Path, where: str) -> None:
     check_file(path, where)
     if path.suffix in PICKLED:
         raise ModelError(f"{where}: got {path.suffix}, a pickle, expected {SINGLE_FILE}; convert it with safetensors")
+    _check_whole(path, where)
+
+
+def _check_whole(path: Path, where: str) -> None:
+    """Raises ModelError for a file of weights that ends early or is none; reads its head alone."""
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = one_line(str(error))
+        raise ModelError(f"{where}: {path.name} is no whole file of weights ({reason}); download it again") from error
 
 
 def check_folder(folder: Path, parts: Iterable[str], kind: str, where: str) -> None:
@@ -94,7 +108,7 @@ def check_files(folder: Path, where: str) -> None:
 
 def _files(folder: Path, where: str) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_file())
+        return sorted(path for path in folder.iterdir() if not path.is_dir())  # links that lead nowhere too
     except OSError as error:
         raise ModelError(f"{where}: cannot be read ({error.strerror})") from error
 
@@ -110,11 +124,12 @@ def weights_variant(folder: Path, where: str) -> str | None:
         pickled = [name for name in names if name.endswith(PICKLED)]
         found = f"{pickled[0]}, a pickle" if pickled else one_line(", ".join(names)) or "nothing"
         advice = "; load it in diffusers and save it with safe_serialization=True" if pickled else ""
-        raise ModelError(f"{where}: got {found}, expected weights as {SINGLE_FILE}{advice}")
+        raise ModelError(f"{where}: got {found}, expected weights as {WEIGHTS_NAMES}{advice}")
     chosen = variants[0]
     files = [whole[chosen]] if chosen in whole else _shards(folder, sharded[chosen], where)
     for name in files:
         check_file(folder / name, where)
+        _check_whole(folder / name, where)
     return chosen or None
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lasro.errors import NonFiniteError, WireError
+from lasro.errors import ModelError, NonFiniteError, WireError
 from lasro.models.device import autocast, device_memory
+from lasro.validation import one_line
 
 MEMORY_ADVICE = 'lower model.max_batch, or set model.dtype = "bfloat16"'
 
@@ -25,21 +26,33 @@ class LatentCodec:
     A `shift_factor` is not applied: stock pipelines of these families leave it out too.
     """
 
-    def __init__(self, vae: Any, batch: int, normalises: bool) -> None:
-        """`batch`: images that go through the VAE together; `normalises`: whether stock applies `latents_mean`."""
+    def __init__(self, vae: Any, where: str, batch: int, normalises: bool) -> None:
+        """`batch`: images that go through the VAE together; `normalises`: whether stock applies `latents_mean`.
+
+        Raises ModelError, beginning with `where`, for a configuration by which latents cannot be scaled.
+        """
         self.batch = batch
         self._forced: bool = bool(vae.config.get("force_upcast"))
         if self._forced and vae.dtype == torch.float16:
             vae.to(torch.float32)
         self.vae, self.device = vae, vae.device
         self._scale: float = vae.config.scaling_factor
-        self._statistics = self._mean_and_std() if normalises else None
+        if not isinstance(self._scale, int | float) or not 0 < self._scale < float("inf"):
+            raise ModelError(f"{where}: got scaling_factor {one_line(repr(self._scale))}, expected a number above 0")
+        self._statistics = self._mean_and_std(where) if normalises else None
 
-    def _mean_and_std(self) -> tuple[Tensor, Tensor] | None:
+    def _mean_and_std(self, where: str) -> tuple[Tensor, Tensor] | None:
         found = [self.vae.config.get(name) for name in ("latents_mean", "latents_std")]
         if None in found:  # stock takes both or neither
             return None
-        mean, std = (torch.tensor(values, device=self.device).reshape(1, -1, 1, 1) for values in found)
+        channels = self.vae.config.latent_channels
+        try:
+            mean, std = (torch.tensor(values, device=self.device).reshape(1, channels, 1, 1) for values in found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            got = one_line(repr(found))
+            raise ModelError(
+                f"{where}: got latents_mean, latents_std {got}, expected {channels} numbers each"
+            ) from error
         return mean, std
 
     def decode(self, latents_BCHW: Tensor, dtype: str = "none") -> Tensor:

@@ -46,7 +46,7 @@ from lasro.models.lcm_teacher import TeacherUNet
 from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
-from lasro.models.prompt_tokens import PromptTokens, token_limit
+from lasro.models.prompt_tokens import PromptTokens, check_tokenizer, token_limit
 from lasro.models.shared_view import shared_view
 from lasro.models.unet_checks import check_pipeline, latent_size
 from lasro.models.unet_encoder import UNetEncoder
@@ -91,7 +91,7 @@ class LatentConsistencyModel(GeneratorModel):
         convert = settings.scheduler == "lcm" or settings.unet is not None
         schedule = LcmSchedule(pipeline.scheduler, f"{where}: scheduler", convert)
         check_pipeline(pipeline, self.text_encoders, settings, self.check_unet)
-        self._prompt_tokens = self._limit_tokens()
+        self._prompt_tokens = self._limit_tokens(where)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = schedule.scheduler
         for part in ("unet", "vae", *self.text_encoders):
@@ -101,7 +101,8 @@ class LatentConsistencyModel(GeneratorModel):
         if self.device.type == "cpu":
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.vae.to(memory_format=torch.channels_last)
-        self.codec = LatentCodec(pipeline.vae, min(CODEC_BATCH, settings.max_batch or CODEC_BATCH), self.normalises)
+        batch = min(CODEC_BATCH, settings.max_batch or CODEC_BATCH)
+        self.codec = LatentCodec(pipeline.vae, f"{where}: vae", batch, self.normalises)
         self.unet, self.schedule = pipeline.unet, schedule.to(self.device)
         self.base = shared_view(self.unet)
         if settings.gradient_checkpointing:
@@ -116,12 +117,14 @@ class LatentConsistencyModel(GeneratorModel):
         self._embeddings: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
         self._encoders_adapted = False
 
-    def _limit_tokens(self) -> PromptTokens:
+    def _limit_tokens(self, where: str) -> PromptTokens:
         """Gives the tokenizers their true limits: stock pads each prompt to them."""
-        names = zip(self.tokenizers, self.text_encoders, strict=True)
-        pairs = [(getattr(self.pipeline, tokenizer), getattr(self.pipeline, of).config) for tokenizer, of in names]
-        for tokenizer, text_config in pairs:
+        pairs = []
+        for name, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            tokenizer, text_config = getattr(self.pipeline, name), getattr(self.pipeline, encoder).config
+            check_tokenizer(tokenizer, text_config, f"{where}: {name}")
             tokenizer.model_max_length = token_limit(tokenizer, text_config)
+            pairs.append((tokenizer, text_config))
         return PromptTokens(pairs)
 
     # --- what a family says ----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from lasro.models.files import (
 )
 from lasro.models.load_unet import load_unet, unet_of_file
 from lasro.models.loading import check_finite, load_part, loading, part_class
-from lasro.models.prompt_tokens import PromptTokens
+from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
 
 
 def load_pipeline(
@@ -116,6 +116,7 @@ def load_prompt_tokens(
             found = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer, **options)
         with loading(f"{where}: {encoder}"):
             text_config = CLIPTextConfig.from_pretrained(source, subfolder=encoder, **options)
+        check_tokenizer(found, text_config, f"{where}: {tokenizer}")
         pairs.append((found, text_config))
     return PromptTokens(pairs)
 

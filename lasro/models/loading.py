@@ -41,7 +41,10 @@ def loading(where: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if "meta tensor" in str(error):  # one that was set up, and for which the file then held nothing
         return "it lacks weights that its configuration asks for"
-    return one_line(str(error).split(". ")[0]) or type(error).__name__  # what follows advises on arguments in Python
+    first = str(error).split(". ")[0]  # what follows advises on arguments in Python
+    if "ignore_mismatched_sizes" in first:
+        return "its weights have other shapes than its configuration says"
+    return one_line(first) or type(error).__name__
 
 
 def part_class(index: dict[str, Any], part: str, where: str) -> Any:

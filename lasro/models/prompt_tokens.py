@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lasro.errors import PromptTooLongError
+from lasro.errors import ModelError, PromptTooLongError
 
 BATCH = 4096
 
@@ -21,6 +21,17 @@ class TooLong(NamedTuple):
 def token_limit(tokenizer: Any, text_config: Any) -> int:
     """What both take. The tokenizer of some models names no limit of its own, that is one of 10^30 tokens."""
     return min(tokenizer.model_max_length, text_config.max_position_embeddings)
+
+
+def check_tokenizer(tokenizer: Any, text_config: Any, where: str) -> None:
+    """Raises ModelError for one that turns every prompt into the same, or into tokens that its encoder lacks."""
+    size, rows = len(tokenizer), text_config.vocab_size
+    if size <= len(tokenizer.all_special_ids):
+        raise ModelError(f"{where}: holds no vocabulary; expected tokenizer.json, or vocab.json and merges.txt")
+    if size > rows:
+        raise ModelError(
+            f"{where}: got {size} tokens, expected at most the {rows} of its text encoder; it is another's"
+        )
 
 
 class PromptTokens:

@@ -66,7 +66,8 @@ def _class_name(source: str, revision: str | None, where: str) -> str:
     try:
         if looks_local(source) or Path(source).exists():
             if not Path(source, INDEX).exists():
-                raise ModelError(f"{where}: no {INDEX} there; expected the folder of a diffusers pipeline")
+                hint = "; a UNet alone is model.unet" if Path(source, "config.json").exists() else ""
+                raise ModelError(f"{where}: no {INDEX} there; expected the folder of a diffusers pipeline{hint}")
             index = read_json(Path(source, INDEX), where)
         else:
             index = _hub_index(source, revision)

@@ -110,6 +110,27 @@ def pickled(folder: Path) -> None:
     (folder / VAE_WEIGHTS).unlink()
 
 
+def cut_short(folder: Path) -> None:
+    rewrite(folder / VAE_WEIGHTS, (folder / VAE_WEIGHTS).read_bytes()[:-100])
+
+
+def dangling(folder: Path) -> None:
+    (folder / VAE_WEIGHTS).unlink()
+    (folder / VAE_WEIGHTS).symlink_to(folder / "blobs" / "nowhere")
+
+
+def renamed(folder: Path) -> None:
+    (folder / VAE_WEIGHTS).rename(folder / "vae/mine.safetensors")
+
+
+def fewer_tokens(folder: Path) -> None:
+    change_json(folder / "text_encoder/config.json", vocab_size=100)
+    change_weights(
+        folder / "text_encoder/model.safetensors",
+        lambda s: {name: t[:100] if "token_embedding" in name else t for name, t in s.items()},
+    )
+
+
 def inpainting(folder: Path) -> None:
     change_json(folder / "unet/config.json", in_channels=9)
     change_weights(folder / UNET_WEIGHTS, lambda s: s | {"conv_in.weight": torch.randn(16, 9, 3, 3)})
@@ -144,7 +165,28 @@ BROKEN = {
         "tokenizer: tokenizer.json is a Git LFS pointer",
     ),
     "empty file": (in_file(VAE_WEIGHTS, b""), "vae: diffusion_pytorch_model.safetensors is empty"),
-    "cut short": (in_file(VAE_WEIGHTS, b"x" * 100), "vae: cannot be loaded \\(Unable to load weights"),
+    "cut short": (cut_short, "vae: diffusion_pytorch_model.safetensors is no whole file .*not fully covered.*; downl"),
+    "a page of the hub": (in_file(VAE_WEIGHTS, b"<html>" * 20), "vae: diffusion_pytorch_model.safetensors is no whole"),
+    "a link that leads nowhere": (dangling, "vae: diffusion_pytorch_model.safetensors cannot be read \\(No such file"),
+    "another file name": (
+        renamed,
+        "vae: got config.json, mine.safetensors, expected weights as diffusion_pytorch_model",
+    ),
+    "no vocabulary": (
+        lambda f: (f / "tokenizer_2/tokenizer.json").unlink(),
+        "tokenizer_2: holds no vocabulary; expect",
+    ),
+    "another's tokenizer": (fewer_tokens, "tokenizer: got 2975 tokens, expected at most the 100 of its text encoder"),
+    "another's configuration": (
+        in_json("text_encoder/config.json", max_position_embeddings=99),
+        "text_encoder: cannot be loaded \\(its weights have other shapes",
+    ),
+    "no scale": (in_json("vae/config.json", scaling_factor=None), "vae: got scaling_factor None, expected a number"),
+    "three channels": (
+        in_json("vae/config.json", latents_mean=[1, 2, 3], latents_std=[1, 1, 1]),
+        "vae: got latents_mean, latents_std .*, expected 4 numbers each",
+    ),
+    "words for numbers": (in_json("vae/config.json", latents_mean="a", latents_std="b"), "vae: got latents_mean"),
     "null part": (in_json("model_index.json", vae=[None, None]), "vae: got \\[None, None\\] in model_index.json"),
     "unlisted part": (in_json("model_index.json", vae=None), "vae: got None in model_index.json, expected its library"),
     "class of nobody": (in_json("model_index.json", unet=["diffusers", "NoUNet"]), "unet: got diffusers.NoUNet"),
@@ -156,7 +198,7 @@ BROKEN = {
         "model_index.json cannot be read \\(got \\[1\\], expected an",
     ),
     "no class": (in_file("model_index.json", b"{}"), "model_index.json names no pipeline"),
-    "pickles": (pickled, "vae: got diffusion_pytorch_model.bin, a pickle, expected weights as .safetensors; load it"),
+    "pickles": (pickled, "vae: got diffusion_pytorch_model.bin, a pickle, expected weights as .*; load it"),
     "inpainting": (inpainting, "unet: got in_channels 9, expected the 4 of the VAE's latents; an inpainting UNet"),
     "other shapes": (in_json("unet/config.json", cross_attention_dim=48), "unet: cannot be loaded .* expected shape"),
     "no size": (in_json("unet/config.json", sample_size=None), "unet: got sample_size None, expected the latents'"),
@@ -170,7 +212,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_cannot_be_used_is_named(folder: Path, case: str) -> None:
-    """Bug: weights that a file lacks were random numbers, NaN drew black images, and most others were tracebacks."""
+    """Bug: weights that a file lacks were random numbers, NaN drew black images, without its vocabulary a tokenizer
+    made every prompt the same, and most others were tracebacks or a library's words."""
     change, message = BROKEN[case]
     change(folder)
     with pytest.raises(ModelError, match=rf"^model\.path {folder}: {message}") as refusal:
