@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from lasro.errors import ModelError
 from lasro.models.lcm import LatentConsistencyModel
 from lasro.training.prompts import Prompt
+from lasro_client.cli import images
 from lasro_client.evaluation.export import export
 from lasro_client.evaluation.generate import generate
 
@@ -188,3 +189,12 @@ def test_a_path_may_begin_at_home(
     write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(factors))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load(tiny_model_path).load_lora(Path("~/adapter")).missing == ""
+
+
+def test_a_broken_adapter_is_refused_before_services_start(tmp_path: Path) -> None:
+    """Bug: `lasro evaluate` started Redis, a reward API and a reward before it looked at the adapter."""
+    (tmp_path / PLAIN).write_bytes(b"")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\n")
+    with pytest.raises(ModelError, match="is empty"):
+        images.evaluate(prompts, ["no-such-reward"], adapter=tmp_path / PLAIN)

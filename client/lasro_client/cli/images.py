@@ -80,8 +80,11 @@ def evaluate(
     """Score one- and two-step images with any rewards, trained on or not; with an adapter, compared with the base."""
     chosen = _model_settings(model, guidance, device, settings or [])
     texts = read_checked_prompts(prompts, comments, chosen)
+    from lasro.models.adapter_file import read_adapter
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
 
+    if adapter is not None:
+        read_adapter(adapter)  # services take seconds to start, and a broken file would end them again
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
         table, keys = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress, partial)
     if as_json:
