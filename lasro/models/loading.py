@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from lasro.errors import ModelError
@@ -41,10 +42,24 @@ def loading(where: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if "meta tensor" in str(error):  # one that was set up, and for which the file then held nothing
         return "it lacks weights that its configuration asks for"
+    if (unreachable := hub_unreachable(error)) is not None:
+        return unreachable
     first = str(error).split(". ")[0]  # what follows advises on arguments in Python
     if "ignore_mismatched_sizes" in first:
         return "its weights have other shapes than its configuration says"
     return one_line(first) or type(error).__name__
+
+
+def hub_unreachable(error: BaseException | None) -> str | None:
+    """Why the hub could not be asked for what its cache lacks; None for an error of another kind."""
+    asked = False
+    while error is not None:
+        asked, last = asked or isinstance(error, LocalEntryNotFoundError), error
+        error = error.__cause__ or error.__context__
+        if asked and error is None:
+            reason = one_line(str(last).split(". ")[0])[:200]
+            return f"not in the hub's cache here, and the hub cannot be asked: {reason}; name a folder, or go online"
+    return None
 
 
 def part_class(index: dict[str, Any], part: str, where: str) -> Any:

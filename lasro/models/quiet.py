@@ -1,7 +1,10 @@
 """Imported first: keeps loading bars and advice of diffusers and transformers out of our own output."""
 
+import warnings
+
 import transformers
 
+warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers hands that to the hub's client itself
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 

@@ -98,7 +98,11 @@ def _hub_index(path: str, revision: str | None) -> dict[str, object]:
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from lasro.models.loading import hub_unreachable
+
     try:
         return DiffusionPipeline.load_config(path, revision=revision)  # pyright: ignore[reportReturnType]
     except ValueError as error:  # of what can be no hub id
         raise OSError(f"no folder and no hub id: {error}") from error
+    except OSError as error:
+        raise OSError(hub_unreachable(error) or str(error)) from error

@@ -12,6 +12,7 @@ from lasro.config import ModelSettings
 from lasro.errors import ModelError
 from lasro.validation import one_line
 
+LARGEST_SIDE = 1024  # of latents, thus 8192 pixels by usual VAEs
 UNSUPPORTED = ("class_embed_type", "encoder_hid_dim_type", "center_input_sample", "time_embedding_act_fn")
 """The surrogate's feature extractor does not compute what these ask for."""
 
@@ -55,9 +56,14 @@ def latent_size(config: Any) -> tuple[int, int]:
     """Height and width of a UNet's latents; raises ModelError where its `sample_size` is neither a number nor two."""
     size = config.sample_size
     sides = [size, size] if isinstance(size, int) else size
-    if isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides):
+    if (
+        isinstance(sides, list | tuple)
+        and len(sides) == 2
+        and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in sides)
+    ):
         return sides[0], sides[1]
-    raise ModelError(f"got sample_size {one_line(repr(size))}, expected the latents' side, or height and width")
+    expected = f"the latents' side, or height and width, up to {LARGEST_SIDE}"
+    raise ModelError(f"got sample_size {one_line(repr(size))}, expected {expected}")
 
 
 def _check_kind(part: Any, kind: type, where: str) -> None:

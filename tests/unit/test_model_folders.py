@@ -201,6 +201,10 @@ BROKEN = {
     "pickles": (pickled, "vae: got diffusion_pytorch_model.bin, a pickle, expected weights as .*; load it"),
     "inpainting": (inpainting, "unet: got in_channels 9, expected the 4 of the VAE's latents; an inpainting UNet"),
     "other shapes": (in_json("unet/config.json", cross_attention_dim=48), "unet: cannot be loaded .* expected shape"),
+    "a size in millions": (
+        in_json("unet/config.json", sample_size=10**9),
+        "unet: got sample_size 1000000000, expected",
+    ),
     "no size": (in_json("unet/config.json", sample_size=None), "unet: got sample_size None, expected the latents'"),
     "other projection": (sdxl_of_half_width, "unet: got projection_class_embeddings_input_dim 40, expected 64"),
     "centred input": (in_json("unet/config.json", center_input_sample=True), "unet: got center_input_sample True"),
@@ -286,3 +290,12 @@ def test_latents_need_not_be_square(folder: Path) -> None:
     images = model.decode(latents)
     assert images.shape == (1, 16, 8, 3)
     assert model.encode(images).shape == latents.shape
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")  # of the hub's client, which diffusers calls
+def test_a_hub_that_cannot_be_asked_is_said(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: offline, the message was that the model has no model_index.json."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for settings in ({"path": "nobody/nothing"}, {"path": str(tiny_model_path), "unet": "nobody/nothing"}):
+        with pytest.raises(ModelError, match=r"hub cannot be asked: Cannot reach .*; name a folder, or go online"):
+            load(**settings)

@@ -60,7 +60,10 @@ def main() -> None:
         print(f"lasro: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except MemoryError as error:  # where nothing knew what to lower
-        print(f"lasro: out of memory ({error or 'of this machine'}); end other processes, or do less", file=sys.stderr)
+        print(
+            f"lasro: out of memory ({str(error) or 'of this machine'}); end other processes, or do less",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except ModuleNotFoundError as error:
         missing = (error.name or "lasro").partition(".")[0]
