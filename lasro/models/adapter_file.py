@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lasro.errors import ModelError
-from lasro.models.files import INDEX
+from lasro.models.files import INDEX, at_home
 from lasro.validation import explain, one_line
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -89,7 +89,7 @@ def first_names(names: Iterable[str], count: int = 3) -> str:
 
 
 def _find_file(path: Path) -> Path:
-    path = path.expanduser()
+    path = at_home(path)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
         names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if is_folder else []

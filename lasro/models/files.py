@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from importlib.resources import files
@@ -27,7 +28,12 @@ SHARDS = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.(?P<
 
 def local_source(source: str) -> str:
     """Where a setting's folder or file is; a hub id stays as it is."""
-    return str(files("lasro").joinpath(BUNDLED_FOLDER)) if source == BUNDLED else str(Path(source).expanduser())
+    return str(files("lasro").joinpath(BUNDLED_FOLDER)) if source == BUNDLED else str(at_home(Path(source)))
+
+
+def at_home(path: Path) -> Path:
+    """With `~` expanded, and as it is where no such user has a home."""
+    return Path(os.path.expanduser(path))
 
 
 def looks_local(source: str) -> bool:

@@ -145,6 +145,7 @@ def test_files_that_are_none_are_named(tiny_model: LatentConsistencyModel, facto
             tiny_model.load_lora(path)
 
     refused(tmp_path / "none", r"no such adapter.*hub ids are not")
+    refused(Path("~nobody-at-all/x"), "no such adapter")
     refused(Path("x" * 5000), "cannot be read .File name too long")
     (tmp_path / "runs" / "checkpoint-10").mkdir(parents=True)
     save_file(diffusers_form(factors), tmp_path / "runs" / "checkpoint-10" / PLAIN)
