@@ -7,57 +7,24 @@ once; when another comes, the one that has waited longest for its request goes, 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
+import httptools
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from lasro.errors import BusyError
+from lasro.service.http_limits import OpenConnections
 from lasro.service.problem import HEAD_TOO_LARGE, HEAD_TOO_SLOW, MALFORMED_HTTP, RETRY_AFTER_S, problem_response
 
-log = logging.getLogger("lasro")
 LINGER_S = 2.0
 """How long a refused connection is read and forgotten: closed at once, its answer would be lost with what it sends."""
-WARNING_INTERVAL_S = 10.0
 PIECE_BYTES = 64 << 10
 """What the parser is given at once, so that of a head without end little is parsed before it is refused."""
-
-
-@dataclass(frozen=True)
-class HttpLimits:
-    """Bounds of one process."""
-
-    connections: int
-    descriptors: int
-    """Highest file descriptor that a connection may have; those above are for Redis, rewards and files."""
-    head_bytes: int
-    head_timeout_s: float
-    body_timeout_s: float
-
-
-@dataclass
-class OpenConnections:
-    """What the connections of one server share."""
-
-    limits: HttpLimits
-    waiting: dict[LimitedHttpProtocol, None] = field(default_factory=dict)
-    """Those without a request under way, the longest waiting first."""
-    unsaid: Counter[str] = field(default_factory=Counter)
-    """How often each thing happened since it was last logged."""
-    said_s: dict[str, float] = field(default_factory=dict)
-
-    def warn(self, what: str) -> None:
-        """Log it, at most every WARNING_INTERVAL_S, with how often it happened since."""
-        now_s = time.monotonic()
-        self.unsaid[what] += 1
-        if now_s - self.said_s.get(what, -WARNING_INTERVAL_S) >= WARNING_INTERVAL_S:
-            log.warning("%s (%d times since this was last logged)", what, self.unsaid.pop(what))
-            self.said_s[what] = now_s
+MAX_PIPELINED = 16
+"""Requests sent on before the first of them is answered. One piece could hold a thousand, and each costs a task."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -72,6 +39,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Size of what the parser reads now."""
         self._is_read, self._is_refused = True, False
         """Whether the newest request has come whole; whether the rest of the connection is ignored."""
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered; `cycle` is the newest that came."""
         self._deadline: asyncio.TimerHandle | None = None
         self._unsent_check: asyncio.TimerHandle | None = None
 
@@ -107,6 +76,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._set_deadline(None)
         if self._unsent_check is not None:
             self._unsent_check.cancel()
+        self.pipeline.clear()  # nobody reads those answers
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -123,7 +96,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         self._fed_bytes = len(data)
         self._unused_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(bytes(data[upgrade.args[0] :]))
+            return
+        except httptools.HttpParserError:
+            self._shared.warn("closed for bytes that are no HTTP request")
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self.transport.is_closing() or self._is_refused:
             return
         if self._unused_bytes > self._limits.head_bytes:
@@ -131,20 +113,49 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         elif self._deadline is None and self._awaits_head():
             self._set_deadline(self._limits.head_timeout_s)
 
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Have a head that offers another protocol read again without the offer: the parser would skip its body.
+
+        Java's HttpClient offers HTTP/2 with every request.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser, self._unused_bytes = httptools.HttpRequestParser(self), 0
+        self._feed(b"\r\n".join((*lines, b"", rest)))
+
     def _awaits_head(self) -> bool:
         return self._is_read and (self.cycle is None or self.cycle.response_complete)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():  # read again by `_ignore_upgrade`
+            return
         if max(self._unused_bytes, self._fed_bytes) > self._limits.head_bytes:  # maybe with a body, or the end of one
             head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if head_bytes > self._limits.head_bytes:
                 self._refuse_large()
         if self._is_refused:
             return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._shared.warn(f"closed with more than {MAX_PIPELINED} requests sent before the first was answered")
+            self._cut()
+            return
         self._set_deadline(None)
         self._shared.waiting.pop(self, None)
         self._unused_bytes, self._is_read = 0, False
+        if not self.url.startswith(b"/"):
+            self._take_host_of_target()
         super().on_headers_complete()
+
+    def _take_host_of_target(self) -> None:
+        """Where the request line has a whole URL, its host is the one that was asked for (RFC 9112, 3.2.2)."""
+        host = urlsplit(self.url).netloc
+        if host:
+            self.headers[:] = [header for header in self.headers if header[0] != b"host"] + [(b"host", host)]
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._unused_bytes = 0
@@ -152,7 +163,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._is_refused:
+        if self._is_refused or self.parser.should_upgrade():
             return
         self._unused_bytes, self._is_read = 0, True
         if self.cycle.response_complete:  # what was left of a body that the answer did not wait for
@@ -205,11 +216,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _refuse_large(self) -> None:
         self._shared.warn(f"heads over {self._limits.head_bytes} bytes: LASRO_MAX_HEAD_BYTES is the limit")
         if not self._awaits_head():  # trailers without end, or a head sent on before the last request is answered
-            self._is_refused = True
-            self.transport.abort()
+            self._cut()
             return
         detail = f"expected a head of at most {self._limits.head_bytes} bytes"
         self._refuse(problem_response(HEAD_TOO_LARGE, detail, {"Connection": "close"}))
+
+    def _cut(self) -> None:
+        self._is_refused = True
+        self.transport.abort()
 
     def _refuse(self, answer: Response) -> None:
         self._is_refused = True

@@ -15,7 +15,8 @@ from lasro.errors import ConfigError
 from lasro.service.callers import is_loopback
 from lasro.service.child_process import die_with_parent
 from lasro.service.environment import ServiceEnvironment
-from lasro.service.http_protocol import HttpLimits, LimitedHttpProtocol, OpenConnections
+from lasro.service.http_limits import HttpLimits, OpenConnections
+from lasro.service.http_protocol import LimitedHttpProtocol
 from lasro.service.logs import set_up_logs
 
 log = logging.getLogger("lasro")

@@ -213,6 +213,65 @@ def test_a_large_head_is_not_answered_in_place_of_the_request_before(
         assert b" 431 " not in receive_what_comes(caller)
 
 
+def test_many_requests_at_once_do_not_hold_up_others(
+    start: Callable[..., tuple[int, uvicorn.Server]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a hundred connections with 1,300 requests in one packet each stopped the service for half a minute."""
+    port, server = start()
+    with connected(port) as caller, suppress(ConnectionError):
+        caller.sendall(GET * 1000)
+        caller.settimeout(5)
+        receive_what_comes(caller)
+    wait_for(lambda: not server.server_state.connections)
+    assert server.server_state.total_requests < 20
+    assert "requests sent before the first was answered" in caplog.text
+    with connected(port) as caller:
+        caller.sendall(GET * 10 + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert all_of(caller).count(b"HTTP/1.1 200 ") == 11
+
+
+def test_nothing_is_answered_to_a_caller_that_left(
+    start: Callable[..., tuple[int, uvicorn.Server]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: each request that a caller had sent on before it left was answered all the same, with a traceback logged."""
+    port, server = start()
+    for _ in range(20):
+        with connected(port) as caller:
+            caller.sendall(GET * 10)
+    wait_for(lambda: not server.server_state.connections and not server.server_state.tasks)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("pieces", [1, 2], ids=["at once", "body later"])
+def test_an_offer_of_http_2_is_ignored(start: Callable[..., tuple[int, uvicorn.Server]], pieces: int) -> None:
+    """Bug: the body of every POST of Java's HttpClient, which offers HTTP/2 with each, was lost and read as a head."""
+    port, _ = start()
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    head = POST + offer + b"Content-Length: 12\r\n\r\n"
+    with connected(port) as caller:
+        for body in (b'{"round": 1}', b'{"round": 2}'):
+            for part in (head + body,) if pieces == 1 else (head, body):
+                caller.sendall(part)
+                time.sleep(0.02)
+            received = caller.recv(65536)
+            while b"\r\n\r\n" not in received or not received.endswith(b"}"):
+                received += caller.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200 ")
+            assert received.endswith(body)
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"), [(b"evil.example", b"localhost", 403), (b"localhost", b"x.y", 200)]
+)
+def test_the_host_of_a_whole_url_is_the_one_that_counts(
+    start: Callable[..., tuple[int, uvicorn.Server]], target: bytes, host: bytes, status: int
+) -> None:
+    """Bug: GET http://evil.example/ was let in by a Host header that the standard has servers ignore."""
+    port, _ = start()
+    reply = answer(port, b"GET http://%s/health/live HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, host))
+    assert reply.startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_a_trickled_body_takes_no_scoring_place(redis_url: str) -> None:
     """Bug: 256 bodies of a byte now and then held every scoring place, for as long as they liked."""
     given = {"redis_url": redis_url, "max_requests": 1, "body_timeout_s": 0.4, "min_body_rate": 1000}
