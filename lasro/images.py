@@ -80,7 +80,7 @@ def _decoded(body: bytes, max_pixels: int) -> Image.Image:
     with _refused(body), Image.open(io.BytesIO(body), formats=FORMATS) as opened:
         _check_size(opened.size, max_pixels)
         frames = getattr(opened, "n_frames", 1)
-        if frames > 1 and opened.format != "JPEG":  # whose further frames are previews
+        if frames > 1 and opened.format != "MPO":  # a camera's JPEG, whose further frames are previews
             raise WireError(f"image: got an animation of {frames} frames, expected a still image")
         opened.load()
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)

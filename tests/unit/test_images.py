@@ -143,6 +143,13 @@ def test_animations_are_refused(form: str) -> None:
             read(body, MAX_PIXELS)
 
 
+def test_the_previews_in_a_cameras_jpeg_are_no_animation() -> None:
+    """Bug: JPEGs of phones and cameras, which hold a preview or a gain map besides, were refused as animations."""
+    body = encoded(Image.new("RGB", (8, 8), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    check_image(body, MAX_PIXELS)
+    assert decode_image(body, MAX_PIXELS).size == (8, 8)
+
+
 @pytest.mark.parametrize("name", HOSTILE_PNGS)
 def test_hostile_pngs_are_refused_by_all_in_the_same_way(name: str) -> None:
     """Bug: ten of these ended the surrogate trainer's request in a 500; rows that were missing were scored as black."""

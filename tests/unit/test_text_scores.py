@@ -185,6 +185,34 @@ def test_no_text_holds_the_service_up(text: str) -> None:
     assert time.thread_time() - started_s < 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u22123",
+        "\u20133",
+        "8\u00bd",
+        "8~9",
+        "8 \uff5e 9",
+        "1 000",
+        "1\u00a0000",
+        "8\u20445",
+        "8\uff0f5",
+        "8\uff05",
+        "8 \u00b1 2",
+    ],
+)
+def test_a_pattern_takes_no_part_of_a_number_in_other_signs(text: str) -> None:
+    """Bug: a judge's -3 with a typographic minus became 3, its 8 1/2 became 8 and its 1 000 became 1."""
+    with pytest.raises(WireError, match="a part of a number"):
+        judged(f"Score {text}.", {"pattern": r"Score \D?(\d+)"})
+
+
+@pytest.mark.parametrize("text", ["8\u70b9", "8 \u2013 good", "8 / good", "8, fine", "8\n3 flaws"])
+def test_a_pattern_takes_a_number_before_other_words(text: str) -> None:
+    """Bug: a check for ranges and fractions that refused a score with words behind it."""
+    assert judged(f"Score {text}", {"pattern": r"Score (\d+)"}) == 0.8
+
+
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(?:a|a)*(b)", r"(?:a*)*(b)", r"(?:.*.*.*.*)=(\d)"])
 def test_a_pattern_without_end_holds_nothing_up(pattern: str) -> None:
     """Bug: a regular expression that backtracks without end stops the service for all rewards."""

@@ -42,8 +42,13 @@ THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 EMPHASIS = re.compile(r"[*_`$]+|\\[()\[\]]|(?m:^[ \t]*\#{1,6}\s)")
 """Becomes a blank, never nothing: 1*0 is not 10."""
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-DIGIT_BEFORE = re.compile(r"[\d.,+-]\Z", re.ASCII)
-GOES_ON = re.compile(r"[^\W_]|[.,]\d|[ \t]*[-\u2013/][ \t]*\d|[ \t]+(?:or|to)[ \t]+\d", re.ASCII)
+DASHES = r"\-\u2010-\u2015\u2212\uff0d"
+DIGIT_BEFORE = re.compile(rf"[\d.,+{DASHES}]\Z")
+GOES_ON = re.compile(
+    r"[A-Za-z\d\u00bc-\u00be\u2150-\u215f]|[.,]\d|\s*[\u2030\u2031\uff05]"
+    rf"|\s*[{DASHES}/\u2044\u2215\uff0f~\uff5e\u00b1][ \t]*\d|[ \t\u00a0\u202f]+(?:(?:or|to)[ \t]+)?\d"
+)
+"""More digits or a fraction, a percent sign of other scripts, or a second number."""
 OUT_OF_AFTER = re.compile(OUT_OF, re.IGNORECASE | re.ASCII)
 
 
