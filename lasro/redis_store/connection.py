@@ -22,6 +22,8 @@ from lasro.errors import ConfigError, LockedOutError, StorageError, TimeoutExcee
 from lasro.redis_store.clients import CHECKED, AsyncClient, Client
 from lasro.redis_store.url import check_url
 
+MAX_CONNECTIONS = 256
+"""Of one process at once. Further commands wait for one: redis-py would refuse them, from 100 on by default."""
 MAX_BLOCK_MS = 5_000
 """Longest blocking read that callers may ask of Redis."""
 SOCKET_TIMEOUT_S = 15.0
@@ -69,7 +71,9 @@ def connect_async(url: str | None) -> AsyncClient:
     """The same for asyncio."""
     checked, retry = check_url(url), AsyncRetry(NoBackoff(), 0)
     with _url_errors():
-        pool = redis.asyncio.ConnectionPool.from_url(checked, retry=retry, **_options())
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            checked, retry=retry, max_connections=MAX_CONNECTIONS, timeout=SOCKET_TIMEOUT_S, **_options()
+        )
         pool.connection_class = CHECKED[pool.connection_class]
         pool.connection_class(**pool.connection_kwargs)
     client = AsyncClient(connection_pool=pool)

@@ -162,6 +162,16 @@ def test_reading_and_acknowledging_outlive_a_lost_reply(server: EmbeddedRedis, a
     over_lossy_way(server, act)
 
 
+def test_many_commands_at_once_wait_for_one_another(server: EmbeddedRedis) -> None:
+    """Bug: of 600 requests at once 501 were answered 502, `Too many connections`: redis-py refuses the 101st."""
+
+    async def ask() -> list[bool]:
+        async with connect_async(server.url) as client:
+            return await asyncio.gather(*(client.ping() for _ in range(400)))
+
+    assert asyncio.run(ask()) == [True] * 400
+
+
 def test_the_new_primary_is_found_after_a_failover(server: EmbeddedRedis, admin: redis.Redis, tmp_path: Path) -> None:
     """Bug: after a failover pooled connections led to the old primary for as long as the service ran, and each write
     was refused as to a read-only replica."""
