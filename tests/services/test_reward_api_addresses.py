@@ -72,6 +72,23 @@ def test_urls_that_are_no_plain_http_are_refused(url: str) -> None:
         check_url(url)
 
 
+@pytest.mark.parametrize(
+    "host", ["xn--a", "a b", "a%20b", "a..b", ".a", "a" * 64, "a.b" * 100, "a,b"], ids=lambda host: host[:8]
+)
+def test_hosts_that_no_resolver_takes_are_refused(host: str) -> None:
+    """Bug: registering a reward at http://xn--a/ was answered 500, and one at http://a..b/ failed at every score."""
+    with pytest.raises(BlockedError, match="url: "):
+        check_url(f"https://{host}/score")
+
+
+@pytest.mark.parametrize(
+    "host", ["my_scorer:8000", "m\u00fcnchen.example", "scorer.example.", "[fe80::1%25eth0]:80", "[::1]"]
+)
+def test_hosts_that_resolvers_take_are_accepted(host: str) -> None:
+    """Bug: a check of host names that refuses services of a composed stack, or names in other scripts."""
+    assert check_url(f"https://{host}/score").scheme == "https"
+
+
 def answers_of_a_name_server(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
     """Make each look-up of `scorer.example` give the next of these answers; returns the names looked up."""
     asked: list[str] = []

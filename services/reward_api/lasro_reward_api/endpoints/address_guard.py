@@ -37,6 +37,10 @@ NOT_PUBLIC: tuple[Network, ...] = tuple(
     )
 )
 GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+HOST = re.compile(
+    r"(?!.{254})[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f]*:[0-9a-f:.]+(%[a-z0-9._-]+)?", re.IGNORECASE
+)
+"""A name or an address as resolvers take them: for others Python raises errors of its encodings."""
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,4096}")
 OWN_HEADERS = (
@@ -99,10 +103,13 @@ def check_url(text: str) -> httpx.URL:
     """A reward's URL as far as it can be judged without resolving it; raises BlockedError."""
     try:
         url = httpx.URL(text)
+        host, encoded_host = url.host, url.raw_host.decode()
     except (httpx.InvalidURL, ValueError) as error:
-        raise BlockedError(f"url: {error}; expected http(s)://HOST[:PORT]/PATH") from error
-    if url.scheme not in ("http", "https") or not url.host:
+        raise BlockedError(f"url: {str(error)[:200]}; expected http(s)://HOST[:PORT]/PATH") from error
+    if url.scheme not in ("http", "https") or not host:
         raise BlockedError(f"url: got scheme {url.scheme!r}, expected http(s)://HOST[:PORT]/PATH")
+    if HOST.fullmatch(encoded_host) is None:
+        raise BlockedError(f"url: got host {host[:80]!r}, expected a name of letters, digits, - and _, or an address")
     if url.port is not None and not 0 < url.port < 65536:
         raise BlockedError(f"url: got port {url.port}, expected http(s)://HOST[:PORT]/PATH")
     if url.userinfo:
