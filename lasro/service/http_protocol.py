@@ -12,12 +12,10 @@ from urllib.parse import urlsplit
 
 import httptools
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from lasro.errors import BusyError
 from lasro.service.http_limits import OpenConnections
-from lasro.service.problem import HEAD_TOO_LARGE, HEAD_TOO_SLOW, MALFORMED_HTTP, RETRY_AFTER_S, problem_response
+from lasro.service.problem import HEAD_TOO_LARGE, HEAD_TOO_SLOW, MALFORMED_HTTP, answer_busy, problem_response
 
 LINGER_S = 2.0
 """How long a refused connection is read and forgotten: closed at once, its answer would be lost with what it sends."""
@@ -119,6 +117,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         Java's HttpClient offers HTTP/2 with every request.
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":  # which is nothing but such an offer
+            self.send_400_response("CONNECT is for proxies")
+            return
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
         self.parser, self._unused_bytes = httptools.HttpRequestParser(self), 0
@@ -144,14 +145,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._shared.waiting.pop(self, None)
         self._unused_bytes, self._is_read = 0, False
         if not self.url.startswith(b"/"):
-            self._take_host_of_target()
+            self._add_host_of_target()
         super().on_headers_complete()
 
-    def _take_host_of_target(self) -> None:
-        """Where the request line has a whole URL, its host is the one that was asked for (RFC 9112, 3.2.2)."""
+    def _add_host_of_target(self) -> None:
+        """The host of a whole URL in the request line; where the header Host has another one, the gate refuses two."""
         host = urlsplit(self.url).netloc
-        if host:
-            self.headers[:] = [header for header in self.headers if header[0] != b"host"] + [(b"host", host)]
+        if host and (b"host", host) not in self.headers:
+            self.headers.append((b"host", host))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -242,13 +243,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif left_bytes:
             self._unsent_check = self.loop.call_later(self._limits.body_timeout_s, self._check_unsent, left_bytes)
-
-
-async def answer_busy(scope: Scope, receive: Receive, send: Send) -> None:
-    """The app of a connection too many."""
-    detail = "all connections are in use; try again later or raise LASRO_MAX_CONNECTIONS"
-    headers = {"Retry-After": str(RETRY_AFTER_S), "Connection": "close"}
-    await problem_response(BusyError, detail, headers)(scope, receive, send)
 
 
 def _raw(answer: Response) -> bytes:

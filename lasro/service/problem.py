@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastapi import Response
+from starlette.types import Receive, Scope, Send
 
 from lasro import wire
-from lasro.errors import PROBLEM_TYPE_PREFIX, LasroError
+from lasro.errors import PROBLEM_TYPE_PREFIX, BusyError, LasroError
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -52,3 +53,10 @@ def problem_response(
     """A response with the problem's status; `detail` says on one line what was got, expected and to do."""
     body = wire.Problem(type=kind.problem_type(), title=kind.title, status=kind.http_status, detail=detail)
     return Response(body.model_dump_json(), kind.http_status, headers, media_type=PROBLEM_TYPE)
+
+
+async def answer_busy(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app of a connection too many."""
+    detail = "all connections are in use; try again later or raise LASRO_MAX_CONNECTIONS"
+    headers = {"Retry-After": str(RETRY_AFTER_S), "Connection": "close"}
+    await problem_response(BusyError, detail, headers)(scope, receive, send)

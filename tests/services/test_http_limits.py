@@ -260,15 +260,27 @@ def test_an_offer_of_http_2_is_ignored(start: Callable[..., tuple[int, uvicorn.S
             assert received.endswith(body)
 
 
+def test_a_tunnel_is_refused(start: Callable[..., tuple[int, uvicorn.Server]]) -> None:
+    """Bug: a service that reads CONNECT again and again, as if it were an offer that it can do without."""
+    port, _ = start()
+    assert answer(port, b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize(
-    ("target", "host", "status"), [(b"evil.example", b"localhost", 403), (b"localhost", b"x.y", 200)]
+    ("target", "host", "status"),
+    [
+        ("evil.example", "localhost", 400),
+        ("localhost", "evil.example", 400),
+        ("evil.example", "evil.example", 403),
+        ("localhost", "localhost", 200),
+    ],
 )
-def test_the_host_of_a_whole_url_is_the_one_that_counts(
-    start: Callable[..., tuple[int, uvicorn.Server]], target: bytes, host: bytes, status: int
+def test_the_host_of_a_whole_url_counts(
+    start: Callable[..., tuple[int, uvicorn.Server]], target: str, host: str, status: int
 ) -> None:
     """Bug: GET http://evil.example/ was let in by a Host header that the standard has servers ignore."""
     port, _ = start()
-    reply = answer(port, b"GET http://%s/health/live HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, host))
+    reply = answer(port, f"GET http://{target}/health/live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert reply.startswith(b"HTTP/1.1 %d " % status)
 
 
