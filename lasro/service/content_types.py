@@ -24,7 +24,10 @@ class Body(NamedTuple):
 
 
 def check_content_type(request: Request, accepted: tuple[str, ...] = MESSAGE_TYPES) -> str:
-    """The type of the request's body; raises ContentTypeError for another one than these, or none."""
+    """The type of the request's body; raises ContentTypeError for another than these, none, or a compressed body."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise ContentTypeError(f"Content-Encoding: got {coding[:60]!r}, expected none; send the body uncompressed")
     header = request.headers.get("content-type", "")
     if header in accepted:
         return header

@@ -18,6 +18,9 @@ MAX_MAPPING_DEPTH = 40
 def _bounded_headers(headers: dict[str, str]) -> dict[str, str]:
     if len(headers) > MAX_HEADERS:
         raise ValueError(f"got {len(headers)} headers, expected at most {MAX_HEADERS}")
+    names = [name.lower() for name in headers]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"got {repeated[:60]!r} in two spellings, expected each header once")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     if size > MAX_HEADERS_BYTES:
         raise ValueError(f"got {size} bytes of names and values, expected at most {MAX_HEADERS_BYTES}")

@@ -162,6 +162,7 @@ def test_nothing_is_made_of_another_type(kind: type[wire.Message], change: dict[
         ({"headers": {f"X-{number}": "" for number in range(20_000)}}, "got 20000 headers, expected at most 64"),
         ({"headers": {"X-A": "é" * 10_000}}, "got 20003 bytes of names and values, expected at most 16384"),
         ({"headers": {"X" * 20_000: ""}}, "got 20000 bytes of names and values, expected at most 16384"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "got 'x-a' in two spellings, expected each header once"),
         ({"mapping": {"a": "b" * (1 << 20)}}, "got 1048584 bytes as JSON, expected at most 65536"),
         ({"mapping": {str(number): 0 for number in range(10_000)}}, "bytes as JSON, expected at most 65536"),
         ({"mapping": nested(41)}, "got more than 40 levels, expected fewer"),
