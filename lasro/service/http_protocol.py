@@ -98,7 +98,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(bytes(data[upgrade.args[0] :]))
+            if not self._is_refused:
+                self._ignore_upgrade(bytes(data[upgrade.args[0] :]))
             return
         except httptools.HttpParserError:
             self._shared.warn("closed for bytes that are no HTTP request")
@@ -112,10 +113,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._set_deadline(self._limits.head_timeout_s)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Have a head that offers another protocol read again without the offer: the parser would skip its body.
-
-        Java's HttpClient offers HTTP/2 with every request.
-        """
+        """Have a head that offers HTTP/2, as all of Java's do, read again without: the parser would skip its body."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":  # which is nothing but such an offer
             self.send_400_response("CONNECT is for proxies")

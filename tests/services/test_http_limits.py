@@ -213,18 +213,24 @@ def test_a_large_head_is_not_answered_in_place_of_the_request_before(
         assert b" 431 " not in receive_what_comes(caller)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [GET, GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")],
+    ids=["plain", "offers of HTTP/2"],
+)
 def test_many_requests_at_once_do_not_hold_up_others(
-    start: Callable[..., tuple[int, uvicorn.Server]], caplog: pytest.LogCaptureFixture
+    start: Callable[..., tuple[int, uvicorn.Server]], caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
     """Bug: a hundred connections with 1,300 requests in one packet each stopped the service for half a minute."""
     port, server = start()
     with connected(port) as caller, suppress(ConnectionError):
-        caller.sendall(GET * 1000)
+        caller.sendall(sent * 1000)
         caller.settimeout(5)
         receive_what_comes(caller)
     wait_for(lambda: not server.server_state.connections)
     assert server.server_state.total_requests < 20
     assert "requests sent before the first was answered" in caplog.text
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
     with connected(port) as caller:
         caller.sendall(GET * 10 + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert all_of(caller).count(b"HTTP/1.1 200 ") == 11
