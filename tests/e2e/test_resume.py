@@ -82,7 +82,8 @@ def interrupt(config_path: Path, folder: Path) -> None:
     assert "the same command goes on from there" in errors
 
 
-@pytest.mark.slow
+@pytest.mark.proof
+@pytest.mark.timeout(900)
 def test_a_run_interrupted_and_killed_ends_with_the_same_bytes(
     config_path: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

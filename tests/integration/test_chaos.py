@@ -15,7 +15,7 @@ SEED = 236
 """Whose first faults are those four."""
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="limits other processes' files"),
-    pytest.mark.slow,
+    pytest.mark.proof,
 ]
 
 
@@ -36,7 +36,6 @@ def test_nothing_is_lost_doubled_or_falsified(tiny_model_path: Path) -> None:
     assert status == 0
 
 
-@pytest.mark.proof
 def test_a_mistake_is_found(tiny_model_path: Path) -> None:
     """Bug: a check that finds nothing, whatever happens: here the trainer acknowledges what it has not kept yet."""
     arguments = ["--rounds", "6", "--per-round", "20", "--faults", "3", "--minutes", "4", "--patience", "1"]
