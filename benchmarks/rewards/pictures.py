@@ -38,9 +38,12 @@ def body(reward: str, images: list[bytes], prompt: str) -> bytes:
 
 
 def unknown(url: str, reward: str, images: list[bytes], first: int = 0) -> Iterator[bytes]:
-    """Score requests without end, none of which was there before; `first` sets several such series apart."""
+    """Score requests without end, of which neither prompt nor image was there before; `first` sets several such series
+    apart. A number behind an image's end makes it another file of the same pixels.
+    """
     for number in itertools.count(first):
-        yield request_bytes(f"{url}/v1/score", body(reward, images, f"unknown {number}"), wire.MSGPACK_TYPE)
+        new = [image + number.to_bytes(8, "big") for image in images]
+        yield request_bytes(f"{url}/v1/score", body(reward, new, f"unknown {number}"), wire.MSGPACK_TYPE)
 
 
 def known(url: str, reward: str, images: list[bytes], count: int) -> list[bytes]:
