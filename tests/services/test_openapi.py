@@ -71,7 +71,7 @@ def test_every_operation_has_a_short_name_a_group_and_words_for_people(app: Fast
 
 
 def test_all_that_is_named_is_there(app: FastAPI) -> None:
-    """Bug: a `$ref` points at nothing, or a schema is written out anew wherever it is used."""
+    """Bug: a `$ref` points at nothing, or a schema is written out again wherever it is used."""
     document = app.openapi()
     found = set(references(document))
     assert {name.rpartition("/")[2] for name in found} <= document["components"]["schemas"].keys()
@@ -80,7 +80,7 @@ def test_all_that_is_named_is_there(app: FastAPI) -> None:
 
 
 def test_every_refusal_is_a_typed_problem(app: FastAPI) -> None:
-    """Bug: errors were described anew in each answer, so that a generator made a class of each, or gave up."""
+    """Bug: errors were described again in each answer, so that a generator made a class of each, or gave up."""
     for where, operation in operations(app.openapi()):
         refusals = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
         assert {"413", "500"} <= refusals.keys(), where
