@@ -52,8 +52,9 @@ class HealthSettings(Settings):
     """Trouble: the gain over the base is below half of its best, and below its best by this many standard errors."""
     max_reward_gap: Annotated[float, Field(ge=0, le=2)] = 0.8
     """Trouble: 1 - rank correlation of score and reward in fresh groups above this, after a window below it."""
-    max_drift: Positive = 0.65
-    """Trouble: latents this far from the base's of the same noise. 1: as another seed; 0.71: the same for any noise."""
+    max_drift: Positive | None = None
+    """Trouble: latents this far from the base's of the same noise. 1: as another seed; 0.71: the same for any noise.
+    Absent: 0.65, and no limit where `train.drift_budget` holds the generator."""
     max_roll_backs: Annotated[int, Field(ge=0)] = 3
     """Where on_trouble = "roll_back"; the run ends at the next trouble after these."""
     max_unranked_rounds: Annotated[int, Field(ge=1)] = 8

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, WeightsFile
+
+ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
+DRIFT_BUDGET = 0.4
 
 
 class SamplingSettings(Settings):
@@ -73,8 +76,13 @@ class TrainSettings(SamplingSettings):
         "initial_labels": "initial_base_rewards",
     }
 
-    rounds: Annotated[int, Field(ge=1)] = 150
-    """Rounds of collecting, adapting and updating."""
+    rounds: Annotated[int, Field(ge=1)] | None = None
+    """Rounds of collecting, adapting and updating. Absent: 150; of a run that begins from nothing as many as it takes,
+    by how long the surrogate took to learn, and at most 300."""
+    drift_budget: Annotated[float, Field(gt=0, le=2)] | None = DRIFT_BUDGET
+    """How far the exported model may move from the base: its images' distance from the base's of the same noise, in
+    distances between the base's images of different prompts (docs/train-your-model.md has pictures). The weight of
+    the regulariser follows so that the run arrives there. Resumed runs of older releases have none."""
     mode: Literal["gradient", "weights"] = "weights"
     """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
     generator_steps: Annotated[int, Field(ge=1, le=100)] = 1
@@ -99,8 +107,21 @@ class TrainSettings(SamplingSettings):
     """Surrogate steps per round."""
     overlap: bool = False
     """While the surrogate adapts to a round, update the generator by what it was before, and draw the next round."""
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
-    """First rounds that fill the replay and adapt the surrogate without touching the generator."""
+    warmup_rounds: Annotated[int, Field(ge=0)] | None = None
+    """First rounds that fill the replay and adapt the surrogate without touching the generator. Absent: none where the
+    run begins with a surrogate; else as many as it takes until the surrogate ranks new groups, see `max_restarts`."""
+    ranking_steps: Annotated[int, Field(ge=0)] = 16
+    """Surrogate steps in each of these rounds, where they are as many as it takes."""
+    perturbation: Annotated[float, Field(ge=0, le=2)] = 0.5
+    """Largest size of the smooth perturbations of the base's samples that are scored along with them in these rounds,
+    in standard deviations of the latents; 0: none."""
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """Times that a generator which was fooled goes back to where it began, in a run that begins from nothing."""
+    settle_passes: Annotated[float, Field(ge=0)] = 2.0
+    """Times that each group of the replay is trained on once more, at a rate that falls, before the generator's first
+    update and before each restart."""
+    settled_rate: Rate = 1.0
+    """Share of `surrogate.learning_rate` at which the surrogate adapts from then on."""
     initial_adapter: ConfigPath | None = None
     """LoRA that the generator begins with, its folder or file, of any form that `--adapter` reads; absent: the base."""
     initial_surrogate: WeightsFile | None = None
@@ -115,3 +136,26 @@ class TrainSettings(SamplingSettings):
     """Rounds between checkpoints."""
     report_rounds: Annotated[int, Field(ge=1)] = 10
     """Rounds between rewrites of report.html."""
+
+    @field_validator("drift_budget", mode="before")
+    @classmethod
+    def _some_drift(cls, budget: Any) -> Any:
+        if budget == 0:
+            raise ValueError("got 0, which leaves the model as it is; expected 0.1 (hardly visible) to 1")
+        return budget
+
+    @property
+    def is_from_nothing(self) -> bool:
+        """Whether the run has to find out by itself when its surrogate is good enough to follow."""
+        given = (self.warmup_rounds, self.initial_surrogate, self.initial_base_rewards)
+        return all(setting is None for setting in given)
+
+    @property
+    def max_rounds(self) -> int:
+        """`rounds`, or the most that there may be."""
+        return self.rounds or (MOST_ROUNDS_FROM_NOTHING if self.is_from_nothing else ROUNDS)
+
+
+def without_new_defaults(stored: TrainSettings) -> TrainSettings:
+    """Settings read from a file that names all of them; one older than `drift_budget` had no budget."""
+    return stored if "drift_budget" in stored.model_fields_set else stored.model_copy(update={"drift_budget": None})

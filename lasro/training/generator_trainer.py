@@ -100,7 +100,10 @@ class GeneratorTrainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.version = 0
+        self.version, self.first_version = 0, 0
+        """Updates so far, and how many of them were made before the generator last began."""
+        self.allowed_distance: float | None = None
+        """Distance from the base, sqrt(L_reg), at which the next update holds the generator; None: it does not."""
         self.decay_steps = settings.decay_steps
         self._method_start = method.state()
 
@@ -173,7 +176,8 @@ class GeneratorTrainer:
                 "lower train.learning_rate or raise method.regulariser_weight"
             )
         settings = self.settings
-        rate = learning_rate(settings.learning_rate, self.version + 1, settings.warmup_steps, self.decay_steps)
+        step = self.version - self.first_version + 1
+        rate = learning_rate(settings.learning_rate, step, settings.warmup_steps, self.decay_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
@@ -185,8 +189,8 @@ class GeneratorTrainer:
 
     @property
     def is_base(self) -> bool:
-        """Whether the generator still is the base."""
-        return self.version == 0 and self._starts_as_base
+        """Whether the generator still is the base, or is it again."""
+        return self.version == self.first_version and self._starts_as_base
 
     def start_from(self, values: Sequence[Tensor]) -> None:
         """Begin with these values of `parameters` in place of the base; before any update."""
@@ -208,10 +212,16 @@ class GeneratorTrainer:
                 for value, untrained in zip(values, self._untrained, strict=True):
                     value.copy_(untrained)
 
+    def begin_again(self) -> None:
+        """Forget all updates but their number, which is counted on, so that no draw is repeated."""
+        self.restore(None)
+        self.first_version = self.version
+        self.method.load_state(self._method_start)
+
     def restart(self, seed: int) -> None:
         """Begin again as at first with a fresh optimiser, and with the draws of another seed."""
         self.restore(None)
-        self.seed, self.version = seed, 0
+        self.seed, self.version, self.first_version = seed, 0, 0
         self.method.load_state(self._method_start)
 
     def save(self, folder: Path) -> Path:

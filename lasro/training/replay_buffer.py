@@ -199,11 +199,14 @@ class ReplayBuffer:
             kept = [group for group in (*self._training, *self._held_out) if group.group_id in wanted]
         return sorted(kept, key=lambda group: group.order)
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[ReplayGroup]:
-        """Up to `count` distinct groups in order: half of them from the `recent_groups` newest, half from all."""
+    def draw(self, count: int, rng: np.random.Generator, from_all: bool = False) -> list[ReplayGroup]:
+        """Up to `count` distinct groups in order: half of them from the `recent_groups` newest, half from all.
+
+        With `from_all` there is no preference for new ones.
+        """
         with self._lock:
             groups = list(self._training)
-        recent = np.arange(max(0, len(groups) - self.recent_groups), len(groups))
+        recent = np.arange(0 if from_all else max(0, len(groups) - self.recent_groups), len(groups))
         newest = rng.permutation(recent)[: (count + 1) // 2]
         others = rng.permutation(np.setdiff1d(np.arange(len(groups)), newest))[: count - len(newest)]
         return [groups[i] for i in sorted([*newest, *others])]

@@ -8,17 +8,19 @@ Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lasro.config import SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.functional.consistency import sample
+from lasro.functional.perturbation import perturb, smooth_noise
 from lasro.images import png_bytes
 from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
@@ -41,6 +43,8 @@ class Group(NamedTuple):
     stages: list[NumSteps]
     is_reference: list[bool]
     images: list[bytes]
+    image_squares: Mapping[int, list[float]] = {}
+    """By number of steps: mean square pixel differences of own samples to the reference samples of the same noise."""
 
 
 class Distances(NamedTuple):
@@ -59,6 +63,7 @@ class GroupSummary(NamedTuple):
     stages: Sequence[int]
     is_reference: list[bool]
     distances: dict[int, Distances]
+    image_squares: Mapping[int, list[float]] = {}
 
 
 def generator_for(*parts: object) -> torch.Generator:
@@ -132,15 +137,46 @@ def sample_groups(
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
     # Side by side where each has one thread: faster than one after the other with several.
     with ThreadPoolExecutor(max(1, cores() // torch.get_num_threads())) as pool:
-        images = pool.map(partial(_pngs, model), latents)
+        images = pool.map(partial(_images, model, np.array(stages), np.array(is_reference)), latents)
         return [
-            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs)
-            for prompt, latents_BCHW, pngs in zip(prompts, latents, images, strict=True)
+            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs, image_squares=squares)
+            for prompt, latents_BCHW, (pngs, squares) in zip(prompts, latents, images, strict=True)
         ]
 
 
-def _pngs(model: GeneratorModel, latents_BCHW: Tensor) -> list[bytes]:
-    return [png_bytes(image) for image in model.decode(latents_BCHW, mixed=True)]
+def _images(
+    model: GeneratorModel, num_steps_B: np.ndarray, is_reference_B: np.ndarray, latents_BCHW: Tensor
+) -> tuple[list[bytes], dict[int, list[float]]]:
+    """PNGs of the latents, and how far own ones are from the reference's (`Group.image_squares`)."""
+    images_BhwC = model.decode(latents_BCHW, mixed=True)
+    squares = {}
+    for num_steps in (1, 2):
+        of_steps = num_steps_B == num_steps
+        reference = np.flatnonzero(of_steps & is_reference_B)
+        own = np.flatnonzero(of_steps & ~is_reference_B)[: len(reference)]
+        pairs = zip(images_BhwC[own], images_BhwC[reference], strict=True)
+        squares[num_steps] = [float(np.square(a.astype(np.float32) - b).mean()) for a, b in pairs]
+    return [png_bytes(image) for image in images_BhwC], squares
+
+
+def sample_perturbed(
+    model: GeneratorModel, size: float, noises: Sequence[Tensor], conditioning: Conditioning
+) -> list[Tensor]:
+    """Samples of the base with smooth perturbations of up to `size` standard deviations of their latents.
+
+    What is drawn depends on a sample's own noise alone, so that it is the same however samples are shared out.
+    """
+    found = []
+    for z_BCHW in sample_latents(model, noises, conditioning, base=True):
+        rows = []
+        for noise_CHW in noises[-1]:
+            generator = generator_for("perturbation", len(found), *noise_CHW.flatten()[:4].tolist())
+            share = torch.rand(1, generator=generator)
+            rows.append((share, smooth_noise((1, *noise_CHW.shape), generator)))
+        shares_B, drawn = torch.cat([share for share, _ in rows]), torch.cat([noise for _, noise in rows])
+        device = z_BCHW.device
+        found.append(perturb(z_BCHW, drawn.to(device), (size * shares_B).to(device)))
+    return found
 
 
 def distances(group: Group, num_steps: int) -> Distances:
@@ -157,7 +193,7 @@ def distances(group: Group, num_steps: int) -> Distances:
 def summarise_group(group: Group) -> GroupSummary:
     """What is kept of a group once it is posted."""
     by_steps = {num_steps: distances(group, num_steps) for num_steps in (1, 2)}
-    return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps)
+    return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps, image_squares=group.image_squares)
 
 
 def drift_from_base(groups: list[GroupSummary], num_steps: int) -> float | None:

@@ -39,6 +39,22 @@ MEMORY_ADVICE = "lower surrogate.groups_per_step or seeds_per_prompt, or set mod
 RANKING_ADVICE = 'lower seeds_per_prompt, or set surrogate.autocast = "bfloat16"'
 
 
+class Pace(NamedTuple):
+    """How one optimiser step is taken."""
+
+    rate: float = 1.0
+    """Share of the learning rate."""
+    from_all: bool = False
+    """Whether its groups are drawn from all alike, in place of half from the newest."""
+
+
+def paces(steps: int, rate: float, settle: bool) -> list[Pace]:
+    """Of all steps of a request. To settle, the rate falls by a cosine and old groups count as much as new ones."""
+    if not settle:
+        return [Pace(rate)] * steps
+    return [Pace(learning_rate(rate, step, 1, steps), from_all=True) for step in range(1, steps + 1)]
+
+
 class StepResult(NamedTuple):
     """One optimiser step: loss and pair accuracy before it (0 to 1), and the number of ranked pairs in its batch."""
 
@@ -133,14 +149,14 @@ class SurrogateTrainer:
                 }
                 self._optimiser.state[parameter] = {"step": step, **moments}
 
-    def step(self, replay: ReplayBuffer) -> StepResult | None:
+    def step(self, replay: ReplayBuffer, pace: Pace = Pace()) -> StepResult | None:  # noqa: B008 - it is immutable
         """Draw a batch of groups and take one optimiser step; None where the batch has no ranked pair.
 
         Raises NonFiniteError for a loss or gradient that is not finite, with the weights as before, and
         DeviceMemoryError.
         """
         seeds = np.random.SeedSequence([self.settings.seed % 2**63, self.steps])
-        groups = replay.draw(self.settings.groups_per_step, np.random.default_rng(seeds))
+        groups = replay.draw(self.settings.groups_per_step, np.random.default_rng(seeds), pace.from_all)
         self.steps += 1
         winners_P, losers_P = self._batch_pairs(groups, self.ranker(replay))
         if len(winners_P) == 0:
@@ -149,7 +165,7 @@ class SurrogateTrainer:
         with device_memory(f"surrogate step {self.steps} of {samples} samples", MEMORY_ADVICE):
             scores_S = self._augmented_scores(groups, torch.Generator().manual_seed(int(seeds.generate_state(1)[0])))
             loss = bradley_terry_loss(scores_S, winners_P, losers_P)
-            self._apply(loss)
+            self._apply(loss, pace.rate)
         accuracy = pair_accuracy(scores_S.detach(), winners_P, losers_P)
         return StepResult(loss.item(), accuracy or 0.0, len(winners_P))
 
@@ -176,7 +192,7 @@ class SurrogateTrainer:
             latents_SCHW, timesteps_S.to(device), noise_SCHW.to(device), conditioning, self.settings.autocast
         )
 
-    def _apply(self, loss: Tensor) -> None:
+    def _apply(self, loss: Tensor, share: float) -> None:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
@@ -189,7 +205,7 @@ class SurrogateTrainer:
         settings = self.settings
         rate = learning_rate(settings.learning_rate, self.steps, settings.warmup_steps, settings.decay_steps)
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = share * rate
         self._optimiser.step()
 
     @torch.no_grad()
@@ -244,10 +260,10 @@ def adapt(
     fresh_groups = [group for group in new_groups if group.policy_version >= oldest]
     fresh = trainer.rank(fresh_groups, ranker)
     results: list[StepResult] = []
-    for _ in range(request.steps):
+    for pace in paces(request.steps, request.rate, request.settle):
         if stopped():
             raise BusyError("the run is being closed and the adaptation was not finished; ask again")
-        result = trainer.step(replay)
+        result = trainer.step(replay, pace)
         if result is not None:
             results.append(result)
     trainer.measure(fresh, replay.held_out(), ranker)

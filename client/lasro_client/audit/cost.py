@@ -70,7 +70,7 @@ def images_per_round(settings: SamplingSettings, policies: int) -> int:
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
     """Stage 2. The base is sampled too once the generator is another."""
     alone = _rounds_as_base(settings)
-    return _of_rounds(settings, alone, settings.rounds - alone, speed)
+    return _of_rounds(settings, alone, settings.max_rounds - alone, speed)
 
 
 def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:
@@ -93,12 +93,12 @@ def affordable_rounds(settings: TrainSettings, calls_per_image: int, max_calls: 
     cheap, dear = (images_per_round(settings, policies) * calls_per_image for policies in (1, 2))
     if max_calls < alone * cheap:
         return max_calls // cheap
-    return min(settings.rounds, alone + (max_calls - alone * cheap) // dear)
+    return min(settings.max_rounds, alone + (max_calls - alone * cheap) // dear)
 
 
 def _rounds_as_base(settings: TrainSettings) -> int:
     """Rounds sampled before the generator's first update; none where it begins with an adapter."""
-    return 0 if settings.initial_adapter is not None else min(settings.rounds, settings.warmup_rounds + 1)
+    return 0 if settings.initial_adapter is not None else min(settings.max_rounds, (settings.warmup_rounds or 0) + 1)
 
 
 def _of_rounds(settings: SamplingSettings, alone: int, with_reference: int, speed: Speed) -> Cost:

@@ -76,7 +76,11 @@ def summarise(
         "mean": _means(measured.rewards_PGKR),
         "latency_s": _latency(measured.scores),
         "cost": {name: asdict(cost) for name, cost in costs.items()}
-        | {"rounds": config.train.rounds, "round_s": facts.round_s, "max_reward_calls": config.budget.max_reward_calls},
+        | {
+            "rounds": config.train.max_rounds,
+            "round_s": facts.round_s,
+            "max_reward_calls": config.budget.max_reward_calls,
+        },
         "measured": _measurements(prompts, measured.rewards_PGKR),
     }
 
@@ -104,7 +108,7 @@ def gather(config: RunSettings, info: RewardInfo, measured: Measured) -> Facts:
         slowest_s=latency["longest"],
         round_s=measured.speed.seconds(images_per_round(config.train, 2)),
         round_timeout_s=config.services.timeout_s,
-        rounds=config.train.rounds,
+        rounds=config.train.max_rounds,
         affordable_rounds=None if limit is None else affordable_rounds(config.train, info.repeats + others, limit),
     )
 

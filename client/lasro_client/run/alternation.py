@@ -7,7 +7,7 @@ services answer them from what they have stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -26,16 +26,19 @@ from lasro.training.sampling import (
     generator_for,
     sample_groups,
     sample_latents,
+    sample_perturbed,
 )
 from lasro.wire import AdaptReply
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.collect import Collected, collect, record_rewards, record_surrogate
 from lasro_client.run.divergence import DivergenceMonitor, Figures
+from lasro_client.run.drift_budget import DriftBudget, image_drift, largest
 from lasro_client.run.folder import RunFolder
-from lasro_client.run.round_record import GeneratorRecord, HealthRecord, Means, RoundRecord
+from lasro_client.run.round_record import DriftRecord, GeneratorRecord, HealthRecord, Means, RoundRecord
 from lasro_client.run.run_surrogate import RunSurrogate
 from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
+from lasro_client.run.train_schedule import End, TrainSchedule
 from lasro_client.services.feedback import FeedbackClient
 
 
@@ -56,16 +59,19 @@ class Alternation:
                 f"train.overlap: got true with {feedback.peers.count} processes, expected false; it is for one"
             )
         self.trainer, self.feedback, self.surrogate = trainer, feedback, surrogate
-        self.monitor = DivergenceMonitor(self.config.health)
-        self.progress, self.best = folder.start(trainer, self.monitor)
+        self.monitor = DivergenceMonitor(self.config.health, self.config.train.drift_budget)
+        self.schedule, self.drift = TrainSchedule(self.config.train), DriftBudget(self.config.train.drift_budget)
+        self._parts = {"health": self.monitor, "schedule": self.schedule, "drift": self.drift}
+        self.progress, self.best = folder.start(trainer, self._parts)
+        self._image_unit = ByNumSteps[float | None](None, None)
         self._budget = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
         self._ahead: Collected | None = None
         self._decay_over(self.num_rounds)
 
     @property
     def num_rounds(self) -> int:
-        """How many there are: as many as were asked for, or as fit into the run's minutes."""
-        return self.progress.planned or self.config.train.rounds
+        """How many there are: as many as were asked for or are planned, or as fit into the run's minutes."""
+        return min(self.progress.planned or self.config.train.max_rounds, self.schedule.planned)
 
     @property
     def over(self) -> bool:
@@ -87,7 +93,7 @@ class Alternation:
 
     def checkpoint(self) -> None:
         """Write all that a resume needs, and keep the surrogate versions that repeated rounds will ask for."""
-        self.folder.checkpoint(self.progress, self.trainer, self.monitor, self.best)
+        self.folder.checkpoint(self.progress, self.trainer, self._parts, self.best)
         self.surrogate.lease(self.surrogate_version)
 
     def round(self) -> RoundRecord:
@@ -96,8 +102,8 @@ class Alternation:
         self._budget.check()
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
-        adapt = partial(self.surrogate.adapt, collected.scored, round, by_weight(drift, config.method))
-        reply, steps = self._improve(collected, adapt)
+        images_drift = self._observe_drift(collected)
+        reply, steps = self._improve(collected, by_weight(drift, config.method))
         self.progress = self.progress._replace(
             round=round + 1,
             unranked=self.progress.unranked + 1 if collected.is_unranked(reply) else 0,
@@ -106,6 +112,8 @@ class Alternation:
             surrogate_version=reply.version,
         )
         self._plan()
+        weight = steps[-1].regulariser_weight if steps else None
+        control = DriftRecord(images_drift, self.drift.target(self._share, self.schedule.training_share), weight)
         record = RoundRecord(
             stage="train",
             round=round,
@@ -114,23 +122,29 @@ class Alternation:
             rewards=record_rewards(collected, config.reward_objective, reply.statistics.scales),
             surrogate=record_surrogate(reply),
             generator=record_generator(steps, drift),
+            control=control,
+            phase=self.schedule.phase,
+            restarts=self.schedule.restarts,
             reward_calls=self.progress.reward_calls,
             policy_version=self.trainer.version,
             unranked_rounds=self.progress.unranked,
         )
-        return replace(record, health=self._judge(record))
+        record = replace(record, health=self._judge(record))
+        return replace(record, event=self._proceed(record))
 
-    def _improve(
-        self, collected: Collected, adapt: Callable[[], AdaptReply]
-    ) -> tuple[AdaptReply, list[StepStatistics]]:
+    def _improve(self, collected: Collected, drift: float | None) -> tuple[AdaptReply, list[StepStatistics]]:
         """Update the surrogate, then the generator where there was a ranked pair; with `train.overlap` both together.
 
         At the same time, the generator always follows the surrogate of the round before and the next round's groups
         are sampled too, so that the result does not depend on which of them is faster. Whether this round gives a pair
         is not known yet then: the round before must have, and this one have a sample with a total.
         """
-        round = self.progress.round
-        if not self.config.train.overlap:
+        round, settings = self.progress.round, self.config.train
+        is_ranking = self.schedule.phase == "ranking"
+        steps = settings.ranking_steps if is_ranking else settings.surrogate_steps
+        rate = 1.0 if is_ranking or not settings.is_from_nothing else settings.settled_rate
+        adapt = partial(self.surrogate.adapt, collected.scored, round, drift, steps, rate)
+        if not settings.overlap:
             reply = adapt()
             self.surrogate.follow(reply.version)
             return reply, [] if collected.is_unranked(reply) else self._update_generator(round)
@@ -138,24 +152,75 @@ class Alternation:
         self.surrogate.follow(self.surrogate_version)
         with ThreadPoolExecutor(1) as executor:
             adapting = executor.submit(adapt)
-            steps = self._update_generator(round) if taught else []
+            updates = self._update_generator(round) if taught else []
             if round + 1 < self.num_rounds:
                 with suppress(BudgetError):  # raised again when it is that round's turn
                     self._ahead = self._collect(round + 1)
-            return adapting.result(), steps
+            return adapting.result(), updates
+
+    def _observe_drift(self, collected: Collected) -> Means:
+        """How far the round's images are from the base's, and what that says of the distance of latents."""
+        if self.trainer.is_base:
+            return ByNumSteps(None, None)
+        found = ByNumSteps.of(lambda n: image_drift(collected.image_squares(n), self._image_unit[n]))
+        self.drift.observe(largest(found.values()), self.progress.distance)
+        return found
+
+    @property
+    def _share(self) -> float:
+        """Of this training's rounds, what will be done with the next."""
+        began = self.schedule.began
+        return min(1.0, (self.progress.round + 1 - began) / max(1, self.num_rounds - began))
+
+    def _proceed(self, record: RoundRecord) -> str | None:
+        """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
+        gain = by_weight(record.rewards.gain, self.config.method) if record.phase == "training" else None
+        step = self.schedule.observe(record, gain, self._affordable_rounds(record))
+        if step is None:
+            return None
+        self._ahead = None  # sampled from a generator, or for a phase, that is over
+        if isinstance(step, End):
+            self.progress = self.progress._replace(ended=step.why)
+            return step.why
+        if step.is_restart:
+            self.trainer.begin_again()
+            self.drift.begin_again()
+            self.monitor.rolled_back()
+            self.best = None
+        reply = self.surrogate.settle(self.progress.round, self._settling_steps())
+        self.progress = self.progress._replace(surrogate_version=reply.version, distance=None)
+        self.surrogate.follow(reply.version)
+        self._decay_over(self.num_rounds)
+        return step.why
+
+    def _settling_steps(self) -> int:
+        """Steps in which each group of the replay is drawn `train.settle_passes` times."""
+        settings, surrogate = self.config.train, self.config.surrogate
+        groups = min(surrogate.buffer_groups, self.progress.round * settings.prompts_per_round)
+        return math.ceil(settings.settle_passes * groups / surrogate.groups_per_step)
+
+    def _affordable_rounds(self, record: RoundRecord) -> int | None:
+        """Rounds that the reward calls of the run are enough for, those done included; None without a limit."""
+        limit, done = self.config.budget.max_reward_calls, self.progress.round
+        fitting = [] if self.progress.planned is None else [self.progress.planned]
+        if limit is not None and record.reward_calls:
+            fitting.append(done + int((limit - record.reward_calls) * done / record.reward_calls))
+        return min(fitting) if fitting else None
 
     def _plan(self) -> None:
         """Where there is a new estimate of the rounds that fit, let the learning rate fall over these."""
         fitting = self._budget.fitting_rounds(self.progress.round, self.progress.elapsed_s)
         if fitting is not None:
-            planned = min(fitting, self.config.train.rounds)
+            planned = min(fitting, self.config.train.max_rounds)
             self.progress = self.progress._replace(planned=planned)
             self._decay_over(planned)
 
     def _decay_over(self, num_rounds: int) -> None:
-        steps = self.config.train.decay_steps
-        if steps is not None:
-            self.trainer.decay_steps = max(1, round(steps * num_rounds / self.config.train.rounds))
+        settings = self.config.train
+        if settings.decay_steps is not None:
+            self.trainer.decay_steps = max(1, round(settings.decay_steps * num_rounds / settings.max_rounds))
+        elif settings.is_from_nothing:
+            self.trainer.decay_steps = max(1, (num_rounds - self.schedule.began) * settings.generator_steps)
 
     def _collect(self, round: int) -> Collected:
         _, prompts = self._draws(round)
@@ -174,24 +239,33 @@ class Alternation:
     def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         """Samples of the generator and, once it has left the base, reference samples of the base."""
         model, config = self.trainer.model, self.config
-        base = partial(sample_latents, model, base=True) if not self.trainer.is_base else None
+        reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)
+        if self.schedule.phase == "ranking" and config.train.perturbation:
+            reference = partial(sample_perturbed, model, config.train.perturbation)
         return sample_groups(
-            model, prompts, config.train, config.seed, "train", round, reference_policy=base, first=first
+            model, prompts, config.train, config.seed, "train", round, reference_policy=reference, first=first
         )
 
     def _update_generator(self, round: int) -> list[StepStatistics]:
-        """The generator's updates of a round; none in the first `train.warmup_rounds`."""
+        """The generator's updates of a round; none in the first `train.warmup_rounds`, or while it only ranks."""
         settings = self.config.train
+        if self.schedule.phase == "ranking" or round < (settings.warmup_rounds or 0):
+            return []
         draws, _ = self._draws(round)
         steps = []
-        for _ in range(settings.generator_steps if round >= settings.warmup_rounds else 0):
+        target = self.drift.target(self._share, self.schedule.training_share)
+        self.trainer.allowed_distance = self.drift.distance(target)
+        for _ in range(settings.generator_steps):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)
             steps.append(self.trainer.step(batch, self.surrogate.source))
+        self.progress = self.progress._replace(distance=steps[-1].distance)
         return steps
 
     def _judge(self, record: RoundRecord) -> HealthRecord:
         """Say whether the run diverges, and end it or roll it back as `health` in the settings says."""
         settings, method = self.config.health, self.config.method
+        if record.phase == "ranking":
+            return HealthRecord()
         figures = Figures(
             by_weight(record.rewards.gain, method),
             record.surrogate.reward_gap,

@@ -43,6 +43,10 @@ class Collected(NamedTuple):
         """Whether any sample has all the rewards without which there is no total."""
         return any(all(item.scores[name].score is not None for name in required_rewards) for item in self.items)
 
+    def image_squares(self, num_steps: int) -> list[float]:
+        """Mean square pixel differences of own samples to the reference samples of the same noise."""
+        return [square for group in self.groups for square in group.image_squares.get(num_steps, [])]
+
     def is_unranked(self, reply: AdaptReply) -> bool:
         """Whether no group gave the trainer a ranked pair."""
         return reply.statistics.constant_groups >= len(self.scored)

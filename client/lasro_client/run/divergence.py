@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from lasro.config import HealthSettings
 from lasro_client.run.round_record import Action, HealthRecord
 
+MAX_DRIFT = 0.65
+"""Where there is no budget: 0.71 is one picture for any noise."""
 PROOF_ERRORS = 3.0
 """The best gain counts as proved when it is this many standard errors above the base."""
 KEPT_SHARE = 0.5
@@ -59,8 +61,9 @@ class Best(NamedTuple):
 class DivergenceMonitor:
     """Takes in each round in order. `state()` is all that it knows."""
 
-    def __init__(self, settings: HealthSettings) -> None:
+    def __init__(self, settings: HealthSettings, drift_budget: float | None = None) -> None:
         self._settings = settings
+        self._max_drift = settings.max_drift or (MAX_DRIFT if drift_budget is None else math.inf)
         self.best = Best()
         self.roll_backs = 0
         self._window: list[Figures] = []
@@ -94,8 +97,8 @@ class DivergenceMonitor:
         """What is wrong; None where nothing is."""
         gain, gap, drift = self._mean("gain"), self._mean("gap"), self._mean("drift")
         settings, rounds = self._settings, f"over {self._settings.window_rounds} rounds"
-        if drift is not None and drift > settings.max_drift:
-            limit = f"expected at most {settings.max_drift:g} (health.max_drift); {GENTLER}"
+        if drift is not None and drift > self._max_drift:
+            limit = f"expected at most {self._max_drift:g} (health.max_drift); {GENTLER}"
             return Trouble(f"the model drifted {drift:.2f} of a change of seed {rounds}, {limit}", True)
         if gain is not None and self.best.proved and self._declined(gain):
             best = f"{self.best.gain:+.3g} up to round {self.best.round + 1}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from lasro_client.run.base_sample_rewards import (
     OLD_BASE_REWARDS_FILE,
     RoundRewards,
 )
-from lasro_client.run.divergence import DivergenceMonitor
 from lasro_client.run.kept_settings import Done, changed_settings, check_changed, kept_settings, rounds_of
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 from lasro_client.run.run_lock import hold_run
@@ -36,6 +35,7 @@ Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
+NO_PARTS: Mapping[str, Remembers] = {}
 
 
 class Progress(NamedTuple):
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
 
     `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
     `budget.max_minutes`, None while that is not known or where there is no such limit. `unranked`: how many rounds
-    before it, in a row, gave no ranked pair.
+    before it, in a row, gave no ranked pair. `distance`: sqrt(L_reg) of the generator's last update.
     """
 
     round: int = 0
@@ -53,8 +53,23 @@ class Progress(NamedTuple):
     ended: str | None = None
     planned: int | None = None
     unranked: int = 0
+    distance: float | None = None
 
 
+class Remembers(Protocol):
+    """A part of a run that is kept with its checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """All that it knows, for JSON."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        ...
+
+
+Parts = Mapping[str, Remembers]
+"""By the name under which each is kept."""
 Checkpoint = tuple[Progress, dict[str, Tensor] | None]
 """Where a run continues, and the generator's state when the gain was highest; None before there was a gain."""
 
@@ -188,26 +203,27 @@ class RunFolder:
         halved = {name: array.astype(np.float16) for name, array in tensors.items()}
         write_atomically(self.path / SURROGATE_FILE, pack_tensors(halved, metadata))
 
-    def start(self, trainer: GeneratorTrainer, monitor: DivergenceMonitor | None = None) -> Checkpoint:
-        """Where to continue: round 0, or the checkpoint, whose state is loaded into `trainer` and `monitor`.
+    def start(self, trainer: GeneratorTrainer, parts: Parts = NO_PARTS) -> Checkpoint:
+        """Where to continue: round 0, or the checkpoint, whose state is loaded into `trainer` and `parts`.
 
         The main process reads the checkpoint and sends it to the others.
         """
         peers = trainer.peers
         progress, best = peers.on_main_and_broadcast(
-            lambda: self._read_checkpoint(trainer, monitor), tuple[Progress, Tensors | None]
+            lambda: self._read_checkpoint(trainer, parts), tuple[Progress, Tensors | None]
         )
         if peers.count > 1 and progress.surrogate_version is not None:
             state = peers.on_main_and_broadcast(trainer.state, Tensors)
-            version, method, trainer.seed = peers.on_main_and_broadcast(
-                lambda: (trainer.version, trainer.method.state(), trainer.seed), tuple[int, dict[str, Any], int]
+            version, method, trainer.seed, trainer.first_version = peers.on_main_and_broadcast(
+                lambda: (trainer.version, trainer.method.state(), trainer.seed, trainer.first_version),
+                tuple[int, dict[str, Any], int, int],
             )
             trainer.load_state(state, version, method)
-            if monitor is not None:
-                monitor.load(peers.on_main_and_broadcast(monitor.state, dict[str, Any]))
+            for part in parts.values():
+                part.load(peers.on_main_and_broadcast(part.state, dict[str, Any]))
         return progress, best
 
-    def _read_checkpoint(self, trainer: GeneratorTrainer, monitor: DivergenceMonitor | None) -> Checkpoint:
+    def _read_checkpoint(self, trainer: GeneratorTrainer, parts: Parts) -> Checkpoint:
         path = self.path / CHECKPOINT_FILE
         if not self.has_checkpoint:
             self._drop_rounds_after(0)
@@ -217,9 +233,10 @@ class RunFolder:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         method = saved.get("method") or {"moments": saved["moments"]}  # as 0.1 wrote it, which knew LaSRO alone
         trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], method)
-        trainer.seed = saved["seed"]
-        if monitor is not None:
-            monitor.load(saved["health"])
+        trainer.seed, trainer.first_version = saved["seed"], saved.get("first_version", 0)
+        for name, part in parts.items():
+            if saved.get(name) is not None:  # a release before the part was there kept none
+                part.load(saved[name])
         progress = Progress(**saved["progress"])
         self._drop_rounds_after(progress.round)
         best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
@@ -235,14 +252,15 @@ class RunFolder:
         self,
         progress: Progress,
         trainer: GeneratorTrainer,
-        monitor: DivergenceMonitor | None = None,
+        parts: Parts = NO_PARTS,
         best: dict[str, Tensor] | None = None,
     ) -> None:
         """Write all that a resume needs, in one file that is replaced as a whole. Only the main process writes."""
         if not trainer.peers.is_main:
             return
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
-        saved |= {"method": trainer.method.state(), "health": None if monitor is None else monitor.state()}
+        saved |= {"first_version": trainer.first_version, "method": trainer.method.state()}
+        saved |= {name: part.state() for name, part in parts.items()}
         tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / CHECKPOINT_FILE, body)

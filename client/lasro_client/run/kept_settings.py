@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lasro.config import RunSettings, differing_keys
 from lasro.config.rewards import REGISTERED
 from lasro.config.surrogate import with_stored_unit
+from lasro.config.training import without_new_defaults
 from lasro.errors import ConflictError
 from lasro_client.run.base_sample_rewards import find_base_rewards
 from lasro_client.run.round_record import Stage
@@ -56,13 +57,15 @@ def _completed(known: dict[str, Any]) -> dict[str, Any]:
         config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
     except ValidationError:
         return known
-    stored = config.model_copy(update={"surrogate": with_stored_unit(config.surrogate)})
+    stored = config.model_copy(
+        update={"surrogate": with_stored_unit(config.surrogate), "train": without_new_defaults(config.train)}
+    )
     return kept_settings(known.get("stage"), stored)
 
 
 def rounds_of(config: RunSettings, stage: Stage) -> int:
     """How many rounds the settings ask of a stage."""
-    return config.train.rounds if stage == "train" else config.pretrain.rounds
+    return config.train.max_rounds if stage == "train" else config.pretrain.rounds
 
 
 def check_changed(folder: Path, stage: Stage, config: RunSettings, changed: Collection[str], done: Done) -> None:

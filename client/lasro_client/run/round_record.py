@@ -22,6 +22,7 @@ from lasro_client.services.failures import Failure
 
 Stage = Literal["pretrain", "train"]
 Action = Literal["stop", "roll_back"]
+Phase = Literal["ranking", "training"]
 Means = ByNumSteps[float | None]
 NOT_MEASURED: Means = ByNumSteps(None, None)
 
@@ -87,6 +88,18 @@ class GeneratorRecord:
 
 
 @dataclass(frozen=True)
+class DriftRecord:
+    """How far the round's images are from the base's, and what the updates were held to; None: not measured, or free.
+
+    In distances between the base's images of two prompts. `target` is where the next round's generator is wanted.
+    """
+
+    image_drift: Means = NOT_MEASURED
+    target: Annotated[float | None, Field(alias="drift_target")] = None
+    regulariser_weight: float | None = None
+
+
+@dataclass(frozen=True)
 class HealthRecord:
     """What is wrong with the run, in one sentence, and what was done about it; None for nothing."""
 
@@ -108,6 +121,13 @@ class RoundRecord:
     rewards: RewardRecord = RewardRecord()
     surrogate: SurrogateRecord = SurrogateRecord()
     generator: GeneratorRecord = GeneratorRecord()
+    control: DriftRecord = DriftRecord()
+    phase: Phase | None = None
+    """What stage 2 did in this round; None in stage 1 and before 0.2."""
+    restarts: int = 0
+    """Times that the generator had gone back to where it began."""
+    event: str | None = None
+    """What changes with the next round, and why."""
     reward_calls: int = 0
     """Images scored by a reward in the run so far, cache hits not counted."""
     policy_version: int = 0
@@ -123,13 +143,15 @@ _RECORD = TypeAdapter(RoundRecord)
 def to_json(record: RoundRecord) -> str:
     """The record's line of log.jsonl, without its line end. Raises ValueError for NaN or infinity."""
     fields = _RECORD.dump_python(record, by_alias=True)
-    rewards, surrogate, generator, health = (
-        fields.pop(part) for part in ("rewards", "surrogate", "generator", "health")
+    rewards, surrogate, generator, control, health = (
+        fields.pop(part) for part in ("rewards", "surrogate", "generator", "control", "health")
     )
     if record.stage == "pretrain":
-        generator = health = {}
+        generator = control = health = {}
+        for key in ("phase", "restarts", "event"):
+            del fields[key]
     sums = {key: fields.pop(key) for key in ("reward_calls", "policy_version", "unranked_rounds")}
-    return json.dumps(fields | rewards | generator | surrogate | sums | health, allow_nan=False)
+    return json.dumps(fields | rewards | generator | control | surrogate | sums | health, allow_nan=False)
 
 
 def from_json(line: str) -> RoundRecord:

@@ -17,6 +17,10 @@ from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.surrogate_scores import score_source
 
 
+SETTLING = 1
+"""Part of a round's requests, the first of which is its adaptation."""
+
+
 class RunSurrogate(Protocol):
     """What the rounds ask of it. Versions are those that the trainer published."""
 
@@ -29,8 +33,15 @@ class RunSurrogate(Protocol):
         """Create or join it; returns its version. `resumed`: that of the checkpoint, None for a new run."""
         ...
 
-    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
-        """Learn from a round's groups; safe to repeat. `drift` of the generator that made them is kept with it."""
+    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
+        """Learn from a round's groups in `steps` steps at this share of the learning rate; safe to repeat.
+
+        `drift` of the generator that made them is kept with it.
+        """
+        ...
+
+    def settle(self, round: int, steps: int) -> AdaptReply:
+        """Learn from all groups alike, at a rate that falls; after the rounds before `round`, safe to repeat."""
         ...
 
     def follow(self, version: int) -> None:
@@ -69,8 +80,11 @@ class TrainedSurrogate:
                 observer.note(text)
         return version
 
-    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
-        return self.feedback.adapt(scored, round, self.config.train.surrogate_steps, drift=drift)
+    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
+        return self.feedback.adapt(scored, round, steps, drift=drift, rate=rate)
+
+    def settle(self, round: int, steps: int) -> AdaptReply:
+        return self.feedback.adapt([], round, steps, part=SETTLING, settle=True)
 
     def follow(self, version: int) -> None:
         self.source.refresh(version)
@@ -97,7 +111,10 @@ class NoSurrogate:
     def open(self, resumed: int | None, observer: Observers) -> int:
         return 0
 
-    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None) -> AdaptReply:
+    def settle(self, round: int, steps: int) -> AdaptReply:
+        return self.adapt([], round, None, steps, 1.0)
+
+    def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
         failed_G = [self._count_failed(status.items or []) for status in scored]
         statistics = AdaptStatistics(
             loss=None,

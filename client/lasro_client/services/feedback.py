@@ -35,11 +35,19 @@ class FeedbackClient:
         return [scored[post.group_id] for post in posts]
 
     def adapt(
-        self, scored: list[GroupStatus], round: int, steps: int, part: int = 0, drift: float | None = None
+        self,
+        scored: list[GroupStatus],
+        round: int,
+        steps: int,
+        part: int = 0,
+        drift: float | None = None,
+        rate: float = 1.0,
+        settle: bool = False,
     ) -> AdaptReply:
         """Train the surrogate for `steps` steps once it has these groups, those of all processes; safe to repeat.
 
-        `drift` of the generator that made them is kept with the version, for whoever asks the trainer about it.
+        `drift` of the generator that made them is kept with the version, for whoever asks the trainer about it. `rate`
+        and `settle` are those of `AdaptRequest`.
         A Redis that lost power may have forgotten groups that were scored: they are posted again.
         """
         names = [status.group_id for status in scored]
@@ -52,6 +60,8 @@ class FeedbackClient:
                 request_id=f"r{round:06d}-{part}-{digest}",
                 new_groups=names,
                 steps=steps,
+                rate=rate,
+                settle=settle,
                 timeout_s=min(PATIENCE_S, left_s),
                 drift=drift,
             )

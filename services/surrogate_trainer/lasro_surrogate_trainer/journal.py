@@ -30,6 +30,8 @@ class Commit(wire.Message):
     steps: int = Field(description="optimiser steps behind the version")
     groups: list[wire.Name] = Field(default=[], description="groups added to the replay buffer")
     request_id: wire.Name | None = None
+    rate: float = Field(default=1.0, description="share of the learning rate that its steps took")
+    settle: bool = Field(default=False, description="whether the rate fell over its steps, drawn from all groups alike")
     digest: str | None = Field(default=None, description="of the adapt request, or of the uploaded weights")
     policy_version: int = Field(default=0, description="updates of the generator that made the newest group")
     drift: wire.Finite | None = Field(default=None, description="of that generator, as its client measured it")

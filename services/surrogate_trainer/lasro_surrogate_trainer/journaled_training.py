@@ -18,7 +18,7 @@ from lasro.config import SurrogateRun
 from lasro.errors import ConflictError
 from lasro.models.frozen import FrozenModel
 from lasro.training.replay_buffer import ReplayBuffer
-from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
+from lasro.training.surrogate_trainer import SurrogateTrainer, adapt, paces
 from lasro_surrogate_trainer.journal import Commit, Journal
 from lasro_surrogate_trainer.sample_feed import GroupBuffer
 from lasro_surrogate_trainer.store import RunStore
@@ -29,8 +29,12 @@ KEPT_COMMITS = 256
 
 
 def request_digest(request: wire.AdaptRequest) -> str:
-    """A digest by which requests must agree that share an id; a repeat may differ in timeout and measured drift."""
-    return hashlib.sha256(request.model_dump_json(exclude={"timeout_s", "drift"}).encode()).hexdigest()
+    """A digest by which requests must agree that share an id; a repeat may differ in timeout and measured drift.
+
+    Fields that earlier releases did not have count only where they are set: their requests keep their digests.
+    """
+    unset = {name for name in ("rate", "settle") if getattr(request, name) == type(request).model_fields[name].default}
+    return hashlib.sha256(request.model_dump_json(exclude={"timeout_s", "drift", *unset}).encode()).hexdigest()
 
 
 class JournaledTrainer:
@@ -91,8 +95,8 @@ class JournaledTrainer:
         self._trainer.load_optimiser(optimiser)
         for before, commit in pairwise([start, *later]):
             self._add_groups(replay, commit.number)
-            for _ in range(commit.steps - before.steps):
-                self._trainer.step(replay)
+            for pace in paces(commit.steps - before.steps, commit.rate, commit.settle):
+                self._trainer.step(replay, pace)
         if later:
             steps = self.head.steps - start.steps
             log.info("run %s: repeated %d steps since the optimiser was saved", self._run, steps)
@@ -163,6 +167,8 @@ class JournaledTrainer:
                 steps=self._trainer.steps,
                 groups=names,
                 request_id=request.request_id,
+                rate=request.rate,
+                settle=request.settle,
                 digest=request_digest(request),
                 policy_version=self._buffer.replay.policy_version,
                 drift=request.drift,

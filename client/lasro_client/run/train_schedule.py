@@ -1,0 +1,198 @@
+"""What a run without a surrogate of its own does, round by round: rank first, then train, and begin again if fooled.
+
+    ranking    the surrogate learns from the base's samples and perturbed ones, as long as it ranks new groups better
+    training   the generator follows it. Where it is found to have been fooled it goes back to where it began, while
+               surrogate and samples stay, and training begins again: `train.max_restarts` times
+
+Between the two, and before each new beginning, the surrogate settles: it trains on all groups alike at a falling rate.
+A run whose settings name a surrogate, or `warmup_rounds`, trains from then on at once. Imports no torch.
+
+All judgements are of independent rounds: each round's figure counts once, and its error is that between rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lasro.config import TrainSettings
+from lasro_client.run.round_record import Phase, RoundRecord
+
+GOOD_ACCURACY = 0.8
+"""Of new pairs ranked right: enough to follow."""
+SMALLEST_RISE = 0.02
+"""Between the last rounds and those before: less is no improvement that is worth its calls."""
+WINDOW = 3
+FEWEST_RANKING_ROUNDS = 2
+RANKING_SHARE = 0.3
+"""Of the rounds that there may be, for ranking alone."""
+PROOF_ERRORS = 3.0
+"""Standard errors by which an accuracy is above chance, or a gain above nothing, for sure."""
+FOOLED_ERRORS = 2.5
+FOOLED_WINDOW = 4
+TRAINING_PER_RANKING = 4
+"""Rounds of training for each that the surrogate took to learn: what is hard to rank takes long to follow."""
+FEWEST_TRAINING_ROUNDS = 16
+PILOT_SHARE = 0.25
+"""Of the drift budget, until there is proof that surrogate and reward go together."""
+PILOT_ROUNDS = 12
+"""Rounds of training in which there must be some proof."""
+
+
+class Estimate(NamedTuple):
+    """A mean over rounds and its standard error; infinite for fewer than two."""
+
+    mean: float
+    sem: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        count = len(values)
+        mean = math.fsum(values) / count if count else 0.0
+        if count < 2:
+            return cls(mean, math.inf)
+        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        return cls(mean, math.sqrt(variance / count))
+
+    def is_above(self, value: float, errors: float) -> bool:
+        return self.mean - value > errors * max(self.sem, 1e-12)
+
+
+class Begin(NamedTuple):
+    """Training begins with the next round: for the first time, or again from the start."""
+
+    is_restart: bool
+    why: str
+
+
+class End(NamedTuple):
+    """The run ends: there is nothing to learn."""
+
+    why: str
+
+
+class TrainSchedule:
+    """The phases of a run. `state()` is all that it knows besides the settings."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self._settings = settings
+        self.phase: Phase = "ranking" if settings.is_from_nothing and self._most_ranking_rounds > 0 else "training"
+        self.restarts = 0
+        self.began = 0
+        """The round in which this phase, or this beginning of it, began."""
+        self.planned = settings.max_rounds
+        """Where the run ends, by what is known."""
+        self._accuracies: list[float] = []
+        self._gains: list[float] = []
+        self._is_proved = not settings.is_from_nothing
+
+    @property
+    def _most_ranking_rounds(self) -> int:
+        return int(RANKING_SHARE * self._settings.max_rounds)
+
+    def observe(self, record: RoundRecord, gain: float | None, affordable: int | None) -> Begin | End | None:
+        """Take in a round, and say what changes with the next. `affordable`: rounds that fit in all, None: no limit."""
+        accuracy = record.surrogate.fresh_pair_accuracy
+        if accuracy is not None:
+            self._accuracies.append(accuracy)
+        if gain is not None:
+            self._gains.append(gain)
+        done = record.round + 1
+        most = self._settings.max_rounds if affordable is None else min(affordable, self._settings.max_rounds)
+        if self.phase == "ranking":
+            return self._after_ranking(done, most)
+        self.planned = min(self.planned, most)
+        return self._after_training(done, most)
+
+    # --- ranking ---------------------------------------------------------------------------------------------
+
+    def _after_ranking(self, done: int, most: int) -> Begin | End | None:
+        known, limit = self._accuracies, max(1, int(RANKING_SHARE * most))
+        if done < FEWEST_RANKING_ROUNDS and done < limit:
+            return None
+        newest, before = Estimate.of(known[-WINDOW:]), Estimate.of(known[-2 * WINDOW : -WINDOW])
+        is_proved = Estimate.of(known).is_above(0.5, PROOF_ERRORS)
+        if is_proved and newest.mean >= GOOD_ACCURACY:
+            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right")
+        if is_proved and len(known) >= 2 * WINDOW and newest.mean < before.mean + SMALLEST_RISE:
+            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right and no longer improves")
+        if done < limit:
+            return None
+        if Estimate.of(known).is_above(0.5, 1.0) or len(known) < 2 * WINDOW:
+            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right in the rounds there are for it")
+        return End(self._nothing_to_learn())
+
+    def _nothing_to_learn(self) -> str:
+        found = Estimate.of(self._accuracies)
+        return (
+            f"the surrogate ranks {found.mean:.1%} ± {found.sem:.1%} of new pairs right after {len(self._accuracies)} "
+            "rounds, where chance is 50 %: the reward looks like noise, or needs more samples than it gave; see "
+            "`lasro rewards audit`, or raise train.rounds"
+        )
+
+    def _begin(self, done: int, most: int, how_well: str) -> Begin:
+        self.phase, self.began = "training", done
+        if self._settings.rounds is None:
+            self.planned = min(most, done + max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_RANKING * done))
+        else:
+            self.planned = most
+        self._accuracies, self._gains = [], []
+        return Begin(
+            False, f"the surrogate {how_well} after {done} rounds; up to {self.planned - done} of training follow"
+        )
+
+    # --- training --------------------------------------------------------------------------------------------
+
+    @property
+    def training_share(self) -> float:
+        """Of the drift budget that may be spent before there is proof."""
+        return 1.0 if self._is_proved else PILOT_SHARE
+
+    def share_done(self, round: int) -> float:
+        """Of this training's rounds, when `round` is done."""
+        return min(1.0, (round + 1 - self.began) / max(1, self.planned - self.began))
+
+    def _after_training(self, done: int, most: int) -> Begin | End | None:
+        if not self._settings.is_from_nothing:
+            return None
+        gain, accuracy = Estimate.of(self._gains), Estimate.of(self._accuracies)
+        self._is_proved |= len(self._gains) > 2 and gain.is_above(0, PROOF_ERRORS)
+        self._is_proved |= len(self._accuracies) > 3 and accuracy.is_above(0.5, PROOF_ERRORS)
+        if not self._is_proved and done - self.began >= PILOT_ROUNDS and not accuracy.is_above(0.5, 1.0):
+            return End(self._nothing_to_learn())
+        newest = Estimate.of(self._gains[-FOOLED_WINDOW:])
+        is_fooled = len(self._gains) >= FOOLED_WINDOW and newest.mean < -FOOLED_ERRORS * newest.sem
+        if not is_fooled or self.restarts >= self._settings.max_restarts or most - done < FEWEST_TRAINING_ROUNDS // 2:
+            return None
+        self.restarts += 1
+        lost = self.planned - done
+        self.began, self._gains, self._accuracies, self._is_proved = done, [], [], False
+        if self._settings.rounds is None:
+            self.planned = min(most, self.planned + (self.planned - lost - done) + FEWEST_TRAINING_ROUNDS)
+        return Begin(
+            True,
+            f"the surrogate was fooled: the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over "
+            f"{FOOLED_WINDOW} rounds. The generator begins again, {self.restarts} of {self._settings.max_restarts} times; "
+            "the surrogate keeps what it learned",
+        )
+
+    # --- state -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "phase": self.phase,
+            "restarts": self.restarts,
+            "began": self.began,
+            "planned": self.planned,
+            "accuracies": self._accuracies,
+            "gains": self._gains,
+            "is_proved": self._is_proved,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.phase, self.restarts, self.began = state["phase"], state["restarts"], state["began"]
+        self.planned, self._is_proved = state["planned"], state["is_proved"]
+        self._accuracies, self._gains = list(state["accuracies"]), list(state["gains"])

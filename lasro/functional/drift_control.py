@@ -1,0 +1,30 @@
+"""Spending a drift budget: how far the generator may be by now, and how hard it is held there. Pure functions of numbers.
+
+    L = lambda(D) L_reg - c1 mean S[R(z1)] - c2 mean S[R(z2)],     D^2 = L_reg
+    lambda(D) = lambda_0 + (STIFFNESS / D*) max(0, D / D* - 1)
+
+D is the distance from the base and D* the one allowed by now. Below it the generator is free but for lambda_0; beyond it
+the weight grows with the excess, until both gradients balance a little above D*: what adaptive KL control does for PPO
+(Ziegler et al., arXiv 1909.08593, section 2.2), with the update's own distance in place of one measured before, so that
+the weight never lags behind. From there the generator moves along the surface D = D*, to the best place on it.
+"""
+
+from __future__ import annotations
+
+RISE_SHARE = 0.6
+"""Of the updates, in which the target rises to the budget. In the rest the generator improves where it is."""
+START_SHARE = 0.15
+"""Of the budget, where the target starts."""
+STIFFNESS = 15.0
+"""S changes by about 2 where latents of deviation 1 move by D: the balance is then some 15 % beyond D*."""
+
+
+def drift_target(share: float, budget: float) -> float:
+    """The drift allowed after a share of all updates, 0 to 1: a straight rise from START_SHARE of the budget to all."""
+    return budget * min(1.0, START_SHARE + (1 - START_SHARE) * share / RISE_SHARE)
+
+
+def holding_weight(weight: float, squared_distance: float, allowed_distance: float) -> float:
+    """lambda(D) for L_reg = `squared_distance`; `weight` is lambda_0. `allowed_distance` D* is above 0."""
+    excess = squared_distance**0.5 / allowed_distance - 1
+    return weight + STIFFNESS / allowed_distance * max(0.0, excess)
