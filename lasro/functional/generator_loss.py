@@ -76,31 +76,32 @@ def guided(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tens
 def lcm_distillation(
     z: Tensor,
     noise: Tensor,
-    t: int,
-    s: int,
+    t_B: Tensor,
+    s_B: Tensor,
     guidance: Tensor,
-    consistency: Callable[[Tensor, int], Tensor],
-    teacher: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    consistency: Callable[[Tensor, Tensor], Tensor],
+    teacher: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     alphas_cumprod_T: Tensor,
     prediction_type: str = "epsilon",
 ) -> Tensor:
     """L_lcm: f(x_t, t) against f(x_s, s), x_s one guided DDIM step of the teacher back from x_t (LCM, section 4.3).
 
-    `z`, `noise` [BCHW]; timesteps t > s; `consistency(x, t)` is f_theta, its own target without a gradient;
-    `teacher(x, t)` gives conditional and unconditional outputs.
+    `z`, `noise` [BCHW]; timesteps t > s, int64 [B]; `consistency(x, t)` is f_theta, its own target without a gradient;
+    `teacher(x, t)` gives conditional and unconditional outputs. Where s is 0 the target is x_s itself: the boundary,
+    without which every constant f has no loss.
     """
-    abar_t, abar_s = alphas_cumprod_T[t], alphas_cumprod_T[s]
+    abar_t, abar_s = (alphas_cumprod_T[each].reshape(-1, 1, 1, 1) for each in (t_B, s_B))
     x_t = add_noise(z, noise, abar_t)
     with torch.no_grad():
-        conditional, unconditional = teacher(x_t, t)
+        conditional, unconditional = teacher(x_t, t_B)
         z_hat, noise_hat = (
             guided(
                 of(conditional, x_t, abar_t, prediction_type), of(unconditional, x_t, abar_t, prediction_type), guidance
             )
             for of in (clean_from_output, noise_from_output)
         )
-        target = consistency(ddim_step(z_hat, noise_hat, abar_s), s)
-    return pseudo_huber(consistency(x_t, t), target)
+        target = consistency(ddim_step(z_hat, noise_hat, abar_s), s_B)
+    return pseudo_huber(consistency(x_t, t_B), target)
 
 
 def ema_update(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:

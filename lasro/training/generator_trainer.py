@@ -152,7 +152,7 @@ class GeneratorTrainer:
 
     def micro_batches(self, count: int) -> list[slice]:
         """Rows that go through a network together."""
-        size = self.settings.micro_batch_size or count
+        size = self.settings.micro_batch_size or max(count, 1)
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
     def sum_over_processes(self, figures: Sequence[float]) -> list[float]:

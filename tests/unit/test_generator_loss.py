@@ -16,6 +16,7 @@ from lasro.functional.generator_loss import (
     stay_near_base,
     update_moments,
 )
+from lasro.functional.noise_schedule import solver_pairs
 
 F64 = torch.float64
 
@@ -104,8 +105,8 @@ def test_lcm_loss_by_hand() -> None:
     loss = lcm_distillation(
         tensor(1),
         tensor(2),
-        700,
-        500,
+        torch.tensor([700]),
+        torch.tensor([500]),
         torch.tensor(2.0, dtype=F64),
         lambda x, t: theta * x,
         lambda x, t: (torch.full_like(x, 2.0), torch.full_like(x, 1.0)),
@@ -115,6 +116,38 @@ def test_lcm_loss_by_hand() -> None:
     loss.backward()
     assert theta.grad is not None
     assert theta.grad.item() == pytest.approx(2.2, abs=1e-4), "the target must carry no gradient"
+
+
+def test_lcm_loss_holds_a_constant_f_to_the_boundary() -> None:
+    """Bug: pairs ended at timestep 19, and an f that is the same everywhere had no loss. At s = 0 the target is x_0.
+
+    z = 3, eps = 0, abar_19 = 0.64, abar_0 = 1: x_19 = 2.4, the teacher's eps is 0, x_0 = 3. f = 0 but f(x, 0) = x.
+    """
+    alphas = torch.ones(1000, dtype=F64)
+    alphas[19], alphas[39] = 0.64, 0.36
+
+    def loss(t: int, s: int) -> float:
+        return lcm_distillation(
+            tensor(3).reshape(1, 1, 1, 1),
+            torch.zeros(1, 1, 1, 1, dtype=F64),
+            torch.tensor([t]),
+            torch.tensor([s]),
+            torch.tensor(2.0, dtype=F64),
+            lambda x, t_B: x * (t_B == 0),
+            lambda x, t_B: (torch.zeros_like(x), torch.zeros_like(x)),
+            alphas,
+        ).item()
+
+    assert loss(19, 0) == pytest.approx(3.0, abs=2e-3)
+    assert loss(39, 19) == 0.0
+
+
+def test_solver_pairs_by_hand() -> None:
+    """Guards against a solver that starts at 0 or skips its first step: t = 19 goes to 0, 999 to 979."""
+    t_N, s_N = solver_pairs(50)
+    assert len(t_N) == len(s_N) == 50
+    assert (t_N[:3].tolist(), s_N[:3].tolist()) == ([19, 39, 59], [0, 19, 39])
+    assert (t_N[-1].item(), s_N[-1].item()) == (999, 979)
 
 
 def test_average_by_hand() -> None:
