@@ -2,8 +2,7 @@
 
     L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
 
-S normalises scores by a moving mean and standard deviation and clips them (LaSRO, arXiv 2411.15247, stage 2).
-Bradley-Terry scores have no scale of their own, so S keeps one pair of moments per stage.
+S normalises scores and clips them (`score_normalisation`). Source: LaSRO (arXiv 2411.15247), stage 2.
 
 Shape legend: B batch, CHW one latent.
 """
@@ -11,38 +10,16 @@ Shape legend: B batch, CHW one latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lasro.functional.noise_schedule import add_noise, clean_from_output, ddim_step, noise_from_output
+from lasro.functional.score_normalisation import Scale, normalise_and_clip
 
 
-class Moments(NamedTuple):
-    """Moving mean and standard deviation of the scores of one number of steps; constants for the gradient."""
-
-    mean: float
-    std: float
-
-
-def update_moments(old: Moments | None, scores_B: Tensor, momentum: float) -> Moments:
-    """Moments after a batch: momentum * old + (1 - momentum) * batch; at first the batch's own."""
-    mean, std = scores_B.mean().item(), scores_B.std(unbiased=False).item()
-    if old is None:
-        return Moments(mean, std)
-    return Moments(momentum * old.mean + (1 - momentum) * mean, momentum * old.std + (1 - momentum) * std)
-
-
-def normalise_and_clip(scores_B: Tensor, moments: Moments, clip: float) -> Tensor:
-    """S(R) = clip((R - mean) / std, -clip, clip). Beyond the clip there is nothing more to gain."""
-    return ((scores_B - moments.mean) / max(moments.std, 1e-6)).clamp(-clip, clip)
-
-
-def score_ascent(
-    scores_B: Tensor, gradient_BCHW: Tensor, moments: Moments, clip: float, weight: float
-) -> tuple[Tensor, Tensor]:
+def score_ascent(scores_B: Tensor, gradient_BCHW: Tensor, scale: Scale, weight: float) -> tuple[Tensor, Tensor]:
     """The term -weight * mean S[R(z)] and its gradient by z, from R(z) and dR/dz.
 
     Backpropagating the returned gradient through the generator gives exactly the gradient of the term, whether
@@ -50,7 +27,7 @@ def score_ascent(
     """
     leaf_B = scores_B.detach().requires_grad_()
     with torch.enable_grad():
-        loss = -weight * normalise_and_clip(leaf_B, moments, clip).mean()
+        loss = -weight * normalise_and_clip(leaf_B, scale).mean()
     (slope_B,) = torch.autograd.grad(loss, leaf_B)
     return loss.detach(), slope_B[:, None, None, None] * gradient_BCHW
 

@@ -31,9 +31,7 @@ def distance_to_base(trainer: GeneratorTrainer, steps: Sequence[StepSamples], dr
     """Squared distance to the frozen base's predictions for the same inputs, summed over the steps."""
     total = torch.zeros((), device=trainer.model.device)
     for step in steps:
-        with torch.no_grad():
-            z_base = trainer.predict(step.x_t_BCHW, step.step, step.conditioning, base=True)
-        total = total + step.share * stay_near_base(step.z_BCHW, z_base)
+        total = total + step.share * stay_near_base(step.z_BCHW, step.z_base_BCHW)
     return total
 
 

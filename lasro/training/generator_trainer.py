@@ -6,8 +6,9 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -43,7 +44,8 @@ class StepStatistics(NamedTuple):
     grad_norm: float
 
 
-class StepSamples(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StepSamples:
     """What this process has of one sampling step: `rows` of the `total` that all processes take to that step."""
 
     step: SamplingStep
@@ -53,6 +55,13 @@ class StepSamples(NamedTuple):
     conditioning: Conditioning
     rows: slice
     total: int
+    predict_base: Callable[[Tensor, SamplingStep, Conditioning], Tensor]
+
+    @cached_property
+    def z_base_BCHW(self) -> Tensor:
+        """The frozen base's prediction for the same inputs, without a gradient; computed once, when first asked for."""
+        with torch.no_grad():
+            return self.predict_base(self.x_t_BCHW, self.step, self.conditioning)
 
     @property
     def share(self) -> float:
@@ -101,6 +110,8 @@ class GeneratorTrainer:
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.version = 0
+        self.regulariser_scale = 1.0
+        """Times `method.regulariser_weight`, in every method."""
         self.decay_steps = settings.decay_steps
         self._method_start = method.state()
 
@@ -139,7 +150,10 @@ class GeneratorTrainer:
         )
         prompts = [list(batch[here]), [batch[row] for row in chosen.tolist()]]
         rows, totals = [here, later], [len(batch), math.ceil(len(batch) / every)]
-        return [StepSamples(steps[i], *taken[i], prompts[i], conditioning[i], rows[i], totals[i]) for i in range(2)]
+        base = partial(self.predict, base=True)
+        return [
+            StepSamples(steps[i], *taken[i], prompts[i], conditioning[i], rows[i], totals[i], base) for i in range(2)
+        ]
 
     def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:
         """f_theta(x_t, t, c), a micro-batch's activations held at a time: backward computes them once more."""
