@@ -42,9 +42,13 @@ class LasroSettings(AscentSettings):
     type: Literal["lasro"] = "lasro"
     """Which method these are the settings of."""
     score_clip: Positive = 3.0
-    """S clips normalised scores to plus or minus this many standard deviations."""
+    """S clips normalised scores to plus or minus this many standard deviations; not where score_scale = "maximum"."""
     score_momentum: Share = 0.9
-    """Of the moving mean and standard deviation in S, one pair for each number of steps."""
+    """Of the moving mean and width in S, kept for each number of steps: what a score still weighs an update later."""
+    score_scale: Literal["deviation", "maximum"] = "deviation"
+    """S divides by the moving standard deviation, or by the moving maximum of |R - mean|, and then clips to 1."""
+    score_baseline: Literal["none", "base"] = "none"
+    """S of R(z), or of R(z) - R(z_base): what the generator adds to the frozen base's latents for the same input."""
 
 
 class TrueGradientSettings(AscentSettings):

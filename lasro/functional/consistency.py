@@ -48,8 +48,8 @@ def sample(
     `noises` [B, C, H, W] are x_tau0, then one draw per later step. For two steps of an LCM: z1 = f(x_tau0),
     x_tau1 = sqrt(abar) z1 + sqrt(1 - abar) eps, z2 = f(x_tau1). `rows`, where given, says for each later step which
     rows of the step before it go on, int64; its noise has one row for each of them. Gradients flow within each step,
-    not through the re-noising: z1 enters the second step as a constant, because the chain through both steps is what
-    makes two-step gradients explode (LaSRO, figure 2).
+    not through the re-noising: z1 enters the second step as a constant. That is our choice, not the paper's: the
+    chain through both would multiply the slopes of two steep maps.
     """
     x_t, steps = noises[0], []
     for i in range(len(noises)):

@@ -2,8 +2,7 @@
 
     L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
 
-S normalises scores by a moving mean and standard deviation and clips them (LaSRO, arXiv 2411.15247, stage 2).
-Bradley-Terry scores have no scale of their own, so S keeps one pair of moments per stage.
+S normalises scores and clips them (`score_normalisation`). Source: LaSRO (arXiv 2411.15247), stage 2.
 
 Shape legend: B batch, CHW one latent.
 """
@@ -11,38 +10,16 @@ Shape legend: B batch, CHW one latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lasro.functional.noise_schedule import add_noise, clean_from_output, ddim_step, noise_from_output
+from lasro.functional.score_normalisation import Scale, normalise_and_clip
 
 
-class Moments(NamedTuple):
-    """Moving mean and standard deviation of the scores of one number of steps; constants for the gradient."""
-
-    mean: float
-    std: float
-
-
-def update_moments(old: Moments | None, scores_B: Tensor, momentum: float) -> Moments:
-    """Moments after a batch: momentum * old + (1 - momentum) * batch; at first the batch's own."""
-    mean, std = scores_B.mean().item(), scores_B.std(unbiased=False).item()
-    if old is None:
-        return Moments(mean, std)
-    return Moments(momentum * old.mean + (1 - momentum) * mean, momentum * old.std + (1 - momentum) * std)
-
-
-def normalise_and_clip(scores_B: Tensor, moments: Moments, clip: float) -> Tensor:
-    """S(R) = clip((R - mean) / std, -clip, clip). Beyond the clip there is nothing more to gain."""
-    return ((scores_B - moments.mean) / max(moments.std, 1e-6)).clamp(-clip, clip)
-
-
-def score_ascent(
-    scores_B: Tensor, gradient_BCHW: Tensor, moments: Moments, clip: float, weight: float
-) -> tuple[Tensor, Tensor]:
+def score_ascent(scores_B: Tensor, gradient_BCHW: Tensor, scale: Scale, weight: float) -> tuple[Tensor, Tensor]:
     """The term -weight * mean S[R(z)] and its gradient by z, from R(z) and dR/dz.
 
     Backpropagating the returned gradient through the generator gives exactly the gradient of the term, whether
@@ -50,7 +27,7 @@ def score_ascent(
     """
     leaf_B = scores_B.detach().requires_grad_()
     with torch.enable_grad():
-        loss = -weight * normalise_and_clip(leaf_B, moments, clip).mean()
+        loss = -weight * normalise_and_clip(leaf_B, scale).mean()
     (slope_B,) = torch.autograd.grad(loss, leaf_B)
     return loss.detach(), slope_B[:, None, None, None] * gradient_BCHW
 
@@ -76,31 +53,32 @@ def guided(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tens
 def lcm_distillation(
     z: Tensor,
     noise: Tensor,
-    t: int,
-    s: int,
+    t_B: Tensor,
+    s_B: Tensor,
     guidance: Tensor,
-    consistency: Callable[[Tensor, int], Tensor],
-    teacher: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    consistency: Callable[[Tensor, Tensor], Tensor],
+    teacher: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     alphas_cumprod_T: Tensor,
     prediction_type: str = "epsilon",
 ) -> Tensor:
     """L_lcm: f(x_t, t) against f(x_s, s), x_s one guided DDIM step of the teacher back from x_t (LCM, section 4.3).
 
-    `z`, `noise` [BCHW]; timesteps t > s; `consistency(x, t)` is f_theta, its own target without a gradient;
-    `teacher(x, t)` gives conditional and unconditional outputs.
+    `z`, `noise` [BCHW]; timesteps t > s, int64 [B]; `consistency(x, t)` is f_theta, its own target without a gradient;
+    `teacher(x, t)` gives conditional and unconditional outputs. Where s is 0 the target is x_s itself: the boundary,
+    without which every constant f has no loss.
     """
-    abar_t, abar_s = alphas_cumprod_T[t], alphas_cumprod_T[s]
+    abar_t, abar_s = (alphas_cumprod_T[each].reshape(-1, 1, 1, 1) for each in (t_B, s_B))
     x_t = add_noise(z, noise, abar_t)
     with torch.no_grad():
-        conditional, unconditional = teacher(x_t, t)
+        conditional, unconditional = teacher(x_t, t_B)
         z_hat, noise_hat = (
             guided(
                 of(conditional, x_t, abar_t, prediction_type), of(unconditional, x_t, abar_t, prediction_type), guidance
             )
             for of in (clean_from_output, noise_from_output)
         )
-        target = consistency(ddim_step(z_hat, noise_hat, abar_s), s)
-    return pseudo_huber(consistency(x_t, t), target)
+        target = consistency(ddim_step(z_hat, noise_hat, abar_s), s_B)
+    return pseudo_huber(consistency(x_t, t_B), target)
 
 
 def ema_update(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:

@@ -8,6 +8,7 @@ scalar, or B111. Source: DDPM (Ho et al., arXiv 2006.11239); timesteps of LCM (L
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,6 +19,15 @@ def lcm_timesteps(num_steps: int, num_train_timesteps: int = 1000, original_step
     stride = num_train_timesteps // original_steps
     schedule = [stride * (i + 1) - 1 for i in reversed(range(original_steps))]
     return [schedule[i * original_steps // num_steps] for i in range(num_steps)]
+
+
+def solver_pairs(original_steps: int) -> tuple[Tensor, Tensor]:
+    """Timesteps t and s of the steps of a distillation's solver, int64 [original_steps], the cleanest first.
+
+    Of 50 steps t is 19, 39, ... 999, and s the t before it, at first 0, as in diffusers' LCM distillation.
+    """
+    t_N = torch.tensor(lcm_timesteps(original_steps, original_steps=original_steps)[::-1])
+    return t_N, torch.cat([torch.zeros_like(t_N[:1]), t_N[:-1]])
 
 
 def add_noise(z: Tensor, noise: Tensor, abar: Tensor) -> Tensor:

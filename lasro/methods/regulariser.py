@@ -31,9 +31,7 @@ def distance_to_base(trainer: GeneratorTrainer, steps: Sequence[StepSamples], dr
     """Squared distance to the frozen base's predictions for the same inputs, summed over the steps."""
     total = torch.zeros((), device=trainer.model.device)
     for step in steps:
-        with torch.no_grad():
-            z_base = trainer.predict(step.x_t_BCHW, step.step, step.conditioning, base=True)
-        total = total + step.share * stay_near_base(step.z_BCHW, z_base)
+        total = total + step.share * stay_near_base(step.z_BCHW, step.z_base_BCHW)
     return total
 
 
@@ -58,12 +56,19 @@ class LcmRegulariser:
         model.check_prompts(self.prompts)
 
     def __call__(self, trainer: GeneratorTrainer, steps: Sequence[StepSamples], draws: torch.Generator) -> Tensor:
-        return self.loss(draws) * steps[0].share
-
-    def loss(self, draws: torch.Generator) -> Tensor:
-        """Scalar; its gradient reaches the adapter only."""
+        """This process's rows of the drawn batch, a micro-batch's activations held at a time."""
         rows = torch.randint(0, len(self.latents_NCHW), (BATCH,), generator=draws)
-        index = int(torch.randint(1, SOLVER_STEPS, (), generator=draws))
-        z_BCHW = self.latents_NCHW[rows].to(self.model.device)
-        noise_BCHW = torch.randn(z_BCHW.shape, generator=draws).to(self.model.device)
-        return self.distillation_loss(z_BCHW, noise_BCHW, index, [self.prompts[row] for row in rows.tolist()])
+        steps_B = torch.randint(0, SOLVER_STEPS, (BATCH,), generator=draws)
+        noise_BCHW = torch.randn((BATCH, *self.model.latent_shape), generator=draws)
+        here, device = trainer.peers.share(BATCH), self.model.device
+        parts = trainer.micro_batches(here.stop - here.start)
+        total = torch.zeros((), device=device)
+        for part in parts:
+            chosen = slice(here.start + part.start, here.start + part.stop)
+            z_BCHW, noise, solver_steps = (
+                values.to(device) for values in (self.latents_NCHW[rows[chosen]], noise_BCHW[chosen], steps_B[chosen])
+            )
+            prompts = [self.prompts[row] for row in rows[chosen].tolist()]
+            loss = self.distillation_loss(z_BCHW, noise, solver_steps, prompts, recompute=len(parts) > 1)
+            total = total + loss * len(prompts) / BATCH
+        return total

@@ -52,7 +52,7 @@ class TrueGradient(Method):
         settings, draws = self.settings, trainer.draws()
         steps = trainer.sample(batch, draws)  # z1, z2
         L_reg = self.regulariser(trainer, steps, draws)
-        L = settings.regulariser_weight * L_reg
+        L = trainer.regulariser_scale * settings.regulariser_weight * L_reg
         loss, means = L.item(), []
         for samples, c_k in zip(steps, (settings.one_step_weight, settings.two_step_weight), strict=True):
             r_B, dr_dz_BCHW = self._rewards_and_gradient(trainer, samples)

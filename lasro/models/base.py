@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -96,9 +96,22 @@ class AdapterKeys(NamedTuple):
 
 SOLVER_STEPS = 50
 """Of the solver that a distillation loss takes one step of."""
-DistillationLoss = Callable[[Tensor, Tensor, int, Sequence[str]], Tensor]
-"""Clean latents and noise [B, C, H, W], the index of a solver step (1 to SOLVER_STEPS - 1, counted from the clean end),
-and prompts to a scalar whose gradient reaches the adapter."""
+
+
+class DistillationLoss(Protocol):
+    """The loss that a model was distilled by."""
+
+    def __call__(
+        self, z_BCHW: Tensor, noise_BCHW: Tensor, steps_B: Tensor, prompts: Sequence[str], recompute: bool = False
+    ) -> Tensor:
+        """Their mean loss, a scalar whose gradient reaches the adapter.
+
+        `steps_B`: solver steps, int64, 0 to SOLVER_STEPS - 1 counted from the clean end; 0 is the one that ends at
+        timestep 0. With `recompute` no activations are held: backward computes them once more.
+        """
+        ...
+
+
 LOADING_ERRORS = (
     OSError,
     ValueError,

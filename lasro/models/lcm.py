@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,13 +22,14 @@ import lasro.models.quiet  # noqa: F401  (before diffusers)
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError, WireError
 from lasro.functional.consistency import guidance_embedding
 from lasro.functional.generator_loss import lcm_distillation
-from lasro.functional.noise_schedule import lcm_timesteps
+from lasro.functional.noise_schedule import solver_pairs
 from lasro.models.adapter import find_adapter, put_on
 from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
@@ -250,19 +252,22 @@ class LatentConsistencyModel(GeneratorModel):
                 f"teacher: got a model of original_inference_steps {steps}, expected {SOLVER_STEPS}; leave it out"
             )
         unet = TeacherUNet(teacher, self.unet.dtype, self.device)
-        timesteps = lcm_timesteps(SOLVER_STEPS)[::-1]
+        t_N, s_N = (timesteps.to(self.device) for timesteps in solver_pairs(SOLVER_STEPS))
 
-        def loss(z_BCHW: Tensor, noise_BCHW: Tensor, index: int, prompts: Sequence[str]) -> Tensor:
-            """L_lcm from solver step `index` to the one before."""
+        def loss(
+            z_BCHW: Tensor, noise_BCHW: Tensor, steps_B: Tensor, prompts: Sequence[str], recompute: bool = False
+        ) -> Tensor:
+            """L_lcm from each solver step to the one before."""
             conditioning = self.embed(prompts)
             of_teacher = self.unet_arguments(self.embed([*prompts, *([""] * len(prompts))]))
+            predict = partial(checkpoint, self.predict_at, use_reentrant=False) if recompute else self.predict_at
             return lcm_distillation(
                 z_BCHW,
                 noise_BCHW,
-                timesteps[index],
-                timesteps[index - 1],
+                t_N[steps_B],
+                s_N[steps_B],
                 torch.tensor(self.settings.guidance, device=self.device),
-                lambda x_t, t: self.predict_at(x_t, t, conditioning),
+                lambda x_t, t: predict(x_t, t, conditioning),
                 lambda x_t, t: unet.outputs(x_t, t, of_teacher),
                 self.schedule.alphas_cumprod_T,
                 self.schedule.settings.prediction_type,

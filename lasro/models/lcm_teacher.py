@@ -26,12 +26,12 @@ class TeacherUNet:
             nn.Module.to(self.unet, device)
 
     @torch.no_grad()
-    def outputs(self, x_t_BCHW: Tensor, timestep: int, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def outputs(self, x_t_BCHW: Tensor, timesteps_B: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Conditional and unconditional outputs [B, C, H, W], float32.
 
         `arguments` are the student's for B prompts and B empty ones; a teacher has no guidance embedding.
         """
         own = {name: value for name, value in arguments.items() if name != "timestep_cond"}
         both = torch.cat([x_t_BCHW, x_t_BCHW]).to(self.unet.dtype)
-        conditional, unconditional = self.unet(both, timestep, **own).sample.float().chunk(2)
+        conditional, unconditional = self.unet(both, timesteps_B.repeat(2), **own).sample.float().chunk(2)
         return conditional, unconditional

@@ -6,8 +6,9 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -43,7 +44,8 @@ class StepStatistics(NamedTuple):
     grad_norm: float
 
 
-class StepSamples(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StepSamples:
     """What this process has of one sampling step: `rows` of the `total` that all processes take to that step."""
 
     step: SamplingStep
@@ -53,6 +55,13 @@ class StepSamples(NamedTuple):
     conditioning: Conditioning
     rows: slice
     total: int
+    predict_base: Callable[[Tensor, SamplingStep, Conditioning], Tensor]
+
+    @cached_property
+    def z_base_BCHW(self) -> Tensor:
+        """The frozen base's prediction for the same inputs, without a gradient; computed once, when first asked for."""
+        with torch.no_grad():
+            return self.predict_base(self.x_t_BCHW, self.step, self.conditioning)
 
     @property
     def share(self) -> float:
@@ -142,7 +151,10 @@ class GeneratorTrainer:
         )
         prompts = [list(batch[here]), [batch[row] for row in chosen.tolist()]]
         rows, totals = [here, later], [len(batch), math.ceil(len(batch) / every)]
-        return [StepSamples(steps[i], *taken[i], prompts[i], conditioning[i], rows[i], totals[i]) for i in range(2)]
+        base = partial(self.predict, base=True)
+        return [
+            StepSamples(steps[i], *taken[i], prompts[i], conditioning[i], rows[i], totals[i], base) for i in range(2)
+        ]
 
     def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:
         """f_theta(x_t, t, c), a micro-batch's activations held at a time: backward computes them once more."""
@@ -155,7 +167,7 @@ class GeneratorTrainer:
 
     def micro_batches(self, count: int) -> list[slice]:
         """Rows that go through a network together."""
-        size = self.settings.micro_batch_size or count
+        size = self.settings.micro_batch_size or max(count, 1)
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
     def sum_over_processes(self, figures: Sequence[float]) -> list[float]:

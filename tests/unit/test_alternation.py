@@ -69,7 +69,7 @@ class Written:
         pass
 
     def score_and_gradient(self, latents_BCHW: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(len(latents_BCHW)), torch.full_like(latents_BCHW, 0.1)
+        return torch.arange(len(latents_BCHW)).float(), torch.full_like(latents_BCHW, 0.1)
 
 
 @dataclasses.dataclass

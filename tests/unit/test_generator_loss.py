@@ -6,41 +6,21 @@ import pytest
 import torch
 
 from lasro.functional.generator_loss import (
-    Moments,
     ema_update,
     guided,
     lcm_distillation,
-    normalise_and_clip,
     pseudo_huber,
     score_ascent,
     stay_near_base,
-    update_moments,
 )
+from lasro.functional.noise_schedule import solver_pairs
+from lasro.functional.score_normalisation import Scale, normalise_and_clip
 
 F64 = torch.float64
 
 
 def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=F64)
-
-
-def test_moments_move_by_hand() -> None:
-    """Guards against momentum applied to the wrong side: 0.9 * 10 + 0.1 * 2 = 9.2 and 0.9 * 4 + 0.1 * 1 = 3.7."""
-    first = update_moments(None, tensor(1, 3), 0.9)
-    assert first == Moments(2.0, 1.0)
-    moved = update_moments(Moments(10.0, 4.0), tensor(1, 3), 0.9)
-    assert moved.mean == pytest.approx(9.2)
-    assert moved.std == pytest.approx(3.7)
-
-
-def test_scores_are_normalised_and_clipped() -> None:
-    """Guards against clipping before normalising: (9 - 1) / 2 = 4 is clipped to 3, (3 - 1) / 2 = 1 is not."""
-    assert normalise_and_clip(tensor(9, 3, -9), Moments(1.0, 2.0), 3.0).tolist() == [3.0, 1.0, -3.0]
-
-
-def test_constant_scores_do_not_divide_by_zero() -> None:
-    """Guards against a deviation of zero turning S into NaN."""
-    assert normalise_and_clip(tensor(1, 1), Moments(1.0, 0.0), 3.0).tolist() == [0.0, 0.0]
 
 
 def test_ascent_term_and_gradient_by_hand() -> None:
@@ -50,7 +30,7 @@ def test_ascent_term_and_gradient_by_hand() -> None:
     """
     slope = torch.ones(2, 1, 1, 1, dtype=F64)
     slope[0] = 8.0
-    term, gradient = score_ascent(tensor(3, 9), slope, Moments(1.0, 2.0), 3.0, 0.5)
+    term, gradient = score_ascent(tensor(3, 9), slope, Scale(1.0, 2.0, 3.0), 0.5)
     assert term.item() == pytest.approx(-1.0)
     assert gradient.flatten().tolist() == pytest.approx([-0.5 / (2 * 2) * 8.0, 0.0])
 
@@ -60,11 +40,11 @@ def test_ascent_gradient_is_that_of_the_whole_term() -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4, 2, 3, 3, dtype=F64, generator=generator).requires_grad_()
     weight = torch.randn(2, 3, 3, dtype=F64, generator=generator)
-    moments = Moments(0.1, 1.7)
+    scale = Scale(0.1, 1.7, 0.5)
     scores = (z * weight).sum((1, 2, 3)).tanh()
     (slope,) = torch.autograd.grad(scores.sum(), z, retain_graph=True)
-    (expected,) = torch.autograd.grad(-0.3 * normalise_and_clip(scores, moments, 0.5).mean(), z)
-    _, gradient = score_ascent(scores.detach(), slope, moments, 0.5, 0.3)
+    (expected,) = torch.autograd.grad(-0.3 * normalise_and_clip(scores, scale).mean(), z)
+    _, gradient = score_ascent(scores.detach(), slope, scale, 0.3)
     torch.testing.assert_close(gradient, expected)
 
 
@@ -104,8 +84,8 @@ def test_lcm_loss_by_hand() -> None:
     loss = lcm_distillation(
         tensor(1),
         tensor(2),
-        700,
-        500,
+        torch.tensor([700]),
+        torch.tensor([500]),
         torch.tensor(2.0, dtype=F64),
         lambda x, t: theta * x,
         lambda x, t: (torch.full_like(x, 2.0), torch.full_like(x, 1.0)),
@@ -115,6 +95,38 @@ def test_lcm_loss_by_hand() -> None:
     loss.backward()
     assert theta.grad is not None
     assert theta.grad.item() == pytest.approx(2.2, abs=1e-4), "the target must carry no gradient"
+
+
+def test_lcm_loss_holds_a_constant_f_to_the_boundary() -> None:
+    """Bug: pairs ended at timestep 19, and an f that is the same everywhere had no loss. At s = 0 the target is x_0.
+
+    z = 3, eps = 0, abar_19 = 0.64, abar_0 = 1: x_19 = 2.4, the teacher's eps is 0, x_0 = 3. f = 0 but f(x, 0) = x.
+    """
+    alphas = torch.ones(1000, dtype=F64)
+    alphas[19], alphas[39] = 0.64, 0.36
+
+    def loss(t: int, s: int) -> float:
+        return lcm_distillation(
+            tensor(3).reshape(1, 1, 1, 1),
+            torch.zeros(1, 1, 1, 1, dtype=F64),
+            torch.tensor([t]),
+            torch.tensor([s]),
+            torch.tensor(2.0, dtype=F64),
+            lambda x, t_B: x * (t_B == 0),
+            lambda x, t_B: (torch.zeros_like(x), torch.zeros_like(x)),
+            alphas,
+        ).item()
+
+    assert loss(19, 0) == pytest.approx(3.0, abs=2e-3)
+    assert loss(39, 19) == 0.0
+
+
+def test_solver_pairs_by_hand() -> None:
+    """Guards against a solver that starts at 0 or skips its first step: t = 19 goes to 0, 999 to 979."""
+    t_N, s_N = solver_pairs(50)
+    assert len(t_N) == len(s_N) == 50
+    assert (t_N[:3].tolist(), s_N[:3].tolist()) == ([19, 39, 59], [0, 19, 39])
+    assert (t_N[-1].item(), s_N[-1].item()) == (999, 979)
 
 
 def test_average_by_hand() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from lasro import errors, wire
 from lasro.errors import BudgetError, LasroError, ServiceError, StorageError, WireError
-from lasro.functional.generator_loss import Moments
+from lasro.functional.score_normalisation import Moments
 from lasro.training.process_codec import CpuTensor, decode, encode, encode_error
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import Distances, GroupSummary
@@ -40,7 +40,7 @@ EVALUATION = Evaluation(prompts=["p"], seed=3, rewards={"r": ByNumSteps([0.5], [
         (Collected([SUMMARY], [STATUS]), Collected),
         (EVALUATION, Evaluation),
         ((Progress(3, 1.5, ended="why"), None), tuple[Progress, dict[str, CpuTensor] | None]),
-        ((4, [None, Moments(0.1, 1e-300)], 7), tuple[int, list[Moments | None], int]),
+        ((4, [None, Moments(0.1, 1e-300, 2, 1.0, 0.5, 0.0)], 7), tuple[int, list[Moments | None], int]),
     ],
 )
 def test_what_a_run_sends_arrives_as_it_was(value: object, kind: Any) -> None:
