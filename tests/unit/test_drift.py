@@ -26,9 +26,15 @@ def test_unchanged_is_zero_and_another_seed_is_one():
 
 
 def test_figure_by_hand():
-    """Moved by 10 and 30, seeds apart by 40 and 40: 40 / 80; residuals -1/4 and +1/4 of mean 40 give error 1/4."""
-    figure = drift_figure([flat(0), flat(0)], [flat(10), flat(30)], [flat(40), flat(40)])
+    """Moved by 10 and 30, seeds apart by 40 and 40: 40 / 80; residuals -1/4 and +1/4 of mean 40 give error 1/4.
+
+    In changes of prompt: squares 100 and 900 of 50 squared, sqrt(500 / 2500); the error of 500 is 400.
+    """
+    figure = drift_figure([flat(0), flat(50)], [flat(10), flat(80)], [flat(40), flat(90)])
     assert figure.as_dict() == {
+        "distance": {"mean": pytest.approx(0.2**0.5), "sem": pytest.approx(400 / (2 * 2500 * 0.2**0.5))},
+        "rms_255": pytest.approx(500**0.5),
+        "prompt_to_prompt_255": 50.0,
         "ratio": {"mean": 0.5, "sem": pytest.approx(0.25)},
         "mean_abs_255": 20.0,
         "seed_to_seed_255": 40.0,
@@ -36,10 +42,29 @@ def test_figure_by_hand():
     }
 
 
+def test_the_distance_is_none_of_seeds():
+    """Bug: a base that draws one prompt alike with any noise has not drifted by a tint."""
+    base, tinted = [flat(0), flat(100)], [flat(5), flat(105)]
+    figure = drift_figure(base, tinted, tinted)
+    assert figure.ratio.mean == 1
+    assert figure.distance.mean == pytest.approx(0.05)
+
+
+def test_one_prompt_is_measured_in_changes_of_seed():
+    """Guards against no figure at all for a run about one prompt, or about prompts that the base draws alike."""
+    alone = drift_figure([flat(0)], [flat(5)], [flat(10)])
+    assert (alone.distance.mean, alone.distance.sem, alone.prompt_to_prompt_255) == (0.5, None, None)
+    alike = drift_figure([flat(0)] * 2, [flat(5)] * 2, [flat(10)] * 2)
+    assert (alike.distance.mean, alike.prompt_to_prompt_255) == (0.5, 0.0)
+
+
 def test_seeds_that_do_not_differ_give_no_ratio():
     """A model that ignores its seed has no yardstick; dividing by zero would write infinity to drift.json."""
-    assert drift_figure([flat(0)], [flat(5)], [flat(0)]).ratio.mean is None
+    still = drift_figure([flat(0)], [flat(5)], [flat(0)])
+    assert still.ratio.mean is None
+    assert still.distance.mean is None
     assert drift_figure([], [], []).as_dict()["n"] == 0
+    assert drift_figure([], [], []).distance.mean is None
 
 
 def test_other_sizes_are_refused():
