@@ -41,6 +41,10 @@ class Group(NamedTuple):
     stages: list[NumSteps]
     is_reference: list[bool]
     images: list[bytes]
+    seeds: list[int] | None = None
+    """Which x_tau0 of the group made each sample; None: unknown."""
+    draws: list[int] | None = None
+    """Which eps of those that follow the same x_tau0; 0 for one-step samples."""
 
 
 class Distances(NamedTuple):
@@ -59,6 +63,8 @@ class GroupSummary(NamedTuple):
     stages: Sequence[int]
     is_reference: list[bool]
     distances: dict[int, Distances]
+    seeds: list[int] | None = None
+    draws: list[int] | None = None
 
 
 def generator_for(*parts: object) -> torch.Generator:
@@ -126,6 +132,7 @@ def sample_groups(
     shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
     stages: list[NumSteps] = [2 if i % 2 else 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
     is_reference = [False] * 2 * K + [True] * (len(stages) - 2 * K)
+    seeds = [seed for _, count in shares for seed in range(count)]
     latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
     for prompt, latents_BCHW in zip(prompts, latents, strict=True):
         if not latents_BCHW.isfinite().all():
@@ -134,7 +141,7 @@ def sample_groups(
     with ThreadPoolExecutor(max(1, cores() // torch.get_num_threads())) as pool:
         images = pool.map(partial(_pngs, model), latents)
         return [
-            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs)
+            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs, seeds, [0] * len(seeds))
             for prompt, latents_BCHW, pngs in zip(prompts, latents, images, strict=True)
         ]
 
@@ -157,7 +164,7 @@ def distances(group: Group, num_steps: int) -> Distances:
 def summarise_group(group: Group) -> GroupSummary:
     """What is kept of a group once it is posted."""
     by_steps = {num_steps: distances(group, num_steps) for num_steps in (1, 2)}
-    return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps)
+    return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps, group.seeds, group.draws)
 
 
 def drift_from_base(groups: list[GroupSummary], num_steps: int) -> float | None:
