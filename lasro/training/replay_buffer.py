@@ -13,7 +13,7 @@ import threading
 from bisect import insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,32 @@ if TYPE_CHECKING:  # what keeps groups needs no torch, what samples them does
 HELD_OUT_GROUPS = 30
 
 
+class Origins(NamedTuple):
+    """What made each sample of a group, beside the number of its denoising steps."""
+
+    seeds_N: np.ndarray
+    """Which x_tau0 of the group, int64."""
+    draws_N: np.ndarray
+    """Which eps of those given that x_tau0, int64; 0 for one-step samples."""
+    reference_N: np.ndarray
+    """Whether the other policy drew it, bool."""
+
+
+def origins_of(
+    seeds: Sequence[int] | None, draws: Sequence[int] | None, reference: Sequence[bool] | None
+) -> Origins | None:
+    """The same as arrays; None where one of them is unknown."""
+    if seeds is None or draws is None or reference is None:
+        return None
+    return Origins(np.array(seeds, np.int64), np.array(draws, np.int64), np.array(reference, bool))
+
+
 @dataclass(frozen=True, eq=False)
 class ReplayGroup:
     """One prompt's scored samples, as the replay buffer keeps them.
 
-    `num_steps_N` int64 is the number of denoising steps of each sample, 1 or 2. `rewards` has the values of each reward
+    `num_steps_N` int64 is the number of denoising steps of each sample, 1 or 2; `origins` says the rest of what made
+    it, None where that is unknown. `rewards` has the values of each reward
     by name, [N] float64, NaN where one failed. `latents_NCHW` is float16. Totals are computed when the group is used
     (`ranking.py`).
     """
@@ -46,6 +67,7 @@ class ReplayGroup:
     latents_NCHW: np.ndarray
     policy_version: int = 0
     """Updates of the generator before it made this group."""
+    origins: Origins | None = None
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -76,6 +98,7 @@ class ReplayGroup:
             rewards=raw_rewards(values, values, len(group.stages)),
             latents_NCHW=_as_float16(group.latents_BCHW.numpy()),
             policy_version=policy_version,
+            origins=origins_of(group.seeds, group.draws, group.is_reference),
         )
 
 
@@ -126,6 +149,7 @@ def group_from_sample(
         rewards=rewards,
         latents_NCHW=latents_NCHW,
         policy_version=sample.policy_version,
+        origins=origins_of(sample.seeds, sample.draws, sample.reference),
     )
 
 

@@ -43,6 +43,10 @@ class Group(NamedTuple):
     stages: list[NumSteps]
     is_reference: list[bool]
     images: list[bytes]
+    seeds: list[int] | None = None
+    """Which x_tau0 of the group made each sample; None: unknown."""
+    draws: list[int] | None = None
+    """Which eps of those that follow the same x_tau0; 0 for one-step samples."""
     image_squares: Mapping[int, list[float]] = {}
     """By number of steps: mean square pixel differences of own samples to the reference samples of the same noise."""
 
@@ -63,6 +67,8 @@ class GroupSummary(NamedTuple):
     stages: Sequence[int]
     is_reference: list[bool]
     distances: dict[int, Distances]
+    seeds: list[int] | None = None
+    draws: list[int] | None = None
     image_squares: Mapping[int, list[float]] = {}
 
 
@@ -131,6 +137,7 @@ def sample_groups(
     shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
     stages: list[NumSteps] = [2 if i % 2 else 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
     is_reference = [False] * 2 * K + [True] * (len(stages) - 2 * K)
+    seeds = [seed for _, count in shares for seed in range(count)]
     latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
     for prompt, latents_BCHW in zip(prompts, latents, strict=True):
         if not latents_BCHW.isfinite().all():
@@ -139,7 +146,7 @@ def sample_groups(
     with ThreadPoolExecutor(max(1, cores() // torch.get_num_threads())) as pool:
         images = pool.map(partial(_images, model, np.array(stages), np.array(is_reference)), latents)
         return [
-            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs, image_squares=squares)
+            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs, seeds, [0] * len(seeds), squares)
             for prompt, latents_BCHW, (pngs, squares) in zip(prompts, latents, images, strict=True)
         ]
 
@@ -193,7 +200,9 @@ def distances(group: Group, num_steps: int) -> Distances:
 def summarise_group(group: Group) -> GroupSummary:
     """What is kept of a group once it is posted."""
     by_steps = {num_steps: distances(group, num_steps) for num_steps in (1, 2)}
-    return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps, image_squares=group.image_squares)
+    return GroupSummary(
+        group.prompt, group.stages, group.is_reference, by_steps, group.seeds, group.draws, group.image_squares
+    )
 
 
 def drift_from_base(groups: list[GroupSummary], num_steps: int) -> float | None:

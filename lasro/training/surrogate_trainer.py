@@ -181,15 +181,19 @@ class SurrogateTrainer:
         return torch.cat(winners).to(device), torch.cat(losers).to(device)
 
     def _augmented_scores(self, groups: Sequence[ReplayGroup], generator: torch.Generator) -> Tensor:
+        """Scores of all samples, each group's with one timestep and one noise: pairs differ by their latents alone."""
         device = self.frozen.model.device
         latents_SCHW = torch.from_numpy(np.concatenate([group.latents_NCHW for group in groups])).to(device)
         counts_G = torch.tensor([len(group.num_steps_N) for group in groups], device=device)
         conditioning_G = self.frozen.embed([group.prompt for group in groups])
-        conditioning = conditioning_G.repeat_each(counts_G)
-        shape = (len(latents_SCHW), *self.frozen.model.latent_shape)
-        timesteps_S, noise_SCHW = draw_augmentation(shape, self.settings.max_timestep, generator)
+        shape = (len(groups), *self.frozen.model.latent_shape)
+        timesteps_G, noise_GCHW = draw_augmentation(shape, self.settings.max_timestep, generator)
         return self.surrogate(
-            latents_SCHW, timesteps_S.to(device), noise_SCHW.to(device), conditioning, self.settings.autocast
+            latents_SCHW,
+            timesteps_G.to(device).repeat_interleave(counts_G),
+            noise_GCHW.to(device).repeat_interleave(counts_G, 0),
+            conditioning_G.repeat_each(counts_G),
+            self.settings.autocast,
         )
 
     def _apply(self, loss: Tensor, share: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,36 @@ class GroupState(StrEnum):
     """Dead-lettered: it cannot be read, or its workers died of it. `lasro queue retry` or `drop` ends that."""
 
 
-class GroupSubmission(Message):
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Samples(Message):
+    """What made each sample of a group. Groups of earlier releases, and of other clients, may say `stages` alone."""
+
+    stages: list[NumSteps]
+    seeds: list[Count] | None = Field(
+        default=None, description="which first noise of the group, per sample; absent: unknown"
+    )
+    draws: list[Count] | None = Field(
+        default=None, description="which later noise of those that follow the same first one; 0 for one-step samples"
+    )
+    reference: list[bool] | None = Field(
+        default=None, description="whether another policy drew it, to be compared with, per sample; absent: unknown"
+    )
+
+    @model_validator(mode="after")
+    def _one_per_sample(self) -> Self:
+        count = len(self.stages)
+        for name, values in (("seeds", self.seeds), ("draws", self.draws), ("reference", self.reference)):
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name}: got {len(values)}, expected one per stage entry ({count})")
+        drawn_twice = [i for i, draw in enumerate(self.draws or []) if draw > 0 and self.stages[i] == 1]
+        if drawn_twice:
+            raise ValueError(f"draws: got {self.draws} for stages {self.stages}, expected 0 for one-step samples")
+        return self
+
+
+class GroupSubmission(_Samples):
     """One prompt, K seeds, one- and two-step samples of each: the unit of everything.
 
     `images`, `stages` and the leading axis of the `latents` tensor run over the same N samples. A group whose
@@ -83,7 +112,7 @@ class GroupStatus(Message):
     reward_calls: int
 
 
-class ScoredGroup(Message):
+class ScoredGroup(_Samples):
     """A scored group as it lies on a run's sample stream."""
 
     group_id: Name
@@ -91,7 +120,6 @@ class ScoredGroup(Message):
     index: int
     prompt: str
     policy_version: int
-    stages: list[NumSteps]
     rewards: dict[str, list[Finite | None]] = Field(description="by name, one per sample, null where it failed")
     versions: dict[str, int] = Field(description="reward version that scored it")
     latents: Blob

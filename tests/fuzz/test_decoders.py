@@ -103,11 +103,12 @@ def whole_bodies() -> dict[str, list[bytes]]:
     latents, steps = np.ones((2, *SHAPE), np.float16), np.array([1, 2])
     submission = wire.GroupSubmission(
         group_id="g", round=0, index=0, prompt="p", metadata={"a": [1, None]}, policy_version=0, rewards=["r"],
-        stages=[1, 2], images=[encoded_image("PNG")] * 2, latents=packed(latents=latents),
+        stages=[1, 2], images=[encoded_image("PNG")] * 2, latents=packed(latents=latents), seeds=[0, 0], draws=[0, 1],
+        reference=[False, True],
     )  # fmt: skip
     sample = wire.ScoredGroup(
         group_id="g", round=0, index=0, prompt="p", policy_version=0, stages=[1, 2], rewards={"r": [0.5, None]},
-        versions={"r": 1}, latents=packed(latents=latents),
+        versions={"r": 1}, latents=packed(latents=latents), seeds=[0, 0], draws=[0, 1], reference=[False, True],
     )  # fmt: skip
     spec = wire.RewardSpec(name="r", url="https://a.example/", protocol=Protocol.NATIVE, range=(0, 1))
     request = wire.ScoreRequest(prompts=["a"], images=[encoded_image("PNG")], rewards=["r"], metadata=[{"b": 1}])

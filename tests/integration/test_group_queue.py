@@ -36,6 +36,9 @@ def submission(group_id: str = "g", side: int = 4, limit: int | None = None) -> 
         policy_version=3,
         rewards=["r"],
         stages=[1, 2],
+        seeds=[0, 1],
+        draws=[0, 2],
+        reference=[False, True],
         images=[b"a", b"b"],
         latents=wire.pack_tensors({"latents": latents_NCHW}),
         max_reward_calls=limit,
@@ -135,6 +138,7 @@ def test_finish_delivers_once_and_forgets_the_images(run_queue, redis_client: re
     assert delivered.rewards == {"r": [0.25, None]}
     assert delivered.versions == {"r": 4}
     assert (delivered.round, delivered.index, delivered.policy_version) == (1, 2, 3)
+    assert (delivered.seeds, delivered.draws, delivered.reference) == ([0, 1], [0, 2], [False, True])
     assert redis_client.hexists(keys.group(RUN, "g"), "payload") == 0
     assert redis_client.xlen(keys.WORK) == 0
 

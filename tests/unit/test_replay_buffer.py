@@ -160,6 +160,19 @@ def test_every_reward_is_kept_as_it_came():
     assert made.latents_NCHW.dtype == np.float16
 
 
+def test_what_made_each_sample_is_kept():
+    """Bug: the trainer cannot tell which pairs share a noise; a group that does not say so is taken to."""
+    objective, scored = RewardObjective({"a": 1.0}), sample({"a": [0.5, 0.7]})
+    said = scored.model_copy(update={"seeds": [3, 3], "draws": [0, 1], "reference": [False, True]})
+    origins = group_from_sample(said, objective, SHAPE).origins
+    assert origins is not None
+    assert [values.tolist() for values in origins] == [[3, 3], [0, 1], [False, True]]
+    assert group_from_sample(scored, objective, SHAPE).origins is None
+    assert ReplayGroup.from_samples(samples_of(2), {"a": [0.5, 0.7]}, 0, 0).origins is None
+    sampled = samples_of(2)._replace(seeds=[3, 3], draws=[0, 1])
+    assert ReplayGroup.from_samples(sampled, {"a": [0.5, 0.7]}, 0, 0).origins is not None
+
+
 def test_a_negative_reward_of_a_product_is_refused():
     """Guards against a group that crashes the training thread each time it is drawn."""
     with pytest.raises(WireError, match=r"reward a: got -0\.5, expected at least 0 in a product"):

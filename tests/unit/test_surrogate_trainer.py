@@ -73,6 +73,24 @@ def test_same_groups_give_the_same_weights(frozen):
     assert not all(np.array_equal(states[0][name], array) for name, array in other.state().items())
 
 
+def test_samples_of_a_group_are_ranked_under_one_noise(frozen):
+    """Bug: each sample had a timestep and noise of its own, which drowned what two samples of the same z1 differ by."""
+    trainer, replay = SurrogateTrainer(frozen, SETTINGS, OBJECTIVE), ReplayBuffer(100, 10, 0)
+    for group in replay_of(4).draw(4, np.random.default_rng(0)):
+        copies = np.repeat(group.latents_NCHW[:1], 8, axis=0)
+        replay.add(dataclasses.replace(group, latents_NCHW=copies))
+    replay.activate([])
+    seen = []
+    trainer.surrogate.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:3]))
+    statistics = adapt(trainer, replay, request(1), lambda: False)
+    assert statistics.loss == pytest.approx(np.log(2), abs=1e-5)  # of equal scores
+    timesteps_GN, noise_GN = (values.reshape(4, 8, -1) for values in seen[0])
+    assert (timesteps_GN == timesteps_GN[:, :1]).all()
+    assert (noise_GN == noise_GN[:, :1]).all()
+    assert len(timesteps_GN[:, 0].unique()) == 4
+    assert len(noise_GN[:, 0, 0].unique()) == 4
+
+
 def test_only_the_surrogate_is_trained(frozen):
     """Guards against training that leaks into the frozen model, which other runs share."""
     before = {name: tensor.clone() for name, tensor in frozen.model.unet.state_dict().items()}

@@ -81,6 +81,35 @@ def test_a_journal_of_release_0_1_is_read(tmp_path: Path) -> None:
     assert journal.groups(1) == [GROUP]
 
 
+ORIGINS = {"seeds": [0, 0], "draws": [0, 1], "reference": [False, True]}
+
+
+def test_groups_that_do_not_say_what_made_their_samples_are_read(tmp_path: Path) -> None:
+    """Bug: after an upgrade what earlier releases wrote, or another client posts, is refused."""
+    old = {name: value for name, value in GROUP.model_dump().items() if name not in ORIGINS}
+    assert wire.from_msgpack(wire.ScoredGroup, wire.to_msgpack(old)) == GROUP
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups" / "00000001.msgpack").write_bytes(wire.to_msgpack({"samples": [old]}))
+    assert Journal(tmp_path).groups(1) == [GROUP]
+    assert (GROUP.seeds, GROUP.draws, GROUP.reference) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0]}, r"seeds: got 1, expected one per stage entry \(2\)"),
+        ({"draws": [0, 0, 0]}, "draws: got 3, expected one per stage entry"),
+        ({"reference": []}, "reference: got 0, expected one per stage entry"),
+        ({"draws": [1, 0]}, r"draws: got \[1, 0\] for stages \[1, 2\], expected 0 for one-step samples"),
+        ({"seeds": [0, -1]}, "greater than or equal to 0"),
+    ],
+)
+def test_what_made_the_samples_is_said_of_each_sample(change: dict[str, Any], message: str) -> None:
+    """Bug: pairs of other samples than those that were compared, or an index error in the training thread."""
+    with pytest.raises(WireError, match=message):
+        wire.from_msgpack(wire.ScoredGroup, wire.to_msgpack(GROUP.model_dump() | ORIGINS | change))
+
+
 def test_a_group_with_both_names_is_refused() -> None:
     """Bug: of two different lists of rewards one is taken in silence."""
     both = GROUP.model_dump() | {"scores": {"r": [0.1, 0.2]}}
@@ -108,6 +137,7 @@ REWARD: dict[str, Any] = {"name": "r", "url": "http://127.0.0.1/", "protocol": "
     "message",
     [
         GROUP,
+        GROUP.model_copy(update=ORIGINS),
         wire.RewardSpec.model_validate(REWARD | {"range": (0, 1), "mapping": {"a": [1, None, "b"]}}),
         wire.ScoreReply(items=[wire.ScoredItem(scores={"r": wire.RewardValue(score=1, status=Status.OK)}, total=1)]),
         wire.GroupStatus(group_id="g", state=wire.GroupState.DEAD, reward_calls=0),

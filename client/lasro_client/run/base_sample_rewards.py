@@ -174,6 +174,9 @@ def _submission(group: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[s
         policy_version=0,
         rewards=rewards,
         stages=[num_steps for num_steps in ALL_NUM_STEPS for _ in range(K)],
+        seeds=[seed for _ in ALL_NUM_STEPS for seed in range(K)],
+        draws=[0] * 2 * K,
+        reference=[False] * 2 * K,
         scores={name: group.rewards[name] for name in rewards},
         latents=pack_tensors({"latents": latents_NCHW.numpy()}),
     )

@@ -85,6 +85,9 @@ def _carried(group: GroupSubmission, rewards: Sequence[str], index: int) -> Grou
         policy_version=0,
         rewards=list(rewards),
         stages=group.stages,
+        seeds=group.seeds,
+        draws=group.draws,
+        reference=group.reference,
         scores={name: scores[name] for name in rewards},
         latents=group.latents,
     )

@@ -39,6 +39,9 @@ def submission(group: Group, header: RoundHeader, index: int) -> GroupSubmission
         policy_version=header.policy_version,
         rewards=list(header.rewards),
         stages=group.stages,
+        seeds=group.seeds,
+        draws=group.draws,
+        reference=group.is_reference,
         images=group.images,
         latents=pack_tensors({"latents": group.latents_BCHW.to(torch.float16).numpy()}),
     )
