@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, WeightsFile
+from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Timesteps, WeightsFile
 
 
 class SamplingSettings(Settings):
@@ -75,6 +75,9 @@ class TrainSettings(SamplingSettings):
 
     rounds: Annotated[int, Field(ge=1)] = 150
     """Rounds of collecting, adapting and updating."""
+    timesteps: Timesteps | None = None
+    """Of the two steps, as `[999, 299]`, wherever base or adapted model is sampled, in stage 1 too; one-step samples
+    take the first. Absent: the scheduler's own, 999 and 499 for an LCM."""
     mode: Literal["gradient", "weights"] = "weights"
     """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
     generator_steps: Annotated[int, Field(ge=1, le=100)] = 1
