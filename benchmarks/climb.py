@@ -93,12 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("surrogate", help="`bundled` or a safetensors file")
     parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"))
+    parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="repeatable")
     parser.add_argument("--prompts", type=int, default=64, help="how many held-out prompts, the last of the file")
     parser.add_argument("--updates", type=int, default=40, help="generator updates")
     parser.add_argument("--every", type=int, default=10, help="updates between measurements")
     parser.add_argument("--seed", type=int, default=3)
     given = parser.parse_args()
-    config = load_config(given.config)
+    config = load_config(given.config, given.settings)
     result = measure(config, given.surrogate, given.prompts, given.updates, given.every, given.seed)
     for steps in JSON_NAMES.values():
         for name, figure in result[steps].items():

@@ -44,12 +44,24 @@ def _folder_or_hub_id(value: str, info: ValidationInfo) -> str:
     return str(path) if value.startswith((".", "~", "/")) or path.exists() else value
 
 
+def _two_falling(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(value) != 2 or not 999 >= value[0] > value[1] >= 0:
+        raise ValueError(
+            f"got {list(value)}, expected two timesteps from 999 to 0, the larger first, such as [999, 299]; "
+            "leave it out for the scheduler's own"
+        )
+    return value
+
+
 ConfigPath = Annotated[Path, AfterValidator(_from_folder)]
 """A file or folder; relative to the TOML file."""
 WeightsFile = Annotated[str, AfterValidator(_weights)]
 """`bundled`, or a file as `ConfigPath`."""
 ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 """`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder next to the TOML file."""
+
+Timesteps = Annotated[tuple[int, ...], AfterValidator(_two_falling)]
+"""Those of the two steps, 0 (clean) to 999 (noise), the larger first."""
 
 
 class Settings(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings
+from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings, Timesteps
 
 UNET_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -40,6 +40,9 @@ class ModelSettings(Settings):
     """Recompute activations in the backward pass: less memory, more time."""
     max_batch: Annotated[int, Field(ge=1)] | None = None
     """Most images drawn together in an evaluation, and decoded together anywhere; absent: as many as usually fit."""
+    timesteps: Annotated[Timesteps | None, Field(exclude=True)] = None
+    """Of the two steps; absent: the scheduler's own. A run says it as `train.timesteps`, and only its client samples:
+    so it is in no dump, and the surrogate trainer never hears of it."""
 
 
 class LoraSettings(Settings):

@@ -141,6 +141,16 @@ class RunSettings(Settings):
         return {**data, **tables}
 
     @model_validator(mode="after")
+    def _timesteps_of_the_model(self) -> RunSettings:
+        """Who loads `model` samples at the run's timesteps, without having to know of them."""
+        given, timesteps = self.model.timesteps, self.train.timesteps
+        if given not in (None, timesteps):
+            raise ValueError(f"model.timesteps: got {list(given)}; say it as train.timesteps, which a run goes by")
+        model = self.model.model_copy(update={"timesteps": timesteps})
+        object.__setattr__(self, "model", model)  # frozen for all others
+        return self
+
+    @model_validator(mode="after")
     def _distinct_rewards(self) -> RunSettings:
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):

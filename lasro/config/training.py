@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, WeightsFile
+from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Timesteps, WeightsFile
 
 ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
 DRIFT_BUDGET = 0.4
@@ -83,6 +83,9 @@ class TrainSettings(SamplingSettings):
     """How far the exported model may move from the base: its images' distance from the base's of the same noise, in
     distances between the base's images of different prompts (docs/train-your-model.md has pictures). The weight of
     the regulariser follows so that the run arrives there. Resumed runs of older releases have none."""
+    timesteps: Timesteps | None = None
+    """Of the two steps, as `[999, 299]`, wherever base or adapted model is sampled, in stage 1 too; one-step samples
+    take the first. Absent: the scheduler's own, 999 and 499 for an LCM."""
     mode: Literal["gradient", "weights"] = "weights"
     """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
     generator_steps: Annotated[int, Field(ge=1, le=100)] = 1

@@ -6,12 +6,14 @@ Shape legend: N stored latents, B batch, C latent channels, H, W latent height a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lasro.config import AscentSettings
 from lasro.errors import ConfigError
+from lasro.functional.drift_control import holding_weight
 from lasro.functional.generator_loss import stay_near_base
 from lasro.models.base import SOLVER_STEPS, GeneratorModel
 from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
@@ -33,6 +35,29 @@ def distance_to_base(trainer: GeneratorTrainer, steps: Sequence[StepSamples], dr
     for step in steps:
         total = total + step.share * stay_near_base(step.z_BCHW, step.z_base_BCHW)
     return total
+
+
+class Held(NamedTuple):
+    """How far an update's samples are from the base's, sqrt(D^2), and the weight c that the regulariser got for it."""
+
+    distance: float
+    weight: float
+
+
+def hold(
+    trainer: GeneratorTrainer, steps: Sequence[StepSamples], L_reg: Tensor, settings: AscentSettings
+) -> tuple[Tensor, Held]:
+    """This process's part of c L_reg, with c raised where the generator is farther than `trainer.allowed_distance`.
+
+    What holds it is its distance from the base, also where L_reg is another regulariser.
+    """
+    is_distance = settings.regulariser == "base"
+    D2 = L_reg if is_distance else distance_to_base(trainer, steps, torch.Generator())
+    (squared_distance,) = trainer.sum_over_processes([D2.item()])
+    c, allowed = settings.regulariser_weight, trainer.allowed_distance
+    extra = 0.0 if allowed is None else holding_weight(0.0, squared_distance, allowed)
+    L = (c + extra) * L_reg if is_distance else c * L_reg + extra * D2
+    return L, Held(squared_distance**0.5, c + extra)
 
 
 class LcmRegulariser:

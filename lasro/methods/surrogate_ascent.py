@@ -20,7 +20,7 @@ from lasro.config import LasroSettings, RunSettings
 from lasro.functional.generator_loss import score_ascent
 from lasro.functional.score_normalisation import Moments, Scale, normalise_and_clip, score_scale, update_moments
 from lasro.methods.base import Method
-from lasro.methods.regulariser import Regulariser, regulariser_of
+from lasro.methods.regulariser import Regulariser, hold, regulariser_of
 from lasro.models.base import GeneratorModel
 from lasro.models.surrogate import draw_augmentation
 from lasro.training.generator_trainer import NUM_STEPS, GeneratorTrainer, StepSamples, StepStatistics
@@ -51,7 +51,7 @@ class SurrogateAscent(Method):
         settings, draws = self.settings, trainer.draws()
         steps = trainer.sample(batch, draws)  # z1, z2
         L_reg = self.regulariser(trainer, steps, draws)
-        L = trainer.regulariser_scale * settings.regulariser_weight * L_reg
+        L, held = hold(trainer, steps, L_reg, settings)  # c L_reg, c by the distance from the base
         scores = [self._scores(trainer, samples, source, draws) for samples in steps]  # R_psi(z_k, c), dR_psi/dz_k
         scales, loss, means = self._scales(trainer, scores), L.item(), []
         for k, c_k in enumerate((settings.one_step_weight, settings.two_step_weight)):
@@ -61,7 +61,7 @@ class SurrogateAscent(Method):
             loss += share * term.item()
             means.append(share * normalise_and_clip(R_B, scales[k]).mean().item())
         figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
-        return StepStatistics(*figures, grad_norm=trainer.apply(L))
+        return StepStatistics(*figures, trainer.apply(L), *held)
 
     def _scores(
         self, trainer: GeneratorTrainer, samples: StepSamples, source: ScoreSource, draws: torch.Generator

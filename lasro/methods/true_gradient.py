@@ -20,7 +20,7 @@ from lasro.config import RewardSettings, RunSettings
 from lasro.config.method import TrueGradientSettings
 from lasro.errors import ConfigError
 from lasro.methods.base import Method
-from lasro.methods.regulariser import Regulariser, regulariser_of
+from lasro.methods.regulariser import Regulariser, hold, regulariser_of
 from lasro.models.base import GeneratorModel
 from lasro.reward_function import load_reward
 from lasro.torch_reward import TorchReward
@@ -52,7 +52,7 @@ class TrueGradient(Method):
         settings, draws = self.settings, trainer.draws()
         steps = trainer.sample(batch, draws)  # z1, z2
         L_reg = self.regulariser(trainer, steps, draws)
-        L = trainer.regulariser_scale * settings.regulariser_weight * L_reg
+        L, held = hold(trainer, steps, L_reg, settings)  # c L_reg, c by the distance from the base
         loss, means = L.item(), []
         for samples, c_k in zip(steps, (settings.one_step_weight, settings.two_step_weight), strict=True):
             r_B, dr_dz_BCHW = self._rewards_and_gradient(trainer, samples)
@@ -60,7 +60,7 @@ class TrueGradient(Method):
             means.append(samples.share * r_B.mean().item())
             loss -= c_k * means[-1]
         figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
-        return StepStatistics(*figures, grad_norm=trainer.apply(L))
+        return StepStatistics(*figures, trainer.apply(L), *held)
 
     def _rewards_and_gradient(self, trainer: GeneratorTrainer, samples: StepSamples) -> tuple[Tensor, Tensor]:
         """r(D(z), c) [B] and its gradient by z [B, C, H, W], a micro-batch's activations held at a time."""

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import torch
 from peft.utils.other import get_pattern_key
-from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, FiniteFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lasro.config import Timesteps
 from lasro.errors import ModelError
 from lasro.models.files import INDEX, at_home
 from lasro.validation import explain, one_line
@@ -22,6 +24,7 @@ from lasro.validation import explain, one_line
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+TIMESTEPS_METADATA = "lasro_timesteps"
 PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 LFS_POINTER = b"version https://git-lfs"
 UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -79,6 +82,24 @@ def read_adapter(path: Path) -> AdapterFile:
     if not tensors:
         raise ModelError(f"{file}: holds no tensors, expected those of a LoRA")
     return AdapterFile(file, tensors, _scales(file, metadata))
+
+
+def note_timesteps(file: Path, timesteps: Timesteps) -> None:
+    """Write into an adapter's metadata at which timesteps it was trained to be sampled."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = (opened.metadata() or {}) | {TIMESTEPS_METADATA: json.dumps(timesteps)}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, metadata)
+
+
+def noted_timesteps(path: Path) -> Timesteps | None:
+    """What `note_timesteps` wrote; None for the scheduler's own. Of an adapter that `read_adapter` reads."""
+    with safe_open(_find_file(path), framework="pt") as opened:
+        noted = (opened.metadata() or {}).get(TIMESTEPS_METADATA)
+    try:
+        return None if noted is None else TypeAdapter(Timesteps).validate_json(noted)
+    except ValidationError:
+        return None  # somebody else's key
 
 
 def first_names(names: Iterable[str], count: int = 3) -> str:

@@ -8,11 +8,12 @@ Shape legend: B batch, C latent channels, H, W latent height and width, h, w ima
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -137,6 +138,8 @@ class GeneratorModel(ABC):
     """C, H, W."""
     image_size: tuple[int, int]
     """h, w in pixels."""
+    takes_timesteps: ClassVar[bool] = False
+    """Whether `steps` goes by `settings.timesteps`; where it does not, `load_model` refuses these."""
     lora_targets: tuple[str, ...]
     """Endings of the names of the modules that get an adapter where the settings name none."""
 
@@ -167,7 +170,16 @@ class GeneratorModel(ABC):
 
     @abstractmethod
     def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
-        """The sampler's steps, noisiest first."""
+        """The sampler's steps, noisiest first: the first of `settings.timesteps`, where there are any.
+
+        Raises ModelError for more steps than these.
+        """
+
+    def with_timesteps(self, timesteps: tuple[int, ...] | None) -> Self:
+        """This model, over the same memory, with the steps that it has by these settings; None: the scheduler's own."""
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update={"timesteps": timesteps})
+        return other
 
     @abstractmethod
     def predict_clean(

@@ -75,6 +75,7 @@ class LatentConsistencyModel(GeneratorModel):
     normalises: ClassVar[bool] = False
     """Whether the stock pipeline applies a VAE's `latents_mean` and `latents_std`."""
     lora_targets = UNET_TARGETS
+    takes_timesteps = True
 
     @classmethod
     def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:
@@ -175,7 +176,8 @@ class LatentConsistencyModel(GeneratorModel):
         return arguments
 
     def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
-        return tuple(SamplingStep(index, time) for index, time in enumerate(self.schedule.timesteps(num_steps)))
+        times = self.schedule.timesteps(num_steps, self.settings.timesteps)
+        return tuple(SamplingStep(index, time) for index, time in enumerate(times))
 
     def predict_clean(
         self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False
@@ -225,7 +227,7 @@ class LatentConsistencyModel(GeneratorModel):
         return add_lora(self.unet, settings, self.lora_targets, seed)
 
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
-        return save_adapter(self.pipeline_class, self.unet, folder, settings)
+        return save_adapter(self.pipeline_class, self.unet, folder, settings, self.settings.timesteps)
 
     def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
         return initial_values(self.unet, find_adapter(path, self._module_names()), settings)

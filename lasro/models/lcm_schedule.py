@@ -79,8 +79,19 @@ class LcmSchedule:
         self.alphas_cumprod_T = self.alphas_cumprod_T.to(device)
         return self
 
-    def timesteps(self, num_steps: int) -> list[int]:
-        """Of `num_steps` consistency steps, largest first."""
+    def timesteps(self, num_steps: int, chosen: tuple[int, ...] | None = None) -> list[int]:
+        """Of `num_steps` consistency steps, largest first: the first of those `chosen`, else the schedule's own.
+
+        Stock's `set_timesteps(timesteps=...)` takes any that fall, on the distillation's grid or not. Raises ModelError
+        for more steps than are chosen.
+        """
+        if chosen is not None:
+            if num_steps > len(chosen):
+                raise ModelError(
+                    f"timesteps: got {list(chosen)} for {num_steps} steps, expected 1 or 2 steps; leave timesteps out "
+                    "for more"
+                )
+            return list(chosen[:num_steps])
         return lcm_timesteps(num_steps, TRAIN_TIMESTEPS, self.settings.original_inference_steps)
 
     def predict(self, output_BCHW: Tensor, x_t_BCHW: Tensor, timestep: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from lasro.config import LoraSettings
+from lasro.config import LoraSettings, Timesteps
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
-from lasro.models.adapter_file import ADAPTER_FILE
+from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
 from lasro.models.adapter_names import UNET
 from lasro.validation import one_line
 
@@ -43,11 +43,14 @@ def add_lora(network: Any, settings: LoraSettings, targets: tuple[str, ...], see
     return parameters
 
 
-def save_adapter(pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings) -> Path:
+def save_adapter(
+    pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings, timesteps: Timesteps | None = None
+) -> Path:
     """Write the generator's LoRA so that stock diffusers loads it with `load_lora_weights`.
 
     alpha / rank is folded into the second factor, so no reader has to know it. The names stay peft's: diffusers' own
-    converter renames attention layers only, and its loader then drops them from such a mixture.
+    converter renames attention layers only, and its loader then drops them from such a mixture. `timesteps`, for which
+    it was trained, go into the file's metadata, where stock reads over them.
     """
     state = get_peft_model_state_dict(network, adapter_name=GENERATOR)
     scale = settings.alpha / settings.rank
@@ -55,6 +58,8 @@ def save_adapter(pipeline_class: Any, network: Any, folder: Path, settings: Lora
         name: (t * scale if "lora_B" in name else t).detach().cpu() for name, t in state.items()
     }
     pipeline_class.save_lora_weights(folder, unet_lora_layers=folded)
+    if timesteps is not None:
+        note_timesteps(folder / ADAPTER_FILE, timesteps)
     return folder / ADAPTER_FILE
 
 

@@ -45,6 +45,11 @@ def _family(settings: ModelSettings) -> tuple[type[GeneratorModel], str]:
         )
     module, _, family = FAMILIES[name].partition(":")
     kind: type[GeneratorModel] = getattr(importlib.import_module(module), family)
+    if settings.timesteps is not None and not kind.takes_timesteps:
+        raise ModelError(
+            f"timesteps: got {list(settings.timesteps)}, but the steps of {kind.__name__} are at no timesteps; leave "
+            "them out"
+        )
     return kind, path
 
 

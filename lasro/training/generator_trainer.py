@@ -42,6 +42,10 @@ class StepStatistics(NamedTuple):
     score_1: float
     score_2: float
     grad_norm: float
+    distance: float
+    """From the base: root of the mean square distances of latents, summed over the steps."""
+    regulariser_weight: float
+    """c, as it was for this update."""
 
 
 @dataclass(frozen=True, eq=False)

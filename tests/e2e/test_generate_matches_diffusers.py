@@ -16,6 +16,7 @@ from PIL import Image
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ConflictError, PromptTooLongError
+from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
 from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.generate import Steps, generate
@@ -29,6 +30,7 @@ PROMPTS = [
     Prompt("a green square and a yellow triangle on a sky background"),
 ]
 STEPS: list[Steps] = [1, 2, 4]
+TIMESTEPS = (999, 299)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,25 +54,33 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stock(adapter: Path) -> dict[tuple[bool, int], list[np.ndarray]]:
     """Images of the stock pipeline, one prompt per call, without and with the adapter."""
-    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(str(BUNDLED), dtype=torch.float32, add_watermarker=False)
-    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    images = {}
+    pipeline, images = stock_pipeline(), {}
     for with_adapter in (False, True):
         if with_adapter:
             pipeline.load_lora_weights(adapter)
         for steps in STEPS:
-            images[with_adapter, steps] = [
-                pipeline(
-                    prompt.text,
-                    num_inference_steps=steps,
-                    guidance_scale=4.0,
-                    generator=torch.Generator("cpu").manual_seed(SEED + index),
-                    output_type="np",
-                ).images[0]
-                for index, prompt in enumerate(PROMPTS)
-            ]
+            images[with_adapter, steps] = stock_images(pipeline, PROMPTS, num_inference_steps=steps)
     return images
+
+
+def stock_pipeline() -> Any:
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(str(BUNDLED), dtype=torch.float32, add_watermarker=False)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stock_images(pipeline: Any, prompts: list[Prompt], **steps: Any) -> list[np.ndarray]:
+    return [
+        pipeline(
+            prompt.text,
+            guidance_scale=4.0,
+            generator=torch.Generator("cpu").manual_seed(SEED + index),
+            output_type="np",
+            **steps,
+        ).images[0]
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -89,6 +99,24 @@ def test_same_pixels(
     for index, expected in enumerate(stock[with_adapter, steps]):
         ours = np.asarray(Image.open(tmp_path / "out" / f"{index:05d}.png"), dtype=float)
         assert np.abs(ours - (expected * 255).round()).max() <= LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_same_pixels_at_the_timesteps_that_were_chosen(adapter: Path, tmp_path: Path, with_adapter: bool) -> None:
+    """What was trained for a second timestep of its own was drawn otherwise by `pipeline(prompt, timesteps=...)`, or
+    the note about them kept stock from loading the adapter."""
+    chosen = adapter if with_adapter else None
+    note_timesteps(adapter / ADAPTER_FILE, TIMESTEPS)
+    pipeline = stock_pipeline()
+    if with_adapter:
+        pipeline.load_lora_weights(adapter)
+    prompts, one_step = PROMPTS[:2], TIMESTEPS[:1]
+    for timesteps in (one_step, TIMESTEPS):
+        settings = ModelSettings(device="cpu", timesteps=TIMESTEPS)
+        generate(settings, chosen, prompts, SEED, 1 if timesteps == one_step else 2, tmp_path)
+        for index, expected in enumerate(stock_images(pipeline, prompts, timesteps=list(timesteps))):
+            ours = np.asarray(Image.open(tmp_path / f"{index:05d}.png"), dtype=float)
+            assert np.abs(ours - (expected * 255).round()).max() <= LARGEST_DIFFERENCE
 
 
 def test_adapter_matters(stock: dict[tuple[bool, int], list[np.ndarray]]) -> None:

@@ -85,6 +85,22 @@ def test_latents_are_those_of_stock_diffusers(stock: Any, folder: Path, changed:
         assert (ours - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("timesteps", [(999, 299), (899, 300), (999, 0)])
+@pytest.mark.parametrize("changed", [{}, {"original_inference_steps": 30}], ids=["50", "30"])
+def test_custom_timesteps_are_those_of_stock_diffusers(
+    stock: Any, folder: Path, changed: dict[str, Any], timesteps: tuple[int, int]
+) -> None:
+    """Bug: timesteps off the distillation's grid were moved onto it; stock warns of them and goes by them."""
+    change_json(folder / "scheduler/scheduler_config.json", **changed)
+    model = load(folder, timesteps=timesteps)
+    stock.scheduler = LCMScheduler.from_pretrained(folder, subfolder="scheduler")
+    for num_steps in (1, 2):
+        options = {"timesteps": list(timesteps[:num_steps]), "guidance_scale": 4.0, "output_type": "latent"}
+        expected = stock(PROMPT, generator=torch.Generator().manual_seed(3), **options).images
+        ours = our_latents(model, num_steps)
+        assert (ours - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
+
+
 @pytest.mark.parametrize(("changed", "message"), REFUSED, ids=lambda given: str(given)[:40])
 def test_what_is_not_honoured_is_refused(folder: Path, changed: dict[str, Any], message: str) -> None:
     """Bug: such settings were left out without a word, or were a traceback."""

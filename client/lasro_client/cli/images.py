@@ -22,6 +22,10 @@ Set = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale.")]
+Timesteps = Annotated[
+    str | None,
+    typer.Option(help="Of the two steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
+]
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
 ]
@@ -37,6 +41,7 @@ def generate(
     adapter: Adapter = None,
     partial: Partial = False,
     guidance: Guidance = 4.0,
+    timesteps: Timesteps = None,
     device: Device = "auto",
     settings: Set = None,
     comments: Comments = False,
@@ -45,7 +50,12 @@ def generate(
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
     if steps not in (1, 2, 4):
         raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
-    chosen = _model_settings(model, guidance, device, settings or [])
+    chosen = _model_settings(model, guidance, device, settings or [], timesteps)
+    if chosen.timesteps is not None and steps > len(chosen.timesteps):
+        got = (
+            f"got {steps} with timesteps {list(chosen.timesteps)}, expected 1 or 2; leave the timesteps out for {steps}"
+        )
+        raise typer.BadParameter(got, param_hint="--steps")
     texts = read_checked_prompts(prompts, comments, chosen)
     from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
 
@@ -66,6 +76,7 @@ def evaluate(
     adapter: Adapter = None,
     partial: Partial = False,
     guidance: Guidance = 4.0,
+    timesteps: Timesteps = None,
     device: Device = "auto",
     settings: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
@@ -78,7 +89,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score one- and two-step images with any rewards, trained on or not; with an adapter, compared with the base."""
-    chosen = _model_settings(model, guidance, device, settings or [])
+    chosen = _model_settings(model, guidance, device, settings or [], timesteps)
     texts = read_checked_prompts(prompts, comments, chosen)
     from lasro.models.adapter_file import read_adapter
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
@@ -88,7 +99,10 @@ def evaluate(
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
         table, keys = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress, partial)
     if as_json:
-        print_json({"prompts": len(texts), "seed": seed, "rewards": table} | _as_json(keys))
+        about: dict[str, Any] = {"prompts": len(texts), "seed": seed}
+        if chosen.timesteps is not None:
+            about["timesteps"] = chosen.timesteps
+        print_json(about | {"rewards": table} | _as_json(keys))
     else:
         print_scores(table, ("base", "adapted", "difference"))
 
@@ -113,7 +127,9 @@ def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:
     return {} if keys is None else {"adapter_keys": keys.as_dict()}
 
 
-def _model_settings(model: str, guidance: float, device: str, settings: list[str]) -> ModelSettings:
+def _model_settings(
+    model: str, guidance: float, device: str, settings: list[str], timesteps: str | None = None
+) -> ModelSettings:
     from pydantic import ValidationError
 
     from lasro.config import ModelSettings
@@ -122,6 +138,8 @@ def _model_settings(model: str, guidance: float, device: str, settings: list[str
     from lasro.validation import explain
 
     table: dict[str, object] = {"path": model, "guidance": guidance, "device": device}
+    if timesteps is not None:
+        table["timesteps"] = timesteps.split(",")
     tree: dict[str, object] = {"model": table}
     for setting in settings:
         assign(tree, setting)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from lasro.config import ModelSettings
+from lasro.models.adapter_file import noted_timesteps
 from lasro.models.base import AdapterKeys, GeneratorModel
 from lasro.models.registry import load_model
 
@@ -15,11 +16,20 @@ log = logging.getLogger("lasro")
 def load_adapted(
     settings: ModelSettings, adapter: Path | None, partial: bool
 ) -> tuple[GeneratorModel, AdapterKeys | None]:
-    """The model, and what of the adapter it took; a warning says so where that is not all. Raises ModelError."""
+    """The model, and what of the adapter it took. Raises ModelError.
+
+    A warning says so where that is not all of it, and where it was trained for other timesteps than these.
+    """
     model = load_model(settings)
     if adapter is None:
         return model, None
     keys = model.load_lora(adapter, partial)
     if keys.loaded < keys.total:
         log.warning(f"{adapter}: loaded {keys.loaded} of {keys.total} keys; left out {keys.missing}")
+    trained = noted_timesteps(adapter)
+    if trained is not None and list(trained) != [step.time for step in model.steps(len(trained))]:
+        log.warning(
+            f"{adapter}: was trained for timesteps {list(trained)}; sample at these: --timesteps "
+            f"{','.join(map(str, trained))} here, timesteps={list(trained)} in stock diffusers"
+        )
     return model, keys

@@ -109,5 +109,6 @@ def _index(settings: ModelSettings, prompts: Sequence[Prompt], seed: int, steps:
             "guidance": settings.guidance,
             "metadata": prompt.metadata,
         }
+        | ({} if settings.timesteps is None else {"timesteps": settings.timesteps[:steps]})
         for index, prompt in enumerate(prompts)
     ]

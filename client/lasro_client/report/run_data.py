@@ -51,6 +51,11 @@ class RunData:
         """The newest round; None before the first."""
         return self.rounds[-1] if self.rounds else None
 
+    @property
+    def timesteps(self) -> list[int] | None:
+        """Of the two steps; None for the scheduler's own."""
+        return self.config.get("train", {}).get("timesteps")
+
     def stage(self, stage: Stage) -> list[RoundRecord]:
         """The rounds of one stage of the method."""
         return [record for record in self.rounds if record.stage == stage]

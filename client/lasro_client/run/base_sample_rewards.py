@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field, ValidationError
 
-from lasro.config import TrainSettings
+from lasro.config import Timesteps, TrainSettings
 from lasro.errors import ConfigError
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
@@ -47,6 +47,7 @@ class RoundRewards(Message):
 
     seed: int
     round: int
+    timesteps: Timesteps | None = Field(default=None, description="of the two steps; absent: the scheduler's own")
     groups: list[GroupRewards]
 
 
@@ -56,9 +57,17 @@ class RewardedSeeds(NamedTuple):
     seed: tuple[object, ...]
     drawn: int
     group: GroupRewards
+    timesteps: Timesteps | None = None
+    """At which it was sampled."""
 
 
-def base_rewards_of(seed: int, round: int, groups: list[GroupSummary], scored: list[GroupStatus]) -> RoundRewards:
+def base_rewards_of(
+    seed: int,
+    round: int,
+    groups: list[GroupSummary],
+    scored: list[GroupStatus],
+    timesteps: Timesteps | None = None,
+) -> RoundRewards:
     """The rewards of the groups' own samples, which in stage 1 are the base's."""
 
     def column(group: GroupSummary, status: GroupStatus, name: str) -> list[float | None]:
@@ -76,7 +85,7 @@ def base_rewards_of(seed: int, round: int, groups: list[GroupSummary], scored: l
         )
         for group, status in zip(groups, scored, strict=True)
     ]
-    return RoundRewards(seed=seed, round=round, groups=found)
+    return RoundRewards(seed=seed, round=round, timesteps=timesteps, groups=found)
 
 
 def find_base_rewards(path: Path) -> Path:
@@ -88,7 +97,7 @@ def find_base_rewards(path: Path) -> Path:
 def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | None = None) -> list[RewardedSeeds]:
     """The `newest` groups of the file, oldest first, of each the first `seeds`; None: all of them.
 
-    Raises ConfigError where one lacks a reward of `rewards`.
+    Raises ConfigError where one lacks a reward of `rewards`, or where they were not all sampled at the same timesteps.
     """
     path = find_base_rewards(path)
     try:
@@ -102,14 +111,19 @@ def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | N
         why = explain(error) if isinstance(error, ValidationError) else error
         raise ConfigError(f"train.initial_base_rewards: {path}: {why}; `lasro pretrain` writes such files") from error
     found = [
-        _first(seeds, RewardedSeeds((line.seed, "pretrain", line.round, i), _num_seeds(group), group))
+        _first(seeds, RewardedSeeds((line.seed, "pretrain", line.round, i), _num_seeds(group), group, line.timesteps))
         for line in rounds
         for i, group in enumerate(line.groups)
     ]
-    for _, _, group in found:
-        if missing := rewards - set(group.rewards):
+    if len({line.timesteps for line in rounds}) > 1:
+        raise ConfigError(
+            f"train.initial_base_rewards: {path}: got rounds of runs with different train.timesteps, expected those of "
+            "one `lasro pretrain`"
+        )
+    for seeded in found:
+        if missing := rewards - set(seeded.group.rewards):
             raise ConfigError(
-                f"train.initial_base_rewards: {path} has rewards {sorted(group.rewards)}, expected also "
+                f"train.initial_base_rewards: {path} has rewards {sorted(seeded.group.rewards)}, expected also "
                 f"{sorted(missing)}; run `lasro pretrain` with this run's rewards, or leave initial_base_rewards out"
             )
     return found[-newest:]
@@ -151,7 +165,11 @@ def preload_replay(
 
 @torch.no_grad()
 def draw_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
-    """The base's samples of each group [2 K, C, H, W], float16 on the CPU."""
+    """The base's samples of each group [2 K, C, H, W], float16 on the CPU.
+
+    At the timesteps at which they were rewarded, whatever those of this run are.
+    """
+    model = model.with_timesteps(batch[0].timesteps)
     counts = [_num_seeds(seeds.group) for seeds in batch]
     whole = (draw_noises(model, seeds.drawn, generator_for(*seeds.seed)) for seeds in batch)
     draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]

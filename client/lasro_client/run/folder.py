@@ -188,7 +188,7 @@ class RunFolder:
 
     def add_base_rewards(self, rewards: RoundRewards) -> None:
         """Append a round to base_rewards.jsonl."""
-        self._append(BASE_REWARDS_FILE, rewards.model_dump_json())
+        self._append(BASE_REWARDS_FILE, rewards.model_dump_json(exclude_none=True))
 
     def _append(self, name: str, line: str) -> None:
         try:

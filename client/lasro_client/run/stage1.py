@@ -192,7 +192,7 @@ class Pretraining:
         )
         if self._peers.is_main:
             self.folder.log(record)
-            self.folder.add_base_rewards(base_rewards_of(config.seed, round, *collected))
+            self.folder.add_base_rewards(base_rewards_of(config.seed, round, *collected, config.train.timesteps))
         return record
 
     def _sample(self, prompts: list[Prompt], first: int) -> list[Group]:
@@ -235,6 +235,7 @@ def _summarise(config: RunSettings, progress: Progress, status: RunStatus, durat
         "rounds": progress.round,
         "surrogate": SURROGATE_FILE,
         "base_rewards": BASE_REWARDS_FILE,
+        "timesteps": config.train.timesteps,
         "surrogate_version": status.version,
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,
