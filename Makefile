@@ -6,11 +6,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test proofs check bench bench-queue bench-rewards chaos fuzz openapi-lint compose-test tiny-model \
-	tiny-model-report clean
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier chaos fuzz openapi-lint compose-test \
+	tiny-model tiny-model-report clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
+REWARD ?= brightness
+SEED ?= 0
 BUDGET_MINUTES ?=
 TINY_RECIPE := PYTHONPATH=recipes/tiny-sdxl-lcm $(BIN)/python -m tiny_recipe
 
@@ -22,6 +24,8 @@ help:
 	@echo "make bench         what the shipped surrogate's gradient is worth; a minute or two"
 	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
+	@echo "make bench-frontier  what a run with default settings gains at its drift, beside the true gradient's limit;"
+	@echo "                   tens of minutes; REWARD=redness SEED=1 for another of benchmarks/frontier/rewards.py"
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; tens of minutes;"
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
@@ -56,6 +60,10 @@ bench-queue: $(INSTALLED)
 
 bench-rewards: $(INSTALLED)
 	$(BIN)/python -m benchmarks.rewards
+
+bench-frontier: $(INSTALLED)
+	$(BIN)/python -m benchmarks.frontier run $(REWARD) --seed $(SEED) --out runs/frontier/$(REWARD)-$(SEED)
+	$(BIN)/python -m benchmarks.frontier table runs/frontier --pictures runs/frontier
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(CHAOS)
