@@ -41,7 +41,7 @@ class Held(NamedTuple):
     """How far an update's samples are from the base's, sqrt(D^2), and the weight c that the regulariser got for it."""
 
     distance: float
-    weight: float
+    regulariser_weight: float
 
 
 def hold(

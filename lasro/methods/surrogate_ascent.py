@@ -61,7 +61,7 @@ class SurrogateAscent(Method):
             loss += share * term.item()
             means.append(share * normalise_and_clip(R_B, scales[k]).mean().item())
         figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
-        return StepStatistics(*figures, trainer.apply(L), *held)
+        return StepStatistics(*figures, grad_norm=trainer.apply(L), **held._asdict())
 
     def _scores(
         self, trainer: GeneratorTrainer, samples: StepSamples, source: ScoreSource, draws: torch.Generator

@@ -60,7 +60,7 @@ class TrueGradient(Method):
             means.append(samples.share * r_B.mean().item())
             loss -= c_k * means[-1]
         figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
-        return StepStatistics(*figures, trainer.apply(L), *held)
+        return StepStatistics(*figures, grad_norm=trainer.apply(L), **held._asdict())
 
     def _rewards_and_gradient(self, trainer: GeneratorTrainer, samples: StepSamples) -> tuple[Tensor, Tensor]:
         """r(D(z), c) [B] and its gradient by z [B, C, H, W], a micro-batch's activations held at a time."""

@@ -240,6 +240,10 @@ class GeneratorTrainer:
         self.seed, self.version, self.first_version = seed, 0, 0
         self.method.load_state(self._method_start)
 
+    def scaled_average(self, factor: float) -> list[Tensor]:
+        """The averaged weights with `factor`, at least 0, times their change of the model: it is a product of two."""
+        return [value * factor**0.5 for value in self.average]
+
     def save(self, folder: Path) -> Path:
         """Write the averaged adapter so that stock diffusers loads it with `load_lora_weights(folder)`."""
         with parameters_set(self.parameters, self.average):

@@ -85,6 +85,10 @@ class Alternation:
         assert version is not None, "begin() comes first"
         return version
 
+    def measure_by(self, units: ByNumSteps[float | None]) -> None:
+        """Measure drift by these mean square pixel differences, which count as 1 (`Movement.units`)."""
+        self._image_unit = units
+
     def begin(self, version: int) -> None:
         """Write the first checkpoint of a new run, which names the surrogate version that it starts from."""
         if self.progress.surrogate_version is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lasro.models.lora import parameters_set
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro_client.evaluation.drift import measure_drift
+from lasro_client.evaluation.movement import Movement
 from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
 from lasro_client.run.folder import RunFolder
@@ -19,6 +21,8 @@ from lasro_client.run.observer import Observer
 from lasro_client.services.reward_client import RewardClient
 
 PROGRESS_PROMPTS = 8
+MOVEMENT_PROMPTS = 64
+"""By which what is exported is kept to the drift budget."""
 
 
 class HeldOut:
@@ -40,7 +44,13 @@ class HeldOut:
         self._settings = folder.config.evaluation
         self.prompts = prompts[: self._settings.prompts]
         self._drift_prompts = drift_prompts[: self._settings.drift_prompts]
+        self.movement_prompts = self.prompts[:MOVEMENT_PROMPTS]
         self.rewards = list(dict.fromkeys([*folder.config.weights, *self._settings.rewards]))
+
+    @cached_property
+    def movement(self) -> Movement:
+        """The base's images of the first held-out prompts, drawn when first asked for."""
+        return Movement(self._model, self.movement_prompts, self._settings.seed)
 
     def evaluate_base(self) -> Evaluation:
         """Rewards of the base, read back where an earlier life of the run has measured them, all that may be scored."""

@@ -16,7 +16,6 @@ from lasro_client.services.connect import Services, open_surrogate
 from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.surrogate_scores import score_source
 
-
 SETTLING = 1
 """Part of a round's requests, the first of which is its adaptation."""
 

@@ -21,8 +21,10 @@ from lasro.methods.registry import create_trainer
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
+from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, summary_table
 from lasro_client.run.alternation import Alternation
+from lasro_client.run.fit_to_budget import fit_to_budget
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.initial_adapter import start_from_adapter
@@ -92,9 +94,12 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = _evaluated(held_out.evaluate_base, held_out, watch)
+        units = peers.on_main_and_broadcast(lambda: list(held_out.movement.units.values()), list[float | None])
+        alternation.measure_by(ByNumSteps(*units))
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(alternation, held_out, watch, observer)
         watch.after_rounds(alternation.progress, folder)
+        _keep_to_budget(alternation, held_out, observer)
         peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         with parameters_set(trainer.parameters, trainer.average):
             after = _evaluated(held_out.evaluate_adapted, held_out, watch)
@@ -105,6 +110,19 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         folder.finish(summary)
         observer.folder_updated()
     return summary
+
+
+def _keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
+    """Export the averaged adapter, scaled down where it is beyond the drift budget."""
+    trainer, budget = alternation.trainer, alternation.config.train.drift_budget
+    if budget is not None:
+        factor = trainer.peers.on_main_and_broadcast(lambda: fit_to_budget(trainer, held_out.movement, budget), float)
+        trainer.average = trainer.scaled_average(factor)
+        if factor < 1:
+            observer.note(
+                f"the averaged adapter is scaled by {factor:.2f}, to keep within train.drift_budget = {budget:g}"
+            )
+    alternation.folder.export(trainer)
 
 
 def _evaluated(measure: Callable[[], Evaluation], held_out: HeldOut, watch: RewardWatch) -> Evaluation:
@@ -119,7 +137,7 @@ def _evaluated(measure: Callable[[], Evaluation], held_out: HeldOut, watch: Rewa
 def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch, observer: Observers) -> None:
     """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint; so does `watch`."""
     config, folder, peers = alternation.config.train, alternation.folder, alternation.feedback.peers
-    with StopRequest() as stop, observer.rounds(config.rounds, alternation.progress.round):
+    with StopRequest() as stop, observer.rounds(alternation.num_rounds, alternation.progress.round):
         while not alternation.over:
             try:
                 record = alternation.round()

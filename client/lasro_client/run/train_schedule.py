@@ -173,8 +173,8 @@ class TrainSchedule:
         return Begin(
             True,
             f"the surrogate was fooled: the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over "
-            f"{FOOLED_WINDOW} rounds. The generator begins again, {self.restarts} of {self._settings.max_restarts} times; "
-            "the surrogate keeps what it learned",
+            f"{FOOLED_WINDOW} rounds. The generator begins again, {self.restarts} of {self._settings.max_restarts} "
+            "times; the surrogate keeps what it learned",
         )
 
     # --- state -----------------------------------------------------------------------------------------------
