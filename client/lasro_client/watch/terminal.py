@@ -14,6 +14,7 @@ from rich.status import Status
 from rich.text import Text
 
 from lasro_client.run.divergence import describe_trouble
+from lasro_client.run.drift_budget import largest
 from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import Means, RoundRecord, Stage
 from lasro_client.run.unranked import describe_ties, has_many_ties, tied_share, why_unranked
@@ -66,6 +67,8 @@ class Terminal(Observer):
         assert self._rounds is not None, "rounds_started() comes first"
         self._rounds.update(record)
         health = record.health
+        if record.event is not None:
+            self.note(f"round {record.round + 1}: {record.event}")
         if health.action is not None or (health.trouble is not None and not self._in_trouble):
             self.note(f"round {record.round + 1}: {describe_trouble(health)}")
         self._in_trouble = health.trouble is not None
@@ -118,21 +121,28 @@ class RoundBar:
         done, total, now = record.round + 1, record.num_rounds, time.monotonic()
         rounds_s = (now - self._started) / (done - self._first) * (total - done)
         left = clock(max(0.0, min(rounds_s, self._max_s - record.elapsed_s)))
-        figures = describe(record)
-        self._bar.update(self._task, completed=done, total=total, figures=figures, left=left)
-        if done == total or now - self._printed >= PLAIN_INTERVAL_S:
+        figures, of, when = describe(record), f"/{total}", f"about {left} left"
+        if record.phase == "ranking":  # how long it takes is what it is to find out
+            left, of, when = (
+                "-:--",
+                "",
+                f"at most {clock(self._max_s - record.elapsed_s)} left" * (self._max_s < math.inf),
+            )
+        title = f"{self._title}, {record.phase}" if record.phase is not None else self._title
+        self._bar.update(self._task, description=title, completed=done, total=total, figures=figures, left=left)
+        if done == total or now - self._printed >= PLAIN_INTERVAL_S or record.event is not None:
             self._printed = now
-            self._print(f"{done}/{total}  {figures}  about {left} left")
+            self._print(f"{done}{of}  {figures}  {when}".rstrip(), title)
 
     def activity(self, text: str | None) -> None:
         """Show something that is no round."""
         self._bar.update(self._task, figures=text or "")
         if text is not None:
-            self._print(text)
+            self._print(text, self._title)
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, title: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"{self._title} {text}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"{title} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(record: RoundRecord) -> str:
@@ -142,8 +152,11 @@ def describe(record: RoundRecord) -> str:
     if any(rewards.vetoed.values()):
         parts.append(f"vetoed {pair(rewards.vetoed)}")
     if rewards.reference[1] is not None:
-        parts.append(f"{REFERENCES[record.stage]} {pair(rewards.reference)}")
-    if record.stage == "train":
+        parts.append(f"{_reference(record)} {pair(rewards.reference)}")
+    drift, target = largest(record.control.image_drift.values()), record.control.target
+    if drift is not None:
+        parts.append(f"drift {drift:.2f}" + (f" of {target:.2f}" if target is not None else ""))
+    if record.stage == "train" and record.phase != "ranking":
         parts.append(f"surrogate {pair(record.generator.score, signed=True)}")
     if surrogate.fresh_pair_accuracy is not None:
         parts.append(f"pairs {surrogate.fresh_pair_accuracy:.2f}")
@@ -158,6 +171,10 @@ def describe(record: RoundRecord) -> str:
         parts.append(f"{surrogate.failed_samples} failed")
     parts += [f"{name} {each}"[:LONGEST_FAILURE] for name, each in rewards.failures.items()]
     return "  ".join(parts)
+
+
+def _reference(record: RoundRecord) -> str:
+    return "perturbed" if record.phase == "ranking" else REFERENCES[record.stage]
 
 
 def pair(means: Means, signed: bool = False) -> str:
