@@ -82,7 +82,7 @@ class TrainSettings(SamplingSettings):
     drift_budget: Annotated[float, Field(gt=0, le=2)] | None = DRIFT_BUDGET
     """How far the exported model may move from the base: its images' distance from the base's of the same noise, in
     distances between the base's images of different prompts (docs/train-your-model.md has pictures). The weight of
-    the regulariser follows so that the run arrives there. Resumed runs of older releases have none."""
+    the regulariser follows so that the run arrives there. "none": no limit, as in earlier releases."""
     timesteps: Timesteps | None = None
     """Of the two steps, as `[999, 299]`, wherever base or adapted model is sampled, in stage 1 too; one-step samples
     take the first. Absent: the scheduler's own, 999 and 499 for an LCM."""
@@ -145,7 +145,7 @@ class TrainSettings(SamplingSettings):
     def _some_drift(cls, budget: Any) -> Any:
         if budget == 0:
             raise ValueError("got 0, which leaves the model as it is; expected 0.1 (hardly visible) to 1")
-        return budget
+        return None if budget == "none" else budget
 
     @property
     def is_from_nothing(self) -> bool:

@@ -35,6 +35,8 @@ class Written:
 
     def __init__(self) -> None:
         self.leased: list[int] = []
+        self.settled: list[tuple[int, int]] = []
+        """Rounds before which it settled, and by how many steps."""
         self.peers = DistributedContext()
 
     def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
@@ -56,7 +58,13 @@ class Written:
     def source(self) -> Written:
         return self
 
-    def adapt(self, scored: list[wire.GroupStatus], round: int, drift: float | None) -> wire.AdaptReply:
+    def settle(self, round: int, steps: int) -> wire.AdaptReply:
+        self.settled.append((round, steps))
+        return self.adapt([], round, None, steps, 1.0)
+
+    def adapt(
+        self, scored: list[wire.GroupStatus], round: int, drift: float | None, steps: int, rate: float
+    ) -> wire.AdaptReply:
         counts: dict[str, Any] = {"pairs": 1, "constant_groups": 0, "failed_samples": 0, "stale_groups": 0}
         names = ("loss", "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap")
         nothing: dict[str, Any] = dict.fromkeys(names)
@@ -110,6 +118,8 @@ def make(
             "lora": {"rank": 2},
             "train": {
                 "rounds": rounds or len(GAINS),
+                "warmup_rounds": 0,
+                "drift_budget": None,
                 "decay_steps": None if max_minutes is None else len(GAINS) // 2,
                 "prompts_per_round": 1,
                 "seeds_per_prompt": SEEDS,
@@ -261,8 +271,14 @@ class Unranked(Written):
             for status, post in zip(super().post(posts), posts, strict=True)
         ]
 
-    def adapt(self, scored: list[wire.GroupStatus], round: int, drift: float | None) -> wire.AdaptReply:
-        reply = super().adapt(scored, round, drift)
+    def settle(self, round: int, steps: int) -> wire.AdaptReply:
+        self.settled.append((round, steps))
+        return self.adapt([], round, None, steps, 1.0)
+
+    def adapt(
+        self, scored: list[wire.GroupStatus], round: int, drift: float | None, steps: int, rate: float
+    ) -> wire.AdaptReply:
+        reply = super().adapt(scored, round, drift, steps, rate)
         counts = {"constant_groups": len(scored)} if round in self.unranked | self.dead else {}
         return reply.model_copy(update={"statistics": reply.statistics.model_copy(update=counts)})
 

@@ -20,9 +20,9 @@ def test_only_samples_that_lack_a_required_reward_failed() -> None:
     """Bug: a run without a surrogate counted samples as failed that lack a reward which is only logged."""
     items = [item(wanted=0.5, logged=1.0), item(wanted=None, logged=1.0), item(wanted=0.1, logged=None)]
     scored = [GroupStatus(group_id="g", state=GroupState.SCORED, items=items, reward_calls=6)] * 2
-    reply = NoSurrogate(["wanted"]).adapt(scored, round=0, drift=None)
+    reply = NoSurrogate(["wanted"]).adapt(scored, round=0, drift=None, steps=0, rate=1.0)
     assert reply.statistics.failed_samples == 2
     assert reply.version == 0
     assert reply.statistics.constant_groups == 0
     dead = scored[0].model_copy(update={"items": [item(wanted=None, logged=1.0)] * 3})
-    assert NoSurrogate(["wanted"]).adapt([dead, scored[0]], round=1, drift=None).statistics.constant_groups == 1
+    assert NoSurrogate(["wanted"]).adapt([dead, scored[0]], round=1, drift=None, steps=0, rate=1.0).statistics.constant_groups == 1

@@ -129,15 +129,19 @@ def test_moments_of_an_earlier_commit_are_gone_on_with(tiny_model_path: Path) ->
 
 
 @pytest.mark.parametrize("method", [{}, {"type": "true-gradient"}])
-def test_the_regularisers_scale_multiplies_its_weight(tiny_model_path: Path, method: dict[str, str]) -> None:
-    """Guards against an adaptive weight that one of the methods does not heed."""
+def test_the_distance_that_is_allowed_raises_the_regularisers_weight(
+    tiny_model_path: Path, method: dict[str, str]
+) -> None:
+    """Guards against a drift budget that one of the methods does not heed."""
     trainer = moved(tiny_model_path, method, {"name": "brightness", "serve": "torch_rewards:brightness"})
-    assert trainer.regulariser_scale == 1.0
     start = {name: tensor.clone() for name, tensor in trainer.state().items()}
     plain = trainer.step(TWO, CurvedScore())
+    assert plain.distance == pytest.approx(plain.regulariser**0.5)
     trainer.load_state(start, 0, {} if method else {"moments": [None, None]})
-    trainer.regulariser_scale = 3.0
-    scaled = trainer.step(TWO, CurvedScore())
-    assert scaled.regulariser == plain.regulariser
-    assert scaled.loss - plain.loss == pytest.approx(2 * plain.regulariser, rel=1e-3)
-    assert scaled.grad_norm != plain.grad_norm
+    trainer.allowed_distance = plain.distance / 2
+    held = trainer.step(TWO, CurvedScore())
+    weight = holding_weight(1.0, plain.regulariser, plain.distance / 2)
+    assert held.regulariser == plain.regulariser
+    assert held.regulariser_weight == pytest.approx(weight, rel=1e-4)
+    assert held.loss - plain.loss == pytest.approx((weight - 1) * plain.regulariser, rel=1e-3)
+    assert held.grad_norm != plain.grad_norm

@@ -80,7 +80,7 @@ def test_noise_that_passed_for_a_reward_at_first_moves_the_model_by_a_pilot_only
     schedule = TrainSchedule(TrainSettings())
     played(schedule, [0.8, 0.82, 0.81])
     assert schedule.phase == "training"
-    assert schedule.training_share == PILOT_SHARE
+    assert schedule.pilot_share == PILOT_SHARE
     steps = played(schedule, [0.5 + 0.03 * (-1) ** n for n in range(20)], [0.01 * (-1) ** n for n in range(20)], 3)
     assert [type(step) for _, step in steps][:1] == [End]
     assert steps[0][0] == 3 + PILOT_ROUNDS
@@ -93,7 +93,7 @@ def test_a_gain_or_a_ranking_frees_the_whole_budget() -> None:
         played(schedule, [0.9, 0.9, 0.91])
     played(by_gain, [None] * 4, around(0.1, 4, 0.02), 3)
     played(by_ranking, around(0.7, 4), [None] * 4, 3)
-    assert by_gain.training_share == by_ranking.training_share == 1.0
+    assert by_gain.pilot_share == by_ranking.pilot_share == 1.0
 
 
 def test_a_fooled_generator_begins_again_a_stated_number_of_times() -> None:
@@ -113,7 +113,7 @@ def test_rounds_that_were_asked_for_are_made() -> None:
     """Guards against a plan that overrules the user."""
     schedule = TrainSchedule(TrainSettings(rounds=50))
     played(schedule, [0.9, 0.9, 0.91])
-    assert schedule.planned == 50
+    assert schedule.planned is None
 
 
 def test_calls_that_are_short_cut_ranking_and_training() -> None:
@@ -121,7 +121,7 @@ def test_calls_that_are_short_cut_ranking_and_training() -> None:
     schedule = TrainSchedule(TrainSettings())
     ((round, _),) = played(schedule, around(0.6, 10), affordable=10)
     assert round == 3
-    assert schedule.planned == 10
+    assert schedule.planned == 3 + FEWEST_TRAINING_ROUNDS  # of which the budget allows 10
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ class Alternation:
     @property
     def num_rounds(self) -> int:
         """How many there are: as many as were asked for or are planned, or as fit into the run's minutes."""
-        return min(self.progress.planned or self.config.train.max_rounds, self.schedule.planned)
+        limits = (self.config.train.max_rounds, self.progress.planned, self.schedule.planned)
+        return min(limit for limit in limits if limit is not None)
 
     @property
     def over(self) -> bool:
@@ -117,7 +118,7 @@ class Alternation:
         )
         self._plan()
         weight = steps[-1].regulariser_weight if steps else None
-        control = DriftRecord(images_drift, self.drift.target(self._share, self.schedule.training_share), weight)
+        control = DriftRecord(images_drift, self.drift.target(self._share, self.schedule.pilot_share), weight)
         record = RoundRecord(
             stage="train",
             round=round,
@@ -257,7 +258,7 @@ class Alternation:
             return []
         draws, _ = self._draws(round)
         steps = []
-        target = self.drift.target(self._share, self.schedule.training_share)
+        target = self.drift.target(self._share, self.schedule.pilot_share)
         self.trainer.allowed_distance = self.drift.distance(target)
         for _ in range(settings.generator_steps):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)

@@ -81,8 +81,8 @@ class TrainSchedule:
         self.restarts = 0
         self.began = 0
         """The round in which this phase, or this beginning of it, began."""
-        self.planned = settings.max_rounds
-        """Where the run ends, by what is known."""
+        self.planned: int | None = None
+        """How many rounds there shall be in all; None: as many as the settings and the budget say."""
         self._accuracies: list[float] = []
         self._gains: list[float] = []
         self._is_proved = not settings.is_from_nothing
@@ -102,7 +102,6 @@ class TrainSchedule:
         most = self._settings.max_rounds if affordable is None else min(affordable, self._settings.max_rounds)
         if self.phase == "ranking":
             return self._after_ranking(done, most)
-        self.planned = min(self.planned, most)
         return self._after_training(done, most)
 
     # --- ranking ---------------------------------------------------------------------------------------------
@@ -133,25 +132,18 @@ class TrainSchedule:
 
     def _begin(self, done: int, most: int, how_well: str) -> Begin:
         self.phase, self.began = "training", done
-        if self._settings.rounds is None:
-            self.planned = min(most, done + max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_RANKING * done))
-        else:
-            self.planned = most
+        wanted = max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_RANKING * done)
+        self.planned = done + wanted if self._settings.rounds is None else None
+        left = min(most, self.planned or most) - done
         self._accuracies, self._gains = [], []
-        return Begin(
-            False, f"the surrogate {how_well} after {done} rounds; up to {self.planned - done} of training follow"
-        )
+        return Begin(False, f"the surrogate {how_well} after {done} rounds; {left} of training follow")
 
     # --- training --------------------------------------------------------------------------------------------
 
     @property
-    def training_share(self) -> float:
+    def pilot_share(self) -> float:
         """Of the drift budget that may be spent before there is proof."""
         return 1.0 if self._is_proved else PILOT_SHARE
-
-    def share_done(self, round: int) -> float:
-        """Of this training's rounds, when `round` is done."""
-        return min(1.0, (round + 1 - self.began) / max(1, self.planned - self.began))
 
     def _after_training(self, done: int, most: int) -> Begin | End | None:
         if not self._settings.is_from_nothing:
@@ -166,10 +158,10 @@ class TrainSchedule:
         if not is_fooled or self.restarts >= self._settings.max_restarts or most - done < FEWEST_TRAINING_ROUNDS // 2:
             return None
         self.restarts += 1
-        lost = self.planned - done
+        trained = done - self.began
         self.began, self._gains, self._accuracies, self._is_proved = done, [], [], False
-        if self._settings.rounds is None:
-            self.planned = min(most, self.planned + (self.planned - lost - done) + FEWEST_TRAINING_ROUNDS)
+        if self.planned is not None:
+            self.planned += trained  # what was thrown away is done again
         return Begin(
             True,
             f"the surrogate was fooled: the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over "
