@@ -13,6 +13,7 @@ import torch
 
 from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError, RewardError
+from lasro.models.adapter_file import noted_timesteps
 from lasro.wire import unpack_tensors
 from lasro_client.audit.cost import Speed, pretrain_cost, train_cost
 from lasro_client.report.page import ReportWriter
@@ -275,13 +276,16 @@ def test_a_changed_configuration_is_refused(finished: tuple[RunSettings, Path, d
 def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, services: list[str], tmp_path: Path) -> None:
     """Guards against a limit that is only shown: 24 pay for 6, 6 and, with the base's samples, 12.
 
-    The seed is its own: images that another run has had scored cost nothing.
+    The seed is its own: images that another run has had scored cost nothing. Its timesteps too: no summary and no
+    adapter said at which it is to be sampled.
     """
-    config = load_config(config_path, [*services, "name=spent", "seed=1", "budget.max_reward_calls=24"])
+    settings = ["name=spent", "seed=1", "budget.max_reward_calls=24", "train.timesteps=[999, 299]"]
+    config = load_config(config_path, [*services, *settings])
     summary = train(config, tmp_path / "run", OBSERVERS)
     assert summary["rounds"] == 3
     assert summary["reward_calls"] == 24
-    assert (tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+    assert summary["timesteps"] == [999, 299]
+    assert noted_timesteps(tmp_path / "run" / "adapter") == (999, 299)
 
 
 def test_missing_rewards_and_weights_are_named(config_path: Path, services: list[str], tmp_path: Path) -> None:

@@ -202,6 +202,22 @@ def test_generate_takes_them_and_says_so(tmp_path: Path, tiny_model_path: Path) 
         CliRunner().invoke(app, [*common, "--out", "o", "--timesteps", "299,999"], catch_exceptions=False)
 
 
+def test_a_finished_run_says_how_its_adapter_is_sampled(tmp_path: Path) -> None:
+    """Bug: the end of a run named the adapter, and nothing said that `num_inference_steps=2` is not what it learned."""
+    for name, table, said in (("own", "", ""), ("chosen", "[train]\ntimesteps = [999, 299]\n", "[999, 299]")):
+        path, out = tmp_path / f"{name}.toml", tmp_path / name
+        path.write_text(f'name = "x"\n[prompts]\ntrain = "t.txt"\nheld_out = "h.txt"\n[[rewards]]\nname = "r"\n{table}')
+        config = load_config(path)
+        RunFolder(out, config, "train").open()
+        RunFolder(out, config, "train").finish(
+            {"rewards": {}, "adapter": "adapter", "rounds": 150} | ({"timesteps": [999, 299]} if said else {})
+        )
+        result = CliRunner().invoke(app, ["train", str(path), "--out", str(out)], catch_exceptions=False)
+        sample = f"sample   pipeline(prompt, timesteps={said}, guidance_scale=4)\n"
+        assert (sample in result.stdout) == bool(said)
+        assert ("sample " in result.stdout) == bool(said)
+
+
 def test_the_report_shows_them(tmp_path: Path) -> None:
     """Bug: a reader of the report sampled the adapter at timesteps for which it was not trained."""
     write_json(tmp_path / "config.json", {"name": "r", "train": {"timesteps": [999, 299]}})

@@ -54,7 +54,7 @@ def summarise(
         "trainable": verdict(findings),
         "findings": [asdict(finding) for finding in findings],
         "model": config.model.path,
-        "timesteps": config.train.timesteps,
+        "timesteps": config.train.timesteps and list(config.train.timesteps),
         "seed": config.seed,
         "spread": {"as_ranked": _spread(facts.within)}
         | {JSON_NAMES[num_steps]: _spread_within(measured.rewards_PGKR, num_steps) for num_steps in ALL_NUM_STEPS},

@@ -136,7 +136,7 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     print_scores(summary["rewards"], ("before", "after", "difference"))
     print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
     if timesteps := summary.get("timesteps"):  # absent where an earlier release finished the run
-        print(f"sample   pipeline(prompt, timesteps={list(timesteps)}, guidance_scale={config.model.guidance:g})")
+        print(f"sample   pipeline(prompt, timesteps={timesteps}, guidance_scale={config.model.guidance:g})")
 
 
 def _free(folder: Path) -> Path:

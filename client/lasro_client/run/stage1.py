@@ -235,7 +235,7 @@ def _summarise(config: RunSettings, progress: Progress, status: RunStatus, durat
         "rounds": progress.round,
         "surrogate": SURROGATE_FILE,
         "base_rewards": BASE_REWARDS_FILE,
-        "timesteps": config.train.timesteps,
+        "timesteps": config.train.timesteps and list(config.train.timesteps),
         "surrogate_version": status.version,
         "surrogate_steps": status.steps,
         "held_out_pair_accuracy": status.held_out_pair_accuracy,

@@ -195,7 +195,7 @@ def _summarise(
         "drift": drift,
         "reward_calls": progress.reward_calls,
         "duration_s": duration_s,
-        "timesteps": config.train.timesteps,
+        "timesteps": config.train.timesteps and list(config.train.timesteps),
         "adapter": "adapter",
         "surrogate": SURROGATE_FILE if alternation.surrogate.source is not None else None,
     }
