@@ -42,6 +42,7 @@ from lasro.models.base import (
     SamplingStep,
 )
 from lasro.models.device import autocast, device_memory, pick_device
+from lasro.models.float32_convolutions import compute_ends_in_float32
 from lasro.models.latent_codec import LatentCodec
 from lasro.models.lcm_schedule import LcmSchedule
 from lasro.models.lcm_teacher import TeacherUNet
@@ -107,6 +108,7 @@ class LatentConsistencyModel(GeneratorModel):
         batch = min(CODEC_BATCH, settings.max_batch or CODEC_BATCH)
         self.codec = LatentCodec(pipeline.vae, f"{where}: vae", batch, self.normalises)
         self.unet, self.schedule = pipeline.unet, schedule.to(self.device)
+        compute_ends_in_float32(self.unet)
         self.base = shared_view(self.unet)
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -190,7 +192,8 @@ class LatentConsistencyModel(GeneratorModel):
         """f_theta at any timestep: one for all, or int64 [B]."""
         t, arguments = torch.as_tensor(timestep, device=self.device), self.unet_arguments(conditioning)
         with autocast(self.device, self.settings.autocast):
-            x_t = x_t_BCHW.to(arguments["encoder_hidden_states"].dtype)
+            mixed = torch.is_autocast_enabled(self.device.type)
+            x_t = x_t_BCHW.float() if mixed else x_t_BCHW.to(arguments["encoder_hidden_states"].dtype)
             output = (self.base if base else self.unet)(x_t, t, **arguments).sample
         return self.schedule.predict(output.float(), x_t_BCHW, t)
 
