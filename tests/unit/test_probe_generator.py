@@ -41,8 +41,7 @@ class Uphill:
         return latents_BCHW.sum((1, 2, 3)), torch.ones_like(latents_BCHW)
 
 
-@pytest.fixture
-def probe(tiny_model_path: Path) -> ProbeGenerator:
+def make_probe(tiny_model_path: Path) -> ProbeGenerator:
     config = RunSettings.model_validate(
         {
             "name": "probe",
@@ -55,6 +54,11 @@ def probe(tiny_model_path: Path) -> ProbeGenerator:
         }
     )
     return ProbeGenerator(create_trainer(config, load_model(config.model)), config.pretrain, config.train.batch_size)
+
+
+@pytest.fixture
+def probe(tiny_model_path: Path) -> ProbeGenerator:
+    return make_probe(tiny_model_path)
 
 
 def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator) -> None:
@@ -205,6 +209,22 @@ def test_probes_of_both_kinds_take_turns(probe: ProbeGenerator) -> None:
     settings = probe.settings.model_copy(update={"rounds": 9, "second_step_draws": 3, "reference_seeds": 1})
     groups = settings.prompts_per_round * (9 * 2 * 4 + 2 * 4 + 2 * 3)  # one-step and three two-step images a seed
     assert pretrain_cost(settings, Speed(32, 2, 1)).calls == groups
+
+
+def test_a_resumed_probe_of_the_second_step_goes_on_as_one(probe: ProbeGenerator, tiny_model_path: Path) -> None:
+    """Bug: which step is moved is known to the process that began it alone, so a resumed run ends otherwise."""
+    resumed = make_probe(tiny_model_path)
+    for each in (probe, resumed):
+        each.settings = each.settings.model_copy(update={"probe_steps": "second"})
+    kept = probe.trainer
+    for round in (2, 3):
+        probe.update(round, PROMPTS, generator_for("test", round), Uphill())
+        if round == 2:
+            resumed.trainer.load_state(kept.state(), kept.version, kept.method.state())
+            resumed.trainer.seed = kept.seed
+    resumed.update(3, PROMPTS, generator_for("test", 3), Uphill())
+    for one, other in zip(kept.parameters, resumed.trainer.parameters, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(
