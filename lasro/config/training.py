@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,9 @@ from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Times
 
 ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
 DRIFT_BUDGET = 0.4
+
+MAX_SAMPLES = 1024
+"""Of a group, as the reward API takes them."""
 
 
 class SamplingSettings(Settings):
@@ -22,6 +25,8 @@ class SamplingSettings(Settings):
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
     """K: noises per prompt; each gives a one-step and a two-step sample."""
+    second_step_draws: Annotated[int, Field(ge=1, le=4)] = 1
+    """Second noises for each of them: that many two-step samples share what the first step made."""
     reference_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
     """Noises per prompt that reference samples are drawn from too: the base's in stage 2, a probe generator's in
     stage 1; absent: all K."""
@@ -32,6 +37,16 @@ class SamplingSettings(Settings):
     def num_reference_seeds(self) -> int:
         """`reference_seeds`, at most all."""
         return min(self.reference_seeds or self.seeds_per_prompt, self.seeds_per_prompt)
+
+    @model_validator(mode="after")
+    def _group_can_be_posted(self) -> Self:
+        count = (self.seeds_per_prompt + self.num_reference_seeds) * (1 + self.second_step_draws)
+        if count > MAX_SAMPLES:
+            raise ValueError(
+                f"seeds_per_prompt: got {count} samples a group, expected at most {MAX_SAMPLES}; "
+                "lower it, reference_seeds or second_step_draws"
+            )
+        return self
 
 
 class PretrainSettings(SamplingSettings):
@@ -58,6 +73,9 @@ class PretrainSettings(SamplingSettings):
     probe_rounds: Annotated[int, Field(ge=0)] = 50
     """Rounds that a probe generator ascends the surrogate, its samples scored as the base's are, before a fresh one
     replaces it; 0: none."""
+    probe_steps: Literal["both", "second", "alternate"] = "both"
+    """Which steps a probe generator moves: both, the second alone (its first is the base's), or by turns, one probe
+    generator both and the next the second."""
     final_steps: Annotated[int, Field(ge=0)] = 0
     """Surrogate steps once all rounds are in."""
 

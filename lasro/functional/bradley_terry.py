@@ -49,6 +49,29 @@ def pair_accuracy(scores_N: Tensor, winners_P: Tensor, losers_P: Tensor) -> floa
     return ((difference_P > 0).double() + 0.5 * (difference_P == 0).double()).mean().item()
 
 
+def pair_kinds(
+    num_steps_N: Tensor, seeds_N: Tensor, draws_N: Tensor, reference_N: Tensor, winners_P: Tensor, losers_P: Tensor
+) -> dict[str, Tensor]:
+    """Which pairs are of which kind, bool [P] by name: kinds differ in what the two samples of a pair share.
+
+    `seeds_N` int64 says which x_tau0 made a sample, `draws_N` int64 which eps of those given that x_tau0, `reference_N`
+    bool whether the other policy drew it. A pair is of one kind, or of none: own against reference of other noise.
+    """
+    num_steps, seeds, draws, reference = (
+        (values[winners_P], values[losers_P]) for values in (num_steps_N, seeds_N, draws_N, reference_N)
+    )
+    same_policy_P, same_seed_P = reference[0] == reference[1], seeds[0] == seeds[1]
+    same_steps_P, one_step_P = num_steps[0] == num_steps[1], num_steps[0] == 1
+    same_noise_P = same_seed_P & same_steps_P & (draws[0] == draws[1])
+    return {
+        "across_seeds": same_policy_P & ~same_seed_P,
+        "same_z1": same_policy_P & same_seed_P & same_steps_P,
+        "between_steps": same_policy_P & same_seed_P & ~same_steps_P,
+        "reference_one_step": ~same_policy_P & same_noise_P & one_step_P,
+        "reference_two_step": ~same_policy_P & same_noise_P & ~one_step_P,
+    }
+
+
 def rank_correlation(scores_N: Tensor, rewards_N: Tensor) -> float | None:
     """Spearman's correlation with tied ranks averaged; None for fewer than three samples or a constant side."""
     if len(scores_N) < 3:

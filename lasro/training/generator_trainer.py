@@ -118,6 +118,8 @@ class GeneratorTrainer:
         self.allowed_distance: float | None = None
         """Distance from the base, sqrt(L_reg), at which the next update holds the generator; None: it does not."""
         self.decay_steps = settings.decay_steps
+        self.base_steps: tuple[bool, bool] = (False, False)
+        """Which steps of an update the frozen base takes: nothing of them is trained."""
         self._method_start = method.state()
 
     def step(self, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
@@ -138,9 +140,9 @@ class GeneratorTrainer:
     def sample(self, batch: Sequence[Prompt], draws: torch.Generator) -> list[StepSamples]:
         """This process's share of one step and of two, with a gradient within each step (see `consistency.sample`).
 
-        The second step is taken for every `train.two_step_every`-th prompt.
+        The second step is taken for every `train.two_step_every`-th prompt, for all where the first is the base's.
         """
-        model, every = self.model, self.settings.two_step_every
+        model, every = self.model, 1 if self.base_steps[0] else self.settings.two_step_every
         noises = draw_noises(model, len(batch), draws, NUM_STEPS)
         here = self.peers.share(len(batch))
         later = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
@@ -148,7 +150,7 @@ class GeneratorTrainer:
         steps, first = model.steps(NUM_STEPS), model.embed([prompt.text for prompt in batch[here]])
         conditioning = [first, first.rows(chosen - here.start)]
         taken = sample(
-            lambda x_t_BCHW, i: self.predict(x_t_BCHW, steps[i], conditioning[i]),
+            lambda x_t_BCHW, i: self.predict(x_t_BCHW, steps[i], conditioning[i], self.base_steps[i]),
             lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
             [noises[0][here], noises[1][chosen]],
             rows=[chosen - here.start],

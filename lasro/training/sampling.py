@@ -2,7 +2,10 @@
 
 All draws depend on (seed, round, index) alone, so an interrupted run continues with the very same noise.
 
-Shape legend: K seeds, B batch, C latent channels, H, W latent height and width.
+Notation (docs/how-it-works.md): x_tau0 is a sample's first noise, z1 its clean latents after one step, eps the second
+noise, x_tau1 the second step's input, z2 the latents after it. A policy is a generator or its frozen base.
+
+Shape legend: K seeds, D draws of eps for each, P prompts, B batch, C latent channels, H, W latent height and width.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +33,15 @@ from lasro.training.prompts import Prompt
 from lasro.wire import NumSteps
 
 Policy = Callable[[list[Tensor], Conditioning], list[Tensor]]
-"""Noises and their conditioning to one-step and two-step latents, each [B, C, H, W]."""
+"""Noises x_tau0 [B, C, H, W] and eps [B D, C, H, W], and the former's conditioning, to latents of the same shapes."""
+BOTH: tuple[NumSteps, ...] = (1, 2)
 
 
 class Group(NamedTuple):
-    """One prompt's samples: K one-step ones, the K two-step ones of the same noise, then the reference samples.
+    """One prompt's samples: K one-step ones, the K D two-step ones of the same noise, then the reference samples.
 
-    `is_reference` is true for the latter, which another policy drew from the first of the same noises.
+    `is_reference` is true for the latter, which another policy drew from the first of the same noises. Where the
+    policies differ in the second step alone, all share z1, and there are no reference samples of one step.
     """
 
     prompt: Prompt
@@ -84,6 +90,34 @@ def draw_noises(model: GeneratorModel, count: int, generator: torch.Generator, s
     return [torch.randn(shape, generator=generator).to(model.device) for _ in range(steps)]
 
 
+def draw_group_noises(model: GeneratorModel, seeds: int, draws: int, generator: torch.Generator) -> list[Tensor]:
+    """x_tau0 [K, C, H, W] and eps [K D, C, H, W], the D of each x_tau0 in a row.
+
+    Neither x_tau0 nor the first eps of each depends on D.
+    """
+    first, *later = draw_noises(model, seeds, generator, 1 + draws)
+    return [first, torch.stack(later, 1).flatten(0, 1)]
+
+
+class Labels(NamedTuple):
+    """Of each of some samples: number of steps, x_tau0 and eps, counted as in `Group`."""
+
+    stages: list[NumSteps]
+    seeds: list[int]
+    draws: list[int]
+
+
+def label_samples(seeds: int, draws: int, num_steps: Sequence[NumSteps] = BOTH) -> Labels:
+    """Of one policy's samples of a prompt, in the order that they have in a group."""
+    each: list[tuple[NumSteps, int, int]] = [
+        (steps, seed, draw)
+        for steps in num_steps
+        for seed in range(seeds)
+        for draw in range(draws if steps == 2 else 1)
+    ]
+    return Labels([steps for steps, _, _ in each], [seed for _, seed, _ in each], [draw for _, _, draw in each])
+
+
 def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) -> list[Prompt]:
     """`count` prompts, distinct as far as there are enough."""
     order = torch.randperm(len(prompts), generator=generator).tolist()
@@ -91,17 +125,28 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
 
 
 def sample_latents(
-    model: GeneratorModel, noises: Sequence[Tensor], conditioning: Conditioning, base: bool = False
+    model: GeneratorModel, noises: Sequence[Tensor], conditioning: Conditioning, base: bool | Sequence[bool] = False
 ) -> list[Tensor]:
     """Clean latents [B, C, H, W] after each of `len(noises)` steps, of the frozen base where `base` is set.
 
-    Of two steps the first are the one-step samples of the same noise.
+    Of two steps the first are the one-step samples of the same noise. `base` may have a flag for each step: with
+    (True, False) the adapter takes the second step alone, from the base's z1. A later noise may have D times the rows
+    of the one before: then D samples in a row go on from each.
     """
     steps = model.steps(len(noises))
+    of_base = [base] * len(steps) if isinstance(base, bool) else base
+    rows = [
+        torch.arange(len(before), device=model.device).repeat_interleave(len(noise) // len(before))
+        for before, noise in pairwise(noises)
+    ]
+    conditionings = [conditioning]
+    for chosen in rows:
+        conditionings.append(conditionings[-1].rows(chosen))
     taken = sample(
-        lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditioning, base),
+        lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditionings[i], of_base[i]),
         lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
         noises,
+        rows,
     )
     return [step.z_BCHW for step in taken]
 
@@ -112,42 +157,79 @@ def sample_groups(
     prompts: list[Prompt],
     settings: SamplingSettings,
     *seed: object,
-    base: bool = False,
+    base: bool | Sequence[bool] = False,
     reference_policy: Policy | None = None,
     first: int = 0,
+    reference_steps: Sequence[NumSteps] = BOTH,
 ) -> list[Group]:
     """One group per prompt; the i-th draws all its noise from (*seed, first + i).
 
     With a `reference_policy`, a group also has its samples of the same noise, or of the first `reference_seeds` ones:
-    what all samples of one policy have in common, such as a tint, shows in no pair among them.
-    Raises NonFiniteError, with the prompt named, and DeviceMemoryError.
+    what all samples of one policy have in common, such as a tint, shows in no pair among them. `reference_steps` says
+    after how many steps. `base`: as of `sample_latents`. Raises NonFiniteError, with the prompt named, and
+    DeviceMemoryError.
     """
     if not prompts:
         return []
-    K = settings.seeds_per_prompt
-    draws = [draw_noises(model, K, generator_for(*seed, first + i)) for i in range(len(prompts))]
+    K, D, R = settings.seeds_per_prompt, settings.second_step_draws, settings.num_reference_seeds
+    draws = [draw_group_noises(model, K, D, generator_for(*seed, first + i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
-    others = []
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):
         conditioning = model.embed([prompt.text for prompt in prompts]).repeat_each(K)
-        own = sample_latents(model, noises, conditioning, base)
+        taken = sample_latents(model, noises, conditioning, base)
+        labels = [label_samples(K, D)]
         if reference_policy is not None:
-            first_seeds = torch.arange(len(prompts) * K, device=model.device) % K < settings.num_reference_seeds
-            others = reference_policy([noise[first_seeds] for noise in noises], conditioning.rows(first_seeds))
-    shares = [(z, K) for z in own] + [(z, settings.num_reference_seeds) for z in others]
-    stages: list[NumSteps] = [2 if i % 2 else 1 for i, (_, count) in enumerate(shares) for _ in range(count)]
-    is_reference = [False] * 2 * K + [True] * (len(stages) - 2 * K)
-    seeds = [seed for _, count in shares for seed in range(count)]
-    latents = [torch.cat([z[i * count : (i + 1) * count] for z, count in shares]) for i in range(len(prompts))]
-    for prompt, latents_BCHW in zip(prompts, latents, strict=True):
+            with_reference = torch.arange(len(prompts) * K, device=model.device) % K < R
+            chosen = [noises[0][with_reference], noises[1][with_reference.repeat_interleave(D)]]
+            others = reference_policy(chosen, conditioning.rows(with_reference))
+            taken += [others[num_steps - 1] for num_steps in reference_steps]
+            labels.append(label_samples(R, D, reference_steps))
+    latents_PBCHW = torch.cat([z.unflatten(0, (len(prompts), -1)) for z in taken], 1)
+    return _groups(model, prompts, latents_PBCHW, labels)
+
+
+def sample_second_step_groups(
+    model: GeneratorModel,
+    prompts: list[Prompt],
+    settings: SamplingSettings,
+    *seed: object,
+    base: bool = False,
+    first: int = 0,
+) -> list[Group]:
+    """Groups whose policies differ in the second step alone: own and reference samples share the base's z1, and eps.
+
+    Own samples take the second step by the generator and reference samples by the base; with `base` it is the other way
+    round. Of one step there are own samples only, since all are the base's. Noise and errors as of `sample_groups`.
+    """
+    return sample_groups(
+        model,
+        prompts,
+        settings,
+        *seed,
+        base=(True, base),
+        reference_policy=partial(sample_latents, model, base=(True, not base)),
+        first=first,
+        reference_steps=(2,),
+    )
+
+
+def _groups(
+    model: GeneratorModel, prompts: list[Prompt], latents_PBCHW: Tensor, labels: Sequence[Labels]
+) -> list[Group]:
+    """With their images. `labels` are those of the own samples and, where there are some, of the reference samples."""
+    for prompt, latents_BCHW in zip(prompts, latents_PBCHW, strict=True):
         if not latents_BCHW.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
+    is_reference = [i > 0 for i, each in enumerate(labels) for _ in each.stages]
+    stages = [num_steps for each in labels for num_steps in each.stages]
+    seeds = [seed for each in labels for seed in each.seeds]
+    draws = [draw for each in labels for draw in each.draws]
     # Side by side where each has one thread: faster than one after the other with several.
     with ThreadPoolExecutor(max(1, cores() // torch.get_num_threads())) as pool:
-        images = pool.map(partial(_images, model, np.array(stages), np.array(is_reference)), latents)
+        images = pool.map(partial(_images, model, np.array(stages), np.array(is_reference)), latents_PBCHW)
         return [
-            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs, seeds, [0] * len(seeds), squares)
-            for prompt, latents_BCHW, (pngs, squares) in zip(prompts, latents, images, strict=True)
+            Group(prompt, latents_BCHW.cpu(), stages, is_reference, pngs, seeds, draws, squares)
+            for prompt, latents_BCHW, (pngs, squares) in zip(prompts, latents_PBCHW, images, strict=True)
         ]
 
 
@@ -192,9 +274,11 @@ def distances(group: Group, num_steps: int) -> Distances:
     is_reference = torch.tensor(group.is_reference)
     latents = group.latents_BCHW.float()
     own, base = latents[chosen & ~is_reference], latents[chosen & is_reference]
+    seeds = torch.arange(len(latents)) if group.seeds is None else torch.tensor(group.seeds)
+    of_base = seeds[chosen & is_reference].tolist()
     to_base = (own[: len(base)] - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
-    between_seeds = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
-    return Distances(to_base, between_seeds)
+    pairs = [(i, j) for i in range(len(base)) for j in range(i) if of_base[i] != of_base[j]]
+    return Distances(to_base, [(base[i] - base[j]).abs().mean().item() for i, j in pairs])
 
 
 def summarise_group(group: Group) -> GroupSummary:

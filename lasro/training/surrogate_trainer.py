@@ -9,8 +9,8 @@ Shape legend: G groups, N samples of one group, S samples of all groups of a ste
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from lasro import wire
 from lasro.config import SurrogateSettings
 from lasro.errors import BusyError, NonFiniteError
-from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, rank_correlation
+from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, pair_kinds, rank_correlation
 from lasro.functional.lr_schedule import learning_rate
 from lasro.functional.reward_totals import RewardObjective, scale_of, tie_margin
 from lasro.models.base import GeneratorModel
@@ -35,6 +35,7 @@ BETAS = (0.9, 0.99)
 HELD_OUT_EVERY_STEPS = 32
 """Scoring the held-out groups costs about as much as a step, so they are scored only once in so many steps."""
 MEASURING_SEED = 20_411
+ALL_PAIRS = "all"
 MEMORY_ADVICE = "lower surrogate.groups_per_step or seeds_per_prompt, or set model.gradient_checkpointing = true"
 RANKING_ADVICE = 'lower seeds_per_prompt, or set surrogate.autocast = "bfloat16"'
 
@@ -68,11 +69,13 @@ class Ranking:
     """How the surrogate ranks some groups.
 
     `accuracy`: share of pairs ranked right; `gap`: mean of 1 - Spearman's correlation. None where there is no pair, or
-    no correlation to measure.
+    no correlation to measure. `by_kind`: accuracy of each kind of pairs that there is (`wire.PAIR_KINDS`), of groups
+    that say what made their samples.
     """
 
     accuracy: float | None
     gap: float | None
+    by_kind: Mapping[str, wire.KindAccuracy] = field(default_factory=dict)
 
 
 class SurrogateMetrics(wire.Message):
@@ -218,7 +221,8 @@ class SurrogateTrainer:
         device, settings = self.frozen.model.device, self.settings
         generator = torch.Generator().manual_seed(MEASURING_SEED)
         timestep, noise = draw_augmentation((1, *self.frozen.model.latent_shape), settings.max_timestep, generator)
-        right, pairs, gaps = 0.0, 0, []
+        tallies: dict[str, list[wire.KindAccuracy]] = {kind: [] for kind in (ALL_PAIRS, *wire.PAIR_KINDS)}
+        gaps = []
         for group in groups:
             count = len(group.num_steps_N)
             with device_memory(f"scores of a group of {count} samples", RANKING_ADVICE):
@@ -230,15 +234,19 @@ class SurrogateTrainer:
                     settings.autocast,
                 ).cpu()
             winners_P, losers_P = ranker.pairs(group)
-            accuracy = pair_accuracy(scores_N, winners_P, losers_P)
-            if accuracy is not None:
-                right, pairs = right + accuracy * len(winners_P), pairs + len(winners_P)
+            for kind, chosen_P in _kinds(group, winners_P, losers_P).items():
+                accuracy = pair_accuracy(scores_N, winners_P[chosen_P], losers_P[chosen_P])
+                if accuracy is not None:
+                    tallies[kind].append(wire.KindAccuracy(accuracy=accuracy, pairs=int(chosen_P.sum())))
             values_N = ranker.values(group)
             ok_N = values_N.isfinite()
             correlation = rank_correlation(scores_N[ok_N], values_N[ok_N])
             if correlation is not None:
                 gaps.append(1 - correlation)
-        return Ranking(right / pairs if pairs else None, float(np.mean(gaps)) if gaps else None)
+        by_kind = {kind: _pooled(found) for kind, found in tallies.items() if found}
+        overall = by_kind.pop(ALL_PAIRS, None)
+        accuracy = None if overall is None else overall.accuracy
+        return Ranking(accuracy, float(np.mean(gaps)) if gaps else None, by_kind)
 
     def measure(self, fresh: Ranking, held_out: Sequence[ReplayGroup], ranker: Ranker) -> None:
         """Update `metrics` by the ranking of fresh groups; score the held-out ones where that is due."""
@@ -247,6 +255,21 @@ class SurrogateTrainer:
         if held_out and (step is None or self.steps - step >= HELD_OUT_EVERY_STEPS):
             accuracy, step = self.rank(held_out, ranker).accuracy, self.steps
         self.metrics = SurrogateMetrics(held_out_accuracy=accuracy, held_out_step=step, reward_gap=gap)
+
+
+def _kinds(group: ReplayGroup, winners_P: Tensor, losers_P: Tensor) -> dict[str, Tensor]:
+    """Masks bool [P] of all pairs and, where the group says what made its samples, of each kind."""
+    found = {ALL_PAIRS: torch.ones(len(winners_P), dtype=torch.bool)}
+    if group.origins is not None:
+        seeds_N, draws_N, reference_N = map(torch.from_numpy, group.origins)
+        num_steps_N = torch.from_numpy(group.num_steps_N)
+        found |= pair_kinds(num_steps_N, seeds_N, draws_N, reference_N, winners_P, losers_P)
+    return found
+
+
+def _pooled(found: Sequence[wire.KindAccuracy]) -> wire.KindAccuracy:
+    pairs = sum(each.pairs for each in found)
+    return wire.KindAccuracy(accuracy=sum(each.accuracy * each.pairs for each in found) / pairs, pairs=pairs)
 
 
 def adapt(
@@ -278,6 +301,7 @@ def adapt(
         fresh_pair_accuracy=fresh.accuracy,
         held_out_pair_accuracy=trainer.metrics.held_out_accuracy,
         reward_gap=fresh.gap,
+        accuracy_by_kind=dict(fresh.by_kind),
         pairs=sum(result.pairs for result in results),
         constant_groups=ranked_pairs.count(0),
         ranked_pairs=sum(ranked_pairs),

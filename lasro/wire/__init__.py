@@ -56,9 +56,11 @@ from lasro.wire.rewards import (
     version_of,
 )
 from lasro.wire.surrogate import (
+    PAIR_KINDS,
     AdaptReply,
     AdaptRequest,
     AdaptStatistics,
+    KindAccuracy,
     Lease,
     RunList,
     RunStatus,
@@ -84,6 +86,7 @@ __all__ = [
     "MSGPACK_TYPE",
     "NAME_PATTERN",
     "OUT_OF_RANGE",
+    "PAIR_KINDS",
     "SAFETENSORS_TYPE",
     "SCHEMA_VERSION",
     "TIMEOUT_HEADER",
@@ -97,6 +100,7 @@ __all__ = [
     "GroupState",
     "GroupStatus",
     "GroupSubmission",
+    "KindAccuracy",
     "Lease",
     "Message",
     "Name",

@@ -29,6 +29,18 @@ class AdaptRequest(Message):
     )
 
 
+PAIR_KINDS = ("across_seeds", "same_z1", "between_steps", "reference_one_step", "reference_two_step")
+"""What the two samples of a pair share, see `lasro.functional.bradley_terry.pair_kinds`. A generator that follows the
+surrogate moves each sample while its noise stays, which is what pairs with a reference sample show."""
+
+
+class KindAccuracy(Message):
+    """How one kind of pairs was ranked."""
+
+    accuracy: Finite = Field(ge=0, le=1, description="share ranked right")
+    pairs: int = Field(ge=1)
+
+
 class AdaptStatistics(Message):
     """Null where there is nothing to measure yet."""
 
@@ -37,6 +49,9 @@ class AdaptStatistics(Message):
     fresh_pair_accuracy: Finite | None = Field(description="on the new groups, before training on them")
     held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training")
     reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
+    accuracy_by_kind: dict[Name, KindAccuracy] = Field(
+        default_factory=dict, description=f"fresh_pair_accuracy by what a pair shares: {', '.join(PAIR_KINDS)}"
+    )
     pairs: int = Field(description="ranked pairs trained on")
     constant_groups: int = Field(description="new groups without any ranked pair")
     ranked_pairs: int = Field(default=0, description="pairs of the new groups that rank")
@@ -82,6 +97,9 @@ class VersionInfo(Message):
     kept: bool = Field(description="whether its weights can still be fetched")
     policy_version: int = Field(description="updates of the generator that made the newest group it learned from")
     fresh_pair_accuracy: Finite | None = Field(description="of the version before it, on its new groups")
+    accuracy_by_kind: dict[Name, KindAccuracy] = Field(
+        default_factory=dict, description="the same by what the two samples of a pair share"
+    )
     held_out_pair_accuracy: Finite | None = Field(description="on groups kept out of training, as last measured")
     reward_gap: Finite | None = Field(description="1 - Spearman correlation of score and reward within fresh groups")
     drift: Finite | None = Field(

@@ -116,6 +116,31 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def test_second_steps_are_moved_and_measured_alone(config_path: Path, services: list[str], tmp_path: Path) -> None:
+    """Bug: what made the samples is lost on the way to the trainer, or an audit foretells other calls than are made."""
+    settings = ["name=second", "pretrain.probe_steps=second", "pretrain.probe_rounds=4", "pretrain.second_step_draws=2"]
+    stage1 = load_config(config_path, [*services, *settings, "surrogate.held_out_share=0"])
+    pretrain(stage1, tmp_path / "second")
+    lines = log_lines(tmp_path / "second")
+    kinds = [set(line["accuracy_by_kind"]) for line in lines]
+    alone = {"across_seeds", "same_z1", "between_steps"}
+    assert kinds == [alone] * 2 + [alone | {"reference_two_step"}] * 2
+    calls = pretrain_cost(stage1.pretrain, Speed(32, 2, 1)).calls
+    assert lines[-1]["reward_calls"] == calls == 4 * 2 * 3 * 3 + 2 * 2 * 3 * 2
+    assert lines[-1]["reference"]["one_step"] is None
+    again = load_config(
+        config_path,
+        [
+            *services,
+            "name=after-second",
+            "train.rounds=1",
+            f"train.initial_surrogate={tmp_path / 'second' / 'surrogate.safetensors'}",
+            f"train.initial_base_rewards={tmp_path / 'second' / 'base_rewards.jsonl'}",
+        ],
+    )
+    assert train(again, tmp_path / "after")["rounds"] == 1
+
+
 def test_stage_one_leaves_a_trained_surrogate(finished: tuple[RunSettings, Path, dict[str, Any]]) -> None:
     """Guards against a surrogate file of untrained weights, and against a summary that claims more than was done."""
     folder = finished[1].parent / "stage1"

@@ -71,11 +71,12 @@ def test_known_scores_that_do_not_fit_are_refused(changes: dict[str, Any], messa
     assert issubclass(WireError, ValueError)
 
 
-def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Path) -> None:
+@pytest.mark.parametrize("draws", [1, 2])
+def test_labels_bring_back_the_very_latents(draws: int, tmp_path: Path, tiny_model_path: Path) -> None:
     """Guards against rewards that end up with other samples than those they were given for."""
     model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
     prompts = [Prompt("a red star"), Prompt("a blue ring")]
-    settings = SamplingSettings(seeds_per_prompt=3)
+    settings = SamplingSettings(seeds_per_prompt=3, second_step_draws=draws)
     groups = sample_groups(model, prompts, settings, 7, "pretrain", 5, base=True)
     scored = [
         GroupStatus(
@@ -101,7 +102,7 @@ def test_labels_bring_back_the_very_latents(tmp_path: Path, tiny_model_path: Pat
     assert read_base_rewards(path, 1, {"r"})[0].group.prompt == "a blue ring"
     fewer = read_base_rewards(path, 10, {"r"}, seeds=2)
     for seeds_of_group, group, latents_NCHW in zip(fewer, groups, draw_again(model, fewer), strict=True):
-        first_two = group.latents_BCHW[[0, 1, 3, 4]]
+        first_two = group.latents_BCHW[[0, 1, 3, 4] if draws == 1 else [0, 1, 3, 4, 5, 6]]
         torch.testing.assert_close(latents_NCHW.float(), first_two, atol=2e-3, rtol=2e-3)
         rewards_N = torch.tensor(seeds_of_group.group.rewards["r"])
         torch.testing.assert_close(rewards_N, first_two.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)

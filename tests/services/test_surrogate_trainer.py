@@ -476,8 +476,10 @@ def kept(trainer: SurrogateClient, run: str) -> list[int]:
 def test_leased_versions_are_kept_and_listed_with_what_was_measured(trainer, config, redis_url):
     """Guards against a client that repeats rounds after a crash and finds their versions gone."""
     trainer.create("leased", config)
-    groups = feed(redis_url, "leased", [separable_sample(number).model_copy(update={"policy_version": 3})
-                                        for number in range(8)])  # fmt: skip
+    samples = [separable_sample(number).model_copy(update={"policy_version": 3}) for number in range(8)]
+    count = len(samples[0].stages)
+    origins = {"seeds": list(range(count)), "draws": [0] * count, "reference": [False] * count}
+    groups = feed(redis_url, "leased", [sample.model_copy(update=origins) for sample in samples])
     adapt(trainer, "leased", "r1", groups, 2)
     trainer.lease("leased", 1)
     for version in range(2, 8):
@@ -489,6 +491,7 @@ def test_leased_versions_are_kept_and_listed_with_what_was_measured(trainer, con
     assert infos[1].policy_version == 3
     assert infos[1].fresh_pair_accuracy is not None
     assert infos[1].reward_gap is not None
+    assert infos[1].accuracy_by_kind["across_seeds"].accuracy == pytest.approx(infos[1].fresh_pair_accuracy)
     with pytest.raises(NotFoundError, match="version 0: not kept"):
         trainer.lease("leased", 0)
     trainer.lease("leased", 5)

@@ -271,10 +271,6 @@ class Unranked(Written):
             for status, post in zip(super().post(posts), posts, strict=True)
         ]
 
-    def settle(self, round: int, steps: int) -> wire.AdaptReply:
-        self.settled.append((round, steps))
-        return self.adapt([], round, None, steps, 1.0)
-
     def adapt(
         self, scored: list[wire.GroupStatus], round: int, drift: float | None, steps: int, rate: float
     ) -> wire.AdaptReply:

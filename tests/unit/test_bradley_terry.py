@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lasro import wire
 from lasro.functional.bradley_terry import (
     bradley_terry_loss,
     count_ties,
     pair_accuracy,
+    pair_kinds,
     rank_correlation,
     ranked_pairs,
 )
@@ -49,6 +51,27 @@ def test_ties_by_hand() -> None:
     assert count_ties(rewards, num_steps, 0.025) == 3
     assert count_ties(rewards, num_steps, 0.025, within_num_steps=True) == 1
     assert count_ties(rewards, num_steps, 0.0) == 0
+
+
+def test_kinds_of_pairs_by_hand() -> None:
+    """Guards against pairs of other noise counted with those of the same: only these move as a generator moves them."""
+    samples = {
+        0: (1, 0, 0, False), 1: (1, 1, 0, False), 2: (2, 0, 0, False), 3: (2, 0, 1, False), 4: (2, 1, 0, False),
+        5: (1, 0, 0, True), 6: (2, 0, 0, True), 7: (2, 0, 1, True),
+    }  # fmt: skip
+    num_steps, seeds, draws, reference = map(torch.tensor, zip(*samples.values(), strict=True))
+    all_pairs = [(i, j) for i in samples for j in range(i)]
+    winners, losers = (torch.tensor(side) for side in zip(*all_pairs, strict=True))
+    kinds = pair_kinds(num_steps, seeds, draws, reference, winners, losers)
+    found = {kind: {all_pairs[p] for p in chosen.nonzero()[:, 0].tolist()} for kind, chosen in kinds.items()}
+    assert found == {
+        "across_seeds": {(1, 0), (2, 1), (3, 1), (4, 0), (4, 2), (4, 3)},
+        "same_z1": {(3, 2), (7, 6)},
+        "between_steps": {(2, 0), (3, 0), (4, 1), (6, 5), (7, 5)},
+        "reference_one_step": {(5, 0)},
+        "reference_two_step": {(6, 2), (7, 3)},
+    }
+    assert tuple(kinds) == wire.PAIR_KINDS
 
 
 def test_loss_by_hand() -> None:

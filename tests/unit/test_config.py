@@ -70,6 +70,15 @@ def test_the_guarded_demo_is_the_demo_but_for_its_guard() -> None:
     assert differing_keys(demo, guarded) == expected
 
 
+def test_groups_that_the_reward_api_would_refuse_are_refused_first(minimal: Path) -> None:
+    """Bug: a run starts, draws a round, and ends by an error of the service about the length of a list."""
+    assert load_config(minimal, ["train.seeds_per_prompt=256"]).train.second_step_draws == 1
+    too_many = ["train.seeds_per_prompt=256", "train.second_step_draws=2"]
+    with pytest.raises(ConfigError, match="got 1536 samples a group, expected at most 1024; lower it, reference_seeds"):
+        load_config(minimal, too_many)
+    assert load_config(minimal, [*too_many, "train.reference_seeds=8"]).train.second_step_draws == 2
+
+
 def test_a_stage_one_with_nothing_to_learn_from_is_refused(minimal: Path) -> None:
     """Guards against a surrogate file that no sample was shown to."""
     with pytest.raises(ConfigError, match="rounds: got 0 without initial_samples"):

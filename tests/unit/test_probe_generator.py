@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training import sampling
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import distances, draw_noises, generator_for, sample_groups, sample_latents
+from lasro.training.sampling import (
+    distances,
+    draw_group_noises,
+    draw_noises,
+    generator_for,
+    sample_groups,
+    sample_latents,
+    sample_second_step_groups,
+)
+from lasro_client.audit.cost import Speed, images_per_round, pretrain_cost
 from lasro_client.run.probe_generator import ProbeGenerator
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]
@@ -31,8 +41,7 @@ class Uphill:
         return latents_BCHW.sum((1, 2, 3)), torch.ones_like(latents_BCHW)
 
 
-@pytest.fixture
-def probe(tiny_model_path: Path) -> ProbeGenerator:
+def make_probe(tiny_model_path: Path) -> ProbeGenerator:
     config = RunSettings.model_validate(
         {
             "name": "probe",
@@ -45,6 +54,11 @@ def probe(tiny_model_path: Path) -> ProbeGenerator:
         }
     )
     return ProbeGenerator(create_trainer(config, load_model(config.model)), config.pretrain, config.train.batch_size)
+
+
+@pytest.fixture
+def probe(tiny_model_path: Path) -> ProbeGenerator:
+    return make_probe(tiny_model_path)
 
 
 def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator) -> None:
@@ -103,6 +117,114 @@ def test_fewer_reference_samples_are_of_the_first_seeds_of_each_prompt(probe: Pr
         assert all(
             moved == pytest.approx(0, abs=1e-5) for num_steps in (1, 2) for moved in distances(pair, num_steps).to_base
         )
+
+
+def moved(probe: ProbeGenerator) -> ProbeGenerator:
+    """After an update."""
+    probe.update(2, PROMPTS, generator_for("test"), Uphill())
+    return probe
+
+
+def test_second_step_groups_share_what_the_first_step_made(probe: ProbeGenerator) -> None:
+    """Bug: the second step is never moved by itself, or rewards are paid for one-step samples that are copies."""
+    model, settings = moved(probe).trainer.model, probe.settings.model_copy(update={"second_step_draws": 2})
+    noises = draw_group_noises(model, 2, 2, generator_for("seed", 1))
+    conditioning = model.embed([PROMPTS[1].text] * 2)
+    z_1, of_base = sample_latents(model, noises, conditioning, base=True)
+    same_z_1, of_probe = sample_latents(model, noises, conditioning, base=(True, False))
+    assert torch.equal(z_1, same_z_1)
+    assert (of_base - of_probe).abs().max() > 1e-4
+    for base, own, other in ((True, of_base, of_probe), (False, of_probe, of_base)):
+        group = sample_second_step_groups(model, PROMPTS, settings, "seed", base=base)[1]
+        torch.testing.assert_close(group.latents_BCHW, torch.cat([z_1, own, other]), atol=1e-5, rtol=1e-4)
+        assert group.stages == [1] * 2 + [2] * 8
+        assert group.is_reference == [False] * 6 + [True] * 4
+        assert group.seeds == [0, 1] + [0, 0, 1, 1] * 2
+        assert group.draws == [0, 0] + [0, 1] * 4
+        assert len(group.images) * len(PROMPTS) == images_per_round(
+            settings.model_copy(update={"prompts_per_round": 2}), 2, (2,)
+        )
+        both = distances(group, 2)
+        assert (len(both.to_base), len(both.between_seeds)) == (4, 4), "two draws of a seed are not two seeds"
+
+
+def test_more_second_draws_leave_the_others_as_they_are(probe: ProbeGenerator) -> None:
+    """Bug: with another number of draws a group has other seeds too, or samples that go on from another one's z1."""
+    model, more = probe.trainer.model, probe.settings.model_copy(update={"second_step_draws": 3, "reference_seeds": 1})
+    plain = sample_groups(model, PROMPTS, probe.settings, "seed", base=True)
+    drawn = sample_groups(model, PROMPTS, more, "seed", base=True, reference_policy=moved(probe).policy)
+    for few, many in zip(plain, drawn, strict=True):
+        assert many.seeds == [0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]
+        assert many.draws == [0, 0, 0, 1, 2, 0, 1, 2, 0, 0, 1, 2]
+        assert many.is_reference == [False] * 8 + [True] * 4
+        first = [0, 1, 2, 5]
+        torch.testing.assert_close(many.latents_BCHW[first], few.latents_BCHW, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(many.latents_BCHW[2], many.latents_BCHW[3], atol=1e-3)
+        # Those of one z1 are nearer to each other than to those of another seed.
+        near, far = ((many.latents_BCHW[2] - many.latents_BCHW[i]).abs().mean() for i in (3, 5))
+        assert near < far
+
+
+class UphillAtFirst(Uphill):
+    """A gradient for the scores that are asked for first in an update, and none for the others."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def score_and_gradient(
+        self, latents_BCHW: torch.Tensor, timesteps_B: torch.Tensor, noise_BCHW: torch.Tensor, prompts: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scores_B, slope_BCHW = super().score_and_gradient(latents_BCHW, timesteps_B, noise_BCHW, prompts)
+        self.asked.append(len(prompts))
+        return scores_B, slope_BCHW * (len(self.asked) == 1)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("both", [2, 1]), ("second", [2, 2])])
+def test_a_probe_of_the_second_step_learns_from_that_alone(
+    probe: ProbeGenerator, kind: Literal["both", "second"], steps: list[int]
+) -> None:
+    """Bug: the first step's gradient, several times larger, still moves the probe generator."""
+    probe.settings = probe.settings.model_copy(update={"probe_steps": kind})
+    probe.trainer.settings = probe.trainer.settings.model_copy(update={"two_step_every": 2})
+    before, source = [parameter.detach().clone() for parameter in probe.trainer.parameters], UphillAtFirst()
+    probe.update(2, PROMPTS, generator_for("test"), source)
+    still = all(torch.equal(*pair) for pair in zip(before, probe.trainer.parameters, strict=True))
+    assert still == (kind == "second")
+    assert source.asked == steps, "what only the second step is for goes on to it"
+    probe.update(3, PROMPTS, generator_for("test"), Uphill())
+    assert not all(torch.equal(*pair) for pair in zip(before, probe.trainer.parameters, strict=True))
+
+
+def test_probes_of_both_kinds_take_turns(probe: ProbeGenerator) -> None:
+    """Bug: a probe generator whose groups are of another kind than its updates, or that changes kind in its life."""
+    probe.settings = probe.settings.model_copy(update={"probe_steps": "alternate"})
+    updated, compared = [], []
+    for round in range(9):
+        [group, _] = probe.sample_groups(round, PROMPTS, "seed", round)
+        compared.append({num_steps for num_steps, other in zip(group.stages, group.is_reference, strict=True) if other})
+        probe.update(round, PROMPTS, generator_for("test", round), Uphill())
+        updated.append(probe.trainer.base_steps[0])
+    assert updated == [False] * 5 + [True] * 3 + [False]
+    assert compared == [set(), set(), set(), {1, 2}, {1, 2}, set(), {2}, {2}, set()]
+    settings = probe.settings.model_copy(update={"rounds": 9, "second_step_draws": 3, "reference_seeds": 1})
+    groups = settings.prompts_per_round * (9 * 2 * 4 + 2 * 4 + 2 * 3)  # one-step and three two-step images a seed
+    assert pretrain_cost(settings, Speed(32, 2, 1)).calls == groups
+
+
+def test_a_resumed_probe_of_the_second_step_goes_on_as_one(probe: ProbeGenerator, tiny_model_path: Path) -> None:
+    """Bug: which step is moved is known to the process that began it alone, so a resumed run ends otherwise."""
+    resumed = make_probe(tiny_model_path)
+    for each in (probe, resumed):
+        each.settings = each.settings.model_copy(update={"probe_steps": "second"})
+    kept = probe.trainer
+    for round in (2, 3):
+        probe.update(round, PROMPTS, generator_for("test", round), Uphill())
+        if round == 2:
+            resumed.trainer.load_state(kept.state(), kept.version, kept.method.state())
+            resumed.trainer.seed = kept.seed
+    resumed.update(3, PROMPTS, generator_for("test", 3), Uphill())
+    for one, other in zip(kept.parameters, resumed.trainer.parameters, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_gpu_too_small_for_the_groups_is_told_with_what_to_lower(

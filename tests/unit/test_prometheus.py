@@ -14,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lasro.config import ServiceSettings
 from lasro.errors import ConfigError
+from lasro.wire import KindAccuracy
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observers, RunInfo
-from lasro_client.run.round_record import GeneratorRecord, RewardRecord, RoundRecord
+from lasro_client.run.round_record import GeneratorRecord, RewardRecord, RoundRecord, SurrogateRecord
 from lasro_client.services.connect import Urls, urls
 from lasro_client.watch.prometheus import PrometheusMetrics
 
@@ -26,6 +27,7 @@ RECORD = RoundRecord(
     reward_calls=90,
     rewards=RewardRecord(rewards={"binding": ByNumSteps(0.25, 0.5)}, total=ByNumSteps(0.25, 0.5)),
     generator=GeneratorRecord(drift=ByNumSteps(0.1, None)),
+    surrogate=SurrogateRecord(accuracy_by_kind={"same_z1": KindAccuracy(accuracy=0.75, pairs=8)}),
 )
 DEMO = RunInfo("demo", "train", Path("unused"), None)
 
@@ -57,6 +59,8 @@ def test_the_rounds_of_a_run_can_be_scraped(monkeypatch) -> None:
     assert samples["lasro_run_reward", "binding", "demo", "two_step"] == 0.5
     assert samples["lasro_run_total", "demo", "one_step"] == 0.25
     assert math.isnan(samples["lasro_run_gain", "demo", "one_step"])
+    assert samples["lasro_run_pair_accuracy", "demo", "same_z1"] == 0.75
+    assert math.isnan(samples["lasro_run_pair_accuracy", "across_seeds", "demo"])
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
 

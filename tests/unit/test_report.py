@@ -354,6 +354,16 @@ def test_moving_average_has_no_bias_to_zero():
     assert moving_average([0, 1], momentum=0.5) == pytest.approx([0, 2 / 3])
 
 
+def test_a_round_counts_by_its_pairs(tmp_path):
+    """Bug: a round with two pairs of a kind, half of them right by chance, weighs as much as one with hundreds."""
+    assert moving_average([0, 1], momentum=0.5, weights=[2, 3]) == pytest.approx([0, 3 / 4])
+    rounds = [{"same_z1": {"accuracy": 0.25, "pairs": 1}}, {}, {"same_z1": {"accuracy": 0.75, "pairs": 9}}]
+    lines = [json.dumps(line(i, accuracy_by_kind=found)) + "\n" for i, found in enumerate(rounds)]
+    (tmp_path / "log.jsonl").write_text("".join(lines))
+    # 0.75 - 0.5 * (0.9 ** 1 * 1) / (0.9 ** 1 * 1 + 9)
+    assert "other second noise: 0.25 at round 1, 0.705 at round 3" in write_report(tmp_path).read_text()
+
+
 def test_ticks_are_round_numbers_within_the_range():
     """Labels such as 0.30000000000000004 or ticks outside the frame."""
     assert nice_ticks(0.13, 0.86) == [0.2, 0.4, 0.6, 0.8]

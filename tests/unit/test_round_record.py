@@ -9,6 +9,7 @@ import pytest
 
 from lasro.errors import WireError
 from lasro.functional.reward_totals import Scale
+from lasro.wire import KindAccuracy
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.round_record import (
     GeneratorRecord,
@@ -43,6 +44,7 @@ TRAIN = RoundRecord(
         pair_accuracy=0.7,
         fresh_pair_accuracy=0.65,
         reward_gap=0.4,
+        accuracy_by_kind={"same_z1": KindAccuracy(accuracy=0.75, pairs=8)},
         stale_groups=1,
         ranked_pairs=60,
         tied_pairs=6,
@@ -58,12 +60,12 @@ TRAIN = RoundRecord(
     health=HealthRecord("the reward fell", "roll_back"),
 )
 KEYS = [
-    "stage", "round", "rounds", "elapsed_s", "phase", "restarts", "event", "reward", "total", "vetoed", "reference", "gain", "reward_versions",
-    "samples", "scored_samples", "failures", "drift", "score", "loss", "regulariser", "grad_norm", "image_drift",
-    "drift_target", "regulariser_weight", "bt_loss",
-    "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap", "stale_groups", "constant_groups",
-    "ranked_pairs", "tied_pairs", "spread", "tie_margin", "failed_samples", "scales", "surrogate_version",
-    "reward_calls", "policy_version", "unranked_rounds", "trouble", "action",
+    "stage", "round", "rounds", "elapsed_s", "phase", "restarts", "event", "reward", "total", "vetoed", "reference",
+    "gain", "reward_versions", "samples", "scored_samples", "failures", "drift", "score", "loss", "regulariser",
+    "grad_norm", "image_drift", "drift_target", "regulariser_weight", "bt_loss", "pair_accuracy", "fresh_pair_accuracy",
+    "held_out_pair_accuracy", "reward_gap", "accuracy_by_kind", "stale_groups", "constant_groups", "ranked_pairs",
+    "tied_pairs", "spread", "tie_margin", "failed_samples", "scales", "surrogate_version", "reward_calls",
+    "policy_version", "unranked_rounds", "trouble", "action",
 ]  # fmt: skip
 OF_THE_GENERATOR = {
     "drift", "score", "loss", "regulariser", "grad_norm", "image_drift", "drift_target", "regulariser_weight", "phase",

@@ -14,7 +14,7 @@ from lasro.errors import BusyError, DeviceMemoryError, NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.models.frozen import FrozenModel, ModelCache
 from lasro.training.ranking import Ranker
-from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup
+from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup, origins_of
 from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
 
 SHAPE = (4, 8, 8)
@@ -166,6 +166,28 @@ def test_statistics_of_new_groups(frozen):
     assert (again.loss, again.pairs) == (None, 0)
     assert statistics.pairs >= 30
     assert statistics.held_out_pair_accuracy is None
+
+
+def test_pairs_are_counted_by_kind_over_groups(frozen):
+    """Bug: an accuracy of kinds averaged over groups in place of pairs, or measured after training on them."""
+    replay, trainer = replay_of(0), SurrogateTrainer(frozen, SETTINGS, OBJECTIVE)
+    origins = origins_of([0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0], [False] * 6 + [True] * 2)
+    for group in replay_of(4).draw(4, np.random.default_rng(0)):
+        known = dataclasses.replace(group, num_steps_N=np.array([1, 2, 2, 2, 1, 2, 1, 2]))
+        replay.add(dataclasses.replace(known, origins=None if group.group_id == "g0" else origins))
+    names = replay.activate()
+    untrained = trainer.rank(replay.named(names), trainer.ranker(replay)).by_kind
+    statistics = adapt(trainer, replay, request(20, names), lambda: False)
+    assert statistics.accuracy_by_kind == untrained
+    assert list(untrained) == list(wire.PAIR_KINDS)
+    assert untrained["reference_one_step"].pairs == 3
+    of_each = [trainer.rank([group], trainer.ranker(replay)).by_kind for group in replay.named(names)]
+    assert of_each[0] == {}
+    after = trainer.rank(replay.named(names), trainer.ranker(replay)).by_kind
+    for kind, found in after.items():
+        groups = [each[kind] for each in of_each[1:]]
+        assert found.pairs == sum(each.pairs for each in groups)
+        assert found.accuracy == pytest.approx(sum(each.accuracy * each.pairs for each in groups) / found.pairs)
 
 
 def pairs(

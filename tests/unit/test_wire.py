@@ -126,6 +126,7 @@ STATISTICS = wire.AdaptStatistics(
     pairs=1,
     constant_groups=0,
     failed_samples=0,
+    accuracy_by_kind={"same_z1": wire.KindAccuracy(accuracy=1, pairs=3)},
     scales={"r": Scale(1.5, 2.0)},
     stale_groups=0,
     duration_s=1,

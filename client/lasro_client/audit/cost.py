@@ -7,12 +7,14 @@ Time is that of scoring alone: drawing and training come on top.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
-from lasro_client.run.probe_generator import probe_age
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
+from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,35 @@ def run_costs(
     }
 
 
-def images_per_round(settings: SamplingSettings, policies: int) -> int:
-    """One- and two-step images of all prompts and seeds, without (1) or with (2) those of a reference policy."""
-    seeds = settings.seeds_per_prompt + (policies - 1) * settings.num_reference_seeds
-    return settings.prompts_per_round * seeds * len(ALL_NUM_STEPS)
+def images_per_round(
+    settings: SamplingSettings, policies: int, reference_steps: Sequence[NumSteps] = ALL_NUM_STEPS
+) -> int:
+    """One- and two-step images of all prompts, seeds and second-step draws.
+
+    Without (1) or with (2) those of a reference policy, which has images of the numbers of steps in `reference_steps`.
+    """
+    per_seed = {1: 1, 2: settings.second_step_draws}
+    own = settings.seeds_per_prompt * sum(per_seed.values())
+    reference = settings.num_reference_seeds * sum(per_seed[num_steps] for num_steps in reference_steps)
+    return settings.prompts_per_round * (own + (policies - 1) * reference)
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
     """Stage 2. The base is sampled too once the generator is another."""
     alone = _rounds_as_base(settings)
-    return _of_rounds(settings, alone, settings.max_rounds - alone, speed)
+    cheap, dear = (images_per_round(settings, policies) for policies in (1, 2))
+    return _of_rounds({cheap: alone, dear: settings.max_rounds - alone}, speed)
 
 
 def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:
     """Stage 1. The probe generator is sampled too while it is active."""
-    with_probe = sum(probe_age(settings, round) > 0 for round in range(settings.rounds))
-    return _of_rounds(settings, settings.rounds - with_probe, with_probe, speed)
+    return _of_rounds(Counter(_images_of_stage1(settings, round) for round in range(settings.rounds)), speed)
+
+
+def _images_of_stage1(settings: PretrainSettings, round: int) -> int:
+    if probe_age(settings, round) == 0:
+        return images_per_round(settings, 1)
+    return images_per_round(settings, 2, (2,) if moves_second_step_alone(settings, round) else ALL_NUM_STEPS)
 
 
 def evaluation_cost(prompts: int, batch: int, speed: Speed) -> Cost:
@@ -101,7 +116,7 @@ def _rounds_as_base(settings: TrainSettings) -> int:
     return 0 if settings.initial_adapter is not None else min(settings.max_rounds, (settings.warmup_rounds or 0) + 1)
 
 
-def _of_rounds(settings: SamplingSettings, alone: int, with_reference: int, speed: Speed) -> Cost:
-    cheap, dear = (images_per_round(settings, policies) for policies in (1, 2))
-    calls = (alone * cheap + with_reference * dear) * speed.repeats
-    return Cost(calls, alone * speed.seconds(cheap) + with_reference * speed.seconds(dear))
+def _of_rounds(rounds: Mapping[int, int], speed: Speed) -> Cost:
+    """Of so many rounds of so many images: number of rounds by number of images."""
+    calls = sum(images * count for images, count in rounds.items()) * speed.repeats
+    return Cost(calls, sum(count * speed.seconds(images) for images, count in rounds.items()))

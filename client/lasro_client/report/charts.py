@@ -16,7 +16,7 @@ SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; `tone` 1 to 3 picks its colour."""
+    """One curve; `tone` 1 to 5 picks its colour."""
 
     label: str
     tone: int
@@ -36,12 +36,18 @@ class Chart:
     svg: Markup
 
 
-def moving_average(values: Sequence[float], momentum: float = SMOOTHING) -> list[float]:
-    """Exponential moving average without the bias towards 0 at the start (Adam, arXiv 1412.6980, section 3)."""
-    average, smoothed = 0.0, []
-    for count, value in enumerate(values, 1):
-        average = momentum * average + (1 - momentum) * value
-        smoothed.append(average / (1 - momentum**count))
+def moving_average(
+    values: Sequence[float], momentum: float = SMOOTHING, weights: Sequence[float] | None = None
+) -> list[float]:
+    """Exponential moving average without the bias towards 0 at the start (Adam, arXiv 1412.6980, section 3).
+
+    `weights` > 0, one per value, say how much each counts besides; absent: all alike.
+    """
+    total, weight, smoothed = 0.0, 0.0, []
+    for value, counts in zip(values, weights or [1.0] * len(values), strict=True):
+        total = momentum * total + (1 - momentum) * counts * value
+        weight = momentum * weight + (1 - momentum) * counts
+        smoothed.append(total / weight)
     return smoothed
 
 

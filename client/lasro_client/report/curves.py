@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lasro_client.evaluation.num_steps import NumSteps
-from lasro_client.report.charts import Chart, Series, chart
+from lasro_client.report.charts import Chart, Series, chart, moving_average
 from lasro_client.report.run_data import RunData, points
 from lasro_client.run.round_record import Means, RoundRecord, Stage
 
 STEP_TITLES: dict[NumSteps, str] = {2: "Two steps", 1: "One step"}
 TONES: dict[NumSteps, int] = {1: 1, 2: 2}
+KINDS: dict[str, tuple[str, int]] = {
+    "reference_one_step": ("reference, one step", 1),
+    "reference_two_step": ("reference, two steps", 2),
+    "same_z1": ("same z1, other second noise", 3),
+    "between_steps": ("one step against two", 4),
+    "across_seeds": ("other first noise", 5),
+}
+"""Label and tone of each kind of pairs."""
 COMBINATIONS = {
     "sum": "Weighted sum that is trained on.",
     "product": "Product of powers that is trained on.",
@@ -116,6 +124,15 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             reference=0.5,
         ),
         chart(
+            "Pair accuracy by kind",
+            "Fresh pairs by what their samples share, averaged over rounds by number of pairs. A generator moves each "
+            "sample while its noise stays: the curves of reference samples say whether the gradient helps.",
+            [_kind(rounds, kind) for kind in KINDS],
+            floor=0.45,
+            ceiling=1.0,
+            reference=0.5,
+        ),
+        chart(
             "Surrogate against reward",
             "1 − rank correlation within fresh groups: 0 is perfect, 1 is no relation.",
             [Series("gap", 2, points(rounds, lambda r: r.surrogate.reward_gap))],
@@ -129,6 +146,18 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             reference=0.693,
         ),
     ]
+
+
+def _kind(rounds: list[RoundRecord], kind: str) -> Series:
+    """Averages alone: five curves with their single rounds are a tangle."""
+    label, tone = KINDS[kind]
+    found = [
+        (record.round + 1, record.surrogate.accuracy_by_kind[kind])
+        for record in rounds
+        if kind in record.surrogate.accuracy_by_kind
+    ]
+    averages = moving_average([each.accuracy for _, each in found], weights=[each.pairs for _, each in found])
+    return Series(label, tone, [(done, y) for (done, _), y in zip(found, averages, strict=True)], smooth=False)
 
 
 def _both(rounds: list[RoundRecord], read: Callable[[RoundRecord], Means | None]) -> list[Series]:

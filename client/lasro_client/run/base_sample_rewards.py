@@ -5,7 +5,8 @@ it. The samples of a large model would take gigabytes; the seed of their noise t
 hand. `lasro pretrain` writes `base_rewards.jsonl`, a line per round; `train.initial_base_rewards` of a stage-2 run
 names it.
 
-Shape legend: K seeds of a prompt; lists of rewards have the K one-step samples first, then the two-step ones.
+Shape legend: K seeds of a prompt, D second-step draws of each; lists of rewards have the K one-step samples first, then
+the K D two-step ones.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from lasro.config import Timesteps, TrainSettings
 from lasro.errors import ConfigError
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
-from lasro.training.sampling import GroupSummary, draw_noises, generator_for, sample_latents
+from lasro.training.sampling import GroupSummary, draw_group_noises, generator_for, label_samples, sample_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.services.feedback import FeedbackClient
 
 BASE_REWARDS_FILE = "base_rewards.jsonl"
@@ -39,7 +39,8 @@ class GroupRewards(Message):
     """Rewards of one group's base samples."""
 
     prompt: str
-    rewards: dict[str, list[Finite | None]] = Field(description="2 K each, null where one failed")
+    rewards: dict[str, list[Finite | None]] = Field(description="K + K D each, null where one failed")
+    second_step_draws: int = Field(default=1, ge=1, description="D")
 
 
 class RoundRewards(Message):
@@ -82,6 +83,7 @@ def base_rewards_of(
         GroupRewards(
             prompt=group.prompt.text,
             rewards={name: column(group, status, name) for name in (status.items or [])[0].scores},
+            second_step_draws=1 + max(group.draws or [0]),
         )
         for group, status in zip(groups, scored, strict=True)
     ]
@@ -130,12 +132,13 @@ def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | N
 
 
 def _num_seeds(group: GroupRewards) -> int:
-    return len(next(iter(group.rewards.values()))) // 2
+    return len(next(iter(group.rewards.values()))) // (1 + group.second_step_draws)
 
 
 def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
-    K = whole.drawn
-    columns = {name: r[:K][:seeds] + r[K:][:seeds] for name, r in whole.group.rewards.items()}
+    K, D = whole.drawn, whole.group.second_step_draws
+    later = None if seeds is None else seeds * D
+    columns = {name: r[:K][:seeds] + r[K:][:later] for name, r in whole.group.rewards.items()}
     return whole._replace(group=whole.group.model_copy(update={"rewards": columns}))
 
 
@@ -165,25 +168,26 @@ def preload_replay(
 
 @torch.no_grad()
 def draw_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
-    """The base's samples of each group [2 K, C, H, W], float16 on the CPU.
+    """The base's samples of each group [K + K D, C, H, W], float16 on the CPU. All groups of a run have the same D.
 
     At the timesteps at which they were rewarded, whatever those of this run are.
     """
     model = model.with_timesteps(batch[0].timesteps)
-    counts = [_num_seeds(seeds.group) for seeds in batch]
-    whole = (draw_noises(model, seeds.drawn, generator_for(*seeds.seed)) for seeds in batch)
-    draws = [[noise[:K] for noise in drawn] for K, drawn in zip(counts, whole, strict=True)]
+    counts, D = [_num_seeds(seeds.group) for seeds in batch], batch[0].group.second_step_draws
+    whole = (draw_group_noises(model, seeds.drawn, D, generator_for(*seeds.seed)) for seeds in batch)
+    draws = [[x_tau0[:K], eps[: K * D]] for K, (x_tau0, eps) in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     with device_memory(f"drawing {sum(counts)} base samples again", "lower train.carried_seeds"):
         rows = model.embed([seeds.group.prompt for seeds in batch])
         conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
         taken = sample_latents(model, noises, conditioning, base=True)
-    samples = [z.to(torch.float16).cpu().split(counts) for z in taken]
+    of_each = (counts, [K * D for K in counts])
+    samples = [z.to(torch.float16).cpu().split(sizes) for z, sizes in zip(taken, of_each, strict=True)]
     return (torch.cat(parts) for parts in zip(*samples, strict=True))
 
 
 def _submission(group: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
-    K = len(latents_NCHW) // 2
+    labels = label_samples(_num_seeds(group), group.second_step_draws)
     return GroupSubmission(
         group_id=f"stage1-{index:04d}",
         round=BEFORE_THE_FIRST_ROUND,
@@ -191,10 +195,10 @@ def _submission(group: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[s
         prompt=group.prompt,
         policy_version=0,
         rewards=rewards,
-        stages=[num_steps for num_steps in ALL_NUM_STEPS for _ in range(K)],
-        seeds=[seed for _ in ALL_NUM_STEPS for seed in range(K)],
-        draws=[0] * 2 * K,
-        reference=[False] * 2 * K,
+        stages=labels.stages,
+        seeds=labels.seeds,
+        draws=labels.draws,
+        reference=[False] * len(labels.stages),
         scores={name: group.rewards[name] for name in rewards},
         latents=pack_tensors({"latents": latents_NCHW.numpy()}),
     )

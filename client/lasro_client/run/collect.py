@@ -135,6 +135,7 @@ def record_surrogate(reply: AdaptReply) -> SurrogateRecord:
         fresh_pair_accuracy=statistics.fresh_pair_accuracy,
         held_out_pair_accuracy=statistics.held_out_pair_accuracy,
         reward_gap=statistics.reward_gap,
+        accuracy_by_kind=statistics.accuracy_by_kind,
         stale_groups=statistics.stale_groups,
         constant_groups=statistics.constant_groups,
         ranked_pairs=statistics.ranked_pairs,

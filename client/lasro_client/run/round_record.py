@@ -17,6 +17,7 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 from lasro.errors import WireError
 from lasro.functional.reward_totals import Scale
 from lasro.validation import explain
+from lasro.wire import KindAccuracy
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.services.failures import Failure
 
@@ -62,6 +63,7 @@ class SurrogateRecord:
     fresh_pair_accuracy: float | None = None
     held_out_pair_accuracy: float | None = None
     reward_gap: float | None = None
+    accuracy_by_kind: Mapping[str, KindAccuracy] = field(default_factory=dict)
     stale_groups: int = 0
     constant_groups: int = 0
     ranked_pairs: int = 0

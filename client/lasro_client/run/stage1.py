@@ -18,7 +18,7 @@ from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
+from lasro.training.sampling import Group, draw_prompts, generator_for
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
 from lasro_client.run.collect import collect, record_rewards, record_surrogate
@@ -196,19 +196,8 @@ class Pretraining:
         return record
 
     def _sample(self, prompts: list[Prompt], first: int) -> list[Group]:
-        """Samples of the base and, while the probe generator is active, its samples as reference."""
         round = self.progress.round
-        policy = self.probe.policy if self.probe.is_active(round) else None
-        seed = (self.config.seed, "pretrain", round)
-        return sample_groups(
-            self.probe.trainer.model,
-            prompts,
-            self.config.pretrain,
-            *seed,
-            base=True,
-            reference_policy=policy,
-            first=first,
-        )
+        return self.probe.sample_groups(round, prompts, self.config.seed, "pretrain", round, first=first)
 
     def final_steps(self, stop: StopRequest) -> None:
         """`pretrain.final_steps` surrogate steps, a few per request: a stopped run goes on from the last request.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lasro.errors import ConfigError
+from lasro.wire import PAIR_KINDS
 from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import Means, RoundRecord
 
@@ -70,6 +71,7 @@ def gauges(run: str, registry: Any) -> Callable[[RoundRecord], None]:
     total = gauge("lasro_run_total", "Mean total of the rewards of the generator's own samples, of one round", "stage")
     gain = gauge("lasro_run_gain", "The same minus that of the base on the same noise", "stage")
     drift = gauge("lasro_run_drift", "Distance from the base's latents; 1: as another seed", "stage")
+    accuracy = gauge("lasro_run_pair_accuracy", "The surrogate's on fresh pairs, by what a pair shares", "kind")
 
     def set_means(gauge: Gauge, means: Means, *labels: str) -> None:
         # Not a number where nothing was measured: the value of another round would be taken for this one's.
@@ -85,5 +87,8 @@ def gauges(run: str, registry: Any) -> Callable[[RoundRecord], None]:
         set_means(total, record.rewards.total)
         set_means(gain, record.rewards.gain)
         set_means(drift, record.generator.drift)
+        for kind in PAIR_KINDS:
+            found = record.surrogate.accuracy_by_kind.get(kind)
+            accuracy.labels(run, kind).set(float("nan") if found is None else found.accuracy)
 
     return set_all

@@ -101,6 +101,7 @@ class RunActor:
                 kept=version in kept,
                 policy_version=commit.policy_version,
                 fresh_pair_accuracy=None if commit.reply is None else commit.reply.statistics.fresh_pair_accuracy,
+                accuracy_by_kind={} if commit.reply is None else commit.reply.statistics.accuracy_by_kind,
                 held_out_pair_accuracy=commit.measured.held_out_accuracy,
                 reward_gap=commit.measured.reward_gap,
                 drift=commit.drift,
