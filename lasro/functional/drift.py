@@ -9,7 +9,7 @@ another prompt, so that nothing of the prompt need be left. Twice as large a cha
 Distances between two noises are the other yardstick. They depend on how alike the base draws one prompt, so the same
 number may be hardly visible for one set of prompts and a loss for another.
 
-Shape legend: N samples, one of each prompt; `...` the elements of a sample, an image or a latent of any shape.
+Shape legend: N, M samples, behind which come their elements: images or latents of any one shape.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ def mean_square_between(samples: Iterable[Tensor]) -> float | None:
     if count < 2:
         return None
     return max(0.0, 2 * (squares - total.square().mean().item() / count) / (count - 1))
+
+
+def mean_square_between_sets(a_N: Tensor, b_M: Tensor) -> float:
+    """mean_{i, j} |a_i - b_j|^2 of every pair of one sample from each: those of two prompts with several noises."""
+    means = [x.double().mean(0) for x in (a_N, b_M)]
+    inner = (means[0] * means[1]).mean().item()
+    return a_N.double().square().mean().item() + b_M.double().square().mean().item() - 2 * inner
 
 
 def drift_distance(moved_N: Sequence[float], unit: float | None) -> tuple[float | None, float | None]:

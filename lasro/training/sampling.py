@@ -19,6 +19,7 @@ from torch import Tensor
 from lasro.config import SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.functional.consistency import sample
+from lasro.functional.drift import drift_distance, mean_square_between_sets, mean_square_difference
 from lasro.images import png_bytes
 from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.device import device_memory
@@ -44,12 +45,26 @@ class Group(NamedTuple):
 
 
 class Distances(NamedTuple):
-    """Mean absolute differences between latents of one prompt and one number of denoising steps."""
+    """Between latents of one number of denoising steps: mean absolute differences, then mean square ones."""
 
     to_base: list[float]
     """Own samples against the base's of the same noise."""
     between_seeds: list[float]
-    """The base's samples of two noises against each other: the yardstick."""
+    """The base's samples of two noises against each other: a change of seed."""
+    squares_to_base: list[float]
+    """As `to_base`, mean square."""
+    squares_between_prompts: list[float]
+    """The base's samples against those of each later group of another prompt, mean square: a change of prompt."""
+
+
+class BasePairs(NamedTuple):
+    """Of the base's samples of two prompts: the sum of their mean square differences, and how many pairs that were.
+
+    The base does not change, so it may be kept from round to round: a round of few prompts has few pairs.
+    """
+
+    total: float = 0.0
+    number: int = 0
 
 
 class GroupSummary(NamedTuple):
@@ -151,13 +166,43 @@ def distances(group: Group, num_steps: int) -> Distances:
     own, base = latents[chosen & ~is_reference], latents[chosen & is_reference]
     to_base = (own[: len(base)] - base).abs().mean((1, 2, 3)).tolist() if len(base) else []
     between_seeds = [(base[i] - base[j]).abs().mean().item() for i in range(len(base)) for j in range(i)]
-    return Distances(to_base, between_seeds)
+    squares = [mean_square_difference(a, b) for a, b in zip(own, base, strict=False)]
+    return Distances(to_base, between_seeds, squares, [])
 
 
-def summarise_group(group: Group) -> GroupSummary:
-    """What is kept of a group once it is posted."""
-    by_steps = {num_steps: distances(group, num_steps) for num_steps in (1, 2)}
+def _base_samples(group: Group, num_steps: int) -> Tensor:
+    chosen = (torch.tensor(group.stages) == num_steps) & torch.tensor(group.is_reference)
+    return group.latents_BCHW[chosen]
+
+
+def summarise_group(group: Group, later: Sequence[Group] = ()) -> GroupSummary:
+    """What is kept of a group once it is posted; `later`: those that its base samples are compared with."""
+    by_steps = {}
+    for num_steps in (1, 2):
+        base = _base_samples(group, num_steps)
+        others = [_base_samples(other, num_steps) for other in later if other.prompt.text != group.prompt.text]
+        pairs = [mean_square_between_sets(base, other) for other in others if len(base) and len(other)]
+        by_steps[num_steps] = distances(group, num_steps)._replace(squares_between_prompts=pairs)
     return GroupSummary(group.prompt, group.stages, group.is_reference, by_steps)
+
+
+def base_pairs(groups: Sequence[GroupSummary], num_steps: int, so_far: BasePairs) -> BasePairs:
+    """Those `so_far` and those of these groups; the groups of several processes are compared within each process."""
+    pairs = [square for group in groups for square in group.distances[num_steps].squares_between_prompts]
+    return BasePairs(so_far.total + sum(pairs), so_far.number + len(pairs))
+
+
+def distance_from_base(
+    groups: Sequence[GroupSummary], num_steps: int, pairs: BasePairs
+) -> tuple[float | None, float | None]:
+    """Root mean square distance of own latents from the base's of the same noise, in changes of prompt, and its error.
+
+    See `lasro.functional.drift`; the error is over the prompts of these groups. None without the base's samples of two
+    prompts. These are samples of the weights as they are, not of the averaged ones.
+    """
+    squares = [group.distances[num_steps].squares_to_base for group in groups]
+    means = [sum(of_prompt) / len(of_prompt) for of_prompt in squares if of_prompt]
+    return drift_distance(means, pairs.total / pairs.number if pairs.number else None)
 
 
 def drift_from_base(groups: list[GroupSummary], num_steps: int) -> float | None:

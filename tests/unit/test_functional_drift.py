@@ -7,7 +7,12 @@ import itertools
 import pytest
 import torch
 
-from lasro.functional.drift import drift_distance, mean_square_between, mean_square_difference
+from lasro.functional.drift import (
+    drift_distance,
+    mean_square_between,
+    mean_square_between_sets,
+    mean_square_difference,
+)
 
 
 def test_mean_square_by_hand():
@@ -47,3 +52,8 @@ def test_a_base_without_diversity_gives_no_distance(unit):
     """Guards against infinity in drift.json."""
     assert drift_distance([1.0, 2.0], unit) == (None, None)
     assert drift_distance([], 1.0) == (None, None)
+
+
+def test_pairs_of_two_prompts_by_hand():
+    """Guards the shortcut by means: 0 and 2 against 3 differ by 9 and 1."""
+    assert mean_square_between_sets(torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0]])) == pytest.approx(5.0)

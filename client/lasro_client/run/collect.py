@@ -69,7 +69,7 @@ def collect(
         scored = feedback.post(posts)
         if keep is not None:
             keep_samples(keep, posts, scored)
-        return Collected([summarise_group(group) for group in groups], scored)
+        return Collected([summarise_group(group, groups[i:]) for i, group in enumerate(groups, 1)], scored)
 
     shares = feedback.peers.all_gather(collect_share, Collected)
     groups = [group for share in shares for group in share.groups]
