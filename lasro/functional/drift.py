@@ -9,7 +9,7 @@ another prompt, so that nothing of the prompt need be left. Twice as large a cha
 Distances between two noises are the other yardstick. They depend on how alike the base draws one prompt, so the same
 number may be hardly visible for one set of prompts and a loss for another.
 
-Shape legend: N samples, one of each prompt; `...` the elements of a sample, an image or a latent of any shape.
+Shape legend: N, M samples, behind which come their elements: images or latents of any one shape.
 """
 
 from __future__ import annotations

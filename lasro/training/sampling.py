@@ -63,7 +63,7 @@ class Distances(NamedTuple):
     to_base: list[float]
     """Own samples against the base's of the same noise."""
     between_seeds: list[float]
-    """The base's samples of two noises against each other: the yardstick."""
+    """The base's samples of two noises against each other: a change of seed."""
 
 
 class GroupSummary(NamedTuple):
@@ -256,15 +256,13 @@ def sample_perturbed(
     What is drawn depends on a sample's own noise alone, so that it is the same however samples are shared out.
     """
     found = []
-    for z_BCHW in sample_latents(model, noises, conditioning, base=True):
+    for z_BCHW, noise_BCHW in zip(sample_latents(model, noises, conditioning, base=True), noises, strict=True):
         rows = []
-        for noise_CHW in noises[-1]:
-            generator = generator_for("perturbation", len(found), *noise_CHW.flatten()[:4].tolist())
-            share = torch.rand(1, generator=generator)
-            rows.append((share, smooth_noise((1, *noise_CHW.shape), generator)))
-        shares_B, drawn = torch.cat([share for share, _ in rows]), torch.cat([noise for _, noise in rows])
-        device = z_BCHW.device
-        found.append(perturb(z_BCHW, drawn.to(device), (size * shares_B).to(device)))
+        for noise_CHW in noise_BCHW:
+            generator = generator_for("perturbation", *noise_CHW.flatten()[:4].tolist())
+            rows.append((torch.rand(1, generator=generator), smooth_noise((1, *noise_CHW.shape), generator)))
+        sizes_B, drawn_BCHW = torch.cat([size * share for share, _ in rows]), torch.cat([noise for _, noise in rows])
+        found.append(perturb(z_BCHW, drawn_BCHW.to(z_BCHW.device), sizes_B.to(z_BCHW.device)))
     return found
 
 

@@ -179,6 +179,8 @@ def test_stage_two_leaves_all_it_promises(finished: tuple[RunSettings, Path, dic
     figures = summary["rewards"]["jpeg-incompressibility"]["two_step"]
     assert figures["difference"]["mean"] == pytest.approx(figures["after"]["mean"] - figures["before"]["mean"])
     assert summary["drift"]["n"] == 2
+    assert summary["held_out_drift"]["one_step"]["distance"]["n"] == 3
+    assert summary["held_out_drift"]["two_step"]["distance"]["mean"] > 0
     lines = log_lines(folder)
     assert [line["round"] for line in lines] == [0, 1, 2, 3]
     assert lines[0]["loss"] is None, "a warm-up round must not touch the generator"

@@ -21,7 +21,7 @@ from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.evaluation import score_prompts as evaluation_module
 from lasro_client.evaluation.compare_to_base import evaluate_beside_base
-from lasro_client.evaluation.drift import measure_drift
+from lasro_client.evaluation.drift import draw_base, measure_drift, measure_held_out_drift, measure_movement
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
@@ -168,6 +168,27 @@ def test_drift_is_zero_without_change_and_grows_with_it(model, tmp_path):
     assert drift.ratio.mean > 0.01
     pairs = [Path(tmp_path / name / "00001.png").read_bytes() for name in ("before", "after")]
     assert pairs[0] != pairs[1]
+
+
+def test_held_out_drift_is_that_of_the_evaluated_images(model, api, tmp_path):
+    """Bug: nothing was measured on held-out prompts. Guards against other noise than the evaluation's."""
+    base = draw_base(model, PROMPTS[:2], SEED)
+    assert measure_movement(model, base).two_step.mean == 0
+    moved = with_adapter(model, 0.3)
+    for name in ("before", "after"):
+        evaluate(moved, PROMPTS[:2], ["brightness"], api, SEED, tmp_path / name, base=name == "before")
+    found, movement = measure_held_out_drift(moved, PROMPTS[:2], SEED, tmp_path), measure_movement(moved, base)
+    assert found.one_step.distance == movement.one_step
+    assert found.two_step.distance == movement.two_step
+    assert all(each.mean is not None and each.mean > 0.001 for each in movement.values())
+    assert found.two_step.ratio.n == 2
+
+
+def test_the_movement_of_one_prompt_is_in_changes_of_seed(model):
+    """Guards against a run about one prompt that has no figure, or divides by zero."""
+    base = draw_base(model, PROMPTS[:1], SEED)
+    assert all(base.units.values())
+    assert measure_movement(with_adapter(model, 0.0), base).one_step.mean == 0
 
 
 def test_a_broken_adapter_is_not_scored(model, api):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lasro.errors import WireError
-from lasro_client.evaluation.drift import drift_figure, mean_absolute_difference
+from lasro.files import write_atomically
+from lasro.images import png_bytes
+from lasro_client.evaluation.drift import StoredImages, drift_figure, mean_absolute_difference
 
 
 def flat(value):
@@ -56,6 +58,21 @@ def test_one_prompt_is_measured_in_changes_of_seed():
     assert (alone.distance.mean, alone.distance.sem, alone.prompt_to_prompt_255) == (0.5, None, None)
     alike = drift_figure([flat(0)] * 2, [flat(5)] * 2, [flat(10)] * 2)
     assert (alike.distance.mean, alike.prompt_to_prompt_255) == (0.5, 0.0)
+
+
+def test_stored_images_give_the_same_figure(tmp_path):
+    """Guards against images that can be read once only, and a `seeds` over prompts that have no other seed."""
+    images = [flat(0), flat(50), flat(20)], [flat(10), flat(80), flat(20)]
+    for name, side in zip(("before", "after"), images, strict=True):
+        for index, image in enumerate(side):
+            write_atomically(tmp_path / name / f"{index:05d}.png", png_bytes(image))
+    before, after = (StoredImages(tmp_path / name, 3) for name in ("before", "after"))
+    other = [flat(40)]
+    assert drift_figure(before, after, other) == drift_figure(images[0], images[1], other)
+    both = drift_figure(before, after, other).both()
+    assert (both["distance"]["n"], both["seeds"]["n"], both["seeds"]["mean"]) == (3, 1, 0.25)
+    with pytest.raises(FileNotFoundError):
+        list(StoredImages(tmp_path / "before", 4))
 
 
 def test_seeds_that_do_not_differ_give_no_ratio():

@@ -7,7 +7,11 @@ import itertools
 import pytest
 import torch
 
-from lasro.functional.drift import drift_distance, mean_square_between, mean_square_difference
+from lasro.functional.drift import (
+    drift_distance,
+    mean_square_between,
+    mean_square_difference,
+)
 
 
 def test_mean_square_by_hand():

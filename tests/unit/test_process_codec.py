@@ -24,7 +24,10 @@ from lasro_client.services.connect import Urls
 ITEM = wire.ScoredItem(scores={"r": wire.RewardValue(score=0.1, status=wire.Status.OK)}, total=None)
 STATUS = wire.GroupStatus(group_id="g", state=wire.GroupState.SCORED, items=[ITEM], reward_calls=1)
 SUMMARY = GroupSummary(
-    Prompt("p", {"any": [1, None]}), [1, 2], [False, True], {1: Distances([0.1], []), 2: Distances([], [0.2])}
+    Prompt("p", {"any": [1, None]}),
+    [1, 2],
+    [False, True],
+    {1: Distances([0.1], [], [0.2], []), 2: Distances([], [0.2], [], [0.3, 0.4])},
 )
 EVALUATION = Evaluation(prompts=["p"], seed=3, rewards={"r": ByNumSteps([0.5], [None])})
 

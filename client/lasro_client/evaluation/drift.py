@@ -9,10 +9,10 @@ Shape legend: N prompts, HWC pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,20 @@ import torch
 from lasro.errors import WireError
 from lasro.files import write_atomically, write_json
 from lasro.functional.drift import drift_distance, mean_square_between, mean_square_difference
-from lasro.images import png_bytes
+from lasro.images import MAX_PIXELS, decode_image, png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.training.prompts import Prompt
+from lasro_client.evaluation.num_steps import ByNumSteps, NumSteps
 from lasro_client.evaluation.paired_statistics import Estimate, estimate, ratio_of_means
+from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.evaluation.score_prompts import batch_size, draw_one_and_two_steps
 
 # Far from seed + i of any prompt, so that no image of one set is an image of the other.
 OTHER_SEED_OFFSET = 1_000_000
+OTHER_SEED_PROMPTS = 32
+"""Of the held-out prompts, how many the base draws with another seed: the yardstick needs no more."""
+Images = Iterable[np.ndarray]
+"""One image of each prompt; iterated over several times."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Drift:
     mean_abs_255: float
     """Mean absolute pixel difference, adapted against base, same prompt and seed; 0 to 255."""
     seed_to_seed_255: float
-    """The same between two seeds of the base."""
+    """The same between two seeds of the base, over the prompts of `ratio`."""
 
     def as_dict(self) -> dict[str, Any]:
         """The content of drift.json."""
@@ -60,6 +66,16 @@ class Drift:
             "n": self.ratio.n,
         }
 
+    def both(self) -> dict[str, Any]:
+        """The two yardsticks with their numbers of prompts, as in `held_out_drift` of summary.json."""
+        return {
+            "distance": self.distance.as_dict() | {"n": self.distance.n},
+            "seeds": self.ratio.as_dict() | {"n": self.ratio.n},
+            "rms_255": self.rms_255,
+            "prompt_to_prompt_255": self.prompt_to_prompt_255,
+            "seed_to_seed_255": self.seed_to_seed_255,
+        }
+
 
 def mean_absolute_difference(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
     """Mean |a - b| over pixels and channels of two uint8 images, 0 to 255."""
@@ -68,32 +84,44 @@ def mean_absolute_difference(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
     return float(np.abs(a_HWC.astype(np.int16) - b_HWC.astype(np.int16)).mean())
 
 
-def drift_figure(base: Sequence[np.ndarray], adapted: Sequence[np.ndarray], other_seed: Sequence[np.ndarray]) -> Drift:
-    """Drift over N prompts; each argument holds one uint8 [H, W, 3] image per prompt, in the same order.
+class StoredImages:
+    """The images 00000.png ... of a folder, read anew each time, so that all of them need no memory at once."""
 
-    The ratio is mean(adapted to base) / mean(seed to seed), its standard error over prompts.
+    def __init__(self, folder: Path, count: int) -> None:
+        self._paths = [folder / f"{index:05d}.png" for index in range(count)]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """uint8 [H, W, 3] each; raises FileNotFoundError for one that is not there."""
+        return (np.array(decode_image(path.read_bytes(), MAX_PIXELS)) for path in self._paths)
+
+
+def drift_figure(base: Images, adapted: Images, other_seed: Images) -> Drift:
+    """Drift over N prompts; each argument gives one uint8 [H, W, 3] image per prompt, in the same order, at any time.
+
+    The ratio is mean(adapted to base) / mean(seed to seed), its standard error over prompts: over those that
+    `other_seed` has, which may be the first ones only.
     """
     moved_N = [mean_absolute_difference(a, b) for a, b in zip(base, adapted, strict=True)]
-    seeds_N = [mean_absolute_difference(a, b) for a, b in zip(base, other_seed, strict=True)]
+    seeds_N = [mean_absolute_difference(a, b) for a, b in zip(other_seed, base, strict=False)]
     squares_N = _mean_squares(base, adapted)
     between_prompts = mean_square_between(map(torch.from_numpy, base))
     return Drift(
-        distance=_distance(squares_N, between_prompts, _mean_squares(base, other_seed)),
+        distance=_distance(squares_N, between_prompts or estimate(_mean_squares(other_seed, base)).mean),
         rms_255=math.sqrt(estimate(squares_N).mean or 0.0),
         prompt_to_prompt_255=None if between_prompts is None else math.sqrt(between_prompts),
-        ratio=ratio_of_means(moved_N, seeds_N),
+        ratio=ratio_of_means(moved_N[: len(seeds_N)], seeds_N),
         mean_abs_255=estimate(moved_N).mean or 0.0,
         seed_to_seed_255=estimate(seeds_N).mean or 0.0,
     )
 
 
-def _mean_squares(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[float]:
-    return [mean_square_difference(*map(torch.from_numpy, pair)) for pair in zip(a, b, strict=True)]
+def _mean_squares(a: Images, b: Images) -> list[float]:
+    """Of the images that both have, from the first on."""
+    return [mean_square_difference(*map(torch.from_numpy, pair)) for pair in zip(a, b, strict=False)]
 
 
-def _distance(squares_N: Sequence[float], between_prompts: float | None, seeds_N: Sequence[float]) -> Estimate:
-    """In changes of prompt; of one prompt, or of prompts that the base draws alike, in changes of seed."""
-    mean, sem = drift_distance(squares_N, between_prompts or estimate(seeds_N).mean)
+def _distance(squares_N: Sequence[float], unit: float | None) -> Estimate:
+    mean, sem = drift_distance(squares_N, unit)
     return Estimate(mean, sem, 0, len(squares_N)) if mean is None else Estimate(mean, sem, len(squares_N), 0)
 
 
@@ -102,9 +130,9 @@ def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, f
 
     The images go to `folder`/before and /after, the prompts to prompts.json, where a folder is given.
     """
-    base = _draw(model, prompts, seed, base=True)
-    adapted = _draw(model, prompts, seed, base=False)
-    other_seed = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True)
+    base = _draw(model, prompts, seed, base=True).two_step
+    adapted = _draw(model, prompts, seed, base=False).two_step
+    other_seed = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True).two_step
     if folder is not None:
         write_json(folder / "prompts.json", [prompt.text for prompt in prompts])
         for name, images in (("before", base), ("after", adapted)):
@@ -113,10 +141,59 @@ def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, f
     return drift_figure(base, adapted, other_seed)
 
 
-def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool) -> list[np.ndarray]:
-    step, images = batch_size(model.latent_shape, model.settings.max_batch), []
+def measure_held_out_drift(
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path
+) -> ByNumSteps[Drift]:
+    """From the images that `evaluate` left of these prompts and this seed in `folder`/before and /after.
+
+    The base draws the first prompts with another seed too. Raises FileNotFoundError where an image is gone.
+    """
+    other_seed = _draw(model, prompts[:OTHER_SEED_PROMPTS], seed + OTHER_SEED_OFFSET, base=True)
+
+    def measure(num_steps: NumSteps) -> Drift:
+        sides = [StoredImages(folder / name / IMAGE_FOLDERS[num_steps], len(prompts)) for name in ("before", "after")]
+        return drift_figure(*sides, other_seed[num_steps])
+
+    return ByNumSteps.of(measure)
+
+
+class BaseImages(NamedTuple):
+    """What the base draws of some prompts, prompt i with seed + i, to measure by how far the model has moved."""
+
+    prompts: list[Prompt]
+    seed: int
+    images: ByNumSteps[list[np.ndarray]]
+    units: ByNumSteps[float | None]
+    """The mean square difference that counts as 1: between prompts or, where that is 0 or unknown, between seeds."""
+
+
+def draw_base(model: GeneratorModel, prompts: Sequence[Prompt], seed: int) -> BaseImages:
+    """Draw them once, to be compared with at every `measure_movement`."""
+    images = _draw(model, prompts, seed, base=True)
+    units = ByNumSteps.of(lambda num_steps: mean_square_between(map(torch.from_numpy, images[num_steps])))
+    if not all(units.values()):
+        other = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True)
+        seeds = ByNumSteps.of(lambda num_steps: estimate(_mean_squares(images[num_steps], other[num_steps])).mean)
+        units = ByNumSteps(units.one_step or seeds.one_step, units.two_step or seeds.two_step)
+    return BaseImages(list(prompts), seed, images, units)
+
+
+def measure_movement(model: GeneratorModel, base: BaseImages) -> ByNumSteps[Estimate]:
+    """`Drift.distance` in one and two steps of the model with the weights that its adapter has now.
+
+    To judge what a run would export, set the averaged ones: `with parameters_set(trainer.parameters, trainer.average)`.
+    """
+    adapted = _draw(model, base.prompts, base.seed, base=False)
+    return ByNumSteps.of(
+        lambda num_steps: _distance(_mean_squares(base.images[num_steps], adapted[num_steps]), base.units[num_steps])
+    )
+
+
+def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool) -> ByNumSteps[list[np.ndarray]]:
+    step, images = batch_size(model.latent_shape, model.settings.max_batch), ByNumSteps[list[np.ndarray]]([], [])
     for start in range(0, len(prompts), step):
         texts = [prompt.text for prompt in prompts[start : start + step]]
-        _, images_BHWC = draw_one_and_two_steps(model, texts, range(seed + start, seed + start + len(texts)), base)
-        images += list(images_BHWC)
+        drawn = draw_one_and_two_steps(model, texts, range(seed + start, seed + start + len(texts)), base)
+        for found, images_BHWC in zip(images.values(), drawn, strict=True):
+            found += list(images_BHWC)
     return images

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lasro.models.lora import parameters_set
 from lasro.training.generator_trainer import GeneratorTrainer
-from lasro_client.evaluation.movement import Movement
+from lasro_client.evaluation.drift import BaseImages, measure_movement
 from lasro_client.run.drift_budget import largest
 
 TRIES = 4
@@ -16,7 +16,7 @@ MARGIN = 0.98
 """Of the budget: what is measured on other prompts differs a little."""
 
 
-def fit_to_budget(trainer: GeneratorTrainer, movement: Movement, budget: float) -> float:
+def fit_to_budget(trainer: GeneratorTrainer, base: BaseImages, budget: float) -> float:
     """The factor, at most 1, by which the averaged LoRA keeps within the budget in one step and in two.
 
     Images change about in proportion to a LoRA's scale, so that a few tries are enough. Where the base draws everything
@@ -25,7 +25,7 @@ def fit_to_budget(trainer: GeneratorTrainer, movement: Movement, budget: float) 
     factor = 1.0
     for _ in range(TRIES):
         with parameters_set(trainer.parameters, trainer.scaled_average(factor)):
-            drift = largest(movement.measure().values())
+            drift = largest(distance.mean for distance in measure_movement(trainer.model, base).values())
         if drift is None or drift <= budget:
             return factor
         factor *= MARGIN * budget / drift

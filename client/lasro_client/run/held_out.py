@@ -12,8 +12,7 @@ from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
-from lasro_client.evaluation.drift import measure_drift
-from lasro_client.evaluation.movement import Movement
+from lasro_client.evaluation.drift import BaseImages, draw_base, measure_drift, measure_held_out_drift
 from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
 from lasro_client.run.folder import RunFolder
@@ -48,9 +47,9 @@ class HeldOut:
         self.rewards = list(dict.fromkeys([*folder.config.weights, *self._settings.rewards]))
 
     @cached_property
-    def movement(self) -> Movement:
+    def base_images(self) -> BaseImages:
         """The base's images of the first held-out prompts, drawn when first asked for."""
-        return Movement(self._model, self.movement_prompts, self._settings.seed)
+        return draw_base(self._model, self.movement_prompts, self._settings.seed)
 
     def evaluate_base(self) -> Evaluation:
         """Rewards of the base, read back where an earlier life of the run has measured them, all that may be scored."""
@@ -88,6 +87,16 @@ class HeldOut:
         drift = measure_drift(self._model, self._drift_prompts, seed, folder).as_dict()
         write_json(self._folder.path / "drift.json", drift)
         return drift
+
+    def measure_held_out_drift(self) -> dict[str, Any] | None:
+        """`held_out_drift` of summary.json, of the images of both evaluations; None where one of them is gone."""
+        folder = self._folder.path / "evaluation"
+        try:
+            found = measure_held_out_drift(self._model, self.prompts, self._settings.seed, folder)
+        except FileNotFoundError as error:
+            self._observer.note(f"{error.filename} is gone, so the drift on held-out prompts was not measured")
+            return None
+        return {name: drift.both() for name, drift in found.by_name().items()}
 
     def draw_progress(self, trainer: GeneratorTrainer, round: int) -> None:
         """Draw the first prompts in two steps with the averaged weights, to progress/ROUND/INDEX.png."""

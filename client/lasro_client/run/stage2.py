@@ -94,7 +94,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = _evaluated(held_out.evaluate_base, held_out, watch)
-        units = peers.on_main_and_broadcast(lambda: list(held_out.movement.units.values()), list[float | None])
+        units = peers.on_main_and_broadcast(lambda: list(held_out.base_images.units.values()), list[float | None])
         alternation.measure_by(ByNumSteps(*units))
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(alternation, held_out, watch, observer)
@@ -103,9 +103,9 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         with parameters_set(trainer.parameters, trainer.average):
             after = _evaluated(held_out.evaluate_adapted, held_out, watch)
-            drift = peers.on_main_and_broadcast(held_out.measure_drift, dict[str, Any] | None)
+            drifts = peers.on_main_and_broadcast(lambda: _drifts(held_out), dict[str, Any])
     duration_s = resumed_s + time.monotonic() - started
-    summary = _summarise(alternation, before, after, drift, duration_s)
+    summary = _summarise(alternation, before, after, drifts, duration_s)
     if peers.is_main:
         folder.finish(summary)
         observer.folder_updated()
@@ -116,7 +116,7 @@ def _keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Obser
     """Export the averaged adapter, scaled down where it is beyond the drift budget."""
     trainer, budget = alternation.trainer, alternation.config.train.drift_budget
     if budget is not None:
-        factor = trainer.peers.on_main_and_broadcast(lambda: fit_to_budget(trainer, held_out.movement, budget), float)
+        factor = trainer.peers.on_main_and_broadcast(lambda: fit_to_budget(trainer, held_out.base_images, budget), float)
         trainer.average = trainer.scaled_average(factor)
         if factor < 1:
             observer.note(
@@ -132,6 +132,11 @@ def _evaluated(measure: Callable[[], Evaluation], held_out: HeldOut, watch: Rewa
     except RewardError:
         watch.wait(held_out.rewards)
         return watch.peers.on_main_and_broadcast(measure, Evaluation)
+
+
+def _drifts(held_out: HeldOut) -> dict[str, Any]:
+    """The keys of summary.json that say how far the model moved: on other prompts, and on the held-out ones."""
+    return {"drift": held_out.measure_drift(), "held_out_drift": held_out.measure_held_out_drift()}
 
 
 def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch, observer: Observers) -> None:
@@ -181,7 +186,7 @@ def _shared_cores(shared: bool) -> Iterator[None]:
 
 
 def _summarise(
-    alternation: Alternation, before: Evaluation, after: Evaluation, drift: dict[str, Any] | None, duration_s: float
+    alternation: Alternation, before: Evaluation, after: Evaluation, drifts: dict[str, Any], duration_s: float
 ) -> Summary:
     """The contents of summary.json."""
     config, progress = alternation.config, alternation.progress
@@ -192,7 +197,7 @@ def _summarise(
         "ended": progress.ended,
         "prompts": len(before.prompts),
         "rewards": summary_table(before, after),
-        "drift": drift,
+        **drifts,
         "reward_calls": progress.reward_calls,
         "duration_s": duration_s,
         "timesteps": config.train.timesteps and list(config.train.timesteps),
