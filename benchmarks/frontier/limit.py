@@ -102,10 +102,10 @@ def path(held_out: HeldOut, reward: str, descent: Descent, seed: int) -> Iterato
                 "updates": update + 1,
                 "regulariser_weight": round(descent.weight(update), 3),
                 "drift": round(one.changes_of_seed, 5),
-                "seed_to_seed_255": round(one.drift["seed_to_seed_255"], 3),
                 "gain": one.gain.mean,
                 "gain_sem": one.gain.sem,
                 "n": one.gain.n,
+                "drift_figure": one.drift,
             }
 
 
