@@ -105,6 +105,7 @@ def path(held_out: HeldOut, reward: str, descent: Descent, seed: int) -> Iterato
                 "gain": one.gain.mean,
                 "gain_sem": one.gain.sem,
                 "n": one.gain.n,
+                "drift_figure": one.drift,
             }
 
 
