@@ -1,8 +1,9 @@
 """Smooth random perturbations of latents: what the reward says of them shows the surrogate which way is up.
 
 Samples of one generator differ in few ways, where it is sure of itself in hardly any. A perturbed sample differs from
-its own original in a way drawn at random, coarse or fine, and each pair of the two asks for a directional derivative of the
-reward, which is what the generator will follow. LaSRO (arXiv 2411.15247) explores by noises and number of steps alone.
+its own original in a way drawn at random, coarse or fine. Each pair of the two asks for a directional derivative of
+the reward, which is what the generator will follow. LaSRO (arXiv 2411.15247) explores by noises and number of steps
+alone.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """

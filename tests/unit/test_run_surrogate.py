@@ -25,4 +25,9 @@ def test_only_samples_that_lack_a_required_reward_failed() -> None:
     assert reply.version == 0
     assert reply.statistics.constant_groups == 0
     dead = scored[0].model_copy(update={"items": [item(wanted=None, logged=1.0)] * 3})
-    assert NoSurrogate(["wanted"]).adapt([dead, scored[0]], round=1, drift=None, steps=0, rate=1.0).statistics.constant_groups == 1
+    assert (
+        NoSurrogate(["wanted"])
+        .adapt([dead, scored[0]], round=1, drift=None, steps=0, rate=1.0)
+        .statistics.constant_groups
+        == 1
+    )

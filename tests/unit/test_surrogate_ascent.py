@@ -11,6 +11,7 @@ from shared_update import PROMPTS as FIVE
 from shared_update import CurvedScore
 from small_trainer import ANY, trainer_of
 
+from lasro.functional.drift_control import holding_weight
 from lasro.methods.surrogate_ascent import SurrogateAscent
 from lasro.models.lcm import LatentConsistencyModel
 from lasro.training.generator_trainer import GeneratorTrainer

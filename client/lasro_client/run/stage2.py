@@ -116,7 +116,9 @@ def _keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Obser
     """Export the averaged adapter, scaled down where it is beyond the drift budget."""
     trainer, budget = alternation.trainer, alternation.config.train.drift_budget
     if budget is not None:
-        factor = trainer.peers.on_main_and_broadcast(lambda: fit_to_budget(trainer, held_out.base_images, budget), float)
+        factor = trainer.peers.on_main_and_broadcast(
+            lambda: fit_to_budget(trainer, held_out.base_images, budget), float
+        )
         trainer.average = trainer.scaled_average(factor)
         if factor < 1:
             observer.note(
