@@ -14,7 +14,9 @@ def group(prompt, own, base):
     """One- and two-step latents of these values; those of two steps are all 0."""
     values = [*own, *[0.0] * len(own), *base, *[0.0] * len(base)]
     latents = torch.tensor(values).reshape(-1, 1, 1, 1).expand(-1, 2, 3, 3)
-    stages: list[NumSteps] = [1] * len(own) + [2] * len(own) + [1] * len(base) + [2] * len(base)
+    stages: list[NumSteps] = [
+        num_steps for count in (len(own), len(base)) for num_steps in (1, 2) for _ in range(count)
+    ]
     is_reference = [False] * 2 * len(own) + [True] * 2 * len(base)
     return Group(Prompt(prompt), latents, stages, is_reference, [])
 

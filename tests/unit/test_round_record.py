@@ -59,12 +59,13 @@ TRAIN = RoundRecord(
 )
 KEYS = [
     "stage", "round", "rounds", "elapsed_s", "reward", "total", "vetoed", "reference", "gain", "reward_versions",
-    "samples", "scored_samples", "failures", "drift", "score", "loss", "regulariser", "grad_norm", "bt_loss",
+    "samples", "scored_samples", "failures", "drift", "score", "loss", "regulariser", "grad_norm", "distance",
+    "bt_loss",
     "pair_accuracy", "fresh_pair_accuracy", "held_out_pair_accuracy", "reward_gap", "stale_groups", "constant_groups",
     "ranked_pairs", "tied_pairs", "spread", "tie_margin", "failed_samples", "scales", "surrogate_version",
     "reward_calls", "policy_version", "unranked_rounds", "trouble", "action",
 ]  # fmt: skip
-OF_THE_GENERATOR = {"drift", "score", "loss", "regulariser", "grad_norm", "trouble", "action"}
+OF_THE_GENERATOR = {"drift", "distance", "score", "loss", "regulariser", "grad_norm", "trouble", "action"}
 
 
 def test_a_line_has_the_keys_that_outside_programs_read_and_gives_the_record_back() -> None:

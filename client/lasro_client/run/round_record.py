@@ -76,7 +76,8 @@ class SurrogateRecord:
 class GeneratorRecord:
     """The generator's updates of a round, averaged over them; None in a round without one.
 
-    `drift` is the distance of its latents from the base's of the same noise, in distances between seeds of the base.
+    `drift` is the distance of its latents from the base's of the same noise, in distances between seeds of the base,
+    `distance` how far it moved in distances between prompts (`lasro.functional.drift`); None where not measured.
     """
 
     drift: Means = NOT_MEASURED
@@ -84,6 +85,7 @@ class GeneratorRecord:
     loss: float | None = None
     regulariser: float | None = None
     grad_norm: float | None = None
+    distance: Means = NOT_MEASURED
 
 
 @dataclass(frozen=True)
