@@ -3,10 +3,10 @@
     L = lambda(D) L_reg - c1 mean S[R(z1)] - c2 mean S[R(z2)],     D^2 = L_reg
     lambda(D) = lambda_0 + (STIFFNESS / D*) max(0, D / D* - 1)
 
-D is the distance from the base and D* the one allowed by now. Below it the generator is free but for lambda_0; beyond
-it the weight grows with the excess, until both gradients balance a little above D*: what adaptive KL control does for PPO
-(Ziegler et al., arXiv 1909.08593, section 2.2), with the update's own distance in place of one measured before, so that
-the weight never lags behind. From there the generator moves along the surface D = D*, to the best place on it.
+D is the distance from the base and D* the one allowed by now. Below it the generator is free but for lambda_0. Beyond
+it the weight grows with the excess, until both gradients balance a little above D*. So adaptive KL control holds PPO
+(Ziegler et al., arXiv 1909.08593, section 2.2); here the update's own distance decides, not one measured before, so
+that the weight never lags behind. From there the generator moves along the surface D = D*, to the best place on it.
 """
 
 from __future__ import annotations

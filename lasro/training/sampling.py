@@ -221,7 +221,7 @@ def _groups(
         if not latents_BCHW.isfinite().all():
             raise NonFiniteError(f"latents of {prompt.text[:60]!r} are not finite; lower train.learning_rate")
     is_reference = [i > 0 for i, each in enumerate(labels) for _ in each.stages]
-    stages = [num_steps for each in labels for num_steps in each.stages]
+    stages: list[NumSteps] = [num_steps for each in labels for num_steps in each.stages]
     seeds = [seed for each in labels for seed in each.seeds]
     draws = [draw for each in labels for draw in each.draws]
     # Side by side where each has one thread: faster than one after the other with several.

@@ -27,7 +27,7 @@ SUMMARY = GroupSummary(
     Prompt("p", {"any": [1, None]}),
     [1, 2],
     [False, True],
-    {1: Distances([0.1], [], [0.2], []), 2: Distances([], [0.2], [], [0.3, 0.4])},
+    {1: Distances([0.1], []), 2: Distances([], [0.2])},
 )
 EVALUATION = Evaluation(prompts=["p"], seed=3, rewards={"r": ByNumSteps([0.5], [None])})
 

@@ -15,6 +15,7 @@ from lasro.images import png_bytes
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.report.charts import moving_average, nice_ticks, tick_label
+from lasro_client.report.curves import curves
 from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread
 from lasro_client.report.page import ReportWriter, duration, number, signed, write_report
 from lasro_client.report.run_data import points, read_run, seconds_left
@@ -118,8 +119,56 @@ def make_run(folder, until, prompts=(NASTY, "two", "three", "four")):
         draw(folder / "drift/after/00000.png", 2)
     if "summary" in steps:
         rows = summary_table(before, after)
-        write_json(folder / "summary.json", {"rewards": rows, "reward_calls": 480, "duration_s": 90})
+        moved = {"distance": {"mean": 0.31, "sem": 0.02, "n": 4}, "seeds": {"mean": 0.62, "sem": None, "n": 4}}
+        held_out = {"one_step": moved, "two_step": moved}
+        summary = {"rewards": rows, "held_out_drift": held_out, "reward_calls": 480, "duration_s": 90}
+        write_json(folder / "summary.json", summary)
     return folder
+
+
+def test_the_report_tells_how_far_the_held_out_prompts_moved(tmp_path):
+    """Guards both yardsticks of drift.json and summary.json, and the folders of earlier runs that have one."""
+    folder = make_run(tmp_path / "run", "summary")
+    text = Page(write_report(folder).read_text()).text
+    assert "0.31 ± 0.02 0.62 4" in text
+    assert "Drift 0.12 ± 0.01 in changes of seed" in text
+    drift = {"distance": {"mean": 0.07, "sem": None}, "ratio": {"mean": None, "sem": None}}
+    write_json(folder / "drift.json", drift | {"mean_abs_255": 3.0, "seed_to_seed_255": 0.0, "n": 2})
+    assert "Drift 0.07 in changes of prompt, – in changes of seed" in Page(write_report(folder).read_text()).text
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["held_out_drift"]
+    write_json(folder / "summary.json", summary)
+    assert "How far these prompts moved" not in write_report(folder).read_text()
+
+
+def frontier_of(folder):
+    return next(one for one in curves(read_run(folder), "train") if one.title == "Gain against drift")
+
+
+def test_gain_against_drift_ends_at_the_exported_adapter(tmp_path):
+    """Guards against a budget and a line in changes of prompt that are drawn beside rounds in changes of seed."""
+    folder = make_run(tmp_path / "run", "summary")
+    old = frontier_of(folder)
+    assert "changes of seed" in old.note
+    assert "Two steps: gain 0.1 at drift 0.1 in the last rounds, gain 0.5 at drift 0.62" in old.svg
+    points = [{"drift": x, "gain": 2 * x, "num_steps": 2} for x in (0.4, 0.2)]
+    write_json(folder / "frontier.json", {"true_gradient": points})
+    write_json(folder / "config.json", {"name": "demo", "train": {"drift_budget": 0.35}})
+    new = frontier_of(folder)
+    assert "changes of prompt" in new.note
+    assert "budget, 0.35" in new.note
+    assert "Two steps: gain 0.25 at drift 0.31 on held-out prompts" in new.svg, "no rounds in another unit"
+    assert new.svg.count('class="tone2 limit"') == new.svg.count('class="budget"') == 1
+
+
+def test_gain_against_drift_follows_the_rounds_that_measured_it(tmp_path):
+    """Guards against a curve that is lost once rounds are measured in changes of prompt."""
+    folder = make_run(tmp_path / "run", "rounds")
+    lines = [json.dumps(line(i, distance={"one_step": 0.05 * i, "two_step": None})) for i in range(4)]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    found = frontier_of(folder)
+    assert [one.label for one in found.series] == ["One step"]
+    assert "changes of prompt" in found.note
 
 
 @pytest.mark.parametrize("until", STEPS)

@@ -62,13 +62,13 @@ TRAIN = RoundRecord(
 KEYS = [
     "stage", "round", "rounds", "elapsed_s", "phase", "restarts", "event", "reward", "total", "vetoed", "reference",
     "gain", "reward_versions", "samples", "scored_samples", "failures", "drift", "score", "loss", "regulariser",
-    "grad_norm", "image_drift", "drift_target", "regulariser_weight", "bt_loss", "pair_accuracy", "fresh_pair_accuracy",
+    "grad_norm", "distance", "drift_target", "regulariser_weight", "bt_loss", "pair_accuracy", "fresh_pair_accuracy",
     "held_out_pair_accuracy", "reward_gap", "accuracy_by_kind", "stale_groups", "constant_groups", "ranked_pairs",
     "tied_pairs", "spread", "tie_margin", "failed_samples", "scales", "surrogate_version", "reward_calls",
     "policy_version", "unranked_rounds", "trouble", "action",
 ]  # fmt: skip
 OF_THE_GENERATOR = {
-    "drift", "score", "loss", "regulariser", "grad_norm", "image_drift", "drift_target", "regulariser_weight", "phase",
+    "drift", "score", "loss", "regulariser", "grad_norm", "distance", "drift_target", "regulariser_weight", "phase",
     "restarts", "event", "trouble", "action",
 }  # fmt: skip
 

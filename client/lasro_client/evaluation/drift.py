@@ -151,8 +151,10 @@ def measure_held_out_drift(
     other_seed = _draw(model, prompts[:OTHER_SEED_PROMPTS], seed + OTHER_SEED_OFFSET, base=True)
 
     def measure(num_steps: NumSteps) -> Drift:
-        sides = [StoredImages(folder / name / IMAGE_FOLDERS[num_steps], len(prompts)) for name in ("before", "after")]
-        return drift_figure(*sides, other_seed[num_steps])
+        base, adapted = (
+            StoredImages(folder / name / IMAGE_FOLDERS[num_steps], len(prompts)) for name in ("before", "after")
+        )
+        return drift_figure(base, adapted, other_seed[num_steps])
 
     return ByNumSteps.of(measure)
 

@@ -92,30 +92,55 @@ def chart(
     return Chart(title, note, shown, _svg(title, shown, [v for v in (floor, ceiling) if v is not None], reference))
 
 
-def _svg(title: str, series: Sequence[Series], in_view: Sequence[float], reference: float | None) -> Markup:
-    ys = [y for one in series for _, y in one.points] + list(in_view)
-    x_low, x_high = _range([x for one in series for x, _ in one.points])
-    y_low, y_high = _range(ys)
-    pad = 0 if in_view else 0.05 * (y_high - y_low)
-    y_low, y_high = y_low - pad, y_high + pad
+class Axes:
+    """Where values lie in a chart, and the grid behind them; `y_padding` is a share of the range of `ys`."""
 
-    def place(point: Point) -> tuple[float, float]:
-        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (point[1] - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], y_padding: float = 0.0) -> None:
+        self.x_low, self.x_high = _range(xs)
+        low, high = _range(ys)
+        self.y_low, self.y_high = low - y_padding * (high - low), high + y_padding * (high - low)
+
+    def place(self, point: Point) -> Point:
+        """Pixels from the upper left."""
+        x = LEFT + (point[0] - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+        y = HEIGHT - BOTTOM - (point[1] - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
         return round(x, 1), round(y, 1)
 
-    parts = [_y_tick(place((x_low, tick))[1], tick) for tick in nice_ticks(y_low, y_high)]
-    parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">round</text>')
-    whole = [tick for tick in nice_ticks(x_low, x_high, 5) if tick == int(tick)]
-    parts += [_x_tick(place((tick, y_low))[0], tick) for tick in whole]
-    if reference is not None and y_low <= reference <= y_high:
-        y = place((x_low, reference))[1]
-        parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-    parts += [_curve(one, [place(point) for point in one.points], place) for one in series]
-    summary = f"{title}. " + "; ".join(_summary(one) for one in series)
+    def grid(self, x_title: str, whole: bool = False) -> list[str]:
+        """Ticks of both axes, at whole numbers of x only where wanted, and the title of x."""
+        parts = [_y_tick(self.place((self.x_low, tick))[1], tick) for tick in nice_ticks(self.y_low, self.y_high)]
+        parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{x_title}</text>')
+        ticks = [tick for tick in nice_ticks(self.x_low, self.x_high, 5) if not whole or tick == int(tick)]
+        return parts + [_x_tick(self.place((tick, self.y_low))[0], tick) for tick in ticks]
+
+    def level(self, y: float) -> str:
+        """A dashed line at this y over the whole width; nothing where it is out of view."""
+        if not self.y_low <= y <= self.y_high:
+            return ""
+        placed = self.place((self.x_low, y))[1]
+        return f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{placed}" y2="{placed}"/>'
+
+
+def drawing(summary: str, parts: Sequence[str]) -> Markup:
+    """The SVG of these elements; `summary` says in words what it shows."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, summary, Markup("".join(parts))
     )
+
+
+def path(placed: Sequence[Point], css: str) -> str:
+    """A line through these pixels."""
+    return f'<path class="{css}" d="M{" L".join(f"{x},{y}" for x, y in placed)}"/>'
+
+
+def _svg(title: str, series: Sequence[Series], in_view: Sequence[float], reference: float | None) -> Markup:
+    points = [point for one in series for point in one.points]
+    axes = Axes([x for x, _ in points], [*(y for _, y in points), *in_view], 0 if in_view else 0.05)
+    parts = axes.grid("round", whole=True)
+    if reference is not None:
+        parts.append(axes.level(reference))
+    parts += [_curve(one, [axes.place(point) for point in one.points], axes.place) for one in series]
+    return drawing(f"{title}. " + "; ".join(_summary(one) for one in series), parts)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -138,14 +163,10 @@ def _curve(one: Series, placed: Sequence[Point], place: Callable[[Point], Point]
     if len(placed) == 1:
         return f'<circle class="tone{one.tone}" cx="{placed[0][0]}" cy="{placed[0][1]}" r="3"/>'
     if not one.smooth:
-        return _path(placed, f"tone{one.tone}")
+        return path(placed, f"tone{one.tone}")
     averages = moving_average([y for _, y in one.points])
     smoothed = [place((x, y)) for (x, _), y in zip(one.points, averages, strict=True)]
-    return _path(placed, f"tone{one.tone} raw") + _path(smoothed, f"tone{one.tone}")
-
-
-def _path(placed: Sequence[Point], css: str) -> str:
-    return f'<path class="{css}" d="M{" L".join(f"{x},{y}" for x, y in placed)}"/>'
+    return path(placed, f"tone{one.tone} raw") + path(smoothed, f"tone{one.tone}")
 
 
 def _summary(one: Series) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lasro_client.evaluation.num_steps import NumSteps
 from lasro_client.report.charts import Chart, Series, chart, moving_average
+from lasro_client.report.frontier import frontier
 from lasro_client.report.run_data import RunData, points
 from lasro_client.run.round_record import Means, RoundRecord, Stage
 
@@ -32,6 +33,7 @@ def curves(run: RunData, stage: Stage) -> list[Chart]:
     found = [
         *_reward_curves(run, rounds),
         *_reference_curves(rounds, stage),
+        frontier(run, STEP_TITLES, TONES) if stage == "train" else None,
         *_surrogate_curves(rounds),
         _one("Generator loss", "Minus the surrogate scores plus the regulariser.", rounds, lambda r: r.generator.loss),
         _one(
@@ -95,6 +97,12 @@ def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | N
                 "Drift on the prompts trained on",
                 "Distance of latents from the base's of the same noise; 1: as another seed, 0.71: one picture for all.",
                 _both(rounds, lambda r: r.generator.drift),
+                floor=0.0,
+            ),
+            chart(
+                "Drift in changes of prompt",
+                "Distance from the base's samples of the same noise; 1: as its sample of another prompt.",
+                _both(rounds, lambda r: r.generator.distance),
                 floor=0.0,
             ),
         ]

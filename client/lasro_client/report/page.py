@@ -66,6 +66,7 @@ def render(run: RunData) -> str:
         run=run,
         step_titles={JSON_NAMES[n]: title for n, title in STEP_TITLES.items()},
         table=_table(run),
+        held_out_drift=(run.summary or {}).get("held_out_drift"),
         status=_status(run),
         charts=[(title, found) for stage, title in CURVE_TITLES.items() if (found := curves(run, stage))],
         images={JSON_NAMES[n]: groups for n in STEP_TITLES if (groups := pair_groups(run, n))},

@@ -34,7 +34,7 @@ from lasro_client.run.collect import Collected, collect, record_rewards, record_
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.drift_budget import DriftBudget, image_drift, largest
 from lasro_client.run.folder import RunFolder
-from lasro_client.run.round_record import DriftRecord, GeneratorRecord, HealthRecord, Means, RoundRecord
+from lasro_client.run.round_record import NOT_MEASURED, GeneratorRecord, HealthRecord, Means, RoundRecord
 from lasro_client.run.run_surrogate import RunSurrogate
 from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
@@ -107,7 +107,8 @@ class Alternation:
         self._budget.check()
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
-        images_drift = self._observe_drift(collected)
+        distance = self._observe_drift(collected)
+        target = self.drift.target(self._share, self.schedule.pilot_share)
         reply, steps = self._improve(collected, by_weight(drift, config.method))
         self.progress = self.progress._replace(
             round=round + 1,
@@ -117,17 +118,17 @@ class Alternation:
             surrogate_version=reply.version,
         )
         self._plan()
-        weight = steps[-1].regulariser_weight if steps else None
-        control = DriftRecord(images_drift, self.drift.target(self._share, self.schedule.pilot_share), weight)
+        rewards = record_rewards(collected, config.reward_objective, reply.statistics.scales)
+        if self.schedule.phase == "ranking":  # its reference samples are perturbed ones, and no base to gain upon
+            drift, rewards = NOT_MEASURED, replace(rewards, reference=NOT_MEASURED, gain=NOT_MEASURED)
         record = RoundRecord(
             stage="train",
             round=round,
             num_rounds=self.num_rounds,
             elapsed_s=self.progress.elapsed_s,
-            rewards=record_rewards(collected, config.reward_objective, reply.statistics.scales),
+            rewards=rewards,
             surrogate=record_surrogate(reply),
-            generator=record_generator(steps, drift),
-            control=control,
+            generator=record_generator(steps, drift, distance, target),
             phase=self.schedule.phase,
             restarts=self.schedule.restarts,
             reward_calls=self.progress.reward_calls,
@@ -166,7 +167,7 @@ class Alternation:
     def _observe_drift(self, collected: Collected) -> Means:
         """How far the round's images are from the base's, and what that says of the distance of latents."""
         if self.trainer.is_base:
-            return ByNumSteps(None, None)
+            return NOT_MEASURED
         found = ByNumSteps.of(lambda n: image_drift(collected.image_squares(n), self._image_unit[n]))
         self.drift.observe(largest(found.values()), self.progress.distance)
         return found
@@ -302,9 +303,20 @@ def by_weight(values: Means, method: MethodChoice) -> float | None:
     return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
 
 
-def record_generator(steps: list[StepStatistics], drift: Means) -> GeneratorRecord:
+def record_generator(
+    steps: list[StepStatistics], drift: Means, distance: Means, target: float | None
+) -> GeneratorRecord:
     """The generator's updates of a round, averaged."""
     if not steps:
-        return GeneratorRecord(drift)
+        return GeneratorRecord(drift, distance=distance)
     mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
-    return GeneratorRecord(drift, ByNumSteps(mean.score_1, mean.score_2), mean.loss, mean.regulariser, mean.grad_norm)
+    return GeneratorRecord(
+        drift=drift,
+        score=ByNumSteps(mean.score_1, mean.score_2),
+        loss=mean.loss,
+        regulariser=mean.regulariser,
+        grad_norm=mean.grad_norm,
+        distance=distance,
+        drift_target=target,
+        regulariser_weight=mean.regulariser_weight,
+    )

@@ -1,8 +1,8 @@
 """`train.drift_budget` in a run: how far the next update may take the generator, in its regulariser's own unit.
 
-The budget is in distances between prompts, of images (`evaluation.drift`). An update knows its latents' distance from
-the base's alone, sqrt(L_reg). Their ratio is measured in every round, by the round's images and the update before it. What
-is exported is measured and fitted once more at the end (`run.fit_to_budget`). Imports no torch.
+The budget is in distances between prompts, of images (`evaluation.drift`). An update knows the distance of its latents
+alone, sqrt(L_reg). The ratio of the two is measured in every round, by the round's images and the update before it.
+What is exported is measured and fitted once more at the end (`run.fit_to_budget`). Imports no torch.
 """
 
 from __future__ import annotations

@@ -79,7 +79,9 @@ class SurrogateRecord:
 class GeneratorRecord:
     """The generator's updates of a round, averaged over them; None in a round without one.
 
-    `drift` is the distance of its latents from the base's of the same noise, in distances between seeds of the base.
+    `drift` is the distance of its latents from the base's of the same noise, in distances between seeds of the base,
+    `distance` that of the round's images, in distances between prompts (`lasro.functional.drift`); `drift_target` is
+    where the updates were to take it in this unit, `regulariser_weight` what held it there.
     """
 
     drift: Means = NOT_MEASURED
@@ -87,17 +89,8 @@ class GeneratorRecord:
     loss: float | None = None
     regulariser: float | None = None
     grad_norm: float | None = None
-
-
-@dataclass(frozen=True)
-class DriftRecord:
-    """How far the round's images are from the base's, and what the updates were held to; None: not measured, or free.
-
-    In distances between the base's images of two prompts. `target` is where the next round's generator is wanted.
-    """
-
-    image_drift: Means = NOT_MEASURED
-    target: Annotated[float | None, Field(alias="drift_target")] = None
+    distance: Means = NOT_MEASURED
+    drift_target: float | None = None
     regulariser_weight: float | None = None
 
 
@@ -123,7 +116,6 @@ class RoundRecord:
     rewards: RewardRecord = RewardRecord()
     surrogate: SurrogateRecord = SurrogateRecord()
     generator: GeneratorRecord = GeneratorRecord()
-    control: DriftRecord = DriftRecord()
     phase: Phase | None = None
     """What stage 2 did in this round; None in stage 1 and before 0.2."""
     restarts: int = 0
@@ -145,15 +137,15 @@ _RECORD = TypeAdapter(RoundRecord)
 def to_json(record: RoundRecord) -> str:
     """The record's line of log.jsonl, without its line end. Raises ValueError for NaN or infinity."""
     fields = _RECORD.dump_python(record, by_alias=True)
-    rewards, surrogate, generator, control, health = (
-        fields.pop(part) for part in ("rewards", "surrogate", "generator", "control", "health")
+    rewards, surrogate, generator, health = (
+        fields.pop(part) for part in ("rewards", "surrogate", "generator", "health")
     )
     if record.stage == "pretrain":
-        generator = control = health = {}
+        generator = health = {}
         for key in ("phase", "restarts", "event"):
             del fields[key]
     sums = {key: fields.pop(key) for key in ("reward_calls", "policy_version", "unranked_rounds")}
-    return json.dumps(fields | rewards | generator | control | surrogate | sums | health, allow_nan=False)
+    return json.dumps(fields | rewards | generator | surrogate | sums | health, allow_nan=False)
 
 
 def from_json(line: str) -> RoundRecord:

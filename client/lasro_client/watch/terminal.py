@@ -152,8 +152,8 @@ def describe(record: RoundRecord) -> str:
     if any(rewards.vetoed.values()):
         parts.append(f"vetoed {pair(rewards.vetoed)}")
     if rewards.reference[1] is not None:
-        parts.append(f"{_reference(record)} {pair(rewards.reference)}")
-    drift, target = largest(record.control.image_drift.values()), record.control.target
+        parts.append(f"{REFERENCES[record.stage]} {pair(rewards.reference)}")
+    drift, target = largest(record.generator.distance.values()), record.generator.drift_target
     if drift is not None:
         parts.append(f"drift {drift:.2f}" + (f" of {target:.2f}" if target is not None else ""))
     if record.stage == "train" and record.phase != "ranking":
@@ -171,10 +171,6 @@ def describe(record: RoundRecord) -> str:
         parts.append(f"{surrogate.failed_samples} failed")
     parts += [f"{name} {each}"[:LONGEST_FAILURE] for name, each in rewards.failures.items()]
     return "  ".join(parts)
-
-
-def _reference(record: RoundRecord) -> str:
-    return "perturbed" if record.phase == "ranking" else REFERENCES[record.stage]
 
 
 def pair(means: Means, signed: bool = False) -> str:
