@@ -178,5 +178,9 @@ class TrainSettings(SamplingSettings):
 
 
 def without_new_defaults(stored: TrainSettings) -> TrainSettings:
-    """Settings read from a file that names all of them; one older than `drift_budget` had no budget."""
-    return stored if "drift_budget" in stored.model_fields_set else stored.model_copy(update={"drift_budget": None})
+    """Settings read from a file that names all of them; one older than `drift_budget` meant a fixed number of rounds,
+    none of them before the generator's first update, and no budget."""
+    if "drift_budget" in stored.model_fields_set:
+        return stored
+    older = {"rounds": ROUNDS, "warmup_rounds": 0, "drift_budget": None}
+    return stored.model_copy(update={key: older[key] for key in older.keys() - stored.model_fields_set})

@@ -25,7 +25,16 @@ from lasro_client.run.base_sample_rewards import (
     OLD_BASE_REWARDS_FILE,
     RoundRewards,
 )
-from lasro_client.run.kept_settings import Done, changed_settings, check_changed, kept_settings, rounds_of
+from lasro_client.run.kept_settings import (
+    Done,
+    Tables,
+    changed_settings,
+    check_changed,
+    rewritten,
+    rounds_of,
+    settings_as_begun,
+    with_tables,
+)
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 from lasro_client.run.run_lock import hold_run
 
@@ -96,6 +105,19 @@ class RunFolder:
             raise ConfigError(f"{self.path}: is a file, expected a folder or nothing yet")
         exits.enter_context(hold_run(self.path))
 
+    def go_on_as_begun(self, peers: DistributedContext) -> RunSettings:
+        """The run's settings: where an earlier release began it, with the defaults of then. All processes call it."""
+        self.config = with_tables(self.config, peers.on_main_and_broadcast(self._as_begun, Tables))
+        return self.config
+
+    def _as_begun(self) -> Tables:
+        known = self._begun_with()
+        return {} if known is None else settings_as_begun(known, self.config)
+
+    def _begun_with(self) -> dict[str, Any] | None:
+        """config.json of a run that has rounds."""
+        return self._read("config.json") if self._has_rounds() else None
+
     def result(self) -> Summary | None:
         """The summary of a run that is finished by these settings too; None where there is something left to do.
 
@@ -119,7 +141,7 @@ class RunFolder:
                 (self.path / "summary.json").unlink(missing_ok=True)
             self._forget_plan()
         if changed or not path.exists():  # last: until then the next start does all of this again
-            write_json(path, kept_settings(self._stage, self.config))
+            write_json(path, rewritten(self._begun_with(), self._stage, self.config))
 
     def _check_settings(self) -> list[str]:
         """What differs from config.json; raises ConflictError for what may not."""
