@@ -13,6 +13,7 @@ from lasro.config import TrainSettings
 from lasro_client.run.round_record import RoundRecord, SurrogateRecord
 from lasro_client.run.train_schedule import (
     FEWEST_TRAINING_ROUNDS,
+    HOPELESS_ROUNDS,
     PILOT_ROUNDS,
     PILOT_SHARE,
     Begin,
@@ -34,7 +35,9 @@ def played(
     """What the schedule decided, after which round, counted from 1."""
     found = []
     for index, accuracy in enumerate(accuracies):
-        record = RoundRecord("train", first + index, surrogate=SurrogateRecord(fresh_pair_accuracy=accuracy))
+        record = RoundRecord(
+            "train", first + index, surrogate=SurrogateRecord(fresh_pair_accuracy=accuracy, ranked_pairs=100)
+        )
         gain = gains[index] if index < len(gains) else None
         step = schedule.observe(record, gain, affordable)
         if step is not None:
@@ -60,8 +63,8 @@ def test_a_hard_reward_is_ranked_as_long_as_that_improves() -> None:
     """Guards against a generator that spends its drift while the surrogate still ranks at random."""
     schedule = TrainSchedule(TrainSettings())
     rising = [0.5 + 0.01 * round for round in range(25)]
-    ((round, _),) = played(schedule, rising + [0.72] * 10)
-    assert 25 < round <= 31
+    ((round, _),) = played(schedule, rising + [0.74] * 20)
+    assert 25 < round <= 40
     assert schedule.planned == 5 * round  # what is hard to rank takes long to follow
 
 
@@ -70,9 +73,21 @@ def test_noise_ends_the_run_and_says_so() -> None:
     schedule = TrainSchedule(TrainSettings(rounds=40))
     steps = played(schedule, [0.5 + 0.04 * (-1) ** round for round in range(40)])
     assert isinstance(steps[0][1], End)
-    assert steps[0][0] == 12
+    assert steps[0][0] == 12  # three rounds in ten
     assert "noise" in steps[0][1].why
     assert "50.0%" in steps[0][1].why
+
+
+def test_noise_does_not_cost_all_the_rounds_that_there_may_be() -> None:
+    """Guards against thousands of calls for a reward of which the first hundreds have shown that nothing is in it."""
+    steps = played(TrainSchedule(TrainSettings()), [0.5 + 0.03 * (-1) ** round for round in range(90)])
+    assert [(round, type(step)) for round, step in steps][:1] == [(HOPELESS_ROUNDS, End)]
+
+
+def test_rounds_of_few_pairs_weigh_little() -> None:
+    """Guards against a round in which nearly all pairs tie, and whose accuracy is a matter of two images."""
+    assert Estimate.of([0.8, 0.2], [300, 100]).mean == pytest.approx(0.65)
+    assert Estimate.of([0.8, 0.2], [300, 100]).sem == pytest.approx((2 * (45**2 + 45**2)) ** 0.5 / 400)
 
 
 def test_noise_that_passed_for_a_reward_at_first_moves_the_model_by_a_pilot_only() -> None:

@@ -21,10 +21,16 @@ from lasro_client.run.round_record import Phase, RoundRecord
 
 GOOD_ACCURACY = 0.8
 """Of new pairs ranked right: enough to follow."""
+FAIR_ACCURACY = 0.65
+"""Enough to follow once it rises no more; below it a surrogate is given longer, `PATIENT_ROUNDS`."""
 SMALLEST_RISE = 0.02
-"""Between the last rounds and those before: less is no improvement that is worth its calls."""
-WINDOW = 3
+"""Between the newest third of the rounds and the one before: less is no improvement that is worth its calls."""
+HOPELESS_ACCURACY = 0.55
+"""A reward of which no more than this can be ranked is noise."""
+WINDOW, LONGEST_WINDOW = 3, 8
+"""Rounds in a third, at least and at most."""
 FEWEST_RANKING_ROUNDS = 2
+PATIENT_ROUNDS, HOPELESS_ROUNDS = 12, 16
 RANKING_SHARE = 0.3
 """Of the rounds that there may be, for ranking alone."""
 PROOF_ERRORS = 3.0
@@ -41,21 +47,26 @@ PILOT_ROUNDS = 12
 
 
 class Estimate(NamedTuple):
-    """A mean over rounds and its standard error; infinite for fewer than two."""
+    """A weighted mean over rounds and its standard error; infinite for fewer than two."""
 
     mean: float
     sem: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        count = len(values)
-        mean = math.fsum(values) / count if count else 0.0
+    def of(cls, values: Sequence[float], weights: Sequence[float] | None = None) -> Estimate:
+        """`weights`: such as the pairs of each round, of which its accuracy is a mean; absent: all alike."""
+        count, weights = len(values), weights or [1.0] * len(values)
+        whole = math.fsum(weights)
+        if not whole:
+            return cls(0.0, math.inf)
+        mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / whole
         if count < 2:
             return cls(mean, math.inf)
-        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-        return cls(mean, math.sqrt(variance / count))
+        squares = math.fsum((weight * (value - mean)) ** 2 for weight, value in zip(weights, values, strict=True))
+        return cls(mean, math.sqrt(squares * count / (count - 1)) / whole)
 
     def is_above(self, value: float, errors: float) -> bool:
+        """By that many standard errors."""
         return self.mean - value > errors * max(self.sem, 1e-12)
 
 
@@ -83,7 +94,8 @@ class TrainSchedule:
         """The round in which this phase, or this beginning of it, began."""
         self.planned: int | None = None
         """How many rounds there shall be in all; None: as many as the settings and the budget say."""
-        self._accuracies: list[float] = []
+        self._accuracies: list[tuple[float, float]] = []
+        """Of new pairs ranked right, and how many pairs that were, round by round."""
         self._gains: list[float] = []
         self._is_proved = not settings.is_from_nothing
 
@@ -93,9 +105,9 @@ class TrainSchedule:
 
     def observe(self, record: RoundRecord, gain: float | None, affordable: int | None) -> Begin | End | None:
         """Take in a round, and say what changes with the next. `affordable`: rounds that fit in all, None: no limit."""
-        accuracy = record.surrogate.fresh_pair_accuracy
+        accuracy, pairs = record.surrogate.fresh_pair_accuracy, record.surrogate.ranked_pairs
         if accuracy is not None:
-            self._accuracies.append(accuracy)
+            self._accuracies.append((accuracy, float(max(pairs, 1))))
         if gain is not None:
             self._gains.append(gain)
         done = record.round + 1
@@ -106,24 +118,34 @@ class TrainSchedule:
 
     # --- ranking ---------------------------------------------------------------------------------------------
 
+    def _accuracy(self, first: int = 0, last: int | None = None) -> Estimate:
+        """Over these rounds."""
+        chosen = self._accuracies[first:last]
+        return Estimate.of([accuracy for accuracy, _ in chosen], [pairs for _, pairs in chosen])
+
     def _after_ranking(self, done: int, most: int) -> Begin | End | None:
-        known, limit = self._accuracies, max(1, int(RANKING_SHARE * most))
-        if done < FEWEST_RANKING_ROUNDS and done < limit:
+        limit = max(1, int(RANKING_SHARE * most))
+        if done < min(FEWEST_RANKING_ROUNDS, limit):
             return None
-        newest, before = Estimate.of(known[-WINDOW:]), Estimate.of(known[-2 * WINDOW : -WINDOW])
-        is_proved = Estimate.of(known).is_above(0.5, PROOF_ERRORS)
-        if is_proved and newest.mean >= GOOD_ACCURACY:
-            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right")
-        if is_proved and len(known) >= 2 * WINDOW and newest.mean < before.mean + SMALLEST_RISE:
-            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right and no longer improves")
+        third = min(LONGEST_WINDOW, max(WINDOW, len(self._accuracies) // 3))
+        newest, before = self._accuracy(-third), self._accuracy(-2 * third, -third)
+        says = f"ranks {newest.mean:.0%} of new pairs right"
+        if newest.mean >= GOOD_ACCURACY:
+            return self._begin(done, most, says)
+        is_flat = len(self._accuracies) >= 2 * third and newest.mean < before.mean + SMALLEST_RISE
+        is_fair = newest.mean >= FAIR_ACCURACY or (done >= PATIENT_ROUNDS and newest.is_above(0.5, PROOF_ERRORS))
+        if is_flat and is_fair:
+            return self._begin(done, most, f"{says} and no longer improves")
+        if done >= HOPELESS_ROUNDS and newest.mean + FOOLED_ERRORS * newest.sem < HOPELESS_ACCURACY:
+            return End(self._nothing_to_learn())
         if done < limit:
             return None
-        if Estimate.of(known).is_above(0.5, 1.0) or len(known) < 2 * WINDOW:
-            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right in the rounds there are for it")
+        if newest.is_above(0.5, 1.0) or done < 2 * WINDOW:
+            return self._begin(done, most, f"{says} in the rounds there are for it")
         return End(self._nothing_to_learn())
 
     def _nothing_to_learn(self) -> str:
-        found = Estimate.of(self._accuracies)
+        found = self._accuracy()
         return (
             f"the surrogate ranks {found.mean:.1%} ± {found.sem:.1%} of new pairs right after {len(self._accuracies)} "
             "rounds, where chance is 50 %: the reward looks like noise, or needs more samples than it gave; see "
@@ -148,7 +170,7 @@ class TrainSchedule:
     def _after_training(self, done: int, most: int) -> Begin | End | None:
         if not self._settings.is_from_nothing:
             return None
-        gain, accuracy = Estimate.of(self._gains), Estimate.of(self._accuracies)
+        gain, accuracy = Estimate.of(self._gains), self._accuracy()
         self._is_proved |= len(self._gains) > 2 and gain.is_above(0, PROOF_ERRORS)
         self._is_proved |= len(self._accuracies) > 3 and accuracy.is_above(0.5, PROOF_ERRORS)
         if not self._is_proved and done - self.began >= PILOT_ROUNDS and not accuracy.is_above(0.5, 1.0):
@@ -187,4 +209,5 @@ class TrainSchedule:
         """Continue from `state()`."""
         self.phase, self.restarts, self.began = state["phase"], state["restarts"], state["began"]
         self.planned, self._is_proved = state["planned"], state["is_proved"]
-        self._accuracies, self._gains = list(state["accuracies"]), list(state["gains"])
+        self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
+        self._gains = list(state["gains"])
