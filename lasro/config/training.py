@@ -177,12 +177,3 @@ class TrainSettings(SamplingSettings):
     def max_rounds(self) -> int:
         """`rounds`, or the most that there may be."""
         return self.rounds or (MOST_ROUNDS_FROM_NOTHING if self.is_from_nothing else ROUNDS)
-
-
-def without_new_defaults(stored: TrainSettings) -> TrainSettings:
-    """Settings read from a file that names all of them; one older than `drift_budget` meant a fixed number of rounds,
-    none of them before the generator's first update, and no budget."""
-    if "drift_budget" in stored.model_fields_set:
-        return stored
-    older = {"rounds": ROUNDS, "warmup_rounds": 0, "drift_budget": None}
-    return stored.model_copy(update={key: older[key] for key in older.keys() - stored.model_fields_set})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lasro.config import RunSettings
+from lasro.config.older_defaults import is_older, with_older_defaults
 from lasro.errors import ConfigError, StorageError
 from lasro.files import storage_errors, write_atomically, write_json
 from lasro.training.distributed import DistributedContext
@@ -27,13 +28,10 @@ from lasro_client.run.base_sample_rewards import (
 )
 from lasro_client.run.kept_settings import (
     Done,
-    Tables,
     changed_settings,
     check_changed,
     rewritten,
     rounds_of,
-    settings_as_begun,
-    with_tables,
 )
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 from lasro_client.run.run_lock import hold_run
@@ -107,12 +105,13 @@ class RunFolder:
 
     def go_on_as_begun(self, peers: DistributedContext) -> RunSettings:
         """The run's settings: where an earlier release began it, with the defaults of then. All processes call it."""
-        self.config = with_tables(self.config, peers.on_main_and_broadcast(self._as_begun, Tables))
+        if peers.on_main_and_broadcast(lambda: self._is_older(), bool):
+            self.config = with_older_defaults(self.config)
         return self.config
 
-    def _as_begun(self) -> Tables:
+    def _is_older(self) -> bool:
         known = self._begun_with()
-        return {} if known is None else settings_as_begun(known, self.config)
+        return known is not None and is_older(known)
 
     def _begun_with(self) -> dict[str, Any] | None:
         """config.json of a run that has rounds."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lasro.config import RunSettings, differing_keys
+from lasro.config.older_defaults import is_older, with_older_defaults
 from lasro.config.rewards import REGISTERED
 from lasro.config.surrogate import with_stored_unit
-from lasro.config.training import without_new_defaults
 from lasro.errors import ConflictError
 from lasro_client.run.base_sample_rewards import find_base_rewards
 from lasro_client.run.round_record import Stage
@@ -26,10 +26,6 @@ IGNORED_ON_RESUME: dict[str, Any] = {
 run that learns nothing ends."""
 LIMITS = ("train.rounds", "pretrain.rounds", "budget.max_reward_calls", "budget.max_minutes")
 """Settings that may grow, and shrink to what is done."""
-OTHER_DEFAULTS = {"train": ("rounds", "warmup_rounds", "drift_budget"), "health": ("max_drift",)}
-"""By table, settings whose defaults were others before there was `train.drift_budget`."""
-Tables = dict[str, dict[str, Any]]
-"""Settings by table and key, plain values that can be sent to other processes."""
 
 
 class Done(NamedTuple):
@@ -55,32 +51,6 @@ def changed_settings(known: dict[str, Any], stage: Stage, config: RunSettings) -
     return differing_keys(_completed(known), kept_settings(stage, config))
 
 
-def is_older(known: dict[str, Any]) -> bool:
-    """Whether a config.json was written before there was `train.drift_budget`."""
-    return "drift_budget" not in known.get("train", {})
-
-
-def settings_as_begun(known: dict[str, Any], config: RunSettings) -> Tables:
-    """What a run that an earlier release began keeps of the defaults of then, where `config` does not set them."""
-    stored = _stored(known) if is_older(known) else None
-    if stored is None:
-        return {}
-    return {
-        table: {
-            key: getattr(getattr(stored, table), key)
-            for key in keys
-            if key not in getattr(config, table).model_fields_set
-        }
-        for table, keys in OTHER_DEFAULTS.items()
-    }
-
-
-def with_tables(config: RunSettings, tables: Tables) -> RunSettings:
-    """The settings with those of `tables` in place of their own."""
-    changed = {name: getattr(config, name).model_copy(update=values) for name, values in tables.items()}
-    return config.model_copy(update=changed)
-
-
 def rewritten(known: dict[str, Any] | None, stage: Stage, config: RunSettings) -> dict[str, Any]:
     """What config.json holds once a limit grew. That of an older run still looks older: it is gone on with again."""
     settings = kept_settings(stage, config)
@@ -91,19 +61,12 @@ def rewritten(known: dict[str, Any] | None, stage: Stage, config: RunSettings) -
 
 def _completed(known: dict[str, Any]) -> dict[str, Any]:
     """The settings of config.json; those that did not exist when it was written get their defaults."""
-    stored = _stored(known)
-    return known if stored is None else kept_settings(known.get("stage"), stored)
-
-
-def _stored(known: dict[str, Any]) -> RunSettings | None:
-    """As the release that wrote them meant them; None where they are no settings any more."""
     try:
         config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
     except ValidationError:
-        return None
-    return config.model_copy(
-        update={"surrogate": with_stored_unit(config.surrogate), "train": without_new_defaults(config.train)}
-    )
+        return known
+    stored = config.model_copy(update={"surrogate": with_stored_unit(config.surrogate)})
+    return kept_settings(known.get("stage"), with_older_defaults(stored) if is_older(known) else stored)
 
 
 def rounds_of(config: RunSettings, stage: Stage) -> int:
