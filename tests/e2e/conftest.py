@@ -36,6 +36,7 @@ rounds = 4
 prompts_per_round = 1
 seeds_per_prompt = 3
 batch_size = 2
+generator_steps = 1
 surrogate_steps = 1
 warmup_rounds = 1
 checkpoint_rounds = 2

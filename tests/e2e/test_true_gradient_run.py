@@ -19,7 +19,7 @@ method = { type = "true-gradient", regulariser_weight = 0.1 }
 model = { path = "model", device = "cpu", guidance = 8.0 }
 prompts = { train = "prompts.txt", held_out = "prompts.txt" }
 lora = { rank = 2 }
-train = { rounds = 2, prompts_per_round = 1, seeds_per_prompt = 2, batch_size = 2, learning_rate = 1e-2 }
+train = { rounds = 2, prompts_per_round = 1, seeds_per_prompt = 2, batch_size = 2, generator_steps = 1, learning_rate = 1e-2 }
 evaluation = { prompts = 1 }
 
 [[rewards]]
