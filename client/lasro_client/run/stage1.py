@@ -49,6 +49,7 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     """
     folder = RunFolder(out, config, "pretrain")
     with processes() as peers, folder.held(peers):
+        config = folder.go_on_as_begun(peers)
         if peers.on_main_and_broadcast(folder.result, Summary | None) is None:
             prompts = read_run_prompts(config)
             notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
