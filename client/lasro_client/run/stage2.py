@@ -172,6 +172,8 @@ def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch,
                 stop.raise_if_requested()
             if done % config.report_rounds == 0 and peers.is_main:
                 held_out.draw_progress(alternation.trainer, done)
+        if (taken_back := alternation.conclude()) is not None:
+            observer.note(taken_back)
         alternation.checkpoint()
         folder.export(alternation.trainer)
 
