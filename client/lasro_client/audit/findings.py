@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lasro.wire import RewardInfo, Status
-from lasro_client.audit.statistics import Components, Ties, best_pair_accuracy, repeats_for
+from lasro_client.evaluation.reward_spread import Components, Ties, best_pair_accuracy, repeats_for
 from lasro_client.services.failures import REMEDIES
 
 MOST_FAILED = 0.5
