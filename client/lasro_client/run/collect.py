@@ -14,13 +14,16 @@ import numpy as np
 from lasro.functional.reward_totals import RewardObjective, Scale, totals
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import Group, GroupSummary, summarise_group
-from lasro.wire import AdaptReply, GroupStatus, ScoredItem, scores_of, version_of
+from lasro.wire import AdaptReply, GroupStatus, GroupSubmission, ScoredItem, scores_of, version_of
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
 from lasro_client.run.round_record import Means, RewardRecord, SurrogateRecord
 from lasro_client.run.saved_samples import keep_samples
 from lasro_client.run.submission import RoundHeader, submission
 from lasro_client.services.failures import failures_of
 from lasro_client.services.feedback import FeedbackClient
+
+OnScored = Callable[[Sequence[GroupSubmission], Sequence[GroupStatus]], None]
+"""Is given the groups that this process posted, and what became of them, in the same order."""
 
 
 class Collected(NamedTuple):
@@ -58,12 +61,13 @@ def collect(
     draw: Callable[[list[Prompt], int], list[Group]],
     header: RoundHeader,
     keep: Path | None = None,
+    on_scored: OnScored | None = None,
 ) -> Collected:
     """Sample a group for each prompt and wait for its rewards. Every process does a share and returns all groups.
 
     `draw(prompts, first)` samples the groups of these prompts, the first of which has index `first` in the round.
-    `keep` is the run folder to save latents and rewards in, None to save nothing. Raises BudgetError once
-    `budget.max_reward_calls` is spent.
+    `keep` is the run folder to save latents and rewards in, None to save nothing. `on_scored` sees this process's
+    share with its images. Raises BudgetError once `budget.max_reward_calls` is spent.
     """
 
     def collect_share() -> Collected:
@@ -73,6 +77,8 @@ def collect(
         scored = feedback.post(posts)
         if keep is not None:
             keep_samples(keep, posts, scored)
+        if on_scored is not None:
+            on_scored(posts, scored)
         return Collected([summarise_group(group) for group in groups], scored)
 
     shares = feedback.peers.all_gather(collect_share, Collected)
