@@ -30,7 +30,7 @@ from lasro.training.sampling import (
 )
 from lasro.wire import AdaptReply
 from lasro_client.evaluation.num_steps import ByNumSteps
-from lasro_client.run.collect import Collected, collect
+from lasro_client.run.collect import Collected, OnScored, collect
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.drift_budget import DriftBudget, image_drift, largest
 from lasro_client.run.folder import RunFolder
@@ -69,6 +69,8 @@ class Alternation:
         self._clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
         self._plan = RoundPlan(self.config, self.schedule, self._clock)
         self._ahead: Collected | None = None
+        self.on_scored: OnScored | None = None
+        """Sees each round's groups with their images."""
         self._let_rate_fall()
 
     @property
@@ -185,8 +187,7 @@ class Alternation:
             return None
         self._ahead = None  # sampled from a generator, or for a phase, that is over
         if isinstance(step, End):
-            self.progress = self.progress._replace(ended=step.why)
-            self.trainer.begin_again()  # nothing that was tried is shown to help
+            self.give_up(step.why)
             return step.why
         if step.is_restart:
             self.trainer.begin_again()
@@ -219,6 +220,12 @@ class Alternation:
             self.progress, self.trainer.version - self.trainer.first_version
         )
 
+    def give_up(self, why: str) -> None:
+        """End the run, which has nothing to learn, with the generator that it began with."""
+        self._ahead = None
+        self.trainer.begin_again()
+        self.progress = self.progress._replace(ended=why, nothing_learned=True)
+
     def _settling_steps(self) -> int:
         """Steps in which each group of the replay is drawn `train.settle_passes` times."""
         settings, surrogate = self.config.train, self.config.surrogate
@@ -232,7 +239,7 @@ class Alternation:
         header = RoundHeader(
             round, self.trainer.version, list(self.config.weights), self.config.budget.max_reward_calls
         )
-        return collect(self.feedback, prompts, draw, header, keep)
+        return collect(self.feedback, prompts, draw, header, keep, self.on_scored)
 
     def _draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
         """The prompts of a round's groups, and the random generator that draws those of its updates."""
