@@ -173,6 +173,69 @@ def test_gain_against_drift_follows_the_rounds_that_measured_it(tmp_path):
     assert "changes of prompt" in found.note
 
 
+def phased_lines():
+    """Two rounds of ranking, three of training that end in a restart, and three more."""
+    unmeasured = {key: {"one_step": None, "two_step": None} for key in ("gain", "reference", "drift", "score")}
+    ranking = [line(i, phase="ranking", ranked_pairs=100 + 200 * i, **unmeasured) for i in range(2)]
+    ranking[1] |= {
+        "fresh_pair_accuracy": 0.9,
+        "event": "the surrogate ranks 88% of new pairs right; 6 of training follow",
+    }
+    training = [line(i, phase="training", restarts=int(i > 4), drift_target=0.1) for i in range(2, 8)]
+    training[2]["event"] = "the surrogate was <fooled>"
+    return [*ranking, *training]
+
+
+def test_the_phases_of_a_run_are_told_apart(tmp_path):
+    """Guards against figures of two phases in one: calls and minutes are those of each."""
+    folder = make_run(tmp_path / "run", "before")
+    lines = phased_lines()
+    lines[7]["gain"] = {"one_step": 0.4, "two_step": -0.2}
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = write_report(folder).read_text()
+    page = Page(text)
+    for row in (
+        "Ranking 1 to 2 96 36 s 0.88 – –",  # 100 pairs at 0.8 and 300 at 0.9
+        "Training 3 to 5 144 18 s 0.80 +0.100 +0.100",
+        "Training, 2nd beginning 6 to 8 144 18 s 0.80 +0.000 +0.200",
+    ):
+        assert row in page.text, row
+    assert page.text.count("Round 5: the surrogate was <fooled>.") == 2, "it is worth knowing too"
+    assert page.text.count("Round 2: the surrogate ranks 88% of new pairs right; 6 of training follow.") == 1
+    assert "Thin upright lines: another phase began." in page.text
+
+
+def test_charts_mark_where_a_phase_began(tmp_path):
+    """Guards against a curve that falls to nothing for no reason one can see: the generator was the base again."""
+    folder = make_run(tmp_path / "run", "before")
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, phased_lines())))
+    found = {one.title: one for one in curves(read_run(folder), "train")}
+    assert found["Reward: binding"].svg.count('class="beginning"') == 2
+    assert found["Gain over the base"].svg.count('class="beginning"') == 1, "it has no value before training"
+    assert [one.label for one in found["Drift in changes of prompt"].series] == ["allowed by then"]
+
+
+@pytest.mark.parametrize("phase", [{}, {"phase": "training"}])
+def test_a_run_of_one_phase_has_no_table_of_them(tmp_path, phase):
+    """Guards against a table of one row in runs by hand and in those of earlier releases."""
+    folder = make_run(tmp_path / "run", "rounds")
+    (folder / "log.jsonl").write_text("\n".join(json.dumps(line(i, **phase)) for i in range(3)))
+    text = write_report(folder).read_text()
+    assert 'id="phases"' not in text
+    assert 'class="beginning"' not in text
+
+
+def test_a_run_that_had_nothing_to_learn_says_so_at_the_top(tmp_path):
+    """Guards against noise as a reward whose report looks like that of a healthy run."""
+    folder = make_run(tmp_path / "run", "summary")
+    lines = phased_lines()[:2]
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    summary = json.loads((folder / "summary.json").read_text()) | {"ended": lines[1]["event"]}
+    write_json(folder / "summary.json", summary)
+    text = Page(write_report(folder).read_text()).text
+    assert f"Worth knowing Round 2: {lines[1]['event']}." in text
+
+
 @pytest.mark.parametrize("until", STEPS)
 def test_every_stage_of_a_run_renders(tmp_path, until):
     """The report is rewritten from the first minute on; a missing file must not end the run."""
