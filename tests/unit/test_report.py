@@ -14,7 +14,7 @@ from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
-from lasro_client.report.charts import moving_average, nice_ticks, tick_label
+from lasro_client.report.charts import Series, chart, moving_average, nice_ticks, tick_label
 from lasro_client.report.curves import curves
 from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread
 from lasro_client.report.page import ReportWriter, duration, number, signed, write_report
@@ -213,6 +213,14 @@ def test_charts_mark_where_a_phase_began(tmp_path):
     assert found["Reward: binding"].svg.count('class="beginning"') == 2
     assert found["Gain over the base"].svg.count('class="beginning"') == 1, "it has no value before training"
     assert [one.label for one in found["Drift in changes of prompt"].series] == ["allowed by then"]
+
+
+def test_no_number_runs_into_the_title_of_its_axis(tmp_path):
+    """Bug: charts of what training measures began at "round14", since the tick stood where the title ends."""
+    found = chart("Gain", "", [Series("gain", 1, [(14, 0.0), (22, 1.0)])])
+    assert found is not None
+    assert ">14<" not in found.svg
+    assert ">16<" in found.svg
 
 
 @pytest.mark.parametrize("phase", [{}, {"phase": "training"}])

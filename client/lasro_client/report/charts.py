@@ -11,6 +11,8 @@ from markupsafe import Markup
 Point = tuple[float, float]
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 30
+CLEAR = 8
+"""Pixels from the left edge in which no tick of x stands: its number would run into the title."""
 SMOOTHING = 0.9
 
 
@@ -113,7 +115,8 @@ class Axes:
         parts = [_y_tick(self.place((self.x_low, tick))[1], tick) for tick in nice_ticks(self.y_low, self.y_high)]
         parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{x_title}</text>')
         ticks = [tick for tick in nice_ticks(self.x_low, self.x_high, 5) if not whole or tick == int(tick)]
-        return parts + [_x_tick(self.place((tick, self.y_low))[0], tick) for tick in ticks]
+        placed = [(self.place((tick, self.y_low))[0], tick) for tick in ticks]
+        return parts + [_x_tick(x, tick) for x, tick in placed if x >= LEFT + CLEAR]
 
     def level(self, y: float) -> str:
         """A dashed line at this y over the whole width; nothing where it is out of view."""
