@@ -70,8 +70,9 @@ class Alternation:
 
     @property
     def num_rounds(self) -> int:
-        """How many there are: as many as were asked for or are planned, or as fit into the run's minutes."""
-        limits = (self.config.train.max_rounds, self.progress.planned, self.schedule.planned)
+        """How many there are: as many as were asked for or are planned, or as fit into the run's budget."""
+        schedule = self.schedule
+        limits = (self.config.train.max_rounds, self.progress.planned, schedule.planned, schedule.affordable)
         return min(limit for limit in limits if limit is not None)
 
     @property
@@ -180,7 +181,7 @@ class Alternation:
 
     def _proceed(self, record: RoundRecord) -> str | None:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
-        gain = by_weight(record.rewards.gain, self.config.method) if record.phase == "training" else None
+        gain = by_weight(record.rewards.gain, self.config.method)
         step = self.schedule.observe(record, gain, self._affordable_rounds(record))
         if step is None:
             return None
@@ -191,10 +192,10 @@ class Alternation:
         if step.is_restart:
             self.trainer.begin_again()
             self.drift.begin_again()
-            self.monitor.rolled_back()
-            self.best = None
+            self.progress, self.best = self.progress._replace(distance=None), None
+            self.monitor.begin_again()
         reply = self.surrogate.settle(self.progress.round, self._settling_steps())
-        self.progress = self.progress._replace(surrogate_version=reply.version, distance=None)
+        self.progress = self.progress._replace(surrogate_version=reply.version)
         self.surrogate.follow(reply.version)
         self._decay_over(self.num_rounds)
         return step.why
@@ -225,8 +226,9 @@ class Alternation:
         settings = self.config.train
         if settings.decay_steps is not None:
             self.trainer.decay_steps = max(1, round(settings.decay_steps * num_rounds / settings.max_rounds))
-        elif settings.is_from_nothing:
-            self.trainer.decay_steps = max(1, (num_rounds - self.schedule.began) * settings.generator_steps)
+        elif settings.is_from_nothing and self.schedule.phase == "training":
+            made, left = self.trainer.version - self.trainer.first_version, num_rounds - self.progress.round
+            self.trainer.decay_steps = max(1, made + left * settings.generator_steps)
 
     def _collect(self, round: int) -> Collected:
         _, prompts = self._draws(round)
