@@ -174,34 +174,33 @@ def test_gain_against_drift_follows_the_rounds_that_measured_it(tmp_path):
 
 
 def phased_lines():
-    """Two rounds of ranking, three of training that end in a restart, and three more."""
+    """Two rounds of ranking, two of a pilot that begins again, three of its second beginning, and two of training."""
     unmeasured = {key: {"one_step": None, "two_step": None} for key in ("gain", "reference", "drift", "score")}
     ranking = [line(i, phase="ranking", ranked_pairs=100 + 200 * i, **unmeasured) for i in range(2)]
-    ranking[1] |= {
-        "fresh_pair_accuracy": 0.9,
-        "event": "the surrogate ranks 88% of new pairs right; 6 of training follow",
-    }
-    training = [line(i, phase="training", restarts=int(i > 4), drift_target=0.1) for i in range(2, 8)]
-    training[2]["event"] = "the surrogate was <fooled>"
-    return [*ranking, *training]
+    ranking[1] |= {"fresh_pair_accuracy": 0.9, "event": "the surrogate ranks 88% right; a pilot follows"}
+    pilot = [line(i, phase="pilot", restarts=int(i > 3), drift_target=0.1) for i in range(2, 7)]
+    pilot[1]["event"] = "the surrogate was <fooled>"
+    pilot[4]["event"] = "the reward rose; 12 rounds of training follow"
+    return [*ranking, *pilot, *(line(i, phase="training", restarts=1) for i in (7, 8))]
 
 
 def test_the_phases_of_a_run_are_told_apart(tmp_path):
     """Guards against figures of two phases in one: calls and minutes are those of each."""
     folder = make_run(tmp_path / "run", "before")
     lines = phased_lines()
-    lines[7]["gain"] = {"one_step": 0.4, "two_step": -0.2}
+    lines[6]["gain"] = {"one_step": 0.4, "two_step": -0.2}
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    text = write_report(folder).read_text()
-    page = Page(text)
+    page = Page(write_report(folder).read_text())
     for row in (
         "Ranking 1 to 2 96 36 s 0.88 – –",  # 100 pairs at 0.8 and 300 at 0.9
-        "Training 3 to 5 144 18 s 0.80 +0.100 +0.100",
-        "Training, 2nd beginning 6 to 8 144 18 s 0.80 +0.000 +0.200",
+        "Pilot 3 to 4 96 12 s 0.80 +0.100 +0.100",
+        "Pilot, 2nd beginning 5 to 7 144 18 s 0.80 +0.000 +0.200",
+        "Training, 2nd beginning 8 to 9 96 12 s",
     ):
         assert row in page.text, row
-    assert page.text.count("Round 5: the surrogate was <fooled>.") == 2, "it is worth knowing too"
-    assert page.text.count("Round 2: the surrogate ranks 88% of new pairs right; 6 of training follow.") == 1
+    assert page.text.count("Round 4: the surrogate was <fooled>.") == 2, "it is worth knowing too"
+    assert page.text.count("Round 2: the surrogate ranks 88% right; a pilot follows.") == 1
+    assert page.text.count("Round 7: the reward rose; 12 rounds of training follow.") == 1
     assert "Thin upright lines: another phase began." in page.text
 
 
@@ -210,8 +209,8 @@ def test_charts_mark_where_a_phase_began(tmp_path):
     folder = make_run(tmp_path / "run", "before")
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, phased_lines())))
     found = {one.title: one for one in curves(read_run(folder), "train")}
-    assert found["Reward: binding"].svg.count('class="beginning"') == 2
-    assert found["Gain over the base"].svg.count('class="beginning"') == 1, "it has no value before training"
+    assert found["Reward: binding"].svg.count('class="beginning"') == 3
+    assert found["Gain over the base"].svg.count('class="beginning"') == 2, "it has no value before training"
     assert [one.label for one in found["Drift in changes of prompt"].series] == ["allowed by then"]
 
 

@@ -17,7 +17,7 @@ from lasro_client.evaluation.num_steps import JSON_NAMES
 from lasro_client.evaluation.result import Evaluation, base_table
 from lasro_client.report.curves import STEP_TITLES, curves
 from lasro_client.report.images import drift_pairs, pair_groups, progress_strips
-from lasro_client.report.phases import NEWEST, beginnings, events, phase_rows
+from lasro_client.report.phases import NEWEST, beginnings, events, phase_rows, worrying_events
 from lasro_client.report.run_data import RunData, read_run, seconds_left
 from lasro_client.run.divergence import describe_trouble
 from lasro_client.run.observer import Observer, RunInfo
@@ -160,7 +160,7 @@ def _notices(run: RunData) -> list[str]:
             f"Groups without two samples of different reward, which teach nothing: {constant} in {len(run.rounds)} "
             "rounds. If that is most of them, use more seeds per prompt, other prompts, or a smaller tie margin."
         )
-    found += events(run, only_worrying=True)
+    found += worrying_events(run)
     troubled = [record for record in run.rounds if record.health.trouble is not None]
     if troubled:
         found.append(f"Round {troubled[-1].round + 1}: {describe_trouble(troubled[-1].health)}")

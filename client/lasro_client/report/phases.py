@@ -1,4 +1,4 @@
-"""The phases of a run of stage 2 that begins from nothing: ranking, training, and each time that it began again."""
+"""The phases of a run of stage 2 that begins from nothing: ranking, pilot, training, and each new beginning."""
 
 from __future__ import annotations
 
@@ -44,14 +44,21 @@ def beginnings(rounds: Sequence[RoundRecord]) -> list[float]:
     return [after.round + 0.5 for before, after in pairwise(rounds) if _phase(before) != _phase(after)]
 
 
-def events(run: RunData, only_worrying: bool = False) -> list[str]:
-    """What changed after which round, and why. Worrying is that the generator began again, or that the run ended."""
-    ended = (run.summary or {}).get("ended")
-    return [
-        f"Round {record.round + 1}: {record.event}."
-        for record in run.stage("train")
-        if record.event and (not only_worrying or record.phase == "training" or record.event == ended)
-    ]
+def events(run: RunData) -> list[str]:
+    """What changed after which round, and why."""
+    return [_sentence(record) for record in run.stage("train") if record.event]
+
+
+def worrying_events(run: RunData) -> list[str]:
+    """Those after which the generator began again, and the one that ended the run."""
+    rounds, ended = run.stage("train"), (run.summary or {}).get("ended")
+    found = [before for before, after in pairwise(rounds) if before.event and after.restarts > before.restarts]
+    found += [record for record in rounds[-1:] if record.event and record.event == ended]
+    return [_sentence(record) for record in found]
+
+
+def _sentence(record: RoundRecord) -> str:
+    return f"Round {record.round + 1}: {record.event}."
 
 
 def _phase(record: RoundRecord) -> tuple[str | None, int]:
