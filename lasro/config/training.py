@@ -177,8 +177,3 @@ class TrainSettings(SamplingSettings):
     def max_rounds(self) -> int:
         """`rounds`, or the most that there may be."""
         return self.rounds or (MOST_ROUNDS_FROM_NOTHING if self.is_from_nothing else ROUNDS)
-
-
-def without_new_defaults(stored: TrainSettings) -> TrainSettings:
-    """Settings read from a file that names all of them; one older than `drift_budget` had no budget."""
-    return stored if "drift_budget" in stored.model_fields_set else stored.model_copy(update={"drift_budget": None})
