@@ -14,7 +14,7 @@ from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
-from lasro_client.report.charts import moving_average, nice_ticks, tick_label
+from lasro_client.report.charts import Series, chart, moving_average, nice_ticks, tick_label
 from lasro_client.report.curves import curves
 from lasro_client.report.images import EDGE, data_uri, pick, random_pick, spread
 from lasro_client.report.page import ReportWriter, duration, number, signed, write_report
@@ -171,6 +171,76 @@ def test_gain_against_drift_follows_the_rounds_that_measured_it(tmp_path):
     found = frontier_of(folder)
     assert [one.label for one in found.series] == ["One step"]
     assert "changes of prompt" in found.note
+
+
+def phased_lines():
+    """Two rounds of ranking, two of a pilot that begins again, three of its second beginning, and two of training."""
+    unmeasured = {key: {"one_step": None, "two_step": None} for key in ("gain", "reference", "drift", "score")}
+    ranking = [line(i, phase="ranking", ranked_pairs=100 + 200 * i, **unmeasured) for i in range(2)]
+    ranking[1] |= {"fresh_pair_accuracy": 0.9, "event": "the surrogate ranks 88% right; a pilot follows"}
+    pilot = [line(i, phase="pilot", restarts=int(i > 3), drift_target=0.1) for i in range(2, 7)]
+    pilot[1]["event"] = "the surrogate was <fooled>"
+    pilot[4]["event"] = "the reward rose; 12 rounds of training follow"
+    return [*ranking, *pilot, *(line(i, phase="training", restarts=1) for i in (7, 8))]
+
+
+def test_the_phases_of_a_run_are_told_apart(tmp_path):
+    """Guards against figures of two phases in one: calls and minutes are those of each."""
+    folder = make_run(tmp_path / "run", "before")
+    lines = phased_lines()
+    lines[6]["gain"] = {"one_step": 0.4, "two_step": -0.2}
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = Page(write_report(folder).read_text())
+    for row in (
+        "Ranking 1 to 2 96 36 s 0.88 – –",  # 100 pairs at 0.8 and 300 at 0.9
+        "Pilot 3 to 4 96 12 s 0.80 +0.100 +0.100",
+        "Pilot, 2nd beginning 5 to 7 144 18 s 0.80 +0.000 +0.200",
+        "Training, 2nd beginning 8 to 9 96 12 s",
+    ):
+        assert row in page.text, row
+    assert page.text.count("Round 4: the surrogate was <fooled>.") == 2, "it is worth knowing too"
+    assert page.text.count("Round 2: the surrogate ranks 88% right; a pilot follows.") == 1
+    assert page.text.count("Round 7: the reward rose; 12 rounds of training follow.") == 1
+    assert "Thin upright lines: another phase began." in page.text
+
+
+def test_charts_mark_where_a_phase_began(tmp_path):
+    """Guards against a curve that falls to nothing for no reason one can see: the generator was the base again."""
+    folder = make_run(tmp_path / "run", "before")
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, phased_lines())))
+    found = {one.title: one for one in curves(read_run(folder), "train")}
+    assert found["Reward: binding"].svg.count('class="beginning"') == 3
+    assert found["Gain over the base"].svg.count('class="beginning"') == 2, "it has no value before training"
+    assert [one.label for one in found["Drift in changes of prompt"].series] == ["allowed by then"]
+
+
+def test_no_number_runs_into_the_title_of_its_axis(tmp_path):
+    """Bug: charts of what training measures began at "round14", since the tick stood where the title ends."""
+    found = chart("Gain", "", [Series("gain", 1, [(14, 0.0), (22, 1.0)])])
+    assert found is not None
+    assert ">14<" not in found.svg
+    assert ">16<" in found.svg
+
+
+@pytest.mark.parametrize("phase", [{}, {"phase": "training"}])
+def test_a_run_of_one_phase_has_no_table_of_them(tmp_path, phase):
+    """Guards against a table of one row in runs by hand and in those of earlier releases."""
+    folder = make_run(tmp_path / "run", "rounds")
+    (folder / "log.jsonl").write_text("\n".join(json.dumps(line(i, **phase)) for i in range(3)))
+    text = write_report(folder).read_text()
+    assert 'id="phases"' not in text
+    assert 'class="beginning"' not in text
+
+
+def test_a_run_that_had_nothing_to_learn_says_so_at_the_top(tmp_path):
+    """Guards against noise as a reward whose report looks like that of a healthy run."""
+    folder = make_run(tmp_path / "run", "summary")
+    lines = phased_lines()[:2]
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    summary = json.loads((folder / "summary.json").read_text()) | {"ended": lines[1]["event"]}
+    write_json(folder / "summary.json", summary)
+    text = Page(write_report(folder).read_text()).text
+    assert f"Worth knowing Round 2: {lines[1]['event']}." in text
 
 
 @pytest.mark.parametrize("until", STEPS)

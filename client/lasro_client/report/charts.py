@@ -11,6 +11,8 @@ from markupsafe import Markup
 Point = tuple[float, float]
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 30
+CLEAR = 8
+"""Pixels from the left edge in which no tick of x stands: its number would run into the title."""
 SMOOTHING = 0.9
 
 
@@ -81,15 +83,17 @@ def chart(
     floor: float | None = None,
     ceiling: float | None = None,
     reference: float | None = None,
+    marks: Sequence[float] = (),
 ) -> Chart | None:
     """A chart of the series that have points, or None; `floor` and `ceiling` are values to be in view.
 
-    `reference` draws a level, such as chance.
+    `reference` draws a level, such as chance; `marks` are rounds at which an upright line stands.
     """
     shown = [one for one in series if one.points]
     if not shown:
         return None
-    return Chart(title, note, shown, _svg(title, shown, [v for v in (floor, ceiling) if v is not None], reference))
+    in_view = [value for value in (floor, ceiling) if value is not None]
+    return Chart(title, note, shown, _svg(title, shown, in_view, reference, marks))
 
 
 class Axes:
@@ -111,7 +115,8 @@ class Axes:
         parts = [_y_tick(self.place((self.x_low, tick))[1], tick) for tick in nice_ticks(self.y_low, self.y_high)]
         parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{x_title}</text>')
         ticks = [tick for tick in nice_ticks(self.x_low, self.x_high, 5) if not whole or tick == int(tick)]
-        return parts + [_x_tick(self.place((tick, self.y_low))[0], tick) for tick in ticks]
+        placed = [(self.place((tick, self.y_low))[0], tick) for tick in ticks]
+        return parts + [_x_tick(x, tick) for x, tick in placed if x >= LEFT + CLEAR]
 
     def level(self, y: float) -> str:
         """A dashed line at this y over the whole width; nothing where it is out of view."""
@@ -119,6 +124,13 @@ class Axes:
             return ""
         placed = self.place((self.x_low, y))[1]
         return f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{placed}" y2="{placed}"/>'
+
+    def upright(self, x: float, css: str) -> str:
+        """A line at this x over the whole height; nothing where it is out of view."""
+        if not self.x_low <= x <= self.x_high:
+            return ""
+        placed = self.place((x, self.y_low))[0]
+        return f'<line class="{css}" x1="{placed}" x2="{placed}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
 
 
 def drawing(summary: str, parts: Sequence[str]) -> Markup:
@@ -133,10 +145,16 @@ def path(placed: Sequence[Point], css: str) -> str:
     return f'<path class="{css}" d="M{" L".join(f"{x},{y}" for x, y in placed)}"/>'
 
 
-def _svg(title: str, series: Sequence[Series], in_view: Sequence[float], reference: float | None) -> Markup:
+def _svg(
+    title: str,
+    series: Sequence[Series],
+    in_view: Sequence[float],
+    reference: float | None,
+    marks: Sequence[float],
+) -> Markup:
     points = [point for one in series for point in one.points]
     axes = Axes([x for x, _ in points], [*(y for _, y in points), *in_view], 0 if in_view else 0.05)
-    parts = axes.grid("round", whole=True)
+    parts = [*axes.grid("round", whole=True), *(axes.upright(mark, "beginning") for mark in marks)]
     if reference is not None:
         parts.append(axes.level(reference))
     parts += [_curve(one, [axes.place(point) for point in one.points], axes.place) for one in series]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lasro_client.evaluation.num_steps import NumSteps
 from lasro_client.report.charts import Chart, Series, chart, moving_average
 from lasro_client.report.frontier import frontier
+from lasro_client.report.phases import beginnings
 from lasro_client.report.run_data import RunData, points
 from lasro_client.run.round_record import Means, RoundRecord, Stage
 
@@ -55,7 +57,8 @@ def curves(run: RunData, stage: Stage) -> list[Chart]:
 def _reward_curves(run: RunData, rounds: list[RoundRecord]) -> list[Chart | None]:
     names = list(dict.fromkeys(name for record in rounds for name in record.rewards.rewards))
     found = [
-        chart(
+        _chart(
+            rounds,
             f"Reward: {name}",
             "From the reward itself, on each round's own prompts.",
             _both(rounds, lambda r, name=name: r.rewards.rewards.get(name)),
@@ -68,10 +71,10 @@ def _reward_curves(run: RunData, rounds: list[RoundRecord]) -> list[Chart | None
             note += (
                 " Normalised by what the replay holds, which follows the run: growth shows in the rewards themselves."
             )
-        found.append(chart("Total reward", note, _both(rounds, lambda r: r.rewards.total)))
+        found.append(_chart(rounds, "Total reward", note, _both(rounds, lambda r: r.rewards.total)))
     if run.objective.floors:
         note = "Share of samples below the floor of a guard. They are left out of the total."
-        found.append(chart("Vetoed", note, _both(rounds, lambda r: r.rewards.vetoed), floor=0.0))
+        found.append(_chart(rounds, "Vetoed", note, _both(rounds, lambda r: r.rewards.vetoed), floor=0.0))
     return found
 
 
@@ -79,7 +82,8 @@ def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | N
     """The reference samples: in stage 1 those of the probe generator, in stage 2 the base's."""
     policy = "probe generator" if stage == "pretrain" else "base"
     found = [
-        chart(
+        _chart(
+            rounds,
             f"The {policy} for comparison",
             f"Total reward of the {policy} on the same prompts and noise: compare with the curve above.",
             _both(rounds, lambda r: r.rewards.reference),
@@ -87,26 +91,33 @@ def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | N
     ]
     if stage == "train":
         found += [
-            chart(
+            _chart(
+                rounds,
                 "Gain over the base",
                 "Reward minus the base's on the same noise, what a run is stopped by; 0 (dashed) is the base.",
                 _both(rounds, lambda r: r.rewards.gain),
                 reference=0.0,
             ),
-            chart(
+            _chart(
+                rounds,
                 "Drift on the prompts trained on",
                 "Distance of latents from the base's of the same noise; 1: as another seed, 0.71: one picture for all.",
                 _both(rounds, lambda r: r.generator.drift),
                 floor=0.0,
             ),
-            chart(
+            _chart(
+                rounds,
                 "Drift in changes of prompt",
-                "Distance from the base's samples of the same noise; 1: as its sample of another prompt.",
-                _both(rounds, lambda r: r.generator.distance),
+                "Distance from the base's images of the same noise; 1: as its image of another prompt.",
+                [*_both(rounds, lambda r: r.generator.distance), _drift_target(rounds)],
                 floor=0.0,
             ),
         ]
     return found
+
+
+def _drift_target(rounds: list[RoundRecord]) -> Series:
+    return Series("allowed by then", 3, points(rounds, lambda r: r.generator.drift_target), smooth=False)
 
 
 def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
@@ -116,13 +127,15 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
         Series("trained on", 3, points(rounds, lambda r: r.surrogate.pair_accuracy)),
     ]
     return [
-        chart(
+        _chart(
+            rounds,
             "Surrogate score",
             "Normalised, so only its direction says something. It rising while the reward falls means that the "
             "generator fools the surrogate.",
             _both(rounds, lambda r: r.generator.score),
         ),
-        chart(
+        _chart(
+            rounds,
             "Pair accuracy of the surrogate",
             "Share of pairs ranked as the reward ranks them; 0.5 (dashed) is chance. Trust the fresh and held-out "
             "curves, the third one flatters.",
@@ -131,7 +144,8 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             ceiling=1.0,
             reference=0.5,
         ),
-        chart(
+        _chart(
+            rounds,
             "Pair accuracy by kind",
             "Fresh pairs by what their samples share, averaged over rounds by number of pairs. A generator moves each "
             "sample while its noise stays: the curves of reference samples say whether the gradient helps.",
@@ -140,7 +154,8 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             ceiling=1.0,
             reference=0.5,
         ),
-        chart(
+        _chart(
+            rounds,
             "Surrogate against reward",
             "1 − rank correlation within fresh groups: 0 is perfect, 1 is no relation.",
             [Series("gap", 2, points(rounds, lambda r: r.surrogate.reward_gap))],
@@ -154,6 +169,11 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             reference=0.693,
         ),
     ]
+
+
+def _chart(rounds: list[RoundRecord], title: str, note: str, series: Sequence[Series], **view: Any) -> Chart | None:
+    """A chart over these rounds, which marks where another phase of the run began; `view` as of `chart`."""
+    return chart(title, note, series, marks=beginnings(rounds), **view)
 
 
 def _kind(rounds: list[RoundRecord], kind: str) -> Series:
@@ -188,4 +208,4 @@ def _one(
     read: Callable[[RoundRecord], float | None],
     reference: float | None = None,
 ) -> Chart | None:
-    return chart(title, note, [Series(title, 3, points(rounds, read))], ceiling=reference, reference=reference)
+    return _chart(rounds, title, note, [Series(title, 3, points(rounds, read))], ceiling=reference, reference=reference)

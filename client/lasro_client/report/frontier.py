@@ -9,7 +9,7 @@ from typing import Any
 
 from lasro_client.evaluation.num_steps import JSON_NAMES, NumSteps
 from lasro_client.evaluation.paired_statistics import Estimate, estimate
-from lasro_client.report.charts import BOTTOM, HEIGHT, TOP, Axes, Chart, Point, Series, drawing, moving_average, path
+from lasro_client.report.charts import Axes, Chart, Point, Series, drawing, moving_average, path
 from lasro_client.report.run_data import RunData, read_object
 
 TITLE = "Gain against drift"
@@ -101,8 +101,7 @@ def _svg(trades: Sequence[Trade], budget: float | None) -> Any:
     axes = Axes([-0.05 * furthest, furthest], [0.0, *(y for _, y in points)], 0.05)
     parts = [*axes.grid("drift"), axes.level(0.0)]
     if budget is not None:
-        x = axes.place((budget, 0.0))[0]
-        parts.append(f'<line class="budget" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(axes.upright(budget, "budget"))
     for trade in trades:
         if trade.limit:
             parts.append(path([axes.place(point) for point in trade.limit], f"tone{trade.tone} limit"))

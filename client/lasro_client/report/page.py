@@ -17,6 +17,7 @@ from lasro_client.evaluation.num_steps import JSON_NAMES
 from lasro_client.evaluation.result import Evaluation, base_table
 from lasro_client.report.curves import STEP_TITLES, curves
 from lasro_client.report.images import drift_pairs, pair_groups, progress_strips
+from lasro_client.report.phases import NEWEST, beginnings, events, phase_rows, worrying_events
 from lasro_client.report.run_data import RunData, read_run, seconds_left
 from lasro_client.run.divergence import describe_trouble
 from lasro_client.run.observer import Observer, RunInfo
@@ -60,7 +61,7 @@ def render(run: RunData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed, duration=duration)
+    environment.filters.update(number=number, signed=signed, duration=duration, capitalised=capitalised)
     columns, strips = progress_strips(run)
     return environment.get_template("report.html.jinja").render(
         run=run,
@@ -68,6 +69,11 @@ def render(run: RunData) -> str:
         table=_table(run),
         held_out_drift=(run.summary or {}).get("held_out_drift"),
         status=_status(run),
+        phases=phase_rows(run),
+        events=events(run),
+        newest=NEWEST,
+        train_title=CURVE_TITLES["train"],
+        marked=bool(beginnings(run.stage("train"))),
         charts=[(title, found) for stage, title in CURVE_TITLES.items() if (found := curves(run, stage))],
         images={JSON_NAMES[n]: groups for n in STEP_TITLES if (groups := pair_groups(run, n))},
         columns=columns,
@@ -88,6 +94,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def signed(value: float | None, digits: int = 3) -> str:
     """Like `number`, with its sign."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def capitalised(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def duration(seconds: float | None) -> str:
@@ -154,6 +165,7 @@ def _notices(run: RunData) -> list[str]:
             f"Groups without two samples of different reward, which teach nothing: {constant} in {len(run.rounds)} "
             "rounds. If that is most of them, use more seeds per prompt, other prompts, or a smaller tie margin."
         )
+    found += worrying_events(run)
     troubled = [record for record in run.rounds if record.health.trouble is not None]
     if troubled:
         found.append(f"Round {troubled[-1].round + 1}: {describe_trouble(troubled[-1].health)}")

@@ -23,7 +23,7 @@ from lasro_client.run.round_estimate import Estimate
 from lasro_client.run.round_record import Phase, RoundRecord
 
 GOOD_ACCURACY = 0.6
-"""Of new pairs ranked right: better than chance, so that samples of a generator that moves teach more than the base's."""
+"""Of new pairs ranked right: better than chance, so that a generator that moves teaches more than the base."""
 SMALLEST_RISE = 0.02
 """Between the newest third of the rounds and the one before: less is no improvement that is worth its calls."""
 HOPELESS_ACCURACY = 0.55
@@ -45,9 +45,9 @@ PILOT_SHARE = 0.25
 LONGEST_PILOT = 40
 """Rounds without proof after which a pilot begins again."""
 FOOLED_ERRORS, FOOLED_WINDOW = 2.5, 4
-TRAINING_PER_ROUND = 4
-"""Rounds of training for each before the proof: what is hard to rank takes long to follow."""
 FEWEST_TRAINING_ROUNDS = 12
+TRAINING_PER_ROUND, FREE_ROUNDS = 4, 4
+"""Rounds of training for each before the proof but the first ones: what is hard to rank takes long to follow."""
 OWN_AGAINST_BASE = ("reference_one_step", "reference_two_step")
 
 
@@ -78,8 +78,6 @@ class TrainSchedule:
         """The round in which this phase began."""
         self.planned: int | None = None
         """How many rounds there shall be in all; None: as many as the settings and the budget say."""
-        self.affordable: int | None = None
-        """How many rounds the run's reward calls are enough for, those done included; None: no limit is known."""
         self._accuracies: list[tuple[float, float]] = []
         """Of this phase's rounds: share of the new pairs that count that was ranked right, and how many these were."""
         self._gains: list[float] = []
@@ -89,9 +87,13 @@ class TrainSchedule:
         """Of the drift budget that may be spent in this phase."""
         return PILOT_SHARE if self.phase == "pilot" else 1.0
 
+    @property
+    def is_promising(self) -> bool:
+        """Whether the gain of this phase is above nothing by more than its standard error."""
+        return Estimate.of(self._gains).is_above(0, 1.0)
+
     def observe(self, record: RoundRecord, gain: float | None, affordable: int | None) -> Begin | End | None:
         """Take in a round, and say what changes with the next. `affordable`: rounds that fit in all, None: no limit."""
-        self.affordable = affordable
         if not self._settings.is_from_nothing:
             return None
         self._note(record, gain)
@@ -168,12 +170,12 @@ class TrainSchedule:
             return self._restart(done, f"{count} rounds of pilot without proof that the surrogate helps")
         return End(
             f"{count} rounds of pilot, {self.restarts} times begun again, did not raise the reward for sure "
-            f"({gain.mean:+.3g} ± {gain.sem:.2g}); the adapter stays within {PILOT_SHARE:.0%} of the drift budget"
+            f"({gain.mean:+.3g} ± {gain.sem:.2g}): the adapter changes nothing"
         )
 
     def _begin_training(self, done: int, most: int, why: str) -> Begin:
         self.phase, self.began = "training", done
-        wanted = max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_ROUND * done)
+        wanted = max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_ROUND * (done - FREE_ROUNDS))
         self.planned = done + wanted if self._settings.rounds is None else None
         self._accuracies, self._gains = [], []
         left = max(0, min(most, self.planned or most) - done)
@@ -202,7 +204,6 @@ class TrainSchedule:
             "restarts": self.restarts,
             "began": self.began,
             "planned": self.planned,
-            "affordable": self.affordable,
             "accuracies": self._accuracies,
             "gains": self._gains,
         }
@@ -210,6 +211,6 @@ class TrainSchedule:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.phase, self.restarts = state["phase"], state["restarts"]
-        self.began, self.planned, self.affordable = state["began"], state["planned"], state["affordable"]
+        self.began, self.planned = state["began"], state["planned"]
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
