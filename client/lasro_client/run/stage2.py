@@ -74,6 +74,8 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     config = folder.config
     model = load_model(config.model)
     trainer = create_trainer(config, model, peers)
+    if not trainer.method.needs_surrogate:
+        config = folder.config = _without_ranking(config)
     start_from_adapter(folder, trainer)
     overlap = config.train.overlap
     needs_surrogate, cores = trainer.method.needs_surrogate, 0.5 if overlap else 1.0
@@ -120,6 +122,13 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         folder.finish(summary)
         observer.folder_updated()
     return summary
+
+
+def _without_ranking(config: RunSettings) -> RunSettings:
+    """A method that follows no surrogate has nothing to wait for."""
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"warmup_rounds": config.train.warmup_rounds or 0})}
+    )
 
 
 def _keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
