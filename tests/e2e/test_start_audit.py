@@ -48,8 +48,8 @@ def noise(images, prompts, metadata):
 @reward
 def failing_half(images, prompts, metadata):
     counted("failing_half", images)
-    grays = [float(image.convert("L").getpixel((8, 8))) for image in images]
-    return [RejectedItem("no face") if share(image) < 0.5 else gray for image, gray in zip(images, grays, strict=True)]
+    grey = [float(image.convert("L").getpixel((8, 8))) for image in images]
+    return [RejectedItem("no face") if share(image) < 0.5 else value for image, value in zip(images, grey)]
 """
 NAMES = ("constant", "saturated", "noise", "failing_half")
 

@@ -49,7 +49,8 @@ class Written:
     def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
         self.posted += posts
         return [
-            wire.GroupStatus(group_id="g", state="scored", items=self._items(post), reward_calls=0) for post in posts
+            wire.GroupStatus(group_id="g", state=wire.GroupState.SCORED, items=self._items(post), reward_calls=0)
+            for post in posts
         ]
 
     def _items(self, post: wire.GroupSubmission) -> list[wire.ScoredItem]:
@@ -215,6 +216,8 @@ def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(
     alternation = run_in(tiny_model_path, tmp_path, written)
     start = weights(alternation)
     done = len(until(alternation, "pilot"))
+    record = alternation.round()
+    done += 1
     while alternation.schedule.restarts == 0:
         record = alternation.round()
         done += 1

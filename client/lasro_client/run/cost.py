@@ -102,7 +102,11 @@ def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
     most = Rounds(longest, total - longest)
     if settings.rounds is not None or longest == 0:
         return Rounds(shortest, total - shortest), most
+<<<<<<< HEAD
     return Rounds(shortest, FEWEST_PILOT_ROUNDS + FEWEST_TRAINING_ROUNDS), most
+=======
+    return Rounds(shortest, PROOF_ROUNDS + 1 + FEWEST_TRAINING_ROUNDS), most
+>>>>>>> phases
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
