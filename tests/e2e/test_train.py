@@ -121,7 +121,7 @@ def test_second_steps_are_moved_and_measured_alone(config_path: Path, services: 
     # Another seed than that of `finished`: images that were scored before cost no call.
     settings = [
         "name=second",
-        "seed=1",
+        "seed=11",
         "pretrain.probe_steps=second",
         "pretrain.probe_rounds=4",
         "pretrain.second_step_draws=2",

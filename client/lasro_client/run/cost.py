@@ -20,8 +20,6 @@ from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
 from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, RANKING_SHARE, WINDOW
 
-FEWEST_PILOT_ROUNDS = 1 + PROOF_ROUNDS
-"""The first is of the base, which shows no gain."""
 FEWEST_WORTH = 1 + 4
 """Rounds, one of ranking and a few of training, below which a run from nothing cannot come to anything."""
 
@@ -91,7 +89,6 @@ class Rounds(NamedTuple):
 
     ranking: int
     training: int
-    """The pilot's among them."""
 
 
 def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
@@ -102,11 +99,7 @@ def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
     most = Rounds(longest, total - longest)
     if settings.rounds is not None or longest == 0:
         return Rounds(shortest, total - shortest), most
-<<<<<<< HEAD
-    return Rounds(shortest, FEWEST_PILOT_ROUNDS + FEWEST_TRAINING_ROUNDS), most
-=======
     return Rounds(shortest, PROOF_ROUNDS + 1 + FEWEST_TRAINING_ROUNDS), most
->>>>>>> phases
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
