@@ -21,9 +21,9 @@ class SamplingSettings(Settings):
 
     renamed: ClassVar[Mapping[str, str]] = {"beside_seeds": "reference_seeds"}
 
-    prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 2
+    prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 3
     """Groups made per round."""
-    seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
+    seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 4
     """K: noises per prompt; each gives a one-step and a two-step sample."""
     second_step_draws: Annotated[int, Field(ge=1, le=4)] = 1
     """Second noises for each of them: that many two-step samples share what the first step made."""
@@ -66,6 +66,8 @@ class PretrainSettings(SamplingSettings):
     """Folders of runs that had `keep_samples`, stage 1 or 2: all that they paid for starts the replay."""
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 8
     """Groups made per round."""
+    seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
+    """K: noises per prompt; each gives a one-step and a two-step sample."""
     steps_per_round: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps after each round."""
     probe_after: Annotated[int, Field(ge=0)] = 50
@@ -106,7 +108,7 @@ class TrainSettings(SamplingSettings):
     take the first. Absent: the scheduler's own, 999 and 499 for an LCM."""
     mode: Literal["gradient", "weights"] = "weights"
     """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
-    generator_steps: Annotated[int, Field(ge=1, le=100)] = 1
+    generator_steps: Annotated[int, Field(ge=1, le=100)] = 4
     """Generator updates per round."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     """Prompts per generator update."""
@@ -114,7 +116,7 @@ class TrainSettings(SamplingSettings):
     """How many of them go through the networks together; absent: all. The same update in less memory, a pass more."""
     two_step_every: Annotated[int, Field(ge=1)] = 1
     """Prompts for each that takes the second step too, whose gradient is several times smaller; 1: all do."""
-    learning_rate: Rate = 5e-4
+    learning_rate: Rate = 3e-4
     """Of the generator's AdamW."""
     warmup_steps: Annotated[int, Field(ge=1)] = 10
     """Generator updates over which the learning rate rises linearly."""
@@ -131,7 +133,7 @@ class TrainSettings(SamplingSettings):
     warmup_rounds: Annotated[int, Field(ge=0)] | None = None
     """First rounds that fill the replay and adapt the surrogate without touching the generator. Absent: none where the
     run begins with a surrogate; else as many as it takes until the surrogate ranks new groups, see `max_restarts`."""
-    ranking_steps: Annotated[int, Field(ge=0)] = 16
+    ranking_steps: Annotated[int, Field(ge=0)] = 12
     """Surrogate steps in each of these rounds, where they are as many as it takes."""
     perturbation: Annotated[float, Field(ge=0, le=2)] = 0.5
     """Largest size of the smooth perturbations of the base's samples that are scored along with them in these rounds,
@@ -175,8 +177,3 @@ class TrainSettings(SamplingSettings):
     def max_rounds(self) -> int:
         """`rounds`, or the most that there may be."""
         return self.rounds or (MOST_ROUNDS_FROM_NOTHING if self.is_from_nothing else ROUNDS)
-
-
-def without_new_defaults(stored: TrainSettings) -> TrainSettings:
-    """Settings read from a file that names all of them; one older than `drift_budget` had no budget."""
-    return stored if "drift_budget" in stored.model_fields_set else stored.model_copy(update={"drift_budget": None})

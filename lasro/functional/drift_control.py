@@ -13,7 +13,7 @@ from __future__ import annotations
 
 RISE_SHARE = 0.6
 """Of the updates, in which the target rises to the budget. In the rest the generator improves where it is."""
-START_SHARE = 0.15
+START_SHARE = 0.25
 """Of the budget, where the target starts."""
 STIFFNESS = 15.0
 """S changes by about 2 where latents of deviation 1 move by D: the balance is then some 15 % beyond D*."""

@@ -120,6 +120,7 @@ def make(
                 "rounds": rounds or len(GAINS),
                 "warmup_rounds": 0,
                 "drift_budget": None,
+                "generator_steps": 1,
                 "decay_steps": None if max_minutes is None else len(GAINS) // 2,
                 "prompts_per_round": 1,
                 "seeds_per_prompt": SEEDS,

@@ -9,11 +9,13 @@ import torch
 from shared_update import CurvedScore
 from small_trainer import trainer_of
 
+from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, NonFiniteError
 from lasro.models.lcm import LatentConsistencyModel
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_noises, generator_for, sample_latents
+from lasro_client.run.folder import Progress, RunFolder
 
 PROMPTS = [Prompt("a red star"), Prompt("a blue square")]
 FIVE = [*PROMPTS, Prompt("a green ring"), Prompt("a pink heart"), Prompt("a gray cross")]
@@ -152,3 +154,60 @@ def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: P
         torch.cat([p.grad.flatten() for p in each.parameters if p.grad is not None]) for each in (whole, parts)
     ]
     assert (gradients[1] - gradients[0]).norm() <= 1e-4 * gradients[0].norm()
+
+
+def test_a_generator_that_begins_again_is_the_base_and_repeats_no_draw(tiny_model_path: Path) -> None:
+    """Bug: the second beginning is trained on the first one's noise and scale of scores, at the rate that it had
+    reached, or without reference samples since it does not count as the base."""
+    trainer, fresh = (trainer_of(tiny_model_path, warmup_steps=4) for _ in range(2))
+    start, first = values(trainer), trainer.method.state()
+    for _ in range(3):
+        trainer.step(PROMPTS, Slope(1.0))
+    assert not trainer.is_base
+    trainer.begin_again()
+    assert trainer.is_base
+    assert (trainer.version, trainer.first_version) == (3, 3)
+    assert trainer.method.state() == first
+    assert not trainer.optimiser.state
+    for one, other in zip(start, trainer.average, strict=True):
+        assert torch.equal(one, other)
+    trainer.step(PROMPTS, Slope(1.0))
+    assert trainer.optimiser.param_groups[0]["lr"] == trainer.settings.learning_rate / 4
+    assert (trainer.version, trainer.is_base) == (4, False)
+    again = values(trainer)
+    fresh.step(PROMPTS, Slope(1.0))
+    assert not all(torch.equal(*pair) for pair in zip(again, values(fresh), strict=True)), "other draws"
+    fresh.restart(fresh.seed)
+    fresh.version = fresh.first_version = 3
+    fresh.step(PROMPTS, Slope(1.0))
+    assert all(torch.equal(*pair) for pair in zip(again, values(fresh), strict=True)), "and nothing else"
+
+
+def test_an_adapter_to_begin_with_is_what_it_begins_again_with(tiny_model_path: Path) -> None:
+    """Guards against a restart that throws away what the run was given, or that takes it for the base."""
+    trainer = trainer_of(tiny_model_path)
+    given = [value + 0.01 for value in values(trainer)]
+    trainer.start_from(given)
+    trainer.step(PROMPTS, Slope(1.0))
+    trainer.begin_again()
+    assert all(torch.equal(*pair) for pair in zip(given, values(trainer), strict=True))
+    assert not trainer.is_base
+
+
+def test_a_second_beginning_outlives_its_checkpoint(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: after a resume the generator is no base any more, or its learning rate has risen and fallen already."""
+    config = RunSettings.model_validate(
+        {"name": "n", "prompts": {"train": "t", "held_out": "h"}, "rewards": [{"name": "r"}]}
+    )
+    folder = RunFolder(tmp_path, config, "train")
+    trainer, resumed = (trainer_of(tiny_model_path, warmup_steps=4, decay_steps=9) for _ in range(2))
+    for _ in range(2):
+        trainer.step(PROMPTS, Slope(1.0))
+    trainer.begin_again()
+    folder.checkpoint(Progress(round=2, surrogate_version=1), trainer)
+    folder.start(resumed)
+    assert (resumed.is_base, resumed.version, resumed.first_version) == (True, 2, 2)
+    for each in (trainer, resumed):
+        each.step(PROMPTS, Slope(1.0))
+    assert resumed.optimiser.param_groups[0]["lr"] == trainer.optimiser.param_groups[0]["lr"]
+    assert all(torch.equal(*pair) for pair in zip(values(trainer), values(resumed), strict=True))

@@ -179,11 +179,12 @@ class UphillAtFirst(Uphill):
         return scores_B, slope_BCHW * (len(self.asked) == 1)
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("both", [2, 1]), ("second", [2, 2])])
+@pytest.mark.parametrize(("kind", "steps"), [("both", [4, 2]), ("second", [4, 4])])
 def test_a_probe_of_the_second_step_learns_from_that_alone(
     probe: ProbeGenerator, kind: Literal["both", "second"], steps: list[int]
 ) -> None:
     """Bug: the first step's gradient, several times larger, still moves the probe generator."""
+    probe.batch_size = 4  # enough scores for S to have a width
     probe.settings = probe.settings.model_copy(update={"probe_steps": kind})
     probe.trainer.settings = probe.trainer.settings.model_copy(update={"two_step_every": 2})
     before, source = [parameter.detach().clone() for parameter in probe.trainer.parameters], UphillAtFirst()

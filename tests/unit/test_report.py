@@ -159,6 +159,8 @@ def test_gain_against_drift_ends_at_the_exported_adapter(tmp_path):
     assert "budget, 0.35" in new.note
     assert "Two steps: gain 0.25 at drift 0.31 on held-out prompts" in new.svg, "no rounds in another unit"
     assert new.svg.count('class="tone2 limit"') == new.svg.count('class="budget"') == 1
+    write_json(folder / "frontier.json", {"true_gradient": [{"drift": 0.1}, None]})
+    assert "limit" not in frontier_of(folder).svg, "a broken file must not end the run"
 
 
 def test_gain_against_drift_follows_the_rounds_that_measured_it(tmp_path):

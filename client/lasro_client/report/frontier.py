@@ -72,8 +72,12 @@ def _taken(run: RunData, num_steps: NumSteps, by_prompt: bool) -> tuple[Estimate
 
 
 def _limit(known: dict[str, Any], num_steps: NumSteps) -> list[Point]:
-    points = [point for point in known.get("true_gradient", []) if point.get("num_steps") == num_steps]
-    return sorted((float(point["drift"]), float(point["gain"])) for point in points)
+    """Empty where the file holds something else: a page that cannot be written would end the run."""
+    try:
+        points = [point for point in known.get("true_gradient", []) if point["num_steps"] == num_steps]
+        return sorted((float(point["drift"]), float(point["gain"])) for point in points)
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def _note(trades: Sequence[Trade], by_prompt: bool, budget: float | None) -> str:

@@ -170,8 +170,8 @@ def points(rounds: Iterable[RoundRecord], read: Callable[[RoundRecord], float | 
 
 def seconds_left(rounds: list[RoundRecord]) -> float | None:
     """Estimated time to the last round, from the pace of the newest rounds; None before two rounds are in, and while
-    the surrogate only ranks: how long that takes is not known."""
-    if len(rounds) < 2 or rounds[-1].phase == "ranking":
+    before it trains in earnest: how long ranking and pilot take is not known."""
+    if len(rounds) < 2 or rounds[-1].phase in ("ranking", "pilot"):
         return None
     first, last = rounds[-RATE_ROUNDS:][0], rounds[-1]
     if last.round <= first.round:

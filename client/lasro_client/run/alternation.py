@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 
-from lasro.config import MethodChoice
 from lasro.errors import BudgetError, ConfigError
 from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.prompts import Prompt
@@ -30,11 +29,13 @@ from lasro.training.sampling import (
 )
 from lasro.wire import AdaptReply
 from lasro_client.evaluation.num_steps import ByNumSteps
-from lasro_client.run.collect import Collected, OnScored, collect, record_rewards, record_surrogate
+from lasro_client.run.collect import Collected, OnScored, collect
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.drift_budget import DriftBudget, image_drift, largest
 from lasro_client.run.folder import RunFolder
-from lasro_client.run.round_record import NOT_MEASURED, GeneratorRecord, HealthRecord, Means, RoundRecord
+from lasro_client.run.round_means import by_weight, record_generator, record_rewards, record_surrogate
+from lasro_client.run.round_plan import RoundPlan
+from lasro_client.run.round_record import NOT_MEASURED, HealthRecord, Means, RoundRecord
 from lasro_client.run.run_surrogate import RunSurrogate
 from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
@@ -64,22 +65,22 @@ class Alternation:
         self._parts = {"health": self.monitor, "schedule": self.schedule, "drift": self.drift}
         self.progress, self.best = folder.start(trainer, self._parts)
         self._image_unit = ByNumSteps[float | None](None, None)
-        self._budget = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
+        self._clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
+        self._plan = RoundPlan(self.config, self.schedule, self._clock)
         self._ahead: Collected | None = None
         self.on_scored: OnScored | None = None
         """Sees each round's groups with their images."""
-        self._decay_over(self.num_rounds)
+        self._let_rate_fall()
 
     @property
     def num_rounds(self) -> int:
-        """How many there are: as many as were asked for or are planned, or as fit into the run's minutes."""
-        limits = (self.config.train.max_rounds, self.progress.planned, self.schedule.planned)
-        return min(limit for limit in limits if limit is not None)
+        """How many there will be, by what is known."""
+        return self._plan.num_rounds(self.progress)
 
     @property
     def over(self) -> bool:
         """Whether there is no further round."""
-        return self.progress.ended is not None or self.progress.round >= self.num_rounds
+        return self.progress.ended is not None or self.progress.round >= self._plan.most_rounds(self.progress)
 
     @property
     def surrogate_version(self) -> int:
@@ -106,20 +107,21 @@ class Alternation:
     def round(self) -> RoundRecord:
         """Do the next round. Raises BudgetError where it may not be done; it then does not count."""
         config, round = self.config, self.progress.round
-        self._budget.check()
+        self._clock.check()
         collected, self._ahead = self._ahead or self._collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
         distance = self._observe_drift(collected)
-        target = self.drift.target(self._share, self.schedule.pilot_share)
+        target = self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
         reply, steps = self._improve(collected, by_weight(drift, config.method))
         self.progress = self.progress._replace(
             round=round + 1,
             unranked=self.progress.unranked + 1 if collected.is_unranked(reply) else 0,
-            elapsed_s=self._budget.elapsed_s,
+            elapsed_s=self._clock.elapsed_s,
             reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
         )
-        self._plan()
+        self.progress = self._plan.after_round(self.progress)
+        self._let_rate_fall()
         rewards = record_rewards(collected, config.reward_objective, reply.statistics.scales)
         if self.schedule.phase == "ranking":  # its reference samples are perturbed ones, and no base to gain upon
             drift, rewards = NOT_MEASURED, replace(rewards, reference=NOT_MEASURED, gain=NOT_MEASURED)
@@ -174,16 +176,10 @@ class Alternation:
         self.drift.observe(largest(found.values()), self.progress.distance)
         return found
 
-    @property
-    def _share(self) -> float:
-        """Of this training's rounds, what will be done with the next."""
-        began = self.schedule.began
-        return min(1.0, (self.progress.round + 1 - began) / max(1, self.num_rounds - began))
-
     def _proceed(self, record: RoundRecord) -> str | None:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
-        gain = by_weight(record.rewards.gain, self.config.method) if record.phase == "training" else None
-        step = self.schedule.observe(record, gain, self._affordable_rounds(record))
+        gain = by_weight(record.rewards.gain, self.config.method)
+        step = self.schedule.observe(record, gain, self._affordable())
         if step is None:
             return None
         self._ahead = None  # sampled from a generator, or for a phase, that is over
@@ -193,48 +189,34 @@ class Alternation:
         if step.is_restart:
             self.trainer.begin_again()
             self.drift.begin_again()
-            self.monitor.rolled_back()
-            self.best = None
+            self.progress, self.best = self.progress._replace(distance=None), None
+            self.monitor.begin_again()
         reply = self.surrogate.settle(self.progress.round, self._settling_steps())
-        self.progress = self.progress._replace(surrogate_version=reply.version, distance=None)
+        self.progress = self.progress._replace(surrogate_version=reply.version)
         self.surrogate.follow(reply.version)
-        self._decay_over(self.num_rounds)
+        self._let_rate_fall()
         return step.why
 
     def give_up(self, why: str) -> None:
-        """End the run, which has nothing to learn, with the generator that it began with."""
-        self._ahead = None
-        self.trainer.begin_again()
-        self.progress = self.progress._replace(ended=why, nothing_learned=True)
+        """End the run here; where the generator had no update yet there was nothing to learn."""
+        untouched = self.trainer.version == self.trainer.first_version
+        self.progress = self.progress._replace(ended=why, nothing_learned=untouched)
+
+    def _affordable(self) -> int | None:
+        """Rounds that minutes and reward calls are enough for; None where neither is known to be short."""
+        known = [self.progress.planned, self._plan.affordable(self.progress)]
+        return min((rounds for rounds in known if rounds is not None), default=None)
+
+    def _let_rate_fall(self) -> None:
+        self.trainer.decay_steps = self._plan.decay_steps(
+            self.progress, self.trainer.version - self.trainer.first_version
+        )
 
     def _settling_steps(self) -> int:
         """Steps in which each group of the replay is drawn `train.settle_passes` times."""
         settings, surrogate = self.config.train, self.config.surrogate
         groups = min(surrogate.buffer_groups, self.progress.round * settings.prompts_per_round)
         return math.ceil(settings.settle_passes * groups / surrogate.groups_per_step)
-
-    def _affordable_rounds(self, record: RoundRecord) -> int | None:
-        """Rounds that the reward calls of the run are enough for, those done included; None without a limit."""
-        limit, done = self.config.budget.max_reward_calls, self.progress.round
-        fitting = [] if self.progress.planned is None else [self.progress.planned]
-        if limit is not None and record.reward_calls:
-            fitting.append(done + int((limit - record.reward_calls) * done / record.reward_calls))
-        return min(fitting) if fitting else None
-
-    def _plan(self) -> None:
-        """Where there is a new estimate of the rounds that fit, let the learning rate fall over these."""
-        fitting = self._budget.fitting_rounds(self.progress.round, self.progress.elapsed_s)
-        if fitting is not None:
-            planned = min(fitting, self.config.train.max_rounds)
-            self.progress = self.progress._replace(planned=planned)
-            self._decay_over(planned)
-
-    def _decay_over(self, num_rounds: int) -> None:
-        settings = self.config.train
-        if settings.decay_steps is not None:
-            self.trainer.decay_steps = max(1, round(settings.decay_steps * num_rounds / settings.max_rounds))
-        elif settings.is_from_nothing:
-            self.trainer.decay_steps = max(1, (num_rounds - self.schedule.began) * settings.generator_steps)
 
     def _collect(self, round: int) -> Collected:
         _, prompts = self._draws(round)
@@ -267,7 +249,7 @@ class Alternation:
             return []
         draws, _ = self._draws(round)
         steps = []
-        target = self.drift.target(self._share, self.schedule.pilot_share)
+        target = self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
         self.trainer.allowed_distance = self.drift.distance(target)
         for _ in range(settings.generator_steps):
             batch = draw_prompts(self.prompts, settings.batch_size, draws)
@@ -299,32 +281,3 @@ class Alternation:
             return HealthRecord(trouble.reason, "stop")
         self.monitor.rolled_back()
         return HealthRecord(trouble.reason, "roll_back")
-
-
-def by_weight(values: Means, method: MethodChoice) -> float | None:
-    """Mean over one and two steps, weighted as in the method's loss; None where a value with a weight is missing."""
-    weights = (method.one_step_weight, method.two_step_weight)
-    terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
-    known = [(weight, value) for weight, value in terms if value is not None]
-    if not terms or len(known) < len(terms):
-        return None
-    return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
-
-
-def record_generator(
-    steps: list[StepStatistics], drift: Means, distance: Means, target: float | None
-) -> GeneratorRecord:
-    """The generator's updates of a round, averaged."""
-    if not steps:
-        return GeneratorRecord(drift, distance=distance)
-    mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
-    return GeneratorRecord(
-        drift=drift,
-        score=ByNumSteps(mean.score_1, mean.score_2),
-        loss=mean.loss,
-        regulariser=mean.regulariser,
-        grad_norm=mean.grad_norm,
-        distance=distance,
-        drift_target=target,
-        regulariser_weight=mean.regulariser_weight,
-    )

@@ -18,7 +18,7 @@ from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
-from lasro_client.run.train_schedule import FEWEST_RANKING_ROUNDS, FEWEST_TRAINING_ROUNDS, RANKING_SHARE
+from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, RANKING_SHARE, WINDOW
 
 FEWEST_WORTH = 1 + 4
 """Rounds, one of ranking and a few of training, below which a run from nothing cannot come to anything."""
@@ -89,17 +89,18 @@ class Rounds(NamedTuple):
 
     ranking: int
     training: int
+    """With those of the pilot."""
 
 
 def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
     """How many rounds stage 2 may take: a surrogate that soon ranks well, and one that takes all the rounds it may."""
     total = settings.max_rounds
     longest = int(RANKING_SHARE * total) if settings.is_from_nothing else 0
-    shortest = min(FEWEST_RANKING_ROUNDS, longest)
+    shortest = min(WINDOW, longest)
     most = Rounds(longest, total - longest)
     if settings.rounds is not None or longest == 0:
         return Rounds(shortest, total - shortest), most
-    return Rounds(shortest, FEWEST_TRAINING_ROUNDS), most
+    return Rounds(shortest, PROOF_ROUNDS + FEWEST_TRAINING_ROUNDS), most
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:

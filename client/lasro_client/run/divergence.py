@@ -128,6 +128,10 @@ class DivergenceMonitor:
         self.roll_backs += 1
         self._window, self._last_gain = [], None
 
+    def begin_again(self) -> None:
+        """Forget the best, and the window: the generator is where it began."""
+        self.best, self._window, self._last_gain = Best(), [], None
+
     def state(self) -> dict[str, Any]:
         """All that it knows, for JSON."""
         return {

@@ -6,27 +6,45 @@ drift is measured as it will be judged: on held-out prompts, whose images are dr
 
 from __future__ import annotations
 
+import math
+
 from lasro.models.lora import parameters_set
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro_client.evaluation.drift import BaseImages, measure_movement
 from lasro_client.run.drift_budget import largest
 
-TRIES = 4
+TRIES = 8
 MARGIN = 0.98
 """Of the budget: what is measured on other prompts differs a little."""
+CLOSE = 0.9
+"""Of the budget: a factor that leaves more of it unused is raised again."""
+POWERS = (0.2, 5.0)
+"""Images that are near black or white change less than in proportion, those of a steep model more."""
 
 
 def fit_to_budget(trainer: GeneratorTrainer, base: BaseImages, budget: float) -> float:
     """The factor, at most 1, by which the averaged LoRA keeps within the budget in one step and in two.
 
-    Images change about in proportion to a LoRA's scale, so that a few tries are enough. Where the base draws everything
-    alike there is nothing to measure by, and the factor is 1.
+    It is one at which this was measured: 0 is the base. Where the base draws everything alike there is nothing to
+    measure by, and the factor is 1.
     """
-    factor = 1.0
-    for _ in range(TRIES):
-        with parameters_set(trainer.parameters, trainer.scaled_average(factor)):
-            drift = largest(distance.mean for distance in measure_movement(trainer.model, base).values())
-        if drift is None or drift <= budget:
-            return factor
-        factor *= MARGIN * budget / drift
-    return factor
+    factor, drift = 1.0, _drift(trainer, base, 1.0)
+    if drift is None or drift <= budget:
+        return 1.0
+    within, beyond, power = 0.0, 1.0, 1.0
+    for _ in range(TRIES):  # drift ~ factor^power about where it was measured twice
+        guess = factor * (MARGIN * budget / drift) ** (1 / power)
+        tried = guess if within < guess < beyond else (within + beyond) / 2
+        found = _drift(trainer, base, tried) or 0.0
+        within, beyond = (tried, beyond) if found <= budget else (within, tried)
+        if CLOSE * budget <= found <= budget:
+            break
+        found = max(found, 1e-6 * budget)
+        power = min(max(math.log(found / drift) / math.log(tried / factor), POWERS[0]), POWERS[1])
+        factor, drift = tried, found
+    return within
+
+
+def _drift(trainer: GeneratorTrainer, base: BaseImages, factor: float) -> float | None:
+    with parameters_set(trainer.parameters, trainer.scaled_average(factor)):
+        return largest(distance.mean for distance in measure_movement(trainer.model, base).values())

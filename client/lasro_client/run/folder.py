@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lasro.config import RunSettings
+from lasro.config.older_defaults import is_older, with_older_defaults
 from lasro.errors import ConfigError, StorageError
 from lasro.files import storage_errors, write_atomically, write_json
 from lasro.training.distributed import DistributedContext
@@ -25,7 +26,13 @@ from lasro_client.run.base_sample_rewards import (
     OLD_BASE_REWARDS_FILE,
     RoundRewards,
 )
-from lasro_client.run.kept_settings import Done, changed_settings, check_changed, kept_settings, rounds_of
+from lasro_client.run.kept_settings import (
+    Done,
+    changed_settings,
+    check_changed,
+    rewritten,
+    rounds_of,
+)
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 from lasro_client.run.run_lock import hold_run
 
@@ -44,7 +51,7 @@ class Progress(NamedTuple):
     `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
     `budget.max_minutes`, None while that is not known or where there is no such limit. `unranked`: how many rounds
     before it, in a row, gave no ranked pair. `distance`: sqrt(L_reg) of the generator's last update. `nothing_learned`:
-    it ended since there was nothing to learn, and its generator is as it began.
+    it ended before the first of them, as there was nothing to learn.
     """
 
     round: int = 0
@@ -98,6 +105,20 @@ class RunFolder:
             raise ConfigError(f"{self.path}: is a file, expected a folder or nothing yet")
         exits.enter_context(hold_run(self.path))
 
+    def go_on_as_begun(self, peers: DistributedContext) -> RunSettings:
+        """The run's settings: where an earlier release began it, with the defaults of then. All processes call it."""
+        if peers.on_main_and_broadcast(lambda: self._is_older(), bool):
+            self.config = with_older_defaults(self.config)
+        return self.config
+
+    def _is_older(self) -> bool:
+        known = self._begun_with()
+        return known is not None and is_older(known)
+
+    def _begun_with(self) -> dict[str, Any] | None:
+        """config.json of a run that has rounds."""
+        return self._read("config.json") if self._has_rounds() else None
+
     def result(self) -> Summary | None:
         """The summary of a run that is finished by these settings too; None where there is something left to do.
 
@@ -121,7 +142,7 @@ class RunFolder:
                 (self.path / "summary.json").unlink(missing_ok=True)
             self._forget_plan()
         if changed or not path.exists():  # last: until then the next start does all of this again
-            write_json(path, kept_settings(self._stage, self.config))
+            write_json(path, rewritten(self._begun_with(), self._stage, self.config))
 
     def _check_settings(self) -> list[str]:
         """What differs from config.json; raises ConflictError for what may not."""

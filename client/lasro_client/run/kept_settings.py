@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lasro.config import RunSettings, differing_keys
+from lasro.config.older_defaults import is_older, with_older_defaults
 from lasro.config.rewards import REGISTERED
 from lasro.config.surrogate import with_stored_unit
-from lasro.config.training import without_new_defaults
 from lasro.errors import ConflictError
 from lasro_client.run.base_sample_rewards import find_base_rewards
 from lasro_client.run.round_record import Stage
@@ -51,16 +51,22 @@ def changed_settings(known: dict[str, Any], stage: Stage, config: RunSettings) -
     return differing_keys(_completed(known), kept_settings(stage, config))
 
 
+def rewritten(known: dict[str, Any] | None, stage: Stage, config: RunSettings) -> dict[str, Any]:
+    """What config.json holds once a limit grew. That of an older run still looks older: it is gone on with again."""
+    settings = kept_settings(stage, config)
+    if known is not None and is_older(known):
+        del settings["train"]["drift_budget"]
+    return settings
+
+
 def _completed(known: dict[str, Any]) -> dict[str, Any]:
     """The settings of config.json; those that did not exist when it was written get their defaults."""
     try:
         config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
     except ValidationError:
         return known
-    stored = config.model_copy(
-        update={"surrogate": with_stored_unit(config.surrogate), "train": without_new_defaults(config.train)}
-    )
-    return kept_settings(known.get("stage"), stored)
+    stored = config.model_copy(update={"surrogate": with_stored_unit(config.surrogate)})
+    return kept_settings(known.get("stage"), with_older_defaults(stored) if is_older(known) else stored)
 
 
 def rounds_of(config: RunSettings, stage: Stage) -> int:

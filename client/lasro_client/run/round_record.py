@@ -23,7 +23,7 @@ from lasro_client.services.failures import Failure
 
 Stage = Literal["pretrain", "train"]
 Action = Literal["stop", "roll_back"]
-Phase = Literal["ranking", "training"]
+Phase = Literal["ranking", "pilot", "training"]
 Means = ByNumSteps[float | None]
 NOT_MEASURED: Means = ByNumSteps(None, None)
 

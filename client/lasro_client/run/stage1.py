@@ -21,11 +21,12 @@ from lasro.training.prompts import Prompt
 from lasro.training.sampling import Group, draw_prompts, generator_for
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
-from lasro_client.run.collect import collect, record_rewards, record_surrogate
+from lasro_client.run.collect import collect
 from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder, Summary
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
 from lasro_client.run.reward_watch import RewardWatch, probe_with
+from lasro_client.run.round_means import record_rewards, record_surrogate
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import read_run_prompts
 from lasro_client.run.saved_samples import preload_samples
@@ -48,6 +49,7 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     """
     folder = RunFolder(out, config, "pretrain")
     with processes() as peers, folder.held(peers):
+        config = folder.go_on_as_begun(peers)
         if peers.on_main_and_broadcast(folder.result, Summary | None) is None:
             prompts = read_run_prompts(config)
             notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])

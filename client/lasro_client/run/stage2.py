@@ -53,6 +53,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
     """
     folder = RunFolder(out, config, "train")
     with processes() as peers, folder.held(peers):
+        config = folder.go_on_as_begun(peers)
         finished = peers.on_main_and_broadcast(folder.result, Summary | None)
         if finished is not None:
             return finished

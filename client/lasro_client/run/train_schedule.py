@@ -1,73 +1,67 @@
-"""What a run without a surrogate of its own does, round by round: rank first, then train, and begin again if fooled.
+"""What a run without a surrogate of its own does, round by round: rank, try, then train, and begin again if fooled.
 
-    ranking    the surrogate learns from the base's samples and perturbed ones, as long as it ranks new groups better
-    training   the generator follows it. Where it is found to have been fooled it goes back to where it began, while
-               surrogate and samples stay, and training begins again: `train.max_restarts` times
+    ranking    the surrogate learns from the base's samples and perturbed ones, until it ranks new groups better than
+               chance or no longer improves; the generator stays as it is
+    pilot      the generator follows it within a quarter of the drift budget, until there is proof that this helps:
+               the reward rises, or the surrogate ranks the generator's samples right against the base's
+    training   it follows it to the end of the drift budget
 
-Between the two, and before each new beginning, the surrogate settles: it trains on all groups alike at a falling rate.
-A run whose settings name a surrogate, or `warmup_rounds`, trains from then on at once. Imports no torch.
+A generator that is found to have been fooled goes back to where it began, while surrogate and samples stay, and the
+pilot begins again: `train.max_restarts` times. Before each beginning the surrogate settles: it trains on all groups
+alike at a falling rate. A run whose settings name a surrogate, or `warmup_rounds`, trains from then on at once.
 
-All judgements are of independent rounds: each round's figure counts once, and its error is that between rounds.
+All judgements are of independent rounds: each counts by its pairs, and the error is that between rounds. Imports no
+torch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lasro.config import TrainSettings
+from lasro_client.run.round_estimate import Estimate
 from lasro_client.run.round_record import Phase, RoundRecord
 
-GOOD_ACCURACY = 0.8
-"""Of new pairs ranked right: enough to follow."""
+GOOD_ACCURACY = 0.6
+"""Of new pairs ranked right: better than chance, so that a generator that moves teaches more than the base."""
 SMALLEST_RISE = 0.02
-"""Between the last rounds and those before: less is no improvement that is worth its calls."""
-WINDOW = 3
-FEWEST_RANKING_ROUNDS = 2
+"""Between the newest third of the rounds and the one before: less is no improvement that is worth its calls."""
+HOPELESS_ACCURACY = 0.55
+"""A reward of which no more than this can be ranked is noise."""
+WINDOW, LONGEST_WINDOW = 3, 8
+"""Rounds in a third, at least and at most."""
+PATIENT_ROUNDS, HOPELESS_ROUNDS = 12, 16
+"""Of ranking: before it may end without a good accuracy, and before it may be given up."""
 RANKING_SHARE = 0.3
 """Of the rounds that there may be, for ranking alone."""
 PROOF_ERRORS = 3.0
-"""Standard errors by which an accuracy is above chance, or a gain above nothing, for sure."""
-FOOLED_ERRORS = 2.5
-FOOLED_WINDOW = 4
-TRAINING_PER_RANKING = 4
-"""Rounds of training for each that the surrogate took to learn: what is hard to rank takes long to follow."""
-FEWEST_TRAINING_ROUNDS = 16
+"""Standard errors by which something is so for sure."""
+PROOF_ROUNDS = 3
+"""Fewest rounds of a proof."""
+PROOF_ACCURACY = 0.6
+"""Of pairs of the generator's and the base's sample of the same noise, for a proof by ranking."""
 PILOT_SHARE = 0.25
-"""Of the drift budget, until there is proof that surrogate and reward go together."""
-PILOT_ROUNDS = 12
-"""Rounds of training in which there must be some proof."""
-
-
-class Estimate(NamedTuple):
-    """A mean over rounds and its standard error; infinite for fewer than two."""
-
-    mean: float
-    sem: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        count = len(values)
-        mean = math.fsum(values) / count if count else 0.0
-        if count < 2:
-            return cls(mean, math.inf)
-        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-        return cls(mean, math.sqrt(variance / count))
-
-    def is_above(self, value: float, errors: float) -> bool:
-        return self.mean - value > errors * max(self.sem, 1e-12)
+"""Of the drift budget."""
+LONGEST_PILOT = 40
+"""Rounds without proof after which a pilot begins again."""
+FOOLED_ERRORS, FOOLED_WINDOW = 2.5, 4
+FEWEST_TRAINING_ROUNDS = 12
+TRAINING_PER_ROUND, FREE_ROUNDS = 4, 4
+"""Rounds of training for each before the proof but the first ones: what is hard to rank takes long to follow."""
+OWN_AGAINST_BASE = ("reference_one_step", "reference_two_step")
 
 
 class Begin(NamedTuple):
-    """Training begins with the next round: for the first time, or again from the start."""
+    """A phase begins with the next round."""
 
+    phase: Phase
     is_restart: bool
+    """Whether the generator goes back to where it began."""
     why: str
 
 
 class End(NamedTuple):
-    """The run ends: there is nothing to learn."""
+    """The run ends: there is nothing to learn, or nothing that helps."""
 
     why: str
 
@@ -77,97 +71,124 @@ class TrainSchedule:
 
     def __init__(self, settings: TrainSettings) -> None:
         self._settings = settings
-        self.phase: Phase = "ranking" if settings.is_from_nothing and self._most_ranking_rounds > 0 else "training"
+        has_room = int(RANKING_SHARE * settings.max_rounds) > 0
+        self.phase: Phase = "ranking" if settings.is_from_nothing and has_room else "training"
         self.restarts = 0
         self.began = 0
-        """The round in which this phase, or this beginning of it, began."""
+        """The round in which this phase began."""
         self.planned: int | None = None
         """How many rounds there shall be in all; None: as many as the settings and the budget say."""
-        self._accuracies: list[float] = []
+        self._accuracies: list[tuple[float, float]] = []
+        """Of this phase's rounds: share of the new pairs that count that was ranked right, and how many these were."""
         self._gains: list[float] = []
-        self._is_proved = not settings.is_from_nothing
 
     @property
-    def _most_ranking_rounds(self) -> int:
-        return int(RANKING_SHARE * self._settings.max_rounds)
+    def pilot_share(self) -> float:
+        """Of the drift budget that may be spent in this phase."""
+        return PILOT_SHARE if self.phase == "pilot" else 1.0
 
     def observe(self, record: RoundRecord, gain: float | None, affordable: int | None) -> Begin | End | None:
         """Take in a round, and say what changes with the next. `affordable`: rounds that fit in all, None: no limit."""
-        accuracy = record.surrogate.fresh_pair_accuracy
-        if accuracy is not None:
-            self._accuracies.append(accuracy)
-        if gain is not None:
-            self._gains.append(gain)
-        done = record.round + 1
-        most = self._settings.max_rounds if affordable is None else min(affordable, self._settings.max_rounds)
+        if not self._settings.is_from_nothing:
+            return None
+        self._note(record, gain)
+        done, most = record.round + 1, self._settings.max_rounds
+        most = most if affordable is None else min(affordable, most)
         if self.phase == "ranking":
             return self._after_ranking(done, most)
-        return self._after_training(done, most)
+        if (restart := self._after_harm(done, most)) is not None:
+            return restart
+        return self._after_pilot(done, most) if self.phase == "pilot" else None
+
+    def _note(self, record: RoundRecord, gain: float | None) -> None:
+        surrogate = record.surrogate
+        kinds = [surrogate.accuracy_by_kind[name] for name in OWN_AGAINST_BASE if name in surrogate.accuracy_by_kind]
+        if self.phase == "ranking" and surrogate.fresh_pair_accuracy is not None:
+            self._accuracies.append((surrogate.fresh_pair_accuracy, float(max(surrogate.ranked_pairs, 1))))
+        elif self.phase != "ranking" and (pairs := sum(kind.pairs for kind in kinds)):
+            self._accuracies.append((sum(kind.accuracy * kind.pairs for kind in kinds) / pairs, float(pairs)))
+        if gain is not None:
+            self._gains.append(gain)
+
+    def _accuracy(self, first: int = 0, last: int | None = None) -> Estimate:
+        """Over these rounds of the phase."""
+        chosen = self._accuracies[first:last]
+        return Estimate.of([accuracy for accuracy, _ in chosen], [pairs for _, pairs in chosen])
 
     # --- ranking ---------------------------------------------------------------------------------------------
 
     def _after_ranking(self, done: int, most: int) -> Begin | End | None:
-        known, limit = self._accuracies, max(1, int(RANKING_SHARE * most))
-        if done < FEWEST_RANKING_ROUNDS and done < limit:
-            return None
-        newest, before = Estimate.of(known[-WINDOW:]), Estimate.of(known[-2 * WINDOW : -WINDOW])
-        is_proved = Estimate.of(known).is_above(0.5, PROOF_ERRORS)
-        if is_proved and newest.mean >= GOOD_ACCURACY:
-            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right")
-        if is_proved and len(known) >= 2 * WINDOW and newest.mean < before.mean + SMALLEST_RISE:
-            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right and no longer improves")
+        limit, count = max(1, int(RANKING_SHARE * most)), len(self._accuracies)
+        third = min(LONGEST_WINDOW, max(WINDOW, count // 3))
+        newest, before = self._accuracy(-third), self._accuracy(-2 * third, -third)
+        says = f"the surrogate ranks {newest.mean:.0%} of new pairs right after {done} rounds"
+        if count >= min(WINDOW, limit) and newest.mean >= GOOD_ACCURACY and newest.is_above(0.5, 1.0):
+            return self._begin_pilot(done, f"{says}; a pilot of the generator follows")
+        is_flat = count >= 2 * third and newest.mean < before.mean + SMALLEST_RISE
+        if is_flat and done >= PATIENT_ROUNDS and newest.is_above(0.5, PROOF_ERRORS):
+            return self._begin_pilot(done, f"{says} and no longer improves; a pilot of the generator follows")
+        if done >= HOPELESS_ROUNDS and newest.mean + FOOLED_ERRORS * newest.sem < HOPELESS_ACCURACY:
+            return End(self._nothing_to_learn())
         if done < limit:
             return None
-        if Estimate.of(known).is_above(0.5, 1.0) or len(known) < 2 * WINDOW:
-            return self._begin(done, most, f"ranks {newest.mean:.0%} of new pairs right in the rounds there are for it")
+        if newest.is_above(0.5, 1.0) or count < 2 * WINDOW:
+            return self._begin_pilot(done, f"{says}, all that there are for it; a pilot of the generator follows")
         return End(self._nothing_to_learn())
 
     def _nothing_to_learn(self) -> str:
-        found = Estimate.of(self._accuracies)
+        found = self._accuracy()
         return (
             f"the surrogate ranks {found.mean:.1%} ± {found.sem:.1%} of new pairs right after {len(self._accuracies)} "
             "rounds, where chance is 50 %: the reward looks like noise, or needs more samples than it gave; see "
-            "`lasro rewards audit`, or raise train.rounds"
+            "`lasro rewards audit`, or raise train.prompts_per_round"
         )
 
-    def _begin(self, done: int, most: int, how_well: str) -> Begin:
-        self.phase, self.began = "training", done
-        wanted = max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_RANKING * done)
-        self.planned = done + wanted if self._settings.rounds is None else None
-        left = min(most, self.planned or most) - done
+    def _begin_pilot(self, done: int, why: str, is_restart: bool = False) -> Begin:
+        self.phase, self.began = "pilot", done
         self._accuracies, self._gains = [], []
-        return Begin(False, f"the surrogate {how_well} after {done} rounds; {left} of training follow")
+        return Begin("pilot", is_restart, why)
 
-    # --- training --------------------------------------------------------------------------------------------
+    # --- pilot and training ----------------------------------------------------------------------------------
 
-    @property
-    def pilot_share(self) -> float:
-        """Of the drift budget that may be spent before there is proof."""
-        return 1.0 if self._is_proved else PILOT_SHARE
-
-    def _after_training(self, done: int, most: int) -> Begin | End | None:
-        if not self._settings.is_from_nothing:
+    def _after_pilot(self, done: int, most: int) -> Begin | End | None:
+        gain, accuracy, count = Estimate.of(self._gains), self._accuracy(), len(self._gains)
+        if count < PROOF_ROUNDS:
             return None
-        gain, accuracy = Estimate.of(self._gains), Estimate.of(self._accuracies)
-        self._is_proved |= len(self._gains) > 2 and gain.is_above(0, PROOF_ERRORS)
-        self._is_proved |= len(self._accuracies) > 3 and accuracy.is_above(0.5, PROOF_ERRORS)
-        if not self._is_proved and done - self.began >= PILOT_ROUNDS and not accuracy.is_above(0.5, 1.0):
-            return End(self._nothing_to_learn())
+        if gain.is_above(0, PROOF_ERRORS):
+            return self._begin_training(done, most, f"the reward rose by {gain.mean:.3g} ± {gain.sem:.2g} in the pilot")
+        if accuracy.mean >= PROOF_ACCURACY and accuracy.is_above(0.5, PROOF_ERRORS) and gain.mean > 0:
+            ranked = f"the surrogate ranks {accuracy.mean:.0%} of the generator's samples right against the base's"
+            return self._begin_training(done, most, ranked)
+        if count < LONGEST_PILOT:
+            return None
+        if self.restarts < self._settings.max_restarts:
+            return self._restart(done, f"{count} rounds of pilot without proof that the surrogate helps")
+        return End(
+            f"{count} rounds of pilot, {self.restarts} times begun again, did not raise the reward for sure "
+            f"({gain.mean:+.3g} ± {gain.sem:.2g}); the adapter stays within {PILOT_SHARE:.0%} of the drift budget"
+        )
+
+    def _begin_training(self, done: int, most: int, why: str) -> Begin:
+        self.phase, self.began = "training", done
+        wanted = max(FEWEST_TRAINING_ROUNDS, TRAINING_PER_ROUND * (done - FREE_ROUNDS))
+        self.planned = done + wanted if self._settings.rounds is None else None
+        self._accuracies, self._gains = [], []
+        left = max(0, min(most, self.planned or most) - done)
+        return Begin("training", False, f"{why}; {left} rounds of training follow")
+
+    def _after_harm(self, done: int, most: int) -> Begin | None:
         newest = Estimate.of(self._gains[-FOOLED_WINDOW:])
         is_fooled = len(self._gains) >= FOOLED_WINDOW and newest.mean < -FOOLED_ERRORS * newest.sem
-        if not is_fooled or self.restarts >= self._settings.max_restarts or most - done < FEWEST_TRAINING_ROUNDS // 2:
+        if not is_fooled or self.restarts >= self._settings.max_restarts or most - done < FEWEST_TRAINING_ROUNDS:
             return None
-        self.restarts += 1
-        trained = done - self.began
-        self.began, self._gains, self._accuracies, self._is_proved = done, [], [], False
-        if self.planned is not None:
-            self.planned += trained  # what was thrown away is done again
-        return Begin(
-            True,
-            f"the surrogate was fooled: the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over "
-            f"{FOOLED_WINDOW} rounds. The generator begins again, {self.restarts} of {self._settings.max_restarts} "
-            "times; the surrogate keeps what it learned",
-        )
+        lost = f"the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over {FOOLED_WINDOW} rounds"
+        return self._restart(done, f"the surrogate was fooled: {lost}")
+
+    def _restart(self, done: int, why: str) -> Begin:
+        self.restarts, self.planned = self.restarts + 1, None
+        times = f"{self.restarts} of {self._settings.max_restarts}"
+        says = f"{why}. The generator begins again ({times}); the surrogate keeps what it learned"
+        return self._begin_pilot(done, says, is_restart=True)
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -180,11 +201,11 @@ class TrainSchedule:
             "planned": self.planned,
             "accuracies": self._accuracies,
             "gains": self._gains,
-            "is_proved": self._is_proved,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.phase, self.restarts, self.began = state["phase"], state["restarts"], state["began"]
-        self.planned, self._is_proved = state["planned"], state["is_proved"]
-        self._accuracies, self._gains = list(state["accuracies"]), list(state["gains"])
+        self.phase, self.restarts = state["phase"], state["restarts"]
+        self.began, self.planned = state["began"], state["planned"]
+        self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
+        self._gains = list(state["gains"])

@@ -122,12 +122,8 @@ class RoundBar:
         rounds_s = (now - self._started) / (done - self._first) * (total - done)
         left = clock(max(0.0, min(rounds_s, self._max_s - record.elapsed_s)))
         figures, of, when = describe(record), f"/{total}", f"about {left} left"
-        if record.phase == "ranking":  # how long it takes is what it is to find out
-            left, of, when = (
-                "-:--",
-                "",
-                f"at most {clock(self._max_s - record.elapsed_s)} left" * (self._max_s < math.inf),
-            )
+        if record.phase in ("ranking", "pilot"):  # how long it takes is what it is to find out
+            left, of, when = "-:--", "", ""
         title = f"{self._title}, {record.phase}" if record.phase is not None else self._title
         self._bar.update(self._task, description=title, completed=done, total=total, figures=figures, left=left)
         if done == total or now - self._printed >= PLAIN_INTERVAL_S or record.event is not None:

@@ -1,0 +1,34 @@
+"""A mean over rounds with its standard error. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LEAST_ERROR = 1e-12
+"""Of figures that do not vary at all, so that nothing is divided by it."""
+
+
+class Estimate(NamedTuple):
+    """A weighted mean over independent rounds and its standard error, infinite for fewer than two."""
+
+    mean: float
+    sem: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], weights: Sequence[float] | None = None) -> Estimate:
+        """`weights`: such as the pairs of each round, of which its accuracy is a mean; absent: all alike."""
+        count, weights = len(values), weights or [1.0] * len(values)
+        whole = math.fsum(weights)
+        if not whole:
+            return cls(0.0, math.inf)
+        mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / whole
+        if count < 2:
+            return cls(mean, math.inf)
+        squares = math.fsum((weight * (value - mean)) ** 2 for weight, value in zip(weights, values, strict=True))
+        return cls(mean, math.sqrt(squares * count / (count - 1)) / whole)
+
+    def is_above(self, value: float, errors: float) -> bool:
+        """By that many standard errors."""
+        return self.mean - value > errors * max(self.sem, LEAST_ERROR)

@@ -1,0 +1,117 @@
+"""What a round's record says: means of its rewards, of the surrogate's update and of the generator's updates.
+
+Shape legend: N samples of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lasro.config import MethodChoice
+from lasro.functional.reward_totals import RewardObjective, Scale, totals
+from lasro.training.generator_trainer import StepStatistics
+from lasro.training.sampling import GroupSummary
+from lasro.wire import AdaptReply, scores_of, version_of
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
+from lasro_client.run.collect import Collected
+from lasro_client.run.round_record import GeneratorRecord, Means, RewardRecord, SurrogateRecord
+from lasro_client.services.failures import failures_of
+
+
+def record_rewards(collected: Collected, objective: RewardObjective, scales: Mapping[str, Scale]) -> RewardRecord:
+    """Means of the round's rewards; `scales` are those that the trainer normalised rewards by."""
+    groups, items = collected.groups, collected.items
+    is_reference_N = np.concatenate([group.is_reference for group in groups])
+    num_steps_N = np.concatenate([group.stages for group in groups])
+    own_steps_N = np.where(is_reference_N, 0, num_steps_N)
+    rewards = {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
+    found = totals(rewards, objective, scales)
+    gain_N = np.full(len(is_reference_N), np.nan)
+    own_total_N = found.valid_total_N[_own_of_the_same_noise(groups)]
+    gain_N[is_reference_N] = own_total_N - found.valid_total_N[is_reference_N]
+    return RewardRecord(
+        rewards={name: _means(values_N, own_steps_N) for name, values_N in rewards.items()},
+        total=_means(found.valid_total_N, own_steps_N),
+        vetoed=_means(np.where(np.isnan(found.total_N), np.nan, found.vetoed_N), own_steps_N),
+        reference=_means(found.valid_total_N, np.where(is_reference_N, num_steps_N, 0)),
+        gain=_means(gain_N, num_steps_N),
+        versions={name: version_of(items, name) for name in objective.weights},
+        samples=len(items),
+        scored_samples=int(np.isfinite(found.total_N).sum()),
+        failures=failures_of(items, objective.weights),
+    )
+
+
+def _own_of_the_same_noise(groups: list[GroupSummary]) -> np.ndarray:
+    """For each reference sample, in order, the index of the own sample with its noise and number of steps."""
+    found, start = [], 0
+    for group in groups:
+        is_reference_N, num_steps_N = np.array(group.is_reference), np.array(group.stages)
+        for num_steps in ALL_NUM_STEPS:
+            count = np.count_nonzero(is_reference_N & (num_steps_N == num_steps))
+            found.append(start + np.flatnonzero(~is_reference_N & (num_steps_N == num_steps))[:count])
+        start += len(num_steps_N)
+    return np.concatenate(found)
+
+
+def _means(values_N: np.ndarray, num_steps_N: np.ndarray) -> Means:
+    """Means of the finite values of each number of steps."""
+
+    def mean(num_steps: int) -> float | None:
+        known = values_N[(num_steps_N == num_steps) & np.isfinite(values_N)]
+        return float(known.mean()) if len(known) else None
+
+    return ByNumSteps.of(mean)
+
+
+def record_surrogate(reply: AdaptReply) -> SurrogateRecord:
+    """What the trainer measured in this round's surrogate update."""
+    statistics = reply.statistics
+    return SurrogateRecord(
+        loss=statistics.loss,
+        pair_accuracy=statistics.pair_accuracy,
+        fresh_pair_accuracy=statistics.fresh_pair_accuracy,
+        held_out_pair_accuracy=statistics.held_out_pair_accuracy,
+        reward_gap=statistics.reward_gap,
+        accuracy_by_kind=statistics.accuracy_by_kind,
+        stale_groups=statistics.stale_groups,
+        constant_groups=statistics.constant_groups,
+        ranked_pairs=statistics.ranked_pairs,
+        tied_pairs=statistics.tied_pairs,
+        spread=statistics.spread,
+        tie_margin=statistics.tie_margin,
+        failed_samples=statistics.failed_samples,
+        scales=statistics.scales,
+        version=reply.version,
+    )
+
+
+def by_weight(values: Means, method: MethodChoice) -> float | None:
+    """Mean over one and two steps, weighted as in the method's loss; None where a value with a weight is missing."""
+    weights = (method.one_step_weight, method.two_step_weight)
+    terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
+    known = [(weight, value) for weight, value in terms if value is not None]
+    if not terms or len(known) < len(terms):
+        return None
+    return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
+
+
+def record_generator(
+    steps: list[StepStatistics], drift: Means, distance: Means, target: float | None
+) -> GeneratorRecord:
+    """The generator's updates of a round, averaged."""
+    if not steps:
+        return GeneratorRecord(drift, distance=distance)
+    mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
+    return GeneratorRecord(
+        drift=drift,
+        score=ByNumSteps(mean.score_1, mean.score_2),
+        loss=mean.loss,
+        regulariser=mean.regulariser,
+        grad_norm=mean.grad_norm,
+        distance=distance,
+        drift_target=target,
+        regulariser_weight=mean.regulariser_weight,
+    )
