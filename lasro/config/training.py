@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,6 +12,7 @@ from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Times
 
 ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
 DRIFT_BUDGET = 0.4
+MOST_DRIFT = 2.0
 
 MAX_SAMPLES = 1024
 """Of a group, as the reward API takes them."""
@@ -99,7 +101,7 @@ class TrainSettings(SamplingSettings):
     rounds: Annotated[int, Field(ge=1)] | None = None
     """Rounds of collecting, adapting and updating. Absent: 150; of a run that begins from nothing as many as it takes,
     by how long the surrogate took to learn, and at most 300."""
-    drift_budget: Annotated[float, Field(gt=0, le=2)] | None = DRIFT_BUDGET
+    drift_budget: Annotated[float, Field(gt=0, le=MOST_DRIFT)] | None = DRIFT_BUDGET
     """How far the exported model may move from the base: its images' distance from the base's of the same noise, in
     distances between the base's images of different prompts (docs/train-your-model.md has pictures). The weight of
     the regulariser follows so that the run arrives there. "none": no limit, as in earlier releases."""
@@ -166,9 +168,18 @@ class TrainSettings(SamplingSettings):
     @field_validator("drift_budget", mode="before")
     @classmethod
     def _some_drift(cls, budget: Any) -> Any:
-        if budget == 0:
-            raise ValueError("got 0, which leaves the model as it is; expected 0.1 (hardly visible) to 1")
-        return None if budget == "none" else budget
+        if budget is None or budget == "none":
+            return None
+        try:
+            value = math.nan if isinstance(budget, bool) else float(budget)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 < value <= MOST_DRIFT:
+            raise ValueError(
+                f"Expected a number above 0, such as 0.1 (hardly visible) to 1, and at most {MOST_DRIFT:g}, or "
+                '"none" for no limit'
+            )
+        return value
 
     @property
     def is_from_nothing(self) -> bool:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file
 
 from lasro.config import RewardSettings
 from lasro_client.cli.main import main
+from lasro_client.run import least_budget
 from lasro_client.services.local_stack import LocalStack
 
 SCORERS = """
@@ -48,8 +50,12 @@ def noise(images, prompts, metadata):
 @reward
 def failing_half(images, prompts, metadata):
     counted("failing_half", images)
+<<<<<<< HEAD
     grey = [float(image.convert("L").getpixel((8, 8))) for image in images]
     return [RejectedItem("no face") if share(image) < 0.5 else value for image, value in zip(images, grey)]
+=======
+    return [RejectedItem("no face") if share(image) < 0.5 else float(image.getpixel((8, 8))[0]) for image in images]
+>>>>>>> audit
 """
 NAMES = ("constant", "saturated", "noise", "failing_half")
 
@@ -65,11 +71,16 @@ Train = Callable[..., Command]
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scorers")
     (folder / "scorers.py").write_text(SCORERS)
-    rewards = [RewardSettings(name=name, serve=f"scorers:{name}", import_path=folder) for name in NAMES]
-    with LocalStack(folder / "stack", rewards) as stack:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(scorers: Path) -> Iterator[LocalStack]:
+    rewards = [RewardSettings(name=name, serve=f"scorers:{name}", import_path=scorers) for name in NAMES]
+    with LocalStack(scorers / "stack", rewards) as stack:
         yield stack
 
 
@@ -96,20 +107,125 @@ def train(
         options = [part for setting in settings for part in ("--set", setting)]
         monkeypatch.setattr(sys, "argv", ["lasro", "train", str(path), "--out", str(folder), *options])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        status: int | str = 0
+        try:
             main()
+        except SystemExit as ended:
+            status = ended.code or 0
         said = capsys.readouterr().err
-        return Command(ended.value.code or 0, said.strip().split("\n")[-1], said)
+        return Command(status, said.strip().split("\n")[-1], said)
 
     return run
+
+
+@pytest.fixture
+def calls(stack: LocalStack, scorers: Path) -> Callable[[str], int]:
+    """Images that a reward has scored so far, by its own count."""
+
+    def count(reward: str) -> int:
+        return (scorers / reward).stat().st_size if (scorers / reward).exists() else 0
+
+    return count
+
+
+Calls = Callable[[str], int]
 
 
 def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_a_constant_reward_ends_the_run_after_its_first_round(train: Train, tmp_path: Path) -> None:
-    """Bug: eight rounds were paid for before a reward that is the same for every image was said to be so."""
-    ended = train("constant")
-    print(ended.all_said)
+def changes_nothing(adapter: Path) -> bool:
+    """Whether one factor of each product is zero."""
+    tensors = load_file(adapter / "pytorch_lora_weights.safetensors")
+    return all(not tensor.any() for name, tensor in tensors.items() if "lora_B" in name or "lora.up" in name)
+
+
+def test_a_constant_reward_ends_the_run_after_its_first_round(train: Train, calls: Calls, tmp_path: Path) -> None:
+    """Bug: eight rounds were paid for before a reward that is the same for every image was said to be so; or the
+    untouched model's evaluation, or a second start, was paid for."""
+    ended, folder = train("constant"), tmp_path / "constant"
     assert ended.status == 1
+    assert ended.said.startswith(
+        "lasro: nothing was learned: reward constant is 0.5 for all 12 images of the base and all perturbed ones: "
+        "there is nothing to rank; check that it looks at the image"
+    )
+    found = summary(folder)
+    assert found["rounds"] == 1
+    assert found["ended"] in ended.said
+    assert found["audit"] == json.loads((folder / "audit.json").read_text())
+    assert (found["audit"]["ends"], found["audit"]["calls"]["of_the_audit"]) == (found["ended"], 0)
+    assert changes_nothing(folder / "adapter")
+    report = (folder / "report.html").read_text()
+    assert "Nothing was learned" in report
+    assert "100% of pairs tie" in report
+    before = calls("constant")
+    assert before <= 1 + 6 + 12, "the probe, the base's evaluation and a round: what was not changed is in the cache"
+    again = train("constant")
+    assert (again.status, again.said, calls("constant")) == (1, ended.said, before)
+
+
+def test_where_there_is_nothing_to_gain_the_run_says_so(train: Train, calls: Calls, tmp_path: Path) -> None:
+    """Bug: a run went on for hours over the few images that were not at the highest value yet."""
+    ended = train("saturated", "train.prompts_per_round=3", "train.seeds_per_prompt=6")
+    assert ended.status == 1
+    assert "reward saturated is at its highest value, 1, for " in ended.said
+    assert "there is nothing to gain; take harder prompts" in ended.said
+    found = summary(tmp_path / "saturated")
+    assert found["rounds"] == 1
+    of_the_audit = found["audit"]["calls"]["of_the_audit"]
+    assert of_the_audit == 24, "one group's, a second time"
+    assert found["audit"]["within"]["repeat_variance"] == 0
+    assert calls("saturated") == 1 + 6 + 3 * 24 + of_the_audit
+    assert found["reward_calls"] == 3 * 24, "no budget counts what the audit asks for itself"
+
+
+def test_half_of_a_reward_is_enough(train: Train, tmp_path: Path) -> None:
+    """Bug: a reward that fails for some images ended the run, or was complained of in every round."""
+    ended = train("failing_half", "train.rounds=4")
+    assert ended.status == 0, ended.all_said
+    assert ended.all_said.count("no face") == 2 + ended.all_said.count("stage 2, "), (
+        "evaluations, and the rounds' lines"
+    )
+    found = summary(tmp_path / "failing_half")
+    assert not found["nothing_learned"]
+    assert 0 < found["audit"]["failed"] < found["audit"]["samples"] == 12
+    assert "samples failed" in found["audit"]["notes"][0]
+
+
+def test_noise_ends_the_run_with_an_adapter_that_changes_nothing(train: Train, calls: Calls, tmp_path: Path) -> None:
+    """Bug: status 0 and a table of rewards for a run that had found out that there is nothing to learn."""
+    ended, folder = train("noise", "train.prompts_per_round=2"), tmp_path / "noise"
+    assert ended.status == 1, ended.all_said
+    assert ended.said.startswith("lasro: nothing was learned: the surrogate ranks ")
+    assert "the reward looks like noise" in ended.said
+    assert changes_nothing(folder / "adapter")
+    assert summary(folder)["audit"]["ends"] is None
+    before = calls("noise")
+    assert before == 1 + 6 + summary(folder)["reward_calls"] + 12
+    again = train("noise")
+    assert (again.status, calls("noise")) == (1, before)
+
+
+def test_a_budget_for_nothing_is_refused_before_anything_is_drawn(train: Train, calls: Calls, tmp_path: Path) -> None:
+    """Bug: the base was drawn and scored, a round or two was paid for, and an untrained adapter called the result."""
+    before = calls("constant")
+    ended = train("constant", "budget.max_reward_calls=53", out="poor")
+    assert (ended.status, ended.all_said.count("lasro:")) == (1, 1)
+    assert (
+        "budget.max_reward_calls: got 53, expected at least 54, for a round of ranking and 4 of training" in ended.said
+    )
+    assert calls("constant") == before
+    assert not (tmp_path / "poor" / "evaluation").exists()
+
+
+def test_minutes_for_nothing_are_refused_after_the_first_round(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a run of a few minutes spent them on ranking, and ended with an untrained adapter and status 0."""
+    monkeypatch.setattr(least_budget, "FEWEST_WORTH", 10_000)
+    ended = train("failing_half", "budget.max_minutes=5", "train.rounds=10000", out="hurried")
+    assert ended.status == 1
+    assert "budget.max_minutes: got 5, expected at least " in ended.said
+    assert (tmp_path / "hurried" / "checkpoint").exists(), "with more minutes it goes on"
+    assert not (tmp_path / "hurried" / "summary.json").exists()

@@ -107,6 +107,25 @@ def settings_in(annotation: Any) -> Iterator[type[Settings]]:
         yield from settings_in(part)
 
 
+@pytest.mark.parametrize("value", ["0", "-0.1", "3", '"far"', "nan", "true", "[0.4]"])
+def test_a_drift_budget_that_is_none_is_refused_in_one_sentence(minimal: Path, value: str) -> None:
+    """Bug: 0 was refused twice in one line, true was 1, and for text nothing said that "none" is a value."""
+    wanted = 'Expected a number above 0, such as 0\\.1 .hardly visible. to 1, and at most 2, or "none" for no limit$'
+    got = "" if value == "[0.4]" else "got "
+    with pytest.raises(ConfigError, match=rf"run\.toml: train\.drift_budget: {got}.*{wanted}"):
+        load_config(minimal, [f"train.drift_budget={value}"])
+    text = minimal.read_text()
+    minimal.write_text(f"{text}\n[train]\ndrift_budget = {value}\n")
+    with pytest.raises(ConfigError, match=rf"train\.drift_budget: {got}.*{wanted}"):
+        load_config(minimal)
+
+
+@pytest.mark.parametrize(("value", "budget"), [("0.1", 0.1), ("2", 2.0), ("none", None), ('"none"', None)])
+def test_a_drift_budget_is_a_number_or_none(minimal: Path, value: str, budget: float | None) -> None:
+    """Guards against a limit of the range that is refused, and against "none" read as text."""
+    assert load_config(minimal, [f"train.drift_budget={value}"]).train.drift_budget == budget
+
+
 def test_an_unknown_key_is_refused(minimal: Path) -> None:
     """Guards against a typo that silently leaves the default in force."""
     with pytest.raises(ConfigError, match=r"train\.ruonds: no such setting; did you mean train\.rounds\?$"):

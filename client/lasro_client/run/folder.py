@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
     `budget.max_minutes`, None while that is not known or where there is no such limit. `unranked`: how many rounds
     before it, in a row, gave no ranked pair. `distance`: sqrt(L_reg) of the generator's last update. `nothing_learned`:
-    it ended since there was nothing to learn, and its generator is as it began.
+    it ended before the first of them, as there was nothing to learn.
     """
 
     round: int = 0

@@ -145,7 +145,8 @@ def _spread(facts: StartFacts) -> str:
         parts.append(f"{facts.failed} of {facts.samples} samples failed")
     if facts.tied_share is not None:
         parts.append(f"{facts.tied_share:.0%} of pairs tie")
-    parts.append(_repeats(facts))
+    if not facts.is_constant:
+        parts.append(_repeats(facts))
     return ", ".join(parts)
 
 
@@ -169,6 +170,8 @@ def _cost(least: int, most: int, budget: int | None) -> str:
 
 def _advice(facts: StartFacts, reward: str, repeats: int) -> list[str]:
     share = facts.within.signal_share
+    if facts.is_constant:  # `why_futile` says so
+        return []
     if facts.at_highest >= NEARLY_SATURATED:
         return [
             f"{facts.at_highest:.0%} of the base's images are at the highest value, {facts.highest:.4g}: "
