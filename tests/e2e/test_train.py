@@ -15,8 +15,8 @@ from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError, RewardError
 from lasro.models.adapter_file import noted_timesteps
 from lasro.wire import unpack_tensors
-from lasro_client.audit.cost import Speed, pretrain_cost, train_cost
 from lasro_client.report.page import ReportWriter
+from lasro_client.run.cost import Speed, pretrain_cost, train_cost
 from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.saved_samples import read_samples

@@ -108,6 +108,7 @@ def make(
     overlap: bool = False,
     max_minutes: float | None = None,
     rounds: int | None = None,
+    train: dict[str, Any] | None = None,
 ) -> Made:
     config = RunSettings.model_validate(
         {
@@ -126,7 +127,8 @@ def make(
                 "seeds_per_prompt": SEEDS,
                 "batch_size": 2,
                 "overlap": overlap,
-            },
+            }
+            | (train or {}),
             "health": {"window_rounds": 2, "decline_errors": 0.5, "max_drift": 1e9} | health,
             "budget": {"max_minutes": max_minutes},
         }
@@ -445,3 +447,23 @@ def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path:
     several.peers = DistributedContext(0, 2)
     with pytest.raises(ConfigError, match=r"train\.overlap: got true with 2 processes"):
         make(tiny_model_path, tmp_path, {}, several, overlap=True)
+
+
+def test_rounds_of_the_second_step_alone_say_nothing_of_gain_or_drift(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against a gain of the second step alone that is taken for the whole, and a drift that seems to halve."""
+    made = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, train={"second_step_rounds": 2})
+    records = made.run(until=6)
+    measured = [record.rewards.gain.two_step is not None for record in records]
+    assert measured == [False, False, True, False, True, False]  # the first round's generator is the base
+    assert [record.generator.drift.two_step is not None for record in records] == measured
+
+
+def test_a_pilot_without_a_sign_of_a_gain_is_taken_back(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against a model that was moved by a reward of which nothing could be shown when the budget was spent."""
+    made = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"})
+    made.run(until=2)
+    assert made.alternation.conclude() is None
+    assert not made.alternation.trainer.is_base
+    made.alternation.schedule.phase = "pilot"
+    assert "changes nothing" in (made.alternation.conclude() or "")
+    assert made.alternation.trainer.is_base

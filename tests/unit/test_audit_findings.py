@@ -9,10 +9,20 @@ import pytest
 
 from lasro.config import PretrainSettings, TrainSettings, load_config
 from lasro.wire import Protocol, RewardInfo
-from lasro_client.audit.cost import Cost, Speed, affordable_rounds, evaluation_cost, pretrain_cost, train_cost
 from lasro_client.audit.findings import Facts, judge, verdict
 from lasro_client.audit.run import request_size
-from lasro_client.audit.statistics import Components, Ties
+from lasro_client.evaluation.reward_spread import Components, Ties
+from lasro_client.run.cost import (
+    Cost,
+    Speed,
+    affordable_rounds,
+    evaluation_cost,
+    fewest_calls,
+    least_and_most_rounds,
+    least_train_cost,
+    pretrain_cost,
+    train_cost,
+)
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
 REWARD = RewardInfo(
@@ -132,6 +142,26 @@ def test_costs_by_hand() -> None:
     assert pretrain_cost(with_probe.model_copy(update={"probe_rounds": 0}), speed).calls == 3 * 5 * 12
     # 7 prompts in requests of 4 and 3: one call each, three times, one wave; before and after, in two stages.
     assert evaluation_cost(7, 4, speed) == Cost(4 * 7 * 3, 4 * 2 * 2.0)
+
+
+def test_a_run_from_nothing_has_a_least_and_a_most() -> None:
+    """Bug: it was said to cost 300 rounds, of which most take 18 to 60; or perturbed samples were forgotten.
+
+    2 prompts x 3 seeds: 12 images, 24 with those of a reference. The first round of training has the base's alone.
+    """
+    speed, train = Speed(32, 2, 1), TrainSettings(prompts_per_round=2, seeds_per_prompt=3)
+    assert least_and_most_rounds(train) == ((2, 16), (90, 210))
+    assert least_train_cost(train, speed).calls == 2 * 24 + 12 + 15 * 24
+    assert train_cost(train, speed).calls == 90 * 24 + 12 + 209 * 24
+    plain = train.model_copy(update={"perturbation": 0.0})
+    assert least_train_cost(plain, speed).calls == 2 * 12 + 12 + 15 * 24
+    given = train.model_copy(update={"rounds": 50})
+    assert least_and_most_rounds(given) == ((2, 48), (15, 35)), "these are done, however soon it ranks"
+    assert least_train_cost(given, speed) == train_cost(given, speed)
+    warm = train.model_copy(update={"warmup_rounds": 1})
+    assert least_and_most_rounds(warm) == ((0, 150), (0, 150))
+    assert fewest_calls(train, 2) == 2 * (24 + 12 + 3 * 24)
+    assert fewest_calls(train.model_copy(update={"rounds": 2}), 1) == 12 + 24, "no more than are asked for"
 
 
 def test_waves_that_were_not_full_are_not_taken_for_full_ones() -> None:

@@ -24,7 +24,7 @@ from lasro.training.sampling import (
     sample_latents,
     sample_second_step_groups,
 )
-from lasro_client.audit.cost import Speed, images_per_round, pretrain_cost
+from lasro_client.run.cost import Speed, images_per_round, pretrain_cost
 from lasro_client.run.probe_generator import ProbeGenerator
 
 PROMPTS = [Prompt("a red star", None), Prompt("a blue square", None)]

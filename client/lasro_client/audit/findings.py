@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lasro.wire import RewardInfo, Status
-from lasro_client.audit.statistics import Components, Ties, best_pair_accuracy, repeats_for
+from lasro_client.evaluation.reward_noise import GOOD_SIGNAL, LITTLE_SIGNAL, NO_SIGNAL, less_noise
+from lasro_client.evaluation.reward_spread import Components, Ties, best_pair_accuracy
 from lasro_client.services.failures import REMEDIES
 
 MOST_FAILED = 0.5
@@ -21,18 +22,10 @@ MANY_CONSTANT = 0.5
 """Half of all calls are made for groups that teach nothing."""
 MOST_TIED, MANY_TIED = 0.9, 0.5
 """Of the pairs: a group of 12 images ranks fewer than 7, or 33, of its 66."""
-NO_SIGNAL = 0.2
-"""Of the variance within a group: 65 of 100 pairs are ranked right, so it takes 11 times as many to learn the same, and
-a reward drawn by lot may seem to have as much over 8 prompts of 12 images."""
-LITTLE_SIGNAL = 0.5
-"""75 of 100 pairs are ranked right: four times as many pairs."""
-GOOD_SIGNAL = 0.8
-"""85 of 100: twice as many. What `repeats` is suggested for."""
 MOST_BETWEEN_STAGES, MANY_BETWEEN_STAGES = 0.9, 0.5
 """Of the spread within a prompt: all but a tenth, or more than half, tells one step from two, not good from bad."""
 NEAR_TIMEOUT = 0.5
 """A scorer that takes half of its time when it is asked by one will run out of it when others ask too."""
-MOST_REPEATS = 32
 
 Level = Literal["no", "doubtful", "note"]
 Trainable = Literal["yes", "doubtful", "no"]
@@ -156,16 +149,7 @@ def _noise(facts: Facts) -> Finding | None:
         f"{math.sqrt(within.images):.2g} (standard deviations): at best {accuracy:.0%} of the pairs are ranked right."
     )
     level: Level = "no" if share < NO_SIGNAL else "doubtful" if share < LITTLE_SIGNAL else "note"
-    return Finding("noise", level, says, _less_noise(facts))
-
-
-def _less_noise(facts: Facts) -> str:
-    wanted = repeats_for(GOOD_SIGNAL, facts.within)
-    repeats = None if wanted is None else wanted * facts.reward.repeats
-    if repeats is None or repeats > MOST_REPEATS:
-        return f"make it depend on the image: averaging {MOST_REPEATS} repeats, the most there are, would not be enough"
-    command = f"lasro rewards add {facts.reward.name} URL --replace --repeats {repeats}"
-    return f"remove its noise, or set repeats = {repeats} (`{command}`), for {wanted} times the calls"
+    return Finding("noise", level, says, less_noise(facts.reward.name, facts.reward.repeats, within))
 
 
 def _stages(facts: Facts) -> Finding | None:

@@ -1,8 +1,8 @@
 """Is a reward worth a run? Some images of the base, each scored several times. `lasro rewards audit NAME`.
 
-Images are drawn and grouped as in a run, and scored through the reward API without its cache. `statistics` tells
-signal from noise, `cost` computes what a run will ask of the reward, `findings` judges both, `summary` puts all of it
-together, and `picture` shows what the reward likes.
+Images are drawn and grouped as in a run, and scored through the reward API without its cache. `reward_spread` tells
+signal from noise, `run.cost` computes what a run will ask of the reward, `findings` judges both, `summary` puts all of
+it together, and `picture` shows what the reward likes.
 
 Shape legend: N images, P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
 """
@@ -25,11 +25,11 @@ from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import Group, draw_prompts, generator_for, sample_groups
 from lasro.wire import RewardInfo, RewardValue, Status
-from lasro_client.audit.cost import Speed, images_per_round, run_costs
 from lasro_client.audit.picture import draw_picture
 from lasro_client.audit.summary import Measured, summarise
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.evaluation.score_prompts import Progress, batch_size, score_images
+from lasro_client.run.cost import Speed, images_per_round, run_costs
 from lasro_client.services.reward_client import RewardClient
 
 LARGEST_REQUEST = 64  # some 100 MB of images of 1024 x 1024

@@ -16,9 +16,10 @@ from lasro.config import RunSettings
 from lasro.functional.reward_totals import tie_margin
 from lasro.training.prompts import Prompt
 from lasro.wire import OUT_OF_RANGE, RewardInfo, RewardValue, Status
-from lasro_client.audit.cost import Cost, Speed, affordable_rounds, images_per_round
 from lasro_client.audit.findings import Facts, judge, verdict
-from lasro_client.audit.statistics import (
+from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, NumSteps
+from lasro_client.evaluation.paired_statistics import estimate, paired_difference
+from lasro_client.evaluation.reward_spread import (
     Components,
     best_pair_accuracy,
     count_ties,
@@ -27,8 +28,7 @@ from lasro_client.audit.statistics import (
     stage_share,
     variance_components,
 )
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, NumSteps
-from lasro_client.evaluation.paired_statistics import estimate, paired_difference
+from lasro_client.run.cost import Cost, Speed, affordable_rounds, images_per_round, least_and_most_rounds
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "longest": 1.0}
 
@@ -79,6 +79,8 @@ def summarise(
         "cost": {name: asdict(cost) for name, cost in costs.items()}
         | {
             "rounds": config.train.max_rounds,
+            "least_rounds": sum(least_and_most_rounds(config.train)[0]),
+            "from_nothing": config.train.is_from_nothing,
             "round_s": facts.round_s,
             "max_reward_calls": config.budget.max_reward_calls,
         },

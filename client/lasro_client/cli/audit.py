@@ -88,6 +88,7 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     spread, ties, failures = summary["spread"]["as_ranked"], summary["ties"], summary["failures"]
     mean, latency, cost = summary["mean"], summary["latency_s"], summary["cost"]
     within = [_standard_deviation(summary["spread"][steps]["image_variance"]) for steps in JSON_NAMES.values()]
+    rounds = _range(cost["least_rounds"], cost["rounds"])
     return [
         ("mean, one step / two steps", " / ".join(_estimate(mean[steps]) for steps in JSON_NAMES.values())),
         ("standard deviation between prompts", _standard_deviation(spread["prompt_variance"])),
@@ -99,9 +100,9 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("groups without a ranked pair", f"{ties['constant_groups']} of {ties['groups']}"),
         ("failed", f"{failures['failed']} of {failures['measurements']}"),
         ("call, median / 90 % / longest", " / ".join(_seconds(latency[key]) for key in latency)),
-        (f"lasro train, {cost['rounds']} rounds", _cost(cost["train"])),
-        ("  its two evaluations", _cost(cost["evaluations"])),
-        ("lasro pretrain, with these settings", _cost(cost["pretrain"])),
+        (f"lasro train, {rounds} rounds", _cost(cost["train_least"], cost["train"])),
+        ("  its two evaluations", _cost(cost["evaluations"], cost["evaluations"])),
+        *_cost_of_stage1(cost),
     ]
 
 
@@ -122,10 +123,22 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g} s"
 
 
-def _cost(cost: dict[str, Any]) -> str:
+def _cost_of_stage1(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the run begins with what stage 1 leaves; one from nothing needs none."""
+    if cost["from_nothing"]:
+        return []
+    return [("lasro pretrain, with these settings", _cost(cost["pretrain"], cost["pretrain"]))]
+
+
+def _cost(least: dict[str, Any], most: dict[str, Any]) -> str:
     from lasro_client.report.page import duration
 
-    return f"{cost['calls']:,} calls, about {duration(cost['scoring_s'])} of scoring"
+    calls = _range(f"{least['calls']:,}", f"{most['calls']:,}")
+    return f"{calls} calls, about {_range(duration(least['scoring_s']), duration(most['scoring_s']))} of scoring"
+
+
+def _range(least: object, most: object) -> str:
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _capital(text: str) -> str:

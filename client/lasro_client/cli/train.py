@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lasro.errors import RewardError
 from lasro_client.cli.output import AsJson, RedisUrl, is_main_process, print_json, print_scores, stderr
 
 if TYPE_CHECKING:
@@ -130,12 +131,21 @@ def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     summary = run_train(config, out, _observers())
     if not is_main_process():
         return
+    nothing_learned = summary.get("nothing_learned")  # absent where an earlier release finished the run
     if as_json:
         print_json(summary)
-        return
+    elif nothing_learned:
+        print(f"report   {out / 'report.html'}")
+    else:
+        _print_result(summary, config, out)
+    if nothing_learned:
+        raise RewardError(f"nothing was learned: {summary['ended']}")
+
+
+def _print_result(summary: dict[str, Any], config: RunSettings, out: Path) -> None:
     print_scores(summary["rewards"], ("before", "after", "difference"))
     print(f"adapter  {out / summary['adapter']}\nreport   {out / 'report.html'}")
-    if timesteps := summary.get("timesteps"):  # absent where an earlier release finished the run
+    if timesteps := summary.get("timesteps"):  # absent in that of an earlier release, too
         print(f"sample   pipeline(prompt, timesteps={timesteps}, guidance_scale={config.model.guidance:g})")
 
 

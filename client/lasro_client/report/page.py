@@ -61,7 +61,7 @@ def render(run: RunData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed, duration=duration)
+    environment.filters.update(number=number, signed=signed, duration=duration, capitalised=capitalised)
     columns, strips = progress_strips(run)
     return environment.get_template("report.html.jinja").render(
         run=run,
@@ -94,6 +94,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def signed(value: float | None, digits: int = 3) -> str:
     """Like `number`, with its sign."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def capitalised(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def duration(seconds: float | None) -> str:

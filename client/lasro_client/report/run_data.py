@@ -18,6 +18,7 @@ from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.evaluation.paired_statistics import differences
 from lasro_client.evaluation.result import Evaluation, load_evaluation
 from lasro_client.run.round_record import RoundRecord, Stage, read_log
+from lasro_client.run.start_findings import read_audit
 from lasro_client.run.stopped import STOPPED_FILE
 
 RATE_ROUNDS = 20
@@ -35,6 +36,8 @@ class RunData:
     after: Evaluation | None
     drift: dict[str, Any] | None
     summary: dict[str, Any] | None
+    audit: dict[str, Any] | None = None
+    """What the run found at its start; None for one that had no audit."""
     stopped: str | None = None
     """Why the run ended before it was finished; None while it goes on, and where it was killed."""
 
@@ -129,6 +132,7 @@ def read_run(folder: Path) -> RunData:
         after=_read_evaluation(folder / "evaluation" / "after.json"),
         drift=read_object(folder / "drift.json"),
         summary=read_object(folder / "summary.json"),
+        audit=read_audit(folder),
         stopped=(read_object(folder / STOPPED_FILE) or {}).get("reason"),
     )
 

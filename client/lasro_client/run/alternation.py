@@ -26,10 +26,11 @@ from lasro.training.sampling import (
     sample_groups,
     sample_latents,
     sample_perturbed,
+    sample_second_step_groups,
 )
 from lasro.wire import AdaptReply
 from lasro_client.evaluation.num_steps import ByNumSteps
-from lasro_client.run.collect import Collected, collect
+from lasro_client.run.collect import Collected, OnScored, collect
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.drift_budget import DriftBudget, image_drift, largest
 from lasro_client.run.folder import RunFolder
@@ -68,6 +69,8 @@ class Alternation:
         self._clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
         self._plan = RoundPlan(self.config, self.schedule, self._clock)
         self._ahead: Collected | None = None
+        self.on_scored: OnScored | None = None
+        """Sees each round's groups with their images."""
         self._let_rate_fall()
 
     @property
@@ -107,8 +110,9 @@ class Alternation:
         config, round = self.config, self.progress.round
         self._clock.check()
         collected, self._ahead = self._ahead or self._collect(round), None
-        drift = ByNumSteps.of(partial(drift_from_base, collected.groups))
-        distance = self._observe_drift(collected)
+        is_paired = not self._moves_second_step_alone(round)
+        drift = ByNumSteps.of(partial(drift_from_base, collected.groups)) if is_paired else NOT_MEASURED
+        distance = self._observe_drift(collected) if is_paired else NOT_MEASURED
         target = self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
         reply, steps = self._improve(collected, by_weight(drift, config.method))
         self.progress = self.progress._replace(
@@ -121,7 +125,7 @@ class Alternation:
         self.progress = self._plan.after_round(self.progress)
         self._let_rate_fall()
         rewards = record_rewards(collected, config.reward_objective, reply.statistics.scales)
-        if self.schedule.phase == "ranking":  # its reference samples are perturbed ones, and no base to gain upon
+        if self.schedule.phase == "ranking" or not is_paired:  # its reference samples are no base to gain upon
             drift, rewards = NOT_MEASURED, replace(rewards, reference=NOT_MEASURED, gain=NOT_MEASURED)
         record = RoundRecord(
             stage="train",
@@ -137,7 +141,8 @@ class Alternation:
             policy_version=self.trainer.version,
             unranked_rounds=self.progress.unranked,
         )
-        record = replace(record, health=self._judge(record))
+        if record.phase != "ranking" and is_paired:
+            record = replace(record, health=self._judge(record))
         return replace(record, event=self._proceed(record))
 
     def _improve(self, collected: Collected, drift: float | None) -> tuple[AdaptReply, list[StepStatistics]]:
@@ -182,7 +187,7 @@ class Alternation:
             return None
         self._ahead = None  # sampled from a generator, or for a phase, that is over
         if isinstance(step, End):
-            self.progress = self.progress._replace(ended=step.why)
+            self.give_up(step.why)
             return step.why
         if step.is_restart:
             self.trainer.begin_again()
@@ -195,6 +200,16 @@ class Alternation:
         self._let_rate_fall()
         return step.why
 
+    def conclude(self) -> str | None:
+        """After the last round: a pilot without a sign that it helps is taken back. Says so where it was."""
+        if self.progress.ended is not None or self.schedule.phase != "pilot" or self.schedule.is_promising:
+            return None
+        self.trainer.begin_again()
+        return (
+            f"the run ended after {self.progress.round} rounds, in a pilot that did not raise the reward; the adapter "
+            "changes nothing. Give it more rounds, reward calls or minutes"
+        )
+
     def _affordable(self) -> int | None:
         """Rounds that minutes and reward calls are enough for; None where neither is known to be short."""
         known = [self.progress.planned, self._plan.affordable(self.progress)]
@@ -204,6 +219,12 @@ class Alternation:
         self.trainer.decay_steps = self._plan.decay_steps(
             self.progress, self.trainer.version - self.trainer.first_version
         )
+
+    def give_up(self, why: str) -> None:
+        """End the run, which has nothing to learn, with the generator that it began with."""
+        self._ahead = None
+        self.trainer.begin_again()
+        self.progress = self.progress._replace(ended=why, nothing_learned=True)
 
     def _settling_steps(self) -> int:
         """Steps in which each group of the replay is drawn `train.settle_passes` times."""
@@ -218,7 +239,7 @@ class Alternation:
         header = RoundHeader(
             round, self.trainer.version, list(self.config.weights), self.config.budget.max_reward_calls
         )
-        return collect(self.feedback, prompts, draw, header, keep)
+        return collect(self.feedback, prompts, draw, header, keep, self.on_scored)
 
     def _draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
         """The prompts of a round's groups, and the random generator that draws those of its updates."""
@@ -231,9 +252,16 @@ class Alternation:
         reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)
         if self.schedule.phase == "ranking" and config.train.perturbation:
             reference = partial(sample_perturbed, model, config.train.perturbation)
+        if self._moves_second_step_alone(round):
+            return sample_second_step_groups(model, prompts, config.train, config.seed, "train", round, first=first)
         return sample_groups(
             model, prompts, config.train, config.seed, "train", round, reference_policy=reference, first=first
         )
+
+    def _moves_second_step_alone(self, round: int) -> bool:
+        """Whether the round's groups compare second steps from the base's first: nothing in them is a gain or drift."""
+        every = self.config.train.second_step_rounds
+        return bool(every) and not self.trainer.is_base and (round + 1) % every == 0
 
     def _update_generator(self, round: int) -> list[StepStatistics]:
         """The generator's updates of a round; none in the first `train.warmup_rounds`, or while it only ranks."""
@@ -253,8 +281,6 @@ class Alternation:
     def _judge(self, record: RoundRecord) -> HealthRecord:
         """Say whether the run diverges, and end it or roll it back as `health` in the settings says."""
         settings, method = self.config.health, self.config.method
-        if record.phase == "ranking":
-            return HealthRecord()
         figures = Figures(
             by_weight(record.rewards.gain, method),
             record.surrogate.reward_gap,

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import Group, GroupSummary, summarise_group
-from lasro.wire import AdaptReply, GroupStatus, ScoredItem
+from lasro.wire import AdaptReply, GroupStatus, GroupSubmission, ScoredItem
 from lasro_client.run.saved_samples import keep_samples
 from lasro_client.run.submission import RoundHeader, submission
 from lasro_client.services.feedback import FeedbackClient
+
+OnScored = Callable[[Sequence[GroupSubmission], Sequence[GroupStatus]], None]
+"""Is given the groups that this process posted, and what became of them, in the same order."""
 
 
 class Collected(NamedTuple):
@@ -52,12 +55,13 @@ def collect(
     draw: Callable[[list[Prompt], int], list[Group]],
     header: RoundHeader,
     keep: Path | None = None,
+    on_scored: OnScored | None = None,
 ) -> Collected:
     """Sample a group for each prompt and wait for its rewards. Every process does a share and returns all groups.
 
     `draw(prompts, first)` samples the groups of these prompts, the first of which has index `first` in the round.
-    `keep` is the run folder to save latents and rewards in, None to save nothing. Raises BudgetError once
-    `budget.max_reward_calls` is spent.
+    `keep` is the run folder to save latents and rewards in, None to save nothing. `on_scored` sees this process's
+    share with its images. Raises BudgetError once `budget.max_reward_calls` is spent.
     """
 
     def collect_share() -> Collected:
@@ -67,6 +71,8 @@ def collect(
         scored = feedback.post(posts)
         if keep is not None:
             keep_samples(keep, posts, scored)
+        if on_scored is not None:
+            on_scored(posts, scored)
         return Collected([summarise_group(group) for group in groups], scored)
 
     shares = feedback.peers.all_gather(collect_share, Collected)

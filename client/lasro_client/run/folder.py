@@ -50,7 +50,8 @@ class Progress(NamedTuple):
 
     `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
     `budget.max_minutes`, None while that is not known or where there is no such limit. `unranked`: how many rounds
-    before it, in a row, gave no ranked pair. `distance`: sqrt(L_reg) of the generator's last update.
+    before it, in a row, gave no ranked pair. `distance`: sqrt(L_reg) of the generator's last update. `nothing_learned`:
+    it ended since there was nothing to learn, and its generator is as it began.
     """
 
     round: int = 0
@@ -61,6 +62,7 @@ class Progress(NamedTuple):
     planned: int | None = None
     unranked: int = 0
     distance: float | None = None
+    nothing_learned: bool = False
 
 
 class Remembers(Protocol):

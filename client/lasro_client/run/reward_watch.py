@@ -75,14 +75,15 @@ class RewardWatch:
     def after_rounds(self, progress: Progress, folder: RunFolder) -> None:
         """Go on to what follows the rounds of a run that was to have some.
 
-        Raises BudgetError where none was done, and RewardError where none of them gave a ranked pair.
+        Raises BudgetError where none was done, and RewardError where none of them gave a ranked pair, unless the run
+        was ended for that already.
         """
         if progress.round == 0:
             raise BudgetError(
                 "no round fits into the budget, so that nothing was learned; raise budget.max_minutes or "
                 "budget.max_reward_calls"
             )
-        if progress.unranked == progress.round:
+        if progress.unranked == progress.round and progress.ended is None:
             self.peers.on_main_and_broadcast(lambda: self._nothing_learned(folder), None)
 
     def _nothing_learned(self, folder: RunFolder) -> None:

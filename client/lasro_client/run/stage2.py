@@ -28,14 +28,19 @@ from lasro_client.run.fit_to_budget import fit_to_budget
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.initial_adapter import start_from_adapter
+from lasro_client.run.least_budget import check_calls, check_minutes, finds_out_itself
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.reward_watch import RewardWatch, probe_with
+from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
+from lasro_client.run.start_audit import StartAudit
+from lasro_client.run.start_findings import read_audit
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
 from lasro_client.services.connect import services
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.reward_client import RewardClient
 
 
 def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
@@ -54,6 +59,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
             return finished
         prompts = read_run_prompts(config)
         notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
+        peers.on_main_and_broadcast(lambda: _check_budget(folder), None)
         peers.on_main_and_broadcast(folder.open, None)
         observer = Observers(observers if peers.is_main else ())
         info = RunInfo(config.name, "train", out, config.budget.max_minutes)
@@ -92,13 +98,16 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         probe = probe_with(model, prompts.train.prompts, config.seed, connected.rewards)
         watch = RewardWatch(config, probe, observer, peers, alternation.progress.round)
         watch.wait(held_out.rewards)
+        peers.on_main_and_broadcast(lambda: _check_budget(folder, connected.rewards), None)
+        audit = StartAudit(config, folder.path, connected.rewards, observer, peers)
+        alternation.on_scored = audit.see if finds_out_itself(config) and alternation.progress.round == 0 else None
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = _evaluated(held_out.evaluate_base, held_out, watch)
         units = peers.on_main_and_broadcast(lambda: list(held_out.base_images.units.values()), list[float | None])
         alternation.measure_by(ByNumSteps(*units))
         with _shared_cores(overlap and connected.local and model.device.type == "cpu"):
-            _run_rounds(alternation, held_out, watch, observer)
+            _run_rounds(alternation, held_out, watch, observer, _judge_first_round(alternation, audit, before))
         watch.after_rounds(alternation.progress, folder)
         _keep_to_budget(alternation, held_out, observer)
         peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
@@ -142,8 +151,49 @@ def _drifts(held_out: HeldOut) -> dict[str, Any]:
     return {"drift": held_out.measure_drift(), "held_out_drift": held_out.measure_held_out_drift()}
 
 
-def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch, observer: Observers) -> None:
-    """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint; so does `watch`."""
+def _check_budget(folder: RunFolder, client: RewardClient | None = None) -> None:
+    """Refuse a new run whose reward calls lead nowhere, by its settings or, once there is a client, by what is
+    registered. Raises BudgetError."""
+    if not folder.has_checkpoint:
+        rewards = folder.config.rewards
+        check_calls(
+            folder.config,
+            {each.name: each.repeats or 1 if client is None else client.reward(each.name).repeats for each in rewards},
+        )
+
+
+def _judge_first_round(
+    alternation: Alternation, audit: StartAudit, before: Evaluation
+) -> Callable[[RoundRecord], None]:
+    """To be made when the rounds begin and called after each: ends a run that by its first leads nowhere.
+
+    Raises BudgetError where its minutes are too few; it can be resumed with more.
+    """
+    started = time.monotonic()
+    peers, config = alternation.feedback.peers, alternation.config
+
+    def judge(record: RoundRecord) -> None:
+        if alternation.on_scored is None:
+            return
+        round_s, alternation.on_scored = time.monotonic() - started, None
+        why = audit.after_first_round(record, before)
+        if why is not None:
+            alternation.give_up(why)
+        else:
+            peers.on_main_and_broadcast(lambda: check_minutes(config, record.elapsed_s, round_s), None)
+
+    return judge
+
+
+def _run_rounds(
+    alternation: Alternation,
+    held_out: HeldOut,
+    watch: RewardWatch,
+    observer: Observers,
+    judge: Callable[[RoundRecord], None],
+) -> None:
+    """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint; so do `watch` and
+    `judge`."""
     config, folder, peers = alternation.config.train, alternation.folder, alternation.feedback.peers
     with StopRequest() as stop, observer.rounds(alternation.num_rounds, alternation.progress.round):
         while not alternation.over:
@@ -157,6 +207,7 @@ def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch,
             observer.round_done(record)
             try:
                 watch.after_round(record, lambda: stop.asked)
+                judge(record)
             except RewardError:
                 alternation.checkpoint()
                 folder.export(alternation.trainer)
@@ -172,6 +223,8 @@ def _run_rounds(alternation: Alternation, held_out: HeldOut, watch: RewardWatch,
                 stop.raise_if_requested()
             if done % config.report_rounds == 0 and peers.is_main:
                 held_out.draw_progress(alternation.trainer, done)
+        if (taken_back := alternation.conclude()) is not None:
+            observer.note(taken_back)
         alternation.checkpoint()
         folder.export(alternation.trainer)
 
@@ -198,6 +251,8 @@ def _summarise(
         "seed": config.seed,
         "rounds": progress.round,
         "ended": progress.ended,
+        "nothing_learned": progress.nothing_learned,
+        "audit": read_audit(alternation.folder.path) if config.train.is_from_nothing else None,
         "prompts": len(before.prompts),
         "rewards": summary_table(before, after),
         **drifts,

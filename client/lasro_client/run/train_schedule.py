@@ -87,6 +87,11 @@ class TrainSchedule:
         """Of the drift budget that may be spent in this phase."""
         return PILOT_SHARE if self.phase == "pilot" else 1.0
 
+    @property
+    def is_promising(self) -> bool:
+        """Whether the gain of this phase is above nothing by more than its standard error."""
+        return Estimate.of(self._gains).is_above(0, 1.0)
+
     def observe(self, record: RoundRecord, gain: float | None, affordable: int | None) -> Begin | End | None:
         """Take in a round, and say what changes with the next. `affordable`: rounds that fit in all, None: no limit."""
         if not self._settings.is_from_nothing:
@@ -165,7 +170,7 @@ class TrainSchedule:
             return self._restart(done, f"{count} rounds of pilot without proof that the surrogate helps")
         return End(
             f"{count} rounds of pilot, {self.restarts} times begun again, did not raise the reward for sure "
-            f"({gain.mean:+.3g} ± {gain.sem:.2g}); the adapter stays within {PILOT_SHARE:.0%} of the drift budget"
+            f"({gain.mean:+.3g} ± {gain.sem:.2g}): the adapter changes nothing"
         )
 
     def _begin_training(self, done: int, most: int, why: str) -> Begin:

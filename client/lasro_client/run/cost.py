@@ -1,20 +1,27 @@
 """What a run will ask of one reward, in calls and in time: pure functions.
 
 Calls are counted as `budget.max_reward_calls` counts them: images, once per repeat that the reward is registered with.
-Time is that of scoring alone: drawing and training come on top.
+Time is that of scoring alone: drawing and training come on top. A run from nothing finds out itself how many rounds it
+takes (`train_schedule`), so it has a least and a most; what is thrown away and done again is not foreseen.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
+from lasro_client.run.train_schedule import FEWEST_RANKING_ROUNDS, FEWEST_TRAINING_ROUNDS, RANKING_SHARE
+
+FEWEST_WORTH = 1 + 4
+"""Rounds, one of ranking and a few of training, below which a run from nothing cannot come to anything."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ def run_costs(
     """What `lasro train`, its evaluations of `held_out` prompts, and `lasro pretrain` will ask of the reward."""
     return {
         "train": train_cost(train, speed),
+        "train_least": least_train_cost(train, speed),
         "evaluations": evaluation_cost(held_out, batch, speed),
         "pretrain": pretrain_cost(pretrain, speed),
     }
@@ -76,16 +84,51 @@ def images_per_round(
     return settings.prompts_per_round * (own + (policies - 1) * reference)
 
 
+class Rounds(NamedTuple):
+    """Of stage 2, by what is done in them."""
+
+    ranking: int
+    training: int
+
+
+def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
+    """How many rounds stage 2 may take: a surrogate that soon ranks well, and one that takes all the rounds it may."""
+    total = settings.max_rounds
+    longest = int(RANKING_SHARE * total) if settings.is_from_nothing else 0
+    shortest = min(FEWEST_RANKING_ROUNDS, longest)
+    most = Rounds(longest, total - longest)
+    if settings.rounds is not None or longest == 0:
+        return Rounds(shortest, total - shortest), most
+    return Rounds(shortest, FEWEST_TRAINING_ROUNDS), most
+
+
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
-    """Stage 2. The base is sampled too once the generator is another."""
-    alone = _rounds_as_base(settings)
+    """Stage 2, at most."""
+    return max(_train_costs(settings, speed), key=lambda cost: cost.calls)
+
+
+def least_train_cost(settings: TrainSettings, speed: Speed) -> Cost:
+    """Stage 2, at least; the same as `train_cost` where the number of rounds is settled before."""
+    return min(_train_costs(settings, speed), key=lambda cost: cost.calls)
+
+
+def _train_costs(settings: TrainSettings, speed: Speed) -> list[Cost]:
+    return [_cost_of(images_of_rounds(settings, rounds), speed) for rounds in least_and_most_rounds(settings)]
+
+
+def images_of_rounds(settings: TrainSettings, rounds: Rounds) -> list[int]:
+    """Images of each round of stage 2. The base is sampled too once the generator is another, and while the surrogate
+    only ranks, perturbed samples are."""
+    begins_as_base = settings.initial_adapter is None
     cheap, dear = (images_per_round(settings, policies) for policies in (1, 2))
-    return _of_rounds({cheap: alone, dear: settings.max_rounds - alone}, speed)
+    alone = min(rounds.training, (settings.warmup_rounds or 0) + 1) if begins_as_base else 0
+    ranked = cheap if begins_as_base and not settings.perturbation else dear
+    return [ranked] * rounds.ranking + [cheap] * alone + [dear] * (rounds.training - alone)
 
 
 def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:
     """Stage 1. The probe generator is sampled too while it is active."""
-    return _of_rounds(Counter(_images_of_stage1(settings, round) for round in range(settings.rounds)), speed)
+    return _cost_of((_images_of_stage1(settings, round) for round in range(settings.rounds)), speed)
 
 
 def _images_of_stage1(settings: PretrainSettings, round: int) -> int:
@@ -104,19 +147,18 @@ def evaluation_cost(prompts: int, batch: int, speed: Speed) -> Cost:
 
 def affordable_rounds(settings: TrainSettings, calls_per_image: int, max_calls: int) -> int:
     """Rounds of stage 2 that fit into a budget, which all rewards of the run share; the run ends there, whole."""
-    alone = _rounds_as_base(settings)
-    cheap, dear = (images_per_round(settings, policies) * calls_per_image for policies in (1, 2))
-    if max_calls < alone * cheap:
-        return max_calls // cheap
-    return min(settings.max_rounds, alone + (max_calls - alone * cheap) // dear)
+    _, most = least_and_most_rounds(settings)
+    return sum(images * calls_per_image <= max_calls for images in accumulate(images_of_rounds(settings, most)))
 
 
-def _rounds_as_base(settings: TrainSettings) -> int:
-    """Rounds sampled before the generator's first update; none where it begins with an adapter."""
-    return 0 if settings.initial_adapter is not None else min(settings.max_rounds, (settings.warmup_rounds or 0) + 1)
+def fewest_calls(settings: TrainSettings, calls_per_image: int) -> int:
+    """The least budget of a run from nothing that makes sense: of `FEWEST_WORTH` rounds, or all if they are fewer."""
+    ranking = min(1, least_and_most_rounds(settings)[0].ranking)
+    rounds = Rounds(ranking, min(FEWEST_WORTH, settings.max_rounds) - ranking)
+    return calls_per_image * sum(images_of_rounds(settings, rounds))
 
 
-def _of_rounds(rounds: Mapping[int, int], speed: Speed) -> Cost:
-    """Of so many rounds of so many images: number of rounds by number of images."""
+def _cost_of(images_of_each_round: Iterable[int], speed: Speed) -> Cost:
+    rounds = Counter(images_of_each_round)
     calls = sum(images * count for images, count in rounds.items()) * speed.repeats
     return Cost(calls, sum(count * speed.seconds(images) for images, count in rounds.items()))

@@ -1,4 +1,4 @@
-"""How much of a reward's spread is signal: pure functions in float64, for `lasro rewards audit`.
+"""How much of a reward's spread is signal: pure functions in float64, for an audit before a run and at its start.
 
 A group is what the run ranks pairs within: a prompt's images, or those of one number of denoising steps. NaN is a
 measurement that failed; it counts in nothing.

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from lasro.config import RunSettings
 from lasro.functional.bradley_terry import ranked_pairs
-from lasro_client.audit.statistics import (
+from lasro_client.audit.summary import _tie_margin
+from lasro_client.evaluation.reward_spread import (
     Components,
     best_pair_accuracy,
     count_ties,
@@ -23,7 +24,6 @@ from lasro_client.audit.statistics import (
     stage_share,
     variance_components,
 )
-from lasro_client.audit.summary import _tie_margin
 
 NAN = float("nan")
 rewards = arrays(np.float64, (2, 2, 3, 2), elements=st.sampled_from([0.0, 0.25, 0.26, 0.5, 1.0, NAN]))
