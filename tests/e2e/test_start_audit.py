@@ -50,12 +50,7 @@ def noise(images, prompts, metadata):
 @reward
 def failing_half(images, prompts, metadata):
     counted("failing_half", images)
-<<<<<<< HEAD
-    grey = [float(image.convert("L").getpixel((8, 8))) for image in images]
-    return [RejectedItem("no face") if share(image) < 0.5 else value for image, value in zip(images, grey)]
-=======
     return [RejectedItem("no face") if share(image) < 0.5 else float(image.getpixel((8, 8))[0]) for image in images]
->>>>>>> audit
 """
 NAMES = ("constant", "saturated", "noise", "failing_half")
 

@@ -200,7 +200,6 @@ class Alternation:
         self._let_rate_fall()
         return step.why
 
-<<<<<<< HEAD
     def conclude(self) -> str | None:
         """After the last round: a pilot without a sign that it helps is taken back. Says so where it was."""
         if self.progress.ended is not None or self.schedule.phase != "pilot" or self.schedule.is_promising:
@@ -210,12 +209,6 @@ class Alternation:
             f"the run ended after {self.progress.round} rounds, in a pilot that did not raise the reward; the adapter "
             "changes nothing. Give it more rounds, reward calls or minutes"
         )
-=======
-    def give_up(self, why: str) -> None:
-        """End the run here; where the generator had no update yet there was nothing to learn."""
-        untouched = self.trainer.version == self.trainer.first_version
-        self.progress = self.progress._replace(ended=why, nothing_learned=untouched)
->>>>>>> audit
 
     def _affordable(self) -> int | None:
         """Rounds that minutes and reward calls are enough for; None where neither is known to be short."""
@@ -226,15 +219,12 @@ class Alternation:
         self.trainer.decay_steps = self._plan.decay_steps(
             self.progress, self.trainer.version - self.trainer.first_version
         )
-<<<<<<< HEAD
 
     def give_up(self, why: str) -> None:
         """End the run, which has nothing to learn, with the generator that it began with."""
         self._ahead = None
         self.trainer.begin_again()
         self.progress = self.progress._replace(ended=why, nothing_learned=True)
-=======
->>>>>>> audit
 
     def _settling_steps(self) -> int:
         """Steps in which each group of the replay is drawn `train.settle_passes` times."""
