@@ -8,8 +8,7 @@ Shape legend: G groups, N samples of one group, S samples of all groups of a ste
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,10 +19,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from lasro import wire
 from lasro.config import SurrogateSettings
-from lasro.errors import BusyError, NonFiniteError
+from lasro.errors import NonFiniteError
 from lasro.functional.bradley_terry import bradley_terry_loss, pair_accuracy, pair_kinds, rank_correlation
 from lasro.functional.lr_schedule import learning_rate
-from lasro.functional.reward_totals import RewardObjective, scale_of, tie_margin
+from lasro.functional.reward_totals import RewardObjective, tie_margin
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
@@ -270,46 +269,3 @@ def _kinds(group: ReplayGroup, winners_P: Tensor, losers_P: Tensor) -> dict[str,
 def _pooled(found: Sequence[wire.KindAccuracy]) -> wire.KindAccuracy:
     pairs = sum(each.pairs for each in found)
     return wire.KindAccuracy(accuracy=sum(each.accuracy * each.pairs for each in found) / pairs, pairs=pairs)
-
-
-def adapt(
-    trainer: SurrogateTrainer, replay: ReplayBuffer, request: wire.AdaptRequest, stopped: Callable[[], bool]
-) -> wire.AdaptStatistics:
-    """Rank the new groups before training on them, then train for `request.steps` steps.
-
-    Groups made more than `max_policy_lag` generator updates before the newest are trained on, but are not fresh.
-    Raises NonFiniteError, and BusyError once `stopped` returns True; it is called before each step.
-    """
-    started = time.perf_counter()
-    new_groups = replay.named(request.new_groups)
-    ranker = trainer.ranker(replay)
-    oldest = replay.policy_version - trainer.settings.max_policy_lag
-    fresh_groups = [group for group in new_groups if group.policy_version >= oldest]
-    fresh = trainer.rank(fresh_groups, ranker)
-    results: list[StepResult] = []
-    for pace in paces(request.steps, request.rate, request.settle):
-        if stopped():
-            raise BusyError("the run is being closed and the adaptation was not finished; ask again")
-        result = trainer.step(replay, pace)
-        if result is not None:
-            results.append(result)
-    trainer.measure(fresh, replay.held_out(), ranker)
-    ranked_pairs = [len(ranker.pairs(group)[0]) for group in new_groups]
-    return wire.AdaptStatistics(
-        loss=float(np.mean([result.loss for result in results])) if results else None,
-        pair_accuracy=float(np.mean([result.accuracy for result in results])) if results else None,
-        fresh_pair_accuracy=fresh.accuracy,
-        held_out_pair_accuracy=trainer.metrics.held_out_accuracy,
-        reward_gap=fresh.gap,
-        accuracy_by_kind=dict(fresh.by_kind),
-        pairs=sum(result.pairs for result in results),
-        constant_groups=ranked_pairs.count(0),
-        ranked_pairs=sum(ranked_pairs),
-        tied_pairs=sum(ranker.count_ties(group) for group in new_groups),
-        spread=scale_of(replay.totals(trainer.objective, ranker.scales)).deviation,
-        tie_margin=ranker.margin,
-        failed_samples=sum(int(ranker.values(group).isnan().sum()) for group in new_groups),
-        scales=dict(ranker.scales),
-        stale_groups=len(new_groups) - len(fresh_groups),
-        duration_s=time.perf_counter() - started,
-    )

@@ -15,8 +15,9 @@ from lasro.errors import ConfigError, WireError
 from lasro.models.registry import load_model
 from lasro.redis_store.connection import connect
 from lasro.redis_store.sample_stream import SampleStream
+from lasro.training.group_summary import summarise_group
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import sample_groups, summarise_group
+from lasro.training.sampling import sample_groups
 from lasro.wire import GroupState, GroupStatus, GroupSubmission, RewardValue, ScoredItem, Status
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of, draw_again, read_base_rewards
 from lasro_client.services.reward_client import RewardClient

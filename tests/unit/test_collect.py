@@ -7,8 +7,8 @@ import pytest
 from lasro import wire
 from lasro.config import RunSettings
 from lasro.functional.reward_totals import RewardObjective
+from lasro.training.group_summary import GroupSummary
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import GroupSummary
 from lasro_client.run.collect import Collected
 from lasro_client.run.round_means import record_rewards
 from lasro_client.run.round_record import Means

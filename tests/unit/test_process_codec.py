@@ -12,9 +12,9 @@ import torch
 from lasro import errors, wire
 from lasro.errors import BudgetError, LasroError, ServiceError, StorageError, WireError
 from lasro.functional.score_normalisation import Moments
+from lasro.training.group_summary import Distances, GroupSummary
 from lasro.training.process_codec import CpuTensor, decode, encode, encode_error
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import Distances, GroupSummary
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation
 from lasro_client.run.collect import Collected

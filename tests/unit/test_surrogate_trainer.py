@@ -13,9 +13,10 @@ from lasro.config import ModelSettings, SurrogateSettings
 from lasro.errors import BusyError, DeviceMemoryError, NonFiniteError, WireError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.models.frozen import FrozenModel, ModelCache
+from lasro.training.adaptation import adapt
 from lasro.training.ranking import Ranker
 from lasro.training.replay_buffer import ReplayBuffer, ReplayGroup, origins_of
-from lasro.training.surrogate_trainer import SurrogateTrainer, adapt
+from lasro.training.surrogate_trainer import SurrogateTrainer
 
 SHAPE = (4, 8, 8)
 SETTINGS = SurrogateSettings(head_channels=16, learning_rate=3e-3, groups_per_step=4, held_out_share=0, device="cpu")

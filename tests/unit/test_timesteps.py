@@ -19,8 +19,9 @@ from lasro.models.adapter_file import noted_timesteps
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.models.sdxl import SdxlConsistencyModel
+from lasro.training.group_summary import summarise_group
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import draw_noises, sample_groups, sample_latents, summarise_group
+from lasro.training.sampling import draw_noises, sample_groups, sample_latents
 from lasro.wire import GroupState, GroupStatus, RewardValue, ScoredItem, Status
 from lasro_client.cli.main import app
 from lasro_client.evaluation.adapted_model import load_adapted

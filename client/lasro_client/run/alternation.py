@@ -17,11 +17,11 @@ import torch
 
 from lasro.errors import BudgetError, ConfigError
 from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
+from lasro.training.group_summary import drift_from_base
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import (
     Group,
     draw_prompts,
-    drift_from_base,
     generator_for,
     sample_groups,
     sample_latents,

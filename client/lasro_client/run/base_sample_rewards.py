@@ -22,7 +22,8 @@ from lasro.config import Timesteps, TrainSettings
 from lasro.errors import ConfigError
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
-from lasro.training.sampling import GroupSummary, draw_group_noises, generator_for, label_samples, sample_latents
+from lasro.training.group_summary import GroupSummary
+from lasro.training.sampling import draw_group_noises, generator_for, label_samples, sample_latents
 from lasro.validation import explain
 from lasro.wire import Finite, GroupStatus, GroupSubmission, Message, pack_tensors, scores_of
 from lasro_client.services.feedback import FeedbackClient

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lasro.training.group_summary import GroupSummary, summarise_group
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import Group, GroupSummary, summarise_group
+from lasro.training.sampling import Group
 from lasro.wire import AdaptReply, GroupStatus, GroupSubmission, ScoredItem
 from lasro_client.run.saved_samples import keep_samples
 from lasro_client.run.submission import RoundHeader, submission

@@ -12,7 +12,7 @@ import numpy as np
 from lasro.config import MethodChoice
 from lasro.functional.reward_totals import RewardObjective, Scale, totals
 from lasro.training.generator_trainer import StepStatistics
-from lasro.training.sampling import GroupSummary
+from lasro.training.group_summary import GroupSummary
 from lasro.wire import AdaptReply, scores_of, version_of
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
 from lasro_client.run.collect import Collected

@@ -156,10 +156,8 @@ def _repeats(facts: StartFacts) -> str:
         return "whether repeats agree was not measured"
     if facts.within.repeats == 0:
         return f"repeats agree: up to {rankable:.0%} of pairs can be ranked"
-    return (
-        f"repeats of an image by {math.sqrt(facts.within.repeats):.2g}: at best {best_pair_accuracy(share):.0%} of "
-        "pairs are ranked right"
-    )
+    differ, right = math.sqrt(facts.within.repeats), best_pair_accuracy(share)
+    return f"repeats of an image differ by {differ:.2g}: at best {right:.0%} of pairs are ranked right"
 
 
 def _cost(least: int, most: int, budget: int | None) -> str:

@@ -17,8 +17,9 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import ConflictError
 from lasro.models.frozen import FrozenModel
+from lasro.training.adaptation import adapt
 from lasro.training.replay_buffer import ReplayBuffer
-from lasro.training.surrogate_trainer import SurrogateTrainer, adapt, paces
+from lasro.training.surrogate_trainer import SurrogateTrainer, paces
 from lasro_surrogate_trainer.journal import Commit, Journal
 from lasro_surrogate_trainer.sample_feed import GroupBuffer
 from lasro_surrogate_trainer.store import RunStore
