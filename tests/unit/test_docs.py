@@ -38,6 +38,12 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_merge_left_its_marks(page):
+    """Bug: a page had both sides of a merge, with the marks between them."""
+    assert not re.search(r"^(<{7}|>{7}|={7})( |$)", page.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_toml_examples_are_valid_settings(page):
     """A setting that was renamed would be refused when a reader copies the example."""
     for text in blocks(page, "toml"):
