@@ -33,6 +33,8 @@ from lasro_client.run.start_audit import StartAudit
 from lasro_client.run.start_findings import FirstGroup, StartFacts, gather, notes, read_audit, why_futile
 
 RANKED = SurrogateRecord(ranked_pairs=12, tied_pairs=3, tie_margin=0.01)
+TIED = SurrogateRecord(tied_pairs=15, tie_margin=0.01)
+"""What the trainer made of the first round's pairs."""
 NOTHING = np.empty(0)
 
 
@@ -43,8 +45,14 @@ def group(totals: list[float], again: list[float] | None = None, own: int | None
     return FirstGroup(np.array(totals), np.tile([1, 2], count)[:count], is_own_N, np.array([*(again or []), *missing]))
 
 
-def facts(*groups: FirstGroup, evaluated: Any = NOTHING, bound: float | None = None, apart: bool = False) -> StartFacts:
-    return gather(groups, np.array(evaluated, float), RANKED, apart, bound)
+def facts(
+    *groups: FirstGroup,
+    evaluated: Any = NOTHING,
+    bound: float | None = None,
+    apart: bool = False,
+    ranked: SurrogateRecord = RANKED,
+) -> StartFacts:
+    return gather(groups, np.array(evaluated, float), ranked, apart, bound)
 
 
 def test_signal_and_noise_by_hand() -> None:
@@ -89,6 +97,7 @@ HIGH = [1.0] * 19
         (facts(group([0.2, *HIGH])), False, "is at its highest value, 1, for 95% of 20 images of the base: there is"),
         (facts(group([*HIGH, 0.2, 0.2], own=19)), False, "100% of 19 images"),
         (facts(group([0.2, 0.2, *HIGH])), False, None),
+        (facts(group(HIGH), evaluated=[0.2, 0.2], ranked=TIED), False, "no two images of the first round rank: there"),
         (facts(group([0.2, *HIGH]), bound=2.0), True, None),
         (facts(group([0.5, 0.5, 0.6], own=2), evaluated=[0.6, np.nan]), False, None),
         (facts(group([np.nan, np.nan])), False, None),

@@ -23,7 +23,7 @@ from lasro_client.run.round_record import SurrogateRecord
 
 AUDIT_FILE = "audit.json"
 SATURATED, NEARLY_SATURATED = 0.95, 0.8
-"""Of the base's samples at the highest total: what is left can hardly be seen, or is little."""
+"""Of the base's samples at the highest total: what is left can hardly be seen, or is little and seldom ranks."""
 CONSTANT_ADVICE = "check that it looks at the image, or take a reward with more grades"
 SATURATED_ADVICE = (
     "take harder prompts or a reward that still tells good from better; to train all the same, set train.warmup_rounds"
@@ -128,6 +128,12 @@ def why_futile(facts: StartFacts, what: str, is_bounded: bool) -> str | None:
         return (
             f"{what} is at its highest value, {facts.highest:.4g}, for {facts.at_highest:.0%} of "
             f"{facts.base_samples} images of the base: there is nothing to gain; {SATURATED_ADVICE}"
+        )
+    if facts.at_highest >= NEARLY_SATURATED and facts.tied_share == 1:
+        return (
+            f"{what} is at its highest value, {facts.highest:.4g}, for {facts.at_highest:.0%} of {facts.base_samples} "
+            "images of the base, and no two images of the first round rank: there is nothing to gain; "
+            f"{SATURATED_ADVICE}"
         )
     return None
 

@@ -211,6 +211,7 @@ class TrainSchedule:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.phase, self.restarts = state["phase"], state["restarts"]
-        self.began, self.planned = state["began"], state["planned"]
+        self.began = state["began"]
+        self.planned = None if self._settings.rounds is not None else state["planned"]  # asked for since
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
