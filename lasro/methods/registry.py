@@ -19,10 +19,15 @@ METHODS = {
 }
 
 
+def method_of(config: RunSettings) -> type[Method]:
+    """The class that `method.type` names; imported here, since methods import torch."""
+    module, _, name = METHODS[config.method.type].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def create_trainer(
     config: RunSettings, model: GeneratorModel, peers: DistributedContext | None = None
 ) -> GeneratorTrainer:
     """The generator's trainer of a run, with its method and a fresh adapter; raises ConfigError or ModelError."""
-    module, _, name = METHODS[config.method.type].partition(":")
-    kind: type[Method] = getattr(importlib.import_module(module), name)
-    return GeneratorTrainer(model, kind.create(config, model), config.lora, config.train, config.seed, peers)
+    method = method_of(config).create(config, model)
+    return GeneratorTrainer(model, method, config.lora, config.train, config.seed, peers)

@@ -121,7 +121,7 @@ def test_second_steps_are_moved_and_measured_alone(config_path: Path, services: 
     # Another seed than that of `finished`: images that were scored before cost no call.
     settings = [
         "name=second",
-        "seed=11",
+        "seed=3",
         "pretrain.probe_steps=second",
         "pretrain.probe_rounds=4",
         "pretrain.second_step_draws=2",
@@ -140,7 +140,7 @@ def test_second_steps_are_moved_and_measured_alone(config_path: Path, services: 
         [
             *services,
             "name=after-second",
-            "seed=11",
+            "seed=12",
             "train.rounds=1",
             f"train.initial_surrogate={tmp_path / 'second' / 'surrogate.safetensors'}",
             f"train.initial_base_rewards={tmp_path / 'second' / 'base_rewards.jsonl'}",

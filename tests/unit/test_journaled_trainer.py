@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ConflictError, NonFiniteError, StorageError
 from lasro.models.frozen import FrozenModel, ModelCache
 from lasro_surrogate_trainer import store
-from lasro_surrogate_trainer.journaled_training import JournaledTrainer
+from lasro_surrogate_trainer.journaled_training import JournaledTrainer, request_digest
 from lasro_surrogate_trainer.sample_feed import GroupBuffer
 from lasro_surrogate_trainer.store import RunStore
 
@@ -59,15 +61,20 @@ class Trainer:
         self.buffer = GroupBuffer(config, SHAPE)
         self.training = JournaledTrainer(config, frozen, self.buffer, self.store, redo_s)
 
-    def round(self, round: int, steps: int = 2) -> wire.AdaptReply:
+    def round(self, round: int, steps: int = 2, **pace: Any) -> wire.AdaptReply:
         """The stream delivers what was not acknowledged, perhaps again; then the client asks."""
         samples = [sample(2 * round), sample(2 * round + 1)]
         for one in samples:
             self.buffer.accept(one)
         names = [one.group_id for one in samples]
-        reply = self.training.adapt(
-            wire.AdaptRequest(request_id=f"r{round}", new_groups=names, steps=steps), lambda: False
-        )
+        return self.ask(wire.AdaptRequest(request_id=f"r{round}", new_groups=names, steps=steps, **pace))
+
+    def settle(self, name: str, steps: int) -> wire.AdaptReply:
+        """Asked for after a round, without a new group."""
+        return self.ask(wire.AdaptRequest(request_id=name, new_groups=[], steps=steps, settle=True))
+
+    def ask(self, request: wire.AdaptRequest) -> wire.AdaptReply:
+        reply = self.training.adapt(request, lambda: False)
         self.training.tidy()
         return reply
 
@@ -239,3 +246,57 @@ def test_replies_of_leased_versions_are_kept(frozen, config, tmp_path, monkeypat
     trainer.store.lease(6)
     trainer.round(6)
     assert [commit.version for commit in trainer.training.history] == [6, 7]
+
+
+def slow_and_settled(trainer: Trainer, restart: Callable[[], Trainer]) -> tuple[list[wire.AdaptReply], Weights]:
+    """A round at a tenth of the rate, a settling, and a round after it, with what `restart` does before each."""
+    replies = [without_time(trainer.round(0, rate=0.1))]
+    replies.append(without_time(restart().settle("s1", 4)))
+    trainer = restart()
+    replies.append(without_time(trainer.round(1)))
+    return replies, trainer.weights()
+
+
+@pytest.mark.parametrize("redo_s", [NEVER_S, ALWAYS_S])
+def test_a_crash_after_slow_steps_and_settling_repeats_them_exactly(frozen, config, tmp_path, redo_s):
+    """Bug: steps that are made again after a crash take the whole rate, or their groups from the newest half."""
+    whole = Trainer(frozen, config, tmp_path / "whole", redo_s)
+    expected = slow_and_settled(whole, lambda: whole)
+    path = tmp_path / "crashed"
+    replies, weights = slow_and_settled(
+        Trainer(frozen, config, path, redo_s), lambda: Trainer(frozen, config, path, redo_s)
+    )
+    assert replies == expected[0]
+    assert same(weights, expected[1])
+    again = Trainer(frozen, config, path, redo_s)
+    assert without_time(again.settle("s1", 4)) == replies[1], "answered, not trained again"
+    assert same(again.weights(), weights)
+
+
+def test_rate_and_settling_change_what_is_learned(frozen, config, tmp_path):
+    """Guards against fields that are kept and obeyed by nobody."""
+    asked: list[dict[str, Any]] = [{}, {"rate": 0.1}, {"settle": True}]
+    moved = []
+    for number, pace in enumerate(asked):
+        trainer = Trainer(frozen, config, tmp_path / str(number))
+        trainer.round(0, steps=0)
+        before = trainer.weights()
+        trainer.round(1, steps=3, **pace)
+        after = trainer.weights()
+        moved.append(sum(float(np.abs(after[name] - before[name]).sum()) for name in before))
+    assert moved[1] < 0.3 * moved[0]
+    assert moved[2] < moved[0]
+
+
+def test_a_request_of_the_last_release_keeps_its_digest():
+    """Bug: a client that was upgraded in the middle of a round repeats its request and is refused for another one.
+
+    The digest is that of the fields that there were: sha256 of their JSON.
+    """
+    older = wire.AdaptRequest(request_id="r000001-0-ab", new_groups=["g1", "g2"], steps=4)
+    body = b'{"request_id":"r000001-0-ab","new_groups":["g1","g2"],"steps":4}'
+    assert request_digest(older) == hashlib.sha256(body).hexdigest()
+    others = [older.model_copy(update=each) for each in ({"rate": 0.5}, {"settle": True})]
+    assert len({request_digest(request) for request in (older, *others)}) == 3
+    patient = older.model_copy(update={"timeout_s": 5.0, "drift": 0.2})
+    assert request_digest(patient) == request_digest(older)

@@ -217,3 +217,23 @@ def test_samples_that_do_not_fit_are_refused() -> None:
         ReplayGroup.from_samples(samples_of(2), {"a": [0.5]}, 0, 0)
     with pytest.raises(NonFiniteError, match="float16"):
         ReplayGroup.from_samples(samples_of(2, largest=1e6), {"a": [0.5, 0.5]}, 0, 0)
+
+
+def test_settling_draws_old_groups_as_often_as_new_ones() -> None:
+    """Bug: half of what a surrogate settles on is the newest tenth, and it forgets what it learned before."""
+    replay = ReplayBuffer(buffer_groups=100, recent_groups=4, held_out_share=0)
+    for number in range(40):
+        replay.add(group(number))
+    replay.activate([])
+    rng = np.random.default_rng(0)
+    counts = {from_all: [0] * 40 for from_all in (False, True)}
+    for from_all, times in counts.items():
+        for _ in range(400):
+            drawn = replay.draw(4, rng, from_all)
+            assert len({each.group_id for each in drawn}) == 4
+            assert [each.order for each in drawn] == sorted(each.order for each in drawn)
+            for each in drawn:
+                times[int(each.group_id[1:])] += 1
+    assert sum(counts[False][-4:]) > 0.5 * 1600
+    assert sum(counts[True][-4:]) == pytest.approx(0.1 * 1600, rel=0.3)
+    assert min(counts[True]) > 10

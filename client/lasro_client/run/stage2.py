@@ -17,7 +17,7 @@ import torch
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, RewardError
-from lasro.methods.registry import create_trainer
+from lasro.methods.registry import create_trainer, method_of
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
@@ -51,7 +51,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
     the observers. Ctrl-C and SIGTERM end the run after the current round with a checkpoint, as KeyboardInterrupt and
     SystemExit.
     """
-    folder = RunFolder(out, config, "train")
+    folder = RunFolder(out, _without_ranking(config), "train")
     with processes() as peers, folder.held(peers):
         config = folder.go_on_as_begun(peers)
         finished = peers.on_main_and_broadcast(folder.result, Summary | None)
@@ -74,8 +74,6 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     config = folder.config
     model = load_model(config.model)
     trainer = create_trainer(config, model, peers)
-    if not trainer.method.needs_surrogate:
-        config = folder.config = _without_ranking(config)
     start_from_adapter(folder, trainer)
     overlap = config.train.overlap
     needs_surrogate, cores = trainer.method.needs_surrogate, 0.5 if overlap else 1.0
@@ -125,10 +123,11 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
 
 
 def _without_ranking(config: RunSettings) -> RunSettings:
-    """A method that follows no surrogate has nothing to wait for."""
-    return config.model_copy(
-        update={"train": config.train.model_copy(update={"warmup_rounds": config.train.warmup_rounds or 0})}
-    )
+    """The same, where the method follows no surrogate, with a generator that waits for none."""
+    if method_of(config).needs_surrogate:
+        return config
+    train = config.train.model_copy(update={"warmup_rounds": config.train.warmup_rounds or 0})
+    return config.model_copy(update={"train": train})
 
 
 def _keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
