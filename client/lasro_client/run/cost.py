@@ -100,7 +100,7 @@ def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
     most = Rounds(longest, total - longest)
     if settings.rounds is not None or longest == 0:
         return Rounds(shortest, total - shortest), most
-    return Rounds(shortest, PROOF_ROUNDS + FEWEST_TRAINING_ROUNDS), most
+    return Rounds(shortest, 1 + PROOF_ROUNDS + FEWEST_TRAINING_ROUNDS), most
 
 
 def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
