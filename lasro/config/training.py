@@ -148,8 +148,10 @@ class TrainSettings(SamplingSettings):
     settle_passes: Annotated[float, Field(ge=0)] = 2.0
     """Times that each group of the replay is trained on once more, at a rate that falls, before the generator's first
     update and before each restart."""
-    settled_rate: Rate = 1.0
-    """Share of `surrogate.learning_rate` at which the surrogate adapts from then on."""
+    ranking_rate: Annotated[float, Field(gt=0, le=10)] = 3.0
+    """Times `surrogate.learning_rate` at which the surrogate learns in the rounds of ranking, and begins to settle."""
+    settled_rate: Annotated[float, Field(gt=0, le=10)] = 0.3
+    """Times `surrogate.learning_rate` at which it adapts from then on: at more, small batches undo what it learned."""
     initial_adapter: ConfigPath | None = None
     """LoRA that the generator begins with, its folder or file, of any form that `--adapter` reads; absent: the base."""
     initial_surrogate: WeightsFile | None = None

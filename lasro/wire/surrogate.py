@@ -19,7 +19,7 @@ class AdaptRequest(Message):
     request_id: Name = Field(description="repeating a request returns the first one's reply")
     new_groups: list[Name] = Field(max_length=4096, description="ids that must be in the replay first")
     steps: int = Field(ge=0, le=100_000, description="optimiser steps")
-    rate: float = Field(default=1.0, gt=0, le=1, description="share of surrogate.learning_rate that they take")
+    rate: float = Field(default=1.0, gt=0, le=10, description="times surrogate.learning_rate that they take")
     settle: bool = Field(
         default=False, description="let the rate fall to a twentieth over these steps, and draw from all groups alike"
     )

@@ -58,7 +58,7 @@ class Written:
     def source(self) -> Written:
         return self
 
-    def settle(self, round: int, steps: int) -> wire.AdaptReply:
+    def settle(self, round: int, steps: int, rate: float) -> wire.AdaptReply:
         self.settled.append((round, steps))
         return self.adapt([], round, None, steps, 1.0)
 

@@ -68,7 +68,7 @@ class Written:
         self.adapted.append((round, steps, rate))
         return self._reply(round + 1, self.accuracy(round))
 
-    def settle(self, round: int, steps: int) -> wire.AdaptReply:
+    def settle(self, round: int, steps: int, rate: float) -> wire.AdaptReply:
         self.settled.append((round, steps))
         return self._reply(SETTLED + round, None)
 
@@ -168,7 +168,7 @@ def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(tiny_model_
     assert {record.phase for record in records} == {"ranking"}
     assert same(before, weights(alternation))
     assert alternation.trainer.version == 0
-    assert [(steps, rate) for _, steps, rate in written.adapted] == [(7, 1.0)] * len(records)
+    assert [(steps, rate) for _, steps, rate in written.adapted] == [(7, 3.0)] * len(records)
     for post in written.posted:
         assert post.stages == [1] * SEEDS + [2] * SEEDS + [1] * SEEDS + [2] * SEEDS, "perturbed ones too"
     for record in records:

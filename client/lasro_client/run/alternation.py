@@ -155,7 +155,8 @@ class Alternation:
         round, settings = self.progress.round, self.config.train
         is_ranking = self.schedule.phase == "ranking"
         steps = settings.ranking_steps if is_ranking else settings.surrogate_steps
-        rate = 1.0 if is_ranking or not settings.is_from_nothing else settings.settled_rate
+        rate = settings.ranking_rate if is_ranking else settings.settled_rate
+        rate = rate if settings.is_from_nothing else 1.0
         adapt = partial(self.surrogate.adapt, collected.scored, round, drift, steps, rate)
         if not settings.overlap:
             reply = adapt()
@@ -194,7 +195,8 @@ class Alternation:
             self.drift.begin_again()
             self.progress, self.best = self.progress._replace(distance=None), None
             self.monitor.begin_again()
-        reply = self.surrogate.settle(self.progress.round, self._settling_steps())
+        rate = self.config.train.ranking_rate
+        reply = self.surrogate.settle(self.progress.round, self._settling_steps(), rate)
         self.progress = self.progress._replace(surrogate_version=reply.version)
         self.surrogate.follow(reply.version)
         self._let_rate_fall()

@@ -10,6 +10,22 @@ LEAST_ERROR = 1e-12
 """Of figures that do not vary at all, so that nothing is divided by it."""
 
 
+Z = 2.576
+"""Normal quantile of a chance of 1 in 200."""
+
+
+def sure_errors(count: int) -> float:
+    """Standard errors by which a mean of `count` values is above a value by chance once in 200 times.
+
+    Student's quantile, by its expansion in the degrees of freedom (Abramowitz and Stegun, 26.7.5): the error of few
+    values is itself a guess.
+    """
+    if count < 3:
+        return math.inf
+    nu = count - 1
+    return Z + (Z**3 + Z) / (4 * nu) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * nu**2)
+
+
 class Estimate(NamedTuple):
     """A weighted mean over independent rounds and its standard error, infinite for fewer than two."""
 

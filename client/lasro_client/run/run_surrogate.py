@@ -39,8 +39,11 @@ class RunSurrogate(Protocol):
         """
         ...
 
-    def settle(self, round: int, steps: int) -> AdaptReply:
-        """Learn from all groups alike, at a rate that falls; after the rounds before `round`, safe to repeat."""
+    def settle(self, round: int, steps: int, rate: float) -> AdaptReply:
+        """Learn from all groups alike, at a rate that falls from `rate` times the learning rate; safe to repeat.
+
+        After the rounds before `round`.
+        """
         ...
 
     def follow(self, version: int) -> None:
@@ -82,8 +85,8 @@ class TrainedSurrogate:
     def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
         return self.feedback.adapt(scored, round, steps, drift=drift, rate=rate)
 
-    def settle(self, round: int, steps: int) -> AdaptReply:
-        return self.feedback.adapt([], round, steps, part=SETTLING, settle=True)
+    def settle(self, round: int, steps: int, rate: float) -> AdaptReply:
+        return self.feedback.adapt([], round, steps, part=SETTLING, rate=rate, settle=True)
 
     def follow(self, version: int) -> None:
         self.source.refresh(version)
@@ -110,8 +113,8 @@ class NoSurrogate:
     def open(self, resumed: int | None, observer: Observers) -> int:
         return 0
 
-    def settle(self, round: int, steps: int) -> AdaptReply:
-        return self.adapt([], round, None, steps, 1.0)
+    def settle(self, round: int, steps: int, rate: float) -> AdaptReply:
+        return self.adapt([], round, None, steps, rate)
 
     def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
         failed_G = [self._count_failed(status.items or []) for status in scored]

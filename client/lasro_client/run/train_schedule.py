@@ -19,23 +19,23 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lasro.config import TrainSettings
-from lasro_client.run.round_estimate import Estimate
+from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import Phase, RoundRecord
 
-GOOD_ACCURACY = 0.6
-"""Of new pairs ranked right: better than chance, so that a generator that moves teaches more than the base."""
+GOOD_ACCURACY = 0.75
+"""Of new pairs ranked right: enough to follow."""
+FAIR_ACCURACY = 0.6
+"""Enough to try once it rises no more."""
 SMALLEST_RISE = 0.02
 """Between the newest third of the rounds and the one before: less is no improvement that is worth its calls."""
 HOPELESS_ACCURACY = 0.55
 """A reward of which no more than this can be ranked is noise."""
-WINDOW, LONGEST_WINDOW = 3, 8
+WINDOW, LONGEST_WINDOW = 3, 24
 """Rounds in a third, at least and at most."""
 PATIENT_ROUNDS, HOPELESS_ROUNDS = 12, 16
 """Of ranking: before it may end without a good accuracy, and before it may be given up."""
 RANKING_SHARE = 0.3
 """Of the rounds that there may be, for ranking alone."""
-PROOF_ERRORS = 3.0
-"""Standard errors by which something is so for sure."""
 PROOF_ROUNDS = 3
 """Fewest rounds of a proof."""
 PROOF_ACCURACY = 0.6
@@ -44,7 +44,7 @@ PILOT_SHARE = 0.25
 """Of the drift budget."""
 LONGEST_PILOT = 40
 """Rounds without proof after which a pilot begins again."""
-FOOLED_ERRORS, FOOLED_WINDOW = 2.5, 4
+FOOLED_WINDOW = 8
 FEWEST_TRAINING_ROUNDS = 12
 TRAINING_PER_ROUND, FREE_ROUNDS = 4, 4
 """Rounds of training for each before the proof but the first ones: what is hard to rank takes long to follow."""
@@ -127,12 +127,13 @@ class TrainSchedule:
         third = min(LONGEST_WINDOW, max(WINDOW, count // 3))
         newest, before = self._accuracy(-third), self._accuracy(-2 * third, -third)
         says = f"the surrogate ranks {newest.mean:.0%} of new pairs right after {done} rounds"
-        if count >= min(WINDOW, limit) and newest.mean >= GOOD_ACCURACY and newest.is_above(0.5, 1.0):
+        if count >= min(WINDOW, limit) and newest.mean >= GOOD_ACCURACY:
             return self._begin_pilot(done, f"{says}; a pilot of the generator follows")
         is_flat = count >= 2 * third and newest.mean < before.mean + SMALLEST_RISE
-        if is_flat and done >= PATIENT_ROUNDS and newest.is_above(0.5, PROOF_ERRORS):
+        is_fair = newest.mean >= FAIR_ACCURACY or newest.is_above(0.5, sure_errors(third))
+        if is_flat and is_fair and done >= PATIENT_ROUNDS:
             return self._begin_pilot(done, f"{says} and no longer improves; a pilot of the generator follows")
-        if done >= HOPELESS_ROUNDS and newest.mean + FOOLED_ERRORS * newest.sem < HOPELESS_ACCURACY:
+        if done >= HOPELESS_ROUNDS and newest.mean + 2 * newest.sem < HOPELESS_ACCURACY:
             return End(self._nothing_to_learn())
         if done < limit:
             return None
@@ -159,9 +160,10 @@ class TrainSchedule:
         gain, accuracy, count = Estimate.of(self._gains), self._accuracy(), len(self._gains)
         if count < PROOF_ROUNDS:
             return None
-        if gain.is_above(0, PROOF_ERRORS):
+        if gain.is_above(0, sure_errors(count)):
             return self._begin_training(done, most, f"the reward rose by {gain.mean:.3g} ± {gain.sem:.2g} in the pilot")
-        if accuracy.mean >= PROOF_ACCURACY and accuracy.is_above(0.5, PROOF_ERRORS) and gain.mean > 0:
+        is_ranked = accuracy.mean >= PROOF_ACCURACY and accuracy.is_above(0.5, sure_errors(count))
+        if is_ranked and gain.is_above(0, 1.0):
             ranked = f"the surrogate ranks {accuracy.mean:.0%} of the generator's samples right against the base's"
             return self._begin_training(done, most, ranked)
         if count < LONGEST_PILOT:
@@ -183,10 +185,11 @@ class TrainSchedule:
 
     def _after_harm(self, done: int, most: int) -> Begin | None:
         newest = Estimate.of(self._gains[-FOOLED_WINDOW:])
-        is_fooled = len(self._gains) >= FOOLED_WINDOW and newest.mean < -FOOLED_ERRORS * newest.sem
+        count = min(len(self._gains), FOOLED_WINDOW)
+        is_fooled = count >= FOOLED_WINDOW // 2 and newest.mean < -sure_errors(count) * newest.sem
         if not is_fooled or self.restarts >= self._settings.max_restarts or most - done < FEWEST_TRAINING_ROUNDS:
             return None
-        lost = f"the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over {FOOLED_WINDOW} rounds"
+        lost = f"the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over {count} rounds"
         return self._restart(done, f"the surrogate was fooled: {lost}")
 
     def _restart(self, done: int, why: str) -> Begin:
