@@ -14,9 +14,9 @@ from lasro.images import png_bytes
 from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training import sampling
+from lasro.training.group_summary import distances
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import (
-    distances,
     draw_group_noises,
     draw_noises,
     generator_for,
