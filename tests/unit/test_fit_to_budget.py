@@ -57,6 +57,15 @@ def test_an_adapter_within_the_budget_stays_as_it_is(far: GeneratorTrainer, base
     assert fit_to_budget(far, base, max(moved(far, base, 1.0)) * 1.001) == 1.0
 
 
+def test_an_average_behind_the_budget_is_scaled_up_to_it_within_bounds(far: GeneratorTrainer, base: BaseImages) -> None:
+    """Bug: a budget of which an eighth stayed unspent, since the average is behind the weights that stand at it."""
+    drift = max(moved(far, base, 1.0))
+    factor = fit_to_budget(far, base, 1.1 * drift, most=1.25)
+    assert 1 < factor <= 1.25
+    assert drift < max(moved(far, base, factor)) <= 1.1 * drift
+    assert fit_to_budget(far, base, 10 * drift, most=1.25) <= 1.25
+
+
 def test_a_base_that_draws_everything_alike_gives_no_measure(
     far: GeneratorTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

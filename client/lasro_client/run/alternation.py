@@ -43,6 +43,8 @@ from lasro_client.run.time_budget import TimeBudget
 from lasro_client.run.train_schedule import End, TrainSchedule
 from lasro_client.services.feedback import FeedbackClient
 
+MOST_SCALE = 1.25
+
 
 class Alternation:
     """The rounds of stage 2. `progress`: how far they are; `best`: the trainer's state when the gain was highest."""
@@ -201,6 +203,12 @@ class Alternation:
         self.surrogate.follow(reply.version)
         self._let_rate_fall()
         return step.why
+
+    @property
+    def most_scale(self) -> float:
+        """By which the averaged adapter may be scaled up to the drift budget, where the last weights stand at it."""
+        is_held = self.config.train.is_from_nothing and self.schedule.phase == "training"
+        return MOST_SCALE if is_held and self.progress.ended is None else 1.0
 
     def conclude(self) -> str | None:
         """After the last round: a pilot without a sign that it helps is taken back. Says so where it was."""

@@ -1,4 +1,4 @@
-"""What is exported keeps within `train.drift_budget`: a LoRA that went beyond it is scaled down.
+"""What is exported spends `train.drift_budget` and keeps within it: its LoRA is scaled a little.
 
 The rounds hold the current weights at the budget, by a few prompts each. What is exported is their average, and its
 drift is measured as it will be judged: on held-out prompts, whose images are drawn and not scored.
@@ -22,15 +22,15 @@ POWERS = (0.2, 5.0)
 """Images that are near black or white change less than in proportion, those of a steep model more."""
 
 
-def fit_to_budget(trainer: GeneratorTrainer, base: BaseImages, budget: float) -> float:
-    """The factor, at most 1, by which the averaged LoRA keeps within the budget in one step and in two.
+def fit_to_budget(trainer: GeneratorTrainer, base: BaseImages, budget: float, most: float = 1.0) -> float:
+    """The factor, at most `most`, by which the averaged LoRA keeps within the budget in one step and in two.
 
     It is one at which this was measured: 0 is the base. Where the base draws everything alike there is nothing to
-    measure by, and the factor is 1.
+    measure by, and the factor is 1. So it is, or above, for an adapter within the budget.
     """
     factor, drift = 1.0, _drift(trainer, base, 1.0)
     if drift is None or drift <= budget:
-        return 1.0
+        return 1.0 if not drift else _raised(trainer, base, budget, min(most, MARGIN * budget / drift))
     within, beyond, power = 0.0, 1.0, 1.0
     for _ in range(TRIES):  # drift ~ factor^power about where it was measured twice
         guess = factor * (MARGIN * budget / drift) ** (1 / power)
@@ -43,6 +43,11 @@ def fit_to_budget(trainer: GeneratorTrainer, base: BaseImages, budget: float) ->
         power = min(max(math.log(found / drift) / math.log(tried / factor), POWERS[0]), POWERS[1])
         factor, drift = tried, found
     return within
+
+
+def _raised(trainer: GeneratorTrainer, base: BaseImages, budget: float, wanted: float) -> float:
+    found = _drift(trainer, base, wanted) if wanted > 1 else None
+    return wanted if found is not None and found <= budget else 1.0
 
 
 def _drift(trainer: GeneratorTrainer, base: BaseImages, factor: float) -> float | None:

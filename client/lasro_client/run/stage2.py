@@ -131,17 +131,18 @@ def _without_ranking(config: RunSettings) -> RunSettings:
 
 
 def _keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
-    """Export the averaged adapter, scaled down where it is beyond the drift budget."""
+    """Export the averaged adapter, scaled down where it is beyond the drift budget.
+
+    Where the weights of a run from nothing stand at the budget, their average is a little behind: it is scaled up.
+    """
     trainer, budget = alternation.trainer, alternation.config.train.drift_budget
     if budget is not None:
         factor = trainer.peers.on_main_and_broadcast(
-            lambda: fit_to_budget(trainer, held_out.base_images, budget), float
+            lambda: fit_to_budget(trainer, held_out.base_images, budget, alternation.most_scale), float
         )
         trainer.average = trainer.scaled_average(factor)
-        if factor < 1:
-            observer.note(
-                f"the averaged adapter is scaled by {factor:.2f}, to keep within train.drift_budget = {budget:g}"
-            )
+        if factor != 1:
+            observer.note(f"the averaged adapter is scaled by {factor:.2f}, to train.drift_budget = {budget:g}")
     alternation.folder.export(trainer)
 
 
