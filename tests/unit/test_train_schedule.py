@@ -59,7 +59,7 @@ def in_pilot(settings: TrainSettings | None = None) -> TrainSchedule:
 def test_an_easy_reward_takes_few_rounds_before_it_is_followed() -> None:
     """Guards against hundreds of calls for a reward that the surrogate knows after a hundred."""
     schedule = TrainSchedule(TrainSettings())
-    ((ranked, pilot),) = played(schedule, [0.6, 0.85, 0.85])
+    ((ranked, pilot),) = played(schedule, [0.8, 0.85, 0.85])
     assert (ranked, pilot.phase if isinstance(pilot, Begin) else None) == (3, "pilot")
     ((proved, training),) = played(schedule, [0.9] * 3, [0.05, 0.06, 0.055], 3)
     assert (proved, training.phase if isinstance(training, Begin) else None) == (6, "training")

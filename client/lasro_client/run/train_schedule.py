@@ -23,7 +23,7 @@ from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import Phase, RoundRecord
 
 GOOD_ACCURACY = 0.75
-"""Of new pairs ranked right: enough to follow."""
+"""Of new pairs ranked right, by a standard error and more: enough to follow."""
 FAIR_ACCURACY = 0.6
 """Enough to try once it rises no more."""
 SMALLEST_RISE = 0.02
@@ -127,7 +127,7 @@ class TrainSchedule:
         third = min(LONGEST_WINDOW, max(WINDOW, count // 3))
         newest, before = self._accuracy(-third), self._accuracy(-2 * third, -third)
         says = f"the surrogate ranks {newest.mean:.0%} of new pairs right after {done} rounds"
-        if count >= min(WINDOW, limit) and newest.mean >= GOOD_ACCURACY:
+        if count >= min(WINDOW, limit) and newest.is_above(GOOD_ACCURACY, 1.0):
             return self._begin_pilot(done, f"{says}; a pilot of the generator follows")
         is_flat = count >= 2 * third and newest.mean < before.mean + SMALLEST_RISE
         is_fair = newest.mean >= FAIR_ACCURACY or newest.is_above(0.5, sure_errors(third))
