@@ -15,7 +15,8 @@ from lasro.models.lcm import LatentConsistencyModel
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_noises, generator_for, sample_latents
-from lasro_client.run.folder import Progress, RunFolder
+from lasro_client.run.folder import RunFolder
+from lasro_client.run.progress import Progress
 
 PROMPTS = [Prompt("a red star"), Prompt("a blue square")]
 FIVE = [*PROMPTS, Prompt("a green ring"), Prompt("a pink heart"), Prompt("a gray cross")]

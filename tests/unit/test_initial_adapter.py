@@ -28,8 +28,9 @@ from lasro.errors import ConflictError, ModelError
 from lasro.methods.registry import create_trainer
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
-from lasro_client.run.folder import Progress, RunFolder
+from lasro_client.run.folder import RunFolder
 from lasro_client.run.initial_adapter import start_from_adapter
+from lasro_client.run.progress import Progress
 
 TARGETS = ("to_q", "to_out.0", "ff.net.2", "conv1")
 

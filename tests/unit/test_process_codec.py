@@ -18,7 +18,7 @@ from lasro.training.prompts import Prompt
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation
 from lasro_client.run.collect import Collected
-from lasro_client.run.folder import Progress
+from lasro_client.run.progress import Progress
 from lasro_client.services.connect import Urls
 
 ITEM = wire.ScoredItem(scores={"r": wire.RewardValue(score=0.1, status=wire.Status.OK)}, total=None)

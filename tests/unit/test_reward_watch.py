@@ -16,8 +16,9 @@ from lasro.training.distributed import DistributedContext
 from lasro.wire import RewardValue, ScoredItem, Status
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run import reward_watch
-from lasro_client.run.folder import Progress, RunFolder
+from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observer
+from lasro_client.run.progress import Progress
 from lasro_client.run.reward_watch import RewardWatch
 from lasro_client.run.round_record import RewardRecord, RoundRecord, SurrogateRecord
 from lasro_client.run.unranked import has_many_ties, tied_share, why_unranked

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from lasro_client.run.kept_settings import (
     rewritten,
     rounds_of,
 )
+from lasro_client.run.progress import NO_PARTS, Parts, Progress
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 from lasro_client.run.run_lock import hold_run
 
@@ -42,43 +43,8 @@ Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
 BEST = "best."
-NO_PARTS: Mapping[str, Remembers] = {}
 
 
-class Progress(NamedTuple):
-    """How far a run has come. `surrogate_version`: of its last round, None before it joined the trainer.
-
-    `ended`: why it ended before its last round, None where it did not. `planned`: how many rounds fit into
-    `budget.max_minutes`, None while that is not known or where there is no such limit. `unranked`: how many rounds
-    before it, in a row, gave no ranked pair. `distance`: sqrt(L_reg) of the generator's last update. `nothing_learned`:
-    it ended before the first of them, as there was nothing to learn.
-    """
-
-    round: int = 0
-    elapsed_s: float = 0.0
-    reward_calls: int = 0
-    surrogate_version: int | None = None
-    ended: str | None = None
-    planned: int | None = None
-    unranked: int = 0
-    distance: float | None = None
-    nothing_learned: bool = False
-
-
-class Remembers(Protocol):
-    """A part of a run that is kept with its checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """All that it knows, for JSON."""
-        ...
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
-        ...
-
-
-Parts = Mapping[str, Remembers]
-"""By the name under which each is kept."""
 Checkpoint = tuple[Progress, dict[str, Tensor] | None]
 """Where a run continues, and the generator's state when the gain was highest; None before there was a gain."""
 

@@ -24,8 +24,9 @@ from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
 from lasro.wire import ScoredItem, Status
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, score_images
-from lasro_client.run.folder import Progress, RunFolder
+from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observer
+from lasro_client.run.progress import Progress
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.unranked import why_unranked
 from lasro_client.services.failures import Failure, describe, failures_of, remedies

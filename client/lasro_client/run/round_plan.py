@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lasro.config import RunSettings
-from lasro_client.run.folder import Progress
+from lasro_client.run.progress import Progress
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.run.train_schedule import TrainSchedule
 

@@ -22,9 +22,10 @@ from lasro.training.sampling import Group, draw_prompts, generator_for
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
 from lasro_client.run.collect import collect
-from lasro_client.run.folder import SURROGATE_FILE, Progress, RunFolder, Summary
+from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
+from lasro_client.run.progress import Progress
 from lasro_client.run.reward_watch import RewardWatch, probe_with
 from lasro_client.run.round_means import record_rewards, record_surrogate
 from lasro_client.run.round_record import RoundRecord
