@@ -32,7 +32,7 @@ HOPELESS_ACCURACY = 0.55
 """A reward of which no more than this can be ranked is noise."""
 WINDOW, LONGEST_WINDOW = 3, 24
 """Rounds in a third, at least and at most."""
-PATIENT_ROUNDS, HOPELESS_ROUNDS = 12, 16
+PATIENT_ROUNDS, HOPELESS_ROUNDS = 24, 16
 """Of ranking: before it may end without a good accuracy, and before it may be given up."""
 RANKING_SHARE = 0.3
 """Of the rounds that there may be, for ranking alone."""
