@@ -36,8 +36,8 @@ def test_the_target_rises_to_what_may_be_spent() -> None:
     """Guards against a pilot that spends the whole budget, and against a budget that is never spent."""
     drift = DriftBudget(0.4)
     targets = [drift.target(share) for share in (0.0, 0.3, 0.6, 1.0)]
-    assert targets == pytest.approx([0.06, 0.23, 0.4, 0.4])
-    assert [drift.target(share, 0.25) for share in (0.0, 0.3, 1.0)] == pytest.approx([0.06, 0.1, 0.1])
+    assert targets == pytest.approx([0.1, 0.25, 0.4, 0.4])
+    assert [drift.target(share, 0.25) for share in (0.0, 0.3, 1.0)] == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_no_budget_holds_nothing() -> None:
