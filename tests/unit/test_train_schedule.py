@@ -155,6 +155,20 @@ def test_explicit_stages_and_tiny_runs_train_at_once(settings: dict[str, Any]) -
     assert (schedule.phase, schedule.pilot_share) == ("training", 1.0)
 
 
+def test_perturbed_samples_are_no_more_than_half_of_the_ranking() -> None:
+    """Bug: a surrogate that tells perturbed samples from their originals, and one seed's from another's by lot, passed
+    for one that ranks 0.76 of the pairs right; its generator was fooled at once."""
+    schedule = TrainSchedule(TrainSettings())
+    kinds = {
+        "reference_two_step": KindAccuracy(accuracy=0.9, pairs=300),
+        "across_seeds": KindAccuracy(accuracy=0.5, pairs=60),
+    }
+    for round in range(12):
+        surrogate = SurrogateRecord(fresh_pair_accuracy=0.83, ranked_pairs=360, accuracy_by_kind=kinds)
+        assert schedule.observe(RoundRecord("train", round, surrogate=surrogate), None, None) is None
+    assert schedule.phase == "ranking"
+
+
 def test_rounds_of_few_pairs_weigh_little() -> None:
     """Guards against a round in which nearly all pairs tie, and whose accuracy is a matter of two images."""
     assert Estimate.of([0.8, 0.2], [300, 100]).mean == pytest.approx(0.65)

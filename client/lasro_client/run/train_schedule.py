@@ -16,9 +16,11 @@ torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lasro.config import TrainSettings
+from lasro.wire import KindAccuracy
 from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import Phase, RoundRecord
 
@@ -48,7 +50,9 @@ FOOLED_WINDOW = 8
 FEWEST_TRAINING_ROUNDS = 12
 TRAINING_PER_ROUND, FREE_ROUNDS = 4, 4
 """Rounds of training for each before the proof but the first ones: what is hard to rank takes long to follow."""
-OWN_AGAINST_BASE = ("reference_one_step", "reference_two_step")
+OF_THE_SAME_NOISE = ("reference_one_step", "reference_two_step")
+"""Kinds of pairs: own against perturbed samples in the ranking, against the base's in pilot and training."""
+ACROSS_SEEDS = "across_seeds"
 
 
 class Begin(NamedTuple):
@@ -106,12 +110,17 @@ class TrainSchedule:
         return self._after_pilot(done, most) if self.phase == "pilot" else None
 
     def _note(self, record: RoundRecord, gain: float | None) -> None:
-        surrogate = record.surrogate
-        kinds = [surrogate.accuracy_by_kind[name] for name in OWN_AGAINST_BASE if name in surrogate.accuracy_by_kind]
-        if self.phase == "ranking" and surrogate.fresh_pair_accuracy is not None:
-            self._accuracies.append((surrogate.fresh_pair_accuracy, float(max(surrogate.ranked_pairs, 1))))
-        elif self.phase != "ranking" and (pairs := sum(kind.pairs for kind in kinds)):
-            self._accuracies.append((sum(kind.accuracy * kind.pairs for kind in kinds) / pairs, float(pairs)))
+        by_kind = record.surrogate.accuracy_by_kind
+        of_same_noise = _pooled([by_kind[name] for name in OF_THE_SAME_NOISE if name in by_kind])
+        parts = [of_same_noise]
+        if self.phase == "ranking":  # perturbed samples are easy to tell from their originals: half of it, no more
+            parts.append(_pooled([by_kind[name] for name in (ACROSS_SEEDS,) if name in by_kind]))
+            if not any(parts) and record.surrogate.fresh_pair_accuracy is not None:  # a trainer that knows no kinds
+                parts.append((record.surrogate.fresh_pair_accuracy, float(max(record.surrogate.ranked_pairs, 1))))
+        known = [part for part in parts if part is not None]
+        if known:
+            accuracy = sum(accuracy for accuracy, _ in known) / len(known)
+            self._accuracies.append((accuracy, sum(pairs for _, pairs in known)))
         if gain is not None:
             self._gains.append(gain)
 
@@ -218,3 +227,9 @@ class TrainSchedule:
         self.planned = None if self._settings.rounds is not None else state["planned"]  # asked for since
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
+
+
+def _pooled(kinds: Sequence[KindAccuracy]) -> tuple[float, float] | None:
+    """Accuracy over the pairs of these kinds, and how many there are; None without any."""
+    pairs = sum(kind.pairs for kind in kinds)
+    return (sum(kind.accuracy * kind.pairs for kind in kinds) / pairs, float(pairs)) if pairs else None
