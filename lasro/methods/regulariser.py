@@ -38,9 +38,12 @@ def distance_to_base(trainer: GeneratorTrainer, steps: Sequence[StepSamples], dr
 
 
 class Held(NamedTuple):
-    """How far an update's samples are from the base's, sqrt(D^2), and the weight c that the regulariser got for it."""
+    """How far an update's samples are from the base's, sqrt(D^2), and the weight c that the regulariser got for it.
 
-    distance: float
+    The distance is None where nobody asked for it: it costs the base's predictions.
+    """
+
+    distance: float | None
     regulariser_weight: float
 
 
@@ -52,9 +55,11 @@ def hold(
     What holds it is its distance from the base, also where L_reg is another regulariser.
     """
     is_distance = settings.regulariser == "base"
+    c, allowed = settings.regulariser_weight, trainer.allowed_distance
+    if allowed is None and not is_distance:
+        return c * L_reg, Held(None, c)
     D2 = L_reg if is_distance else distance_to_base(trainer, steps, torch.Generator())
     (squared_distance,) = trainer.sum_over_processes([D2.item()])
-    c, allowed = settings.regulariser_weight, trainer.allowed_distance
     extra = 0.0 if allowed is None else holding_weight(0.0, squared_distance, allowed)
     L = (c + extra) * L_reg if is_distance else c * L_reg + extra * D2
     return L, Held(squared_distance**0.5, c + extra)

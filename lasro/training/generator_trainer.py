@@ -42,8 +42,8 @@ class StepStatistics(NamedTuple):
     score_1: float
     score_2: float
     grad_norm: float
-    distance: float
-    """From the base: root of the mean square distances of latents, summed over the steps."""
+    distance: float | None
+    """From the base: root of the mean square distances of latents, summed over the steps. None: not measured."""
     regulariser_weight: float
     """c, as it was for this update."""
 
@@ -238,9 +238,8 @@ class GeneratorTrainer:
 
     def restart(self, seed: int) -> None:
         """Begin again as at first with a fresh optimiser, and with the draws of another seed."""
-        self.restore(None)
+        self.begin_again()
         self.seed, self.version, self.first_version = seed, 0, 0
-        self.method.load_state(self._method_start)
 
     def scaled_average(self, factor: float) -> list[Tensor]:
         """The averaged weights with `factor`, at least 0, times their change of the model: it is a product of two."""

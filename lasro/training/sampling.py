@@ -24,6 +24,7 @@ from torch import Tensor
 from lasro.config import SamplingSettings
 from lasro.errors import NonFiniteError
 from lasro.functional.consistency import sample
+from lasro.functional.drift import mean_square_difference
 from lasro.functional.perturbation import perturb, smooth_noise
 from lasro.images import png_bytes
 from lasro.models.base import Conditioning, GeneratorModel
@@ -222,8 +223,8 @@ def _images(
         of_steps = num_steps_B == num_steps
         reference = np.flatnonzero(of_steps & is_reference_B)
         own = np.flatnonzero(of_steps & ~is_reference_B)[: len(reference)]
-        pairs = zip(images_BhwC[own], images_BhwC[reference], strict=True)
-        squares[num_steps] = [float(np.square(a.astype(np.float32) - b).mean()) for a, b in pairs]
+        pairs = zip(*(torch.from_numpy(images_BhwC[rows]) for rows in (own, reference)), strict=True)
+        squares[num_steps] = [mean_square_difference(a, b) for a, b in pairs]
     return [png_bytes(image) for image in images_BhwC], squares
 
 

@@ -242,7 +242,7 @@ class SurrogateTrainer:
             correlation = rank_correlation(scores_N[ok_N], values_N[ok_N])
             if correlation is not None:
                 gaps.append(1 - correlation)
-        by_kind = {kind: _pooled(found) for kind, found in tallies.items() if found}
+        by_kind = {kind: wire.KindAccuracy.pooled(found) for kind, found in tallies.items() if found}
         overall = by_kind.pop(ALL_PAIRS, None)
         accuracy = None if overall is None else overall.accuracy
         return Ranking(accuracy, float(np.mean(gaps)) if gaps else None, by_kind)
@@ -264,8 +264,3 @@ def _kinds(group: ReplayGroup, winners_P: Tensor, losers_P: Tensor) -> dict[str,
         num_steps_N = torch.from_numpy(group.num_steps_N)
         found |= pair_kinds(num_steps_N, seeds_N, draws_N, reference_N, winners_P, losers_P)
     return found
-
-
-def _pooled(found: Sequence[wire.KindAccuracy]) -> wire.KindAccuracy:
-    pairs = sum(each.pairs for each in found)
-    return wire.KindAccuracy(accuracy=sum(each.accuracy * each.pairs for each in found) / pairs, pairs=pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
@@ -39,6 +40,12 @@ class KindAccuracy(Message):
 
     accuracy: Finite = Field(ge=0, le=1, description="share ranked right")
     pairs: int = Field(ge=1)
+
+    @classmethod
+    def pooled(cls, found: Sequence[KindAccuracy]) -> KindAccuracy:
+        """Over the pairs of all of these, of which there is at least one."""
+        pairs = sum(each.pairs for each in found)
+        return cls(accuracy=sum(each.accuracy * each.pairs for each in found) / pairs, pairs=pairs)
 
 
 class AdaptStatistics(Message):

@@ -21,7 +21,13 @@ from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.evaluation import score_prompts as evaluation_module
 from lasro_client.evaluation.compare_to_base import evaluate_beside_base
-from lasro_client.evaluation.drift import draw_base, measure_drift, measure_held_out_drift, measure_movement
+from lasro_client.evaluation.drift import (
+    draw_base,
+    measure_drift,
+    measure_held_out_drift,
+    measure_movement,
+    stored_base,
+)
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
@@ -182,6 +188,20 @@ def test_held_out_drift_is_that_of_the_evaluated_images(model, api, tmp_path):
     assert found.two_step.distance == movement.two_step
     assert all(each.mean is not None and each.mean > 0.001 for each in movement.values())
     assert found.two_step.ratio.n == 2
+
+
+def test_the_bases_images_are_those_of_its_evaluation(model, api, tmp_path, monkeypatch):
+    """Guards against a start of every run that draws the base's images a second time."""
+    evaluate(model, PROMPTS[:2], ["brightness"], api, SEED, tmp_path, base=True)
+    drawn = draw_base(model, PROMPTS[:2], SEED)
+    monkeypatch.setattr(model, "predict_clean", None)  # whoever draws now fails
+    stored = stored_base(model, PROMPTS[:2], SEED, tmp_path)
+    assert stored.units == drawn.units
+    for of_stored, of_drawn in zip(stored.images.values(), drawn.images.values(), strict=True):
+        assert all((a == b).all() for a, b in zip(of_stored, of_drawn, strict=True))
+    (tmp_path / "two" / "00001.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        stored_base(model, PROMPTS[:2], SEED, tmp_path)
 
 
 def test_the_movement_of_one_prompt_is_in_changes_of_seed(model):

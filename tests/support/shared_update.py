@@ -53,8 +53,9 @@ def updates(model_path: str, two_step_every: int, peers: DistributedContext) -> 
         }
     )
     trainer = create_trainer(config, load_model(config.model), peers)
-    steps = [list(trainer.step(PROMPTS, CurvedScore())) for _ in range(4)]
-    return [*steps, [parameter.norm().item() for parameter in trainer.parameters]]
+    steps = [trainer.step(PROMPTS, CurvedScore()) for _ in range(4)]
+    figures = [[figure for figure in step if figure is not None] for step in steps]
+    return [*figures, [parameter.norm().item() for parameter in trainer.parameters]]
 
 
 if __name__ == "__main__":

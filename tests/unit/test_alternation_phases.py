@@ -45,6 +45,8 @@ class Written:
         self.settled: list[tuple[int, int]] = []
         """Rounds done and steps."""
         self.followed: list[int] = []
+        self.drifts: list[float | None] = []
+        """Of the generator behind each round's groups, as the trainer was told."""
 
     def post(self, posts: list[wire.GroupSubmission]) -> list[wire.GroupStatus]:
         self.posted += posts
@@ -66,6 +68,7 @@ class Written:
         self, scored: list[wire.GroupStatus], round: int, drift: float | None, steps: int, rate: float
     ) -> wire.AdaptReply:
         self.adapted.append((round, steps, rate))
+        self.drifts.append(drift)
         return self._reply(round + 1, self.accuracy(round))
 
     def settle(self, round: int, steps: int, rate: float) -> wire.AdaptReply:
@@ -168,6 +171,7 @@ def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(tiny_model_
     assert {record.phase for record in records} == {"ranking"}
     assert same(before, weights(alternation))
     assert alternation.trainer.version == 0
+    assert written.drifts == [None] * len(records), "the distance of perturbed samples is no drift of the base"
     assert [(steps, rate) for _, steps, rate in written.adapted] == [(7, 3.0)] * len(records)
     for post in written.posted:
         assert post.stages == [1] * SEEDS + [2] * SEEDS + [1] * SEEDS + [2] * SEEDS, "perturbed ones too"

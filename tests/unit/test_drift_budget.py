@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from lasro_client.run.drift_budget import ROUNDS, DriftBudget, image_drift, largest
+from lasro.functional.drift import drift_distance
+from lasro_client.run.drift_budget import ROUNDS, DriftBudget, largest
 
 
 def test_a_distance_of_latents_is_the_target_by_what_the_rounds_showed() -> None:
@@ -63,9 +64,9 @@ def test_a_resumed_run_goes_on_by_the_same_ratio() -> None:
 
 def test_drift_of_images_by_hand() -> None:
     """Guards against a mean of roots: squares 1 and 3 have the mean 2, a quarter of 8."""
-    assert image_drift([1.0, 3.0], 8.0) == 0.5
-    assert image_drift([], 8.0) is None
-    assert image_drift([1.0], None) is None
-    assert image_drift([1.0], 0.0) is None, "a base that draws everything alike has no unit"
+    assert drift_distance([1.0, 3.0], 8.0)[0] == 0.5
+    assert drift_distance([], 8.0)[0] is None
+    assert drift_distance([1.0], None)[0] is None
+    assert drift_distance([1.0], 0.0)[0] is None, "a base that draws everything alike has no unit"
     assert largest([0.2, None, 0.3]) == 0.3
     assert largest([None, None]) is None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shared_update import PROMPTS
+from shared_update import PROMPTS, CurvedScore
 
 from lasro.config import RunSettings
 from lasro.functional.noise_schedule import add_noise
@@ -125,3 +125,22 @@ def test_more_processes_than_rows(tiny_model_path: Path, tmp_path: Path) -> None
     trainer = trainer_of(tiny_model_path, tmp_path)
     trainer.peers = DistributedContext(0, 2 * BATCH)
     assert regulariser_of(trainer)(trainer, [], torch.Generator().manual_seed(0)).item() == 0.0
+
+
+@pytest.mark.parametrize("allowed", [None, 0.1])
+def test_the_base_is_predicted_only_for_a_budget(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: float | None
+) -> None:
+    """Guards against two passes of the base in every update of a run that is held by the LCM loss alone."""
+    trainer, of_base = trainer_of(tiny_model_path, tmp_path, batch_size=2), list[bool]()
+    predict = trainer.predict
+
+    def counted(x_t_BCHW: torch.Tensor, step: Any, conditioning: Any, base: bool = False) -> torch.Tensor:
+        of_base.append(base)
+        return predict(x_t_BCHW, step, conditioning, base)
+
+    monkeypatch.setattr(trainer, "predict", counted)
+    trainer.allowed_distance = allowed
+    step = trainer.step(PROMPTS[:2], CurvedScore())
+    assert of_base.count(True) == (0 if allowed is None else 2)
+    assert (step.distance is None) == (allowed is None)

@@ -137,6 +137,7 @@ def test_the_distance_that_is_allowed_raises_the_regularisers_weight(
     trainer = moved(tiny_model_path, method, {"name": "brightness", "serve": "torch_rewards:brightness"})
     start = {name: tensor.clone() for name, tensor in trainer.state().items()}
     plain = trainer.step(TWO, CurvedScore())
+    assert plain.distance is not None
     assert plain.distance == pytest.approx(plain.regulariser**0.5)
     trainer.load_state(start, 0, {} if method else {"moments": [None, None]})
     trainer.allowed_distance = plain.distance / 2

@@ -171,7 +171,21 @@ class BaseImages(NamedTuple):
 
 def draw_base(model: GeneratorModel, prompts: Sequence[Prompt], seed: int) -> BaseImages:
     """Draw them once, to be compared with at every `measure_movement`."""
-    images = _draw(model, prompts, seed, base=True)
+    return _with_units(model, prompts, seed, _draw(model, prompts, seed, base=True))
+
+
+def stored_base(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> BaseImages:
+    """The same from the images that `evaluate` left of these prompts and this seed in `folder`.
+
+    Raises FileNotFoundError where one is gone.
+    """
+    images = ByNumSteps.of(lambda num_steps: list(StoredImages(folder / IMAGE_FOLDERS[num_steps], len(prompts))))
+    return _with_units(model, prompts, seed, images)
+
+
+def _with_units(
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, images: ByNumSteps[list[np.ndarray]]
+) -> BaseImages:
     units = ByNumSteps.of(lambda num_steps: mean_square_between(map(torch.from_numpy, images[num_steps])))
     if not all(units.values()):
         other = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True)

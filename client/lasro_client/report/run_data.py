@@ -171,7 +171,7 @@ def points(rounds: Iterable[RoundRecord], read: Callable[[RoundRecord], float | 
 def seconds_left(rounds: list[RoundRecord]) -> float | None:
     """Estimated time to the last round, from the pace of the newest rounds; None before two rounds are in, and while
     before it trains in earnest: how long ranking and pilot take is not known."""
-    if len(rounds) < 2 or rounds[-1].phase in ("ranking", "pilot"):
+    if len(rounds) < 2 or rounds[-1].is_searching:
         return None
     first, last = rounds[-RATE_ROUNDS:][0], rounds[-1]
     if last.round <= first.round:

@@ -13,32 +13,23 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from lasro.errors import BudgetError, ConfigError
+from lasro.functional.drift import drift_distance
 from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.group_summary import drift_from_base
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import (
-    Group,
-    draw_prompts,
-    generator_for,
-    sample_groups,
-    sample_latents,
-    sample_perturbed,
-    sample_second_step_groups,
-)
+from lasro.training.sampling import draw_prompts
 from lasro.wire import AdaptReply
 from lasro_client.evaluation.num_steps import ByNumSteps
-from lasro_client.run.collect import Collected, OnScored, collect
+from lasro_client.run.collect import Collected
 from lasro_client.run.divergence import DivergenceMonitor, Figures
-from lasro_client.run.drift_budget import DriftBudget, image_drift, largest
+from lasro_client.run.drift_budget import DriftBudget, largest
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_means import by_weight, record_generator, record_rewards, record_surrogate
 from lasro_client.run.round_plan import RoundPlan
 from lasro_client.run.round_record import NOT_MEASURED, HealthRecord, Means, RoundRecord
+from lasro_client.run.round_sampler import RoundSampler
 from lasro_client.run.run_surrogate import RunSurrogate
-from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
 from lasro_client.run.train_schedule import End, TrainSchedule
 from lasro_client.services.feedback import FeedbackClient
@@ -57,7 +48,7 @@ class Alternation:
         surrogate: RunSurrogate,
         prompts: list[Prompt],
     ) -> None:
-        self.folder, self.config, self.prompts = folder, folder.config, prompts
+        self.folder, self.config = folder, folder.config
         if self.config.train.overlap and feedback.peers.count > 1:
             raise ConfigError(
                 f"train.overlap: got true with {feedback.peers.count} processes, expected false; it is for one"
@@ -70,9 +61,8 @@ class Alternation:
         self._image_unit = ByNumSteps[float | None](None, None)
         self._clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
         self._plan = RoundPlan(self.config, self.schedule, self._clock)
+        self.sampler = RoundSampler(folder, trainer, feedback, self.schedule, prompts)
         self._ahead: Collected | None = None
-        self.on_scored: OnScored | None = None
-        """Sees each round's groups with their images."""
         self._let_rate_fall()
 
     @property
@@ -93,7 +83,7 @@ class Alternation:
         return version
 
     def measure_by(self, units: ByNumSteps[float | None]) -> None:
-        """Measure drift by these mean square pixel differences, which count as 1 (`Movement.units`)."""
+        """Measure drift by these mean square pixel differences, which count as 1 (`BaseImages.units`)."""
         self._image_unit = units
 
     def begin(self, version: int) -> None:
@@ -111,11 +101,11 @@ class Alternation:
         """Do the next round. Raises BudgetError where it may not be done; it then does not count."""
         config, round = self.config, self.progress.round
         self._clock.check()
-        collected, self._ahead = self._ahead or self._collect(round), None
-        is_paired = not self._moves_second_step_alone(round)
-        drift = ByNumSteps.of(partial(drift_from_base, collected.groups)) if is_paired else NOT_MEASURED
-        distance = self._observe_drift(collected) if is_paired else NOT_MEASURED
-        target = self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
+        is_compared = self.sampler.compares_with_base(round)
+        collected, self._ahead = self._ahead or self.sampler.collect(round), None
+        drift = ByNumSteps.of(partial(drift_from_base, collected.groups)) if is_compared else NOT_MEASURED
+        distance = self._observe_drift(collected) if is_compared else NOT_MEASURED
+        target = self._drift_target
         reply, steps = self._improve(collected, by_weight(drift, config.method))
         self.progress = self.progress._replace(
             round=round + 1,
@@ -127,8 +117,8 @@ class Alternation:
         self.progress = self._plan.after_round(self.progress)
         self._let_rate_fall()
         rewards = record_rewards(collected, config.reward_objective, reply.statistics.scales)
-        if self.schedule.phase == "ranking" or not is_paired:  # its reference samples are no base to gain upon
-            drift, rewards = NOT_MEASURED, replace(rewards, reference=NOT_MEASURED, gain=NOT_MEASURED)
+        if not is_compared:
+            rewards = replace(rewards, reference=NOT_MEASURED, gain=NOT_MEASURED)
         record = RoundRecord(
             stage="train",
             round=round,
@@ -143,7 +133,7 @@ class Alternation:
             policy_version=self.trainer.version,
             unranked_rounds=self.progress.unranked,
         )
-        if record.phase != "ranking" and is_paired:
+        if is_compared:
             record = replace(record, health=self._judge(record))
         return replace(record, event=self._proceed(record))
 
@@ -171,32 +161,34 @@ class Alternation:
             updates = self._update_generator(round) if taught else []
             if round + 1 < self.num_rounds:
                 with suppress(BudgetError):  # raised again when it is that round's turn
-                    self._ahead = self._collect(round + 1)
+                    self._ahead = self.sampler.collect(round + 1)
             return adapting.result(), updates
 
     def _observe_drift(self, collected: Collected) -> Means:
         """How far the round's images are from the base's, and what that says of the distance of latents."""
         if self.trainer.is_base:
             return NOT_MEASURED
-        found = ByNumSteps.of(lambda n: image_drift(collected.image_squares(n), self._image_unit[n]))
+        found = ByNumSteps.of(lambda n: drift_distance(collected.image_squares(n), self._image_unit[n])[0])
         self.drift.observe(largest(found.values()), self.progress.distance)
         return found
+
+    @property
+    def _drift_target(self) -> float | None:
+        """Where the next update is to take the generator, in changes of prompt."""
+        return self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
 
     def _proceed(self, record: RoundRecord) -> str | None:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
         gain = by_weight(record.rewards.gain, self.config.method)
-        step = self.schedule.observe(record, gain, self._affordable())
+        step = self.schedule.observe(record, gain, self._plan.fitting(self.progress))
         if step is None:
             return None
-        self._ahead = None  # sampled from a generator, or for a phase, that is over
         if isinstance(step, End):
             self.give_up(step.why)
             return step.why
+        self._ahead = None  # sampled for a phase that is over
         if step.is_restart:
-            self.trainer.begin_again()
-            self.drift.begin_again()
-            self.progress, self.best = self.progress._replace(distance=None), None
-            self.monitor.begin_again()
+            self._begin_again()
         rate = self.config.train.ranking_rate
         reply = self.surrogate.settle(self.progress.round, self._settling_steps(), rate)
         self.progress = self.progress._replace(surrogate_version=reply.version)
@@ -214,16 +206,11 @@ class Alternation:
         """After the last round: a pilot without a sign that it helps is taken back. Says so where it was."""
         if self.progress.ended is not None or self.schedule.phase != "pilot" or self.schedule.is_promising:
             return None
-        self.trainer.begin_again()
+        self._begin_again()
         return (
             f"the run ended after {self.progress.round} rounds, in a pilot that did not raise the reward; the adapter "
             "changes nothing. Give it more rounds, reward calls or minutes"
         )
-
-    def _affordable(self) -> int | None:
-        """Rounds that minutes and reward calls are enough for; None where neither is known to be short."""
-        known = [self.progress.planned, self._plan.affordable(self.progress)]
-        return min((rounds for rounds in known if rounds is not None), default=None)
 
     def _let_rate_fall(self) -> None:
         self.trainer.decay_steps = self._plan.decay_steps(
@@ -232,9 +219,15 @@ class Alternation:
 
     def give_up(self, why: str) -> None:
         """End the run, which has nothing to learn, with the generator that it began with."""
-        self._ahead = None
-        self.trainer.begin_again()
+        self._begin_again()
         self.progress = self.progress._replace(ended=why, nothing_learned=True)
+
+    def _begin_again(self) -> None:
+        """Go back to the generator that the run began with, and forget what was measured of another."""
+        self.trainer.begin_again()
+        self.drift.begin_again()
+        self.monitor.begin_again()
+        self.progress, self.best, self._ahead = self.progress._replace(distance=None), None, None
 
     def _settling_steps(self) -> int:
         """Steps in which each group of the replay is drawn `train.settle_passes` times."""
@@ -242,48 +235,16 @@ class Alternation:
         groups = min(surrogate.buffer_groups, self.progress.round * settings.prompts_per_round)
         return math.ceil(settings.settle_passes * groups / surrogate.groups_per_step)
 
-    def _collect(self, round: int) -> Collected:
-        _, prompts = self._draws(round)
-        keep = self.folder.path if self.config.train.keep_samples else None
-        draw = partial(self._sample, round)
-        header = RoundHeader(
-            round, self.trainer.version, list(self.config.weights), self.config.budget.max_reward_calls
-        )
-        return collect(self.feedback, prompts, draw, header, keep, self.on_scored)
-
-    def _draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
-        """The prompts of a round's groups, and the random generator that draws those of its updates."""
-        draws = generator_for(self.config.seed, "train prompts", round)
-        return draws, draw_prompts(self.prompts, self.config.train.prompts_per_round, draws)
-
-    def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
-        """Samples of the generator and, once it has left the base, reference samples of the base."""
-        model, config = self.trainer.model, self.config
-        reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)
-        if self.schedule.phase == "ranking" and config.train.perturbation:
-            reference = partial(sample_perturbed, model, config.train.perturbation)
-        if self._moves_second_step_alone(round):
-            return sample_second_step_groups(model, prompts, config.train, config.seed, "train", round, first=first)
-        return sample_groups(
-            model, prompts, config.train, config.seed, "train", round, reference_policy=reference, first=first
-        )
-
-    def _moves_second_step_alone(self, round: int) -> bool:
-        """Whether the round's groups compare second steps from the base's first: nothing in them is a gain or drift."""
-        every = self.config.train.second_step_rounds
-        return bool(every) and not self.trainer.is_base and (round + 1) % every == 0
-
     def _update_generator(self, round: int) -> list[StepStatistics]:
         """The generator's updates of a round; none in the first `train.warmup_rounds`, or while it only ranks."""
         settings = self.config.train
         if self.schedule.phase == "ranking" or round < (settings.warmup_rounds or 0):
             return []
-        draws, _ = self._draws(round)
+        draws, _ = self.sampler.draws(round)
         steps = []
-        target = self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
-        self.trainer.allowed_distance = self.drift.distance(target)
+        self.trainer.allowed_distance = self.drift.distance(self._drift_target)
         for _ in range(settings.generator_steps):
-            batch = draw_prompts(self.prompts, settings.batch_size, draws)
+            batch = draw_prompts(self.sampler.prompts, settings.batch_size, draws)
             steps.append(self.trainer.step(batch, self.surrogate.source))
         self.progress = self.progress._replace(distance=steps[-1].distance)
         return steps

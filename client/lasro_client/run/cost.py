@@ -18,7 +18,7 @@ from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
-from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, RANKING_SHARE, WINDOW
+from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, WINDOW, most_ranking_rounds
 
 FEWEST_WORTH = 1 + 4
 """Rounds, one of ranking and a few of training, below which a run from nothing cannot come to anything."""
@@ -95,7 +95,7 @@ class Rounds(NamedTuple):
 def least_and_most_rounds(settings: TrainSettings) -> tuple[Rounds, Rounds]:
     """How many rounds stage 2 may take: a surrogate that soon ranks well, and one that takes all the rounds it may."""
     total = settings.max_rounds
-    longest = int(RANKING_SHARE * total) if settings.is_from_nothing else 0
+    longest = most_ranking_rounds(settings)
     shortest = min(WINDOW, longest)
     most = Rounds(longest, total - longest)
     if settings.rounds is not None or longest == 0:

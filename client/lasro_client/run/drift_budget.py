@@ -8,7 +8,7 @@ What is exported is measured and fitted once more at the end (`run.fit_to_budget
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from lasro.functional.drift_control import drift_target
@@ -57,11 +57,6 @@ class DriftBudget:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self._ratios = list(state["ratios"])
-
-
-def image_drift(squares: Sequence[float], unit: float | None) -> float | None:
-    """sqrt of the mean square distance of images to the base's, over that between two prompts; None without either."""
-    return math.sqrt(math.fsum(squares) / len(squares) / unit) if squares and unit else None
 
 
 def largest(drifts: Iterable[float | None]) -> float | None:

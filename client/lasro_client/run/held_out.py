@@ -12,7 +12,7 @@ from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
-from lasro_client.evaluation.drift import BaseImages, draw_base, measure_drift, measure_held_out_drift
+from lasro_client.evaluation.drift import BaseImages, draw_base, measure_drift, measure_held_out_drift, stored_base
 from lasro_client.evaluation.result import Evaluation, load_evaluation, save_evaluation
 from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
 from lasro_client.run.folder import RunFolder
@@ -43,13 +43,16 @@ class HeldOut:
         self._settings = folder.config.evaluation
         self.prompts = prompts[: self._settings.prompts]
         self._drift_prompts = drift_prompts[: self._settings.drift_prompts]
-        self.movement_prompts = self.prompts[:MOVEMENT_PROMPTS]
         self.rewards = list(dict.fromkeys([*folder.config.weights, *self._settings.rewards]))
 
     @cached_property
     def base_images(self) -> BaseImages:
-        """The base's images of the first held-out prompts, drawn when first asked for."""
-        return draw_base(self._model, self.movement_prompts, self._settings.seed)
+        """The base's images of the first held-out prompts: those of its evaluation, drawn again where one is gone."""
+        prompts, seed = self.prompts[:MOVEMENT_PROMPTS], self._settings.seed
+        try:
+            return stored_base(self._model, prompts, seed, self._folder.path / "evaluation" / "before")
+        except FileNotFoundError:
+            return draw_base(self._model, prompts, seed)
 
     def evaluate_base(self) -> Evaluation:
         """Rewards of the base, read back where an earlier life of the run has measured them, all that may be scored."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from lasro.config import RunSettings
 from lasro.errors import BudgetError
-from lasro_client.run.cost import FEWEST_WORTH, fewest_calls, least_and_most_rounds
+from lasro_client.run.cost import FEWEST_WORTH, fewest_calls
+from lasro_client.run.train_schedule import most_ranking_rounds
 
 
 def check_calls(config: RunSettings, repeats: Mapping[str, int]) -> None:
@@ -46,4 +47,4 @@ def check_minutes(config: RunSettings, elapsed_s: float, round_s: float) -> None
 
 def finds_out_itself(config: RunSettings) -> bool:
     """Whether the run begins with rounds of ranking alone, as many as it takes."""
-    return least_and_most_rounds(config.train)[0].ranking > 0
+    return most_ranking_rounds(config.train) > 0

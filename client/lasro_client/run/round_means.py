@@ -104,14 +104,17 @@ def record_generator(
     """The generator's updates of a round, averaged."""
     if not steps:
         return GeneratorRecord(drift, distance=distance)
-    mean = StepStatistics(*(sum(values) / len(steps) for values in zip(*steps, strict=True)))
+
+    def mean(name: str) -> float:
+        return sum(getattr(step, name) for step in steps) / len(steps)
+
     return GeneratorRecord(
         drift=drift,
-        score=ByNumSteps(mean.score_1, mean.score_2),
-        loss=mean.loss,
-        regulariser=mean.regulariser,
-        grad_norm=mean.grad_norm,
+        score=ByNumSteps(mean("score_1"), mean("score_2")),
+        loss=mean("loss"),
+        regulariser=mean("regulariser"),
+        grad_norm=mean("grad_norm"),
         distance=distance,
         drift_target=target,
-        regulariser_weight=mean.regulariser_weight,
+        regulariser_weight=mean("regulariser_weight"),
     )

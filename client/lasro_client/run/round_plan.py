@@ -32,6 +32,11 @@ class RoundPlan:
             return None
         return done + int((limit - progress.reward_calls) * done / progress.reward_calls)
 
+    def fitting(self, progress: Progress) -> int | None:
+        """Rounds that minutes and reward calls are enough for; None where neither is known to be short."""
+        known = [progress.planned, self.affordable(progress)]
+        return min((rounds for rounds in known if rounds is not None), default=None)
+
     def share(self, progress: Progress) -> float:
         """Of this phase's rounds, what will be done with the next, 0 to 1."""
         began = self.schedule.began

@@ -130,6 +130,11 @@ class RoundRecord:
     """Rounds in a row, up to this one, that gave no ranked pair."""
     health: HealthRecord = HealthRecord()
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether the run still finds out how many rounds it will take, so that nobody knows the time left."""
+        return self.phase in ("ranking", "pilot")
+
 
 _RECORD = TypeAdapter(RoundRecord)
 

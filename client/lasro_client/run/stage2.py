@@ -100,7 +100,8 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         watch.wait(held_out.rewards)
         peers.on_main_and_broadcast(lambda: _check_budget(folder, connected.rewards), None)
         audit = StartAudit(config, folder.path, connected.rewards, observer, peers)
-        alternation.on_scored = audit.see if finds_out_itself(config) and alternation.progress.round == 0 else None
+        if finds_out_itself(config) and alternation.progress.round == 0:
+            alternation.sampler.on_scored = audit.see
         resumed = alternation.progress.surrogate_version
         alternation.begin(peers.on_main_and_broadcast(lambda: surrogate.open(resumed, observer), int))
         before = _evaluated(held_out.evaluate_base, held_out, watch)
@@ -182,9 +183,9 @@ def _judge_first_round(
     peers, config = alternation.feedback.peers, alternation.config
 
     def judge(record: RoundRecord) -> None:
-        if alternation.on_scored is None:
+        if alternation.sampler.on_scored is None:
             return
-        round_s, alternation.on_scored = time.monotonic() - started, None
+        round_s, alternation.sampler.on_scored = time.monotonic() - started, None
         why = audit.after_first_round(record, before)
         if why is not None:
             alternation.give_up(why)

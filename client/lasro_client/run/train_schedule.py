@@ -16,7 +16,6 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lasro.config import TrainSettings
@@ -52,7 +51,7 @@ TRAINING_PER_ROUND, FREE_ROUNDS = 4, 4
 """Rounds of training for each before the proof but the first ones: what is hard to rank takes long to follow."""
 OF_THE_SAME_NOISE = ("reference_one_step", "reference_two_step")
 """Kinds of pairs: own against perturbed samples in the ranking, against the base's in pilot and training."""
-ACROSS_SEEDS = "across_seeds"
+ACROSS_SEEDS = ("across_seeds",)
 
 
 class Begin(NamedTuple):
@@ -70,13 +69,17 @@ class End(NamedTuple):
     why: str
 
 
+def most_ranking_rounds(settings: TrainSettings) -> int:
+    """Rounds that such a run may spend on ranking alone; 0 where it trains from the first one on."""
+    return int(RANKING_SHARE * settings.max_rounds) if settings.is_from_nothing else 0
+
+
 class TrainSchedule:
     """The phases of a run. `state()` is all that it knows besides the settings."""
 
     def __init__(self, settings: TrainSettings) -> None:
         self._settings = settings
-        has_room = int(RANKING_SHARE * settings.max_rounds) > 0
-        self.phase: Phase = "ranking" if settings.is_from_nothing and has_room else "training"
+        self.phase: Phase = "ranking" if most_ranking_rounds(settings) > 0 else "training"
         self.restarts = 0
         self.began = 0
         """The round in which this phase began."""
@@ -110,17 +113,16 @@ class TrainSchedule:
         return self._after_pilot(done, most) if self.phase == "pilot" else None
 
     def _note(self, record: RoundRecord, gain: float | None) -> None:
-        by_kind = record.surrogate.accuracy_by_kind
-        of_same_noise = _pooled([by_kind[name] for name in OF_THE_SAME_NOISE if name in by_kind])
-        parts = [of_same_noise]
-        if self.phase == "ranking":  # perturbed samples are easy to tell from their originals: half of it, no more
-            parts.append(_pooled([by_kind[name] for name in (ACROSS_SEEDS,) if name in by_kind]))
-            if not any(parts) and record.surrogate.fresh_pair_accuracy is not None:  # a trainer that knows no kinds
-                parts.append((record.surrogate.fresh_pair_accuracy, float(max(record.surrogate.ranked_pairs, 1))))
-        known = [part for part in parts if part is not None]
-        if known:
-            accuracy = sum(accuracy for accuracy, _ in known) / len(known)
-            self._accuracies.append((accuracy, sum(pairs for _, pairs in known)))
+        surrogate, by_kind = record.surrogate, record.surrogate.accuracy_by_kind
+        # Perturbed samples are easy to tell from their originals, so in the ranking they are half of it and no more.
+        wanted = (OF_THE_SAME_NOISE, ACROSS_SEEDS) if self.phase == "ranking" else (OF_THE_SAME_NOISE,)
+        kinds = [[by_kind[name] for name in names if name in by_kind] for names in wanted]
+        parts = [KindAccuracy.pooled(found) for found in kinds if found]
+        if parts:
+            accuracy = sum(part.accuracy for part in parts) / len(parts)
+            self._accuracies.append((accuracy, float(sum(part.pairs for part in parts))))
+        elif self.phase == "ranking" and surrogate.fresh_pair_accuracy is not None:  # of a trainer that knows no kinds
+            self._accuracies.append((surrogate.fresh_pair_accuracy, float(max(surrogate.ranked_pairs, 1))))
         if gain is not None:
             self._gains.append(gain)
 
@@ -227,9 +229,3 @@ class TrainSchedule:
         self.planned = None if self._settings.rounds is not None else state["planned"]  # asked for since
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
-
-
-def _pooled(kinds: Sequence[KindAccuracy]) -> tuple[float, float] | None:
-    """Accuracy over the pairs of these kinds, and how many there are; None without any."""
-    pairs = sum(kind.pairs for kind in kinds)
-    return (sum(kind.accuracy * kind.pairs for kind in kinds) / pairs, float(pairs)) if pairs else None

@@ -122,7 +122,7 @@ class RoundBar:
         rounds_s = (now - self._started) / (done - self._first) * (total - done)
         left = clock(max(0.0, min(rounds_s, self._max_s - record.elapsed_s)))
         figures, of, when = describe(record), f"/{total}", f"about {left} left"
-        if record.phase in ("ranking", "pilot"):  # how long it takes is what it is to find out
+        if record.is_searching:
             left, of, when = "-:--", "", ""
         title = f"{self._title}, {record.phase}" if record.phase is not None else self._title
         self._bar.update(self._task, description=title, completed=done, total=total, figures=figures, left=left)

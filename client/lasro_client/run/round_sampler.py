@@ -1,0 +1,76 @@
+"""What a round of stage 2 samples, and with which reference samples: those of the base once the generator is another.
+
+Draws are seeded by the run's seed and the round, so that a round that is repeated is the same round.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.prompts import Prompt
+from lasro.training.sampling import (
+    Group,
+    draw_prompts,
+    generator_for,
+    sample_groups,
+    sample_latents,
+    sample_perturbed,
+    sample_second_step_groups,
+)
+from lasro_client.run.collect import Collected, OnScored, collect
+from lasro_client.run.folder import RunFolder
+from lasro_client.run.submission import RoundHeader
+from lasro_client.run.train_schedule import TrainSchedule
+from lasro_client.services.feedback import FeedbackClient
+
+
+class RoundSampler:
+    """Of one run. It keeps nothing between rounds."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        trainer: GeneratorTrainer,
+        feedback: FeedbackClient,
+        schedule: TrainSchedule,
+        prompts: list[Prompt],
+    ) -> None:
+        self.folder, self.config, self.prompts = folder, folder.config, prompts
+        self.trainer, self.feedback, self.schedule = trainer, feedback, schedule
+        self.on_scored: OnScored | None = None
+        """Sees each round's groups with their images."""
+
+    def collect(self, round: int) -> Collected:
+        """The round's groups with their rewards. Raises BudgetError where it may not be done."""
+        _, prompts = self.draws(round)
+        keep = self.folder.path if self.config.train.keep_samples else None
+        header = RoundHeader(
+            round, self.trainer.version, list(self.config.weights), self.config.budget.max_reward_calls
+        )
+        return collect(self.feedback, prompts, partial(self._sample, round), header, keep, self.on_scored)
+
+    def draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
+        """The prompts of a round's groups, and the random generator that draws those of its updates."""
+        draws = generator_for(self.config.seed, "train prompts", round)
+        return draws, draw_prompts(self.prompts, self.config.train.prompts_per_round, draws)
+
+    def compares_with_base(self, round: int) -> bool:
+        """Whether reference samples are the base's in both steps: what they say of gain and drift holds only then."""
+        return self.schedule.phase != "ranking" and not self._moves_second_step_alone(round)
+
+    def _moves_second_step_alone(self, round: int) -> bool:
+        every = self.config.train.second_step_rounds
+        return bool(every) and not self.trainer.is_base and (round + 1) % every == 0
+
+    def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
+        model, settings = self.trainer.model, self.config.train
+        seed = (self.config.seed, "train", round)
+        if self._moves_second_step_alone(round):
+            return sample_second_step_groups(model, prompts, settings, *seed, first=first)
+        reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)
+        if self.schedule.phase == "ranking" and settings.perturbation:
+            reference = partial(sample_perturbed, model, settings.perturbation)
+        return sample_groups(model, prompts, settings, *seed, reference_policy=reference, first=first)
