@@ -24,7 +24,7 @@ help:
 	@echo "make bench         what the shipped surrogate's gradient is worth; a minute or two"
 	@echo "make bench-queue   the queue beside what Redis itself does with the same bytes; a minute"
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
-	@echo "make bench-frontier  what a run with default settings gains at its drift, beside the true gradient's limit;"
+	@echo "make bench-frontier  what a run with default settings gains at its drift, compared with the true gradient;"
 	@echo "                   tens of minutes; REWARD=redness SEED=1 for another of benchmarks/frontier/rewards.py"
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; tens of minutes;"
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"

@@ -1,1 +1,1 @@
-"""How good a run is, said exactly: reward gained at a drift, beside the limit that the true gradient sets."""
+"""How good a run is: the reward gained at a drift, compared with what the true gradient gains there."""

@@ -1,7 +1,7 @@
 """`python -m benchmarks.frontier`: how good is a run, said exactly.
 
     limit REWARD        what the true gradient gains at each drift: the limit of what any surrogate can teach
-    run REWARD          `lasro train` with default settings, measured on held-out prompts beside that limit
+    run REWARD          `lasro train` with default settings, measured on held-out prompts and compared with that limit
     table FOLDER...     the runs as a table, and a picture for each reward
 
 Drift, in changes of seed: mean absolute pixel difference to the base for the same prompt and noise, over that between

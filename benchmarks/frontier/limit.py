@@ -70,7 +70,7 @@ class Descent:
 
 
 def trainer_for(reward: str, deviation: float, descent: Descent, seed: int) -> GeneratorTrainer:
-    """A fresh adapter that ascends the reward over its deviation within a prompt, on a model loaded anew."""
+    """A fresh adapter that ascends the reward over its deviation within a prompt, on a model of its own."""
     train = {key: getattr(descent, key) for key in TRAIN_SETTINGS}
     tree = {
         "name": f"limit-{reward.replace('_', '-')}",

@@ -69,7 +69,7 @@ def centredness_of(mask: Mask_HW) -> float:
 
 
 def edge_share(image: Image_HW3) -> float:
-    """Share of pairs of neighbours, beside and below each other, that have an edge between them."""
+    """Share of horizontal and vertical neighbours that have an edge between them."""
     grey = luminance(image)
     steps = [abs(np.diff(grey, axis=axis)) > EDGE_THRESHOLD for axis in (0, 1)]
     return float(sum(step.sum() for step in steps) / sum(step.size for step in steps))

@@ -48,7 +48,7 @@ def soft_redness(images_BCHW: Tensor, prompts: list[str], metadata: list[Any]) -
 
 @torch_reward
 def smoothness(images_BCHW: Tensor, prompts: list[str], metadata: list[Any]) -> Tensor:
-    """Minus the mean absolute difference of neighbours, beside and below each other; -1 to 0."""
+    """Minus the mean absolute difference of horizontal and vertical neighbours; -1 to 0."""
     across, down = images_BCHW.diff(dim=3).abs(), images_BCHW.diff(dim=2).abs()
     return -(across.mean((1, 2, 3)) + down.mean((1, 2, 3))) / 2
 

@@ -1,6 +1,6 @@
 """A run as a stranger would start it: a TOML file with a name, prompts and one reward, and `lasro train`.
 
-What it exports is then measured on the held-out prompts, on other noise than the run's, and put beside the limit.
+What it exports is then measured on the held-out prompts, on other noise than the run's, and compared with the limit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def measured_run(reward: str, prompts: str, seed: int, out: Path, settings: Sequ
 
 
 def write_run(out: Path, reward: str, split: PromptSplit) -> Path:
-    """The smallest TOML file of a run, and its prompt files beside it."""
+    """The smallest TOML file of a run, and its prompt files in the same folder."""
     for name, prompts in (("train", split.train), ("held-out", split.held_out)):
         (out / f"{name}.txt").write_text("\n".join(prompt.text for prompt in prompts) + "\n", encoding="utf-8")
     name = reward.replace("_", "-")

@@ -29,7 +29,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """A row for each run; `settings` other than default stand beside the reward."""
+    """A row for each run; `settings` other than default follow the reward."""
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_row, runs)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -142,7 +142,7 @@ class TrainSettings(SamplingSettings):
     in standard deviations of the latents; 0: none."""
     second_step_rounds: Annotated[int, Field(ge=0)] = 0
     """Every so many rounds the groups show what the second step does by itself: generator and base take it from the
-    same x_tau1. The surrogate is then told of moves that no other group has; 0: never."""
+    same x_tau1. The surrogate then learns from moves that no other group has; 0: never."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """Times that a generator which was fooled goes back to where it began, in a run that begins from nothing."""
     settle_passes: Annotated[float, Field(ge=0)] = 2.0

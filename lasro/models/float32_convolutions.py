@@ -2,7 +2,7 @@
 
 f_theta divides the network's output by sqrt(abar_t), 0.068 at the first step, so what is rounded there comes out 14.6
 times as large. At high noise the output is nearly the input again, carried to it by the residual stream of the highest
-resolution. Three kinds of convolutions write that stream anew: the first, the shortcuts of the last up block, and the
+resolution. Three kinds of convolutions write to that stream: the first, the shortcuts of the last up block, and the
 last. They are a few thousandths of a UNet's arithmetic. All others add to the stream, and may round what they add.
 """
 

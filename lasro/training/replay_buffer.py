@@ -29,7 +29,7 @@ HELD_OUT_GROUPS = 30
 
 
 class Origins(NamedTuple):
-    """What made each sample of a group, beside the number of its denoising steps."""
+    """What made each sample of a group, in addition to its number of denoising steps."""
 
     seeds_N: np.ndarray
     """Which x_tau0 of the group, int64."""

@@ -202,7 +202,7 @@ def test_the_surrogate_settles_once_and_training_follows_that_one(tiny_model_pat
     assert [record.policy_version for record in pilot] == [UPDATES * (n + 1) for n in range(len(pilot))]
     assert [(steps, rate) for _, steps, rate in written.adapted[done:]] == [(4, 0.5)] * len(pilot)
     first, *others = written.posted[done:]
-    assert len(first.stages) == 2 * SEEDS, "the base has no need to be sampled beside itself"
+    assert len(first.stages) == 2 * SEEDS, "the base needs no reference samples of itself"
     assert all(len(post.stages) == 4 * SEEDS for post in others)
     targets = [record.generator.drift_target for record in pilot]
     assert all(target is not None and target <= PILOT_SHARE * 0.4 + 1e-9 for target in targets)

@@ -85,7 +85,7 @@ def mean_absolute_difference(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
 
 
 class StoredImages:
-    """The images 00000.png ... of a folder, read anew each time, so that all of them need no memory at once."""
+    """The images 00000.png ... of a folder, read at each iteration, so that they are not all in memory."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._paths = [folder / f"{index:05d}.png" for index in range(count)]
