@@ -47,11 +47,11 @@ def _live(fault: str, at: int, config_path: Path, folder: Path, settings: Sequen
 
 
 def _happening(fault: str, at: int) -> AbstractContextManager[object]:
-    from lasro_client.run import alternation
+    from lasro_client.run import round_sampler
     from lasro_client.run.alternation import Alternation
     from lasro_client.services.feedback import FeedbackClient
 
-    sample, adapt, checkpoint = alternation.sample_groups, FeedbackClient.adapt, Alternation.checkpoint
+    sample, adapt, checkpoint = round_sampler.sample_groups, FeedbackClient.adapt, Alternation.checkpoint
 
     def sampled(model: Any, prompts: Any, options: Any, seed: int, stage: str, round: int, **more: Any) -> Any:
         groups = sample(model, prompts, options, seed, stage, round, **more)
@@ -75,7 +75,7 @@ def _happening(fault: str, at: int) -> AbstractContextManager[object]:
 
     faults: dict[str, AbstractContextManager[object]] = {
         "none": nullcontext(),
-        "sampling": patch.object(alternation, "sample_groups", sampled),
+        "sampling": patch.object(round_sampler, "sample_groups", sampled),
         "adapting": patch.object(FeedbackClient, "adapt", adapted),
         "trainer": patch.object(FeedbackClient, "adapt", adapted),
         "checkpointed": patch.object(Alternation, "checkpoint", checkpointed),
