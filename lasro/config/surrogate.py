@@ -53,7 +53,7 @@ class SurrogateSettings(Settings):
     """Largest gradient norm."""
     groups_per_step: Annotated[int, Field(ge=1, le=512)] = 6
     """Groups in one optimiser step."""
-    buffer_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    buffer_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Newest groups kept in the replay buffer."""
     recent_groups: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Half of each batch is drawn from this many newest groups, half from all."""

@@ -11,6 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Timesteps, WeightsFile
 
 ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
+RANKING_PROMPTS = 2
+"""Times `prompts_per_round`, of a round of ranking: nothing else is done in it."""
+PERTURBED_PART = 4
+"""One noise in so many of `reference_seeds` makes perturbed samples too."""
 DRIFT_BUDGET = 0.4
 MOST_DRIFT = 2.0
 
@@ -136,14 +140,14 @@ class TrainSettings(SamplingSettings):
     """First rounds that fill the replay and adapt the surrogate without touching the generator. Absent: none where the
     run begins with a surrogate; else as many as it takes until the surrogate ranks new groups, see `max_restarts`."""
     ranking_steps: Annotated[int, Field(ge=0)] = 12
-    """Surrogate steps in each of these rounds, where they are as many as it takes."""
+    """Surrogate steps in each of these rounds, where they are as many as it takes, and of a pilot."""
     perturbation: Annotated[float, Field(ge=0, le=2)] = 0.5
     """Largest size of the smooth perturbations of the base's samples that are scored along with them in these rounds,
     in standard deviations of the latents; 0: none."""
     second_step_rounds: Annotated[int, Field(ge=0)] = 0
     """Every so many rounds the groups show what the second step does by itself: generator and base take it from the
     same x_tau1. The surrogate then learns from moves that no other group has; 0: never."""
-    max_restarts: Annotated[int, Field(ge=0)] = 2
+    max_restarts: Annotated[int, Field(ge=0)] = 5
     """Times that a generator which was fooled goes back to where it began, in a run that begins from nothing."""
     settle_passes: Annotated[float, Field(ge=0)] = 2.0
     """Times that each group of the replay is trained on once more, at a rate that falls, before the generator's first
@@ -151,7 +155,7 @@ class TrainSettings(SamplingSettings):
     ranking_rate: Annotated[float, Field(gt=0, le=10)] = 3.0
     """Times `surrogate.learning_rate` at which the surrogate learns in the rounds of ranking, and begins to settle."""
     settled_rate: Annotated[float, Field(gt=0, le=10)] = 0.3
-    """Times `surrogate.learning_rate` at which it adapts from then on: at more, small batches undo what it learned."""
+    """Times `surrogate.learning_rate` at which it adapts in training: at more, small batches undo what it learned."""
     initial_adapter: ConfigPath | None = None
     """LoRA that the generator begins with, its folder or file, of any form that `--adapter` reads; absent: the base."""
     initial_surrogate: WeightsFile | None = None
@@ -188,6 +192,19 @@ class TrainSettings(SamplingSettings):
         """Whether the run has to find out by itself when its surrogate is good enough to follow."""
         given = (self.warmup_rounds, self.initial_surrogate, self.initial_base_rewards)
         return all(setting is None for setting in given)
+
+    @property
+    def ranking(self) -> SamplingSettings:
+        """Of the rounds of ranking: more prompts, and of the noises only a part for perturbed samples.
+
+        The base's own samples teach most; perturbed ones are told from their originals after a few.
+        """
+        return self.model_copy(
+            update={
+                "prompts_per_round": RANKING_PROMPTS * self.prompts_per_round,
+                "reference_seeds": math.ceil(self.num_reference_seeds / PERTURBED_PART),
+            }
+        )
 
     @property
     def max_rounds(self) -> int:

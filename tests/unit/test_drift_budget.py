@@ -38,7 +38,14 @@ def test_the_target_rises_to_what_may_be_spent() -> None:
     drift = DriftBudget(0.4)
     targets = [drift.target(share) for share in (0.0, 0.3, 0.6, 1.0)]
     assert targets == pytest.approx([0.1, 0.25, 0.4, 0.4])
-    assert [drift.target(share, 0.25) for share in (0.0, 0.3, 1.0)] == pytest.approx([0.1, 0.1, 0.1])
+    pilot = DriftBudget(0.4)
+    assert [pilot.target(share, 0.5) for share in (0.0, 0.3, 1.0)] == pytest.approx([0.1, 0.2, 0.2])
+    resumed = DriftBudget(0.4)
+    resumed.load(json.loads(json.dumps(pilot.state())))
+    for each in (pilot, resumed):
+        assert each.target(0.0) == pytest.approx(0.2), "training goes on from where the pilot stands"
+        each.begin_again()
+        assert each.target(0.0) == pytest.approx(0.1)
 
 
 def test_no_budget_holds_nothing() -> None:

@@ -220,10 +220,11 @@ def test_a_verdict_is_kept_and_an_audit_of_another_kind_is_none(tmp_path: Path) 
 def test_the_least_budget_by_hand() -> None:
     """Guards against a check that forgets repeats, or one for a run that knows what it needs.
 
-    3 prompts x 4 seeds x 2 are 24 images, 48 with the perturbed or the base's: 48 + 24 + 3 * 48 = 216.
+    3 prompts x 4 seeds x 2 are 24 images, 48 with the base's; ranking has 6 prompts, and of one seed perturbed ones:
+    6 x 10 + 24 + 3 x 48 = 228.
     """
-    poor = config(budget={"max_reward_calls": 3 * 216 - 1})
-    with pytest.raises(BudgetError, match=r"max_reward_calls: got 647, expected at least 648, for a round of ranking"):
+    poor = config(budget={"max_reward_calls": 3 * 228 - 1})
+    with pytest.raises(BudgetError, match=r"max_reward_calls: got 683, expected at least 684, for a round of ranking"):
         check_calls(poor, {"r": 2, "log": 1})
     check_calls(poor, {"r": 1, "log": 1})
     check_calls(config(budget={"max_reward_calls": 0}, train={"warmup_rounds": 0}), {"r": 1, "log": 1})

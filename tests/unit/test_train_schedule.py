@@ -17,6 +17,7 @@ from lasro_client.run.train_schedule import (
     FEWEST_TRAINING_ROUNDS,
     HOPELESS_ROUNDS,
     LONGEST_PILOT,
+    PATIENT_ROUNDS,
     PILOT_SHARE,
     Begin,
     End,
@@ -59,7 +60,7 @@ def in_pilot(settings: TrainSettings | None = None) -> TrainSchedule:
 def test_an_easy_reward_takes_few_rounds_before_it_is_followed() -> None:
     """Guards against hundreds of calls for a reward that the surrogate knows after a hundred."""
     schedule = TrainSchedule(TrainSettings())
-    ((ranked, pilot),) = played(schedule, [0.8, 0.85, 0.85])
+    ((ranked, pilot),) = played(schedule, [0.86, 0.9, 0.9])
     assert (ranked, pilot.phase if isinstance(pilot, Begin) else None) == (3, "pilot")
     ((proved, training),) = played(schedule, [0.9] * 3, [0.05, 0.06, 0.055], 3)
     assert (proved, training.phase if isinstance(training, Begin) else None) == (6, "training")
@@ -69,9 +70,24 @@ def test_an_easy_reward_takes_few_rounds_before_it_is_followed() -> None:
 def test_a_reward_that_is_hard_to_rank_is_given_longer() -> None:
     """Guards against a generator that follows a surrogate which still ranks at random."""
     schedule = TrainSchedule(TrainSettings())
-    rising = [0.5 + 0.01 * round for round in range(40)]
+    rising = [0.5 + 0.01 * round for round in range(50)]
     ((round, _),) = played(schedule, rising)
-    assert 25 < round < 40
+    assert 35 < round < 50
+    assert schedule.ranked == round
+
+
+def test_ranking_that_no_longer_improves_is_over() -> None:
+    """Guards against calls for a reward of which the surrogate has learned what it can."""
+    saturating = [0.7 - 0.2 * 0.8**round + noise for round, noise in enumerate(around(0.0, 90))]
+    ((round, step),) = played(TrainSchedule(TrainSettings()), saturating)
+    assert PATIENT_ROUNDS <= round < 80
+    assert "no longer improves" in step.why
+
+
+def test_ranking_that_improves_slowly_goes_on() -> None:
+    """Bug: by the luck of a few rounds a rise by a third of a hundredth a round passed for none, after 24 rounds."""
+    rising = [[0.6 + 0.003 * n + noise for n, noise in enumerate(around(0.0, 60, 0.08, seed))] for seed in range(20)]
+    assert sum(not played(TrainSchedule(TrainSettings()), accuracies) for accuracies in rising) >= 15
 
 
 def test_noise_ends_the_run_and_says_so() -> None:
@@ -118,9 +134,29 @@ def test_a_fooled_generator_begins_again_a_stated_number_of_times() -> None:
     schedule = in_pilot(TrainSettings(max_restarts=1))
     steps = played(schedule, [0.5] * 30, around(-0.1, 30, 0.02), 3)
     restarts = [(round, step) for round, step in steps if isinstance(step, Begin) and step.is_restart]
-    assert [round for round, _ in restarts] == [7]
+    assert [round for round, _ in restarts] == [3 + LONGEST_PILOT], "what fools it is what it learns from"
     assert "fooled" in restarts[0][1].why
-    assert (schedule.restarts, schedule.began) == (1, 7)
+    assert (schedule.restarts, schedule.began) == (1, 3 + LONGEST_PILOT)
+
+
+def test_a_last_pilot_that_looks_well_is_followed() -> None:
+    """Guards against a model that is thrown away after five pilots for want of a proof that few rounds cannot give."""
+    looks_well = [0.02 + 0.04 * (-1) ** n for n in range(LONGEST_PILOT)]
+    schedule = in_pilot(TrainSettings(max_restarts=0))
+    ((_, step),) = played(schedule, [0.5] * LONGEST_PILOT, looks_well, 3)
+    assert (step.phase if isinstance(step, Begin) else None) == "training"
+
+
+def test_each_phase_teaches_the_surrogate_at_its_own_pace() -> None:
+    """Bug: in a pilot it learned by four small steps a round, and the next one was fooled by the same."""
+    settings = TrainSettings(surrogate_steps=4, ranking_steps=12, ranking_rate=3.0, settled_rate=0.3)
+    schedule = TrainSchedule(settings)
+    paces = [schedule.adaptation]
+    played(schedule, [0.9] * 3)
+    paces.append(schedule.adaptation)
+    played(schedule, [0.9] * 3, [0.05, 0.06, 0.055], 3)
+    assert [*paces, schedule.adaptation] == [(12, 3.0), (12, 1.0), (4, 0.3)]
+    assert TrainSchedule(TrainSettings(warmup_rounds=0)).adaptation == (4, 1.0)
 
 
 def test_a_generator_that_is_fooled_in_training_goes_back_to_the_pilot() -> None:

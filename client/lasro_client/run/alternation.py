@@ -35,6 +35,8 @@ from lasro_client.run.train_schedule import End, TrainSchedule
 from lasro_client.services.feedback import FeedbackClient
 
 MOST_SCALE = 1.25
+MOST_SETTLING = 100
+"""Steps: the rate falls over so many well enough, and each takes as long as a step of a round."""
 
 
 class Alternation:
@@ -145,11 +147,7 @@ class Alternation:
         is not known yet then: the round before must have, and this one have a sample with a total.
         """
         round, settings = self.progress.round, self.config.train
-        is_ranking = self.schedule.phase == "ranking"
-        steps = settings.ranking_steps if is_ranking else settings.surrogate_steps
-        rate = settings.ranking_rate if is_ranking else settings.settled_rate
-        rate = rate if settings.is_from_nothing else 1.0
-        adapt = partial(self.surrogate.adapt, collected.scored, round, drift, steps, rate)
+        adapt = partial(self.surrogate.adapt, collected.scored, round, drift, *self.schedule.adaptation)
         if not settings.overlap:
             reply = adapt()
             self.surrogate.follow(reply.version)
@@ -230,10 +228,11 @@ class Alternation:
         self.progress, self.best, self._ahead = self.progress._replace(distance=None), None, None
 
     def _settling_steps(self) -> int:
-        """Steps in which each group of the replay is drawn `train.settle_passes` times."""
-        settings, surrogate = self.config.train, self.config.surrogate
-        groups = min(surrogate.buffer_groups, self.progress.round * settings.prompts_per_round)
-        return math.ceil(settings.settle_passes * groups / surrogate.groups_per_step)
+        """Steps in which each group of the replay is drawn `train.settle_passes` times; of many groups fewer do."""
+        settings, surrogate, ranked = self.config.train, self.config.surrogate, self.schedule.ranked
+        made = ranked * settings.ranking.prompts_per_round + (self.progress.round - ranked) * settings.prompts_per_round
+        groups = min(surrogate.buffer_groups, made)
+        return min(MOST_SETTLING, math.ceil(settings.settle_passes * groups / surrogate.groups_per_step))
 
     def _update_generator(self, round: int) -> list[StepStatistics]:
         """The generator's updates of a round; none in the first `train.warmup_rounds`, or while it only ranks."""

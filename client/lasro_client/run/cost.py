@@ -109,7 +109,7 @@ def train_cost(settings: TrainSettings, speed: Speed) -> Cost:
 
 
 def least_train_cost(settings: TrainSettings, speed: Speed) -> Cost:
-    """Stage 2, at least; the same as `train_cost` where the number of rounds is settled before."""
+    """Stage 2, at least; the same as `train_cost` where nothing is left to find out."""
     return min(_train_costs(settings, speed), key=lambda cost: cost.calls)
 
 
@@ -123,7 +123,7 @@ def images_of_rounds(settings: TrainSettings, rounds: Rounds) -> list[int]:
     begins_as_base = settings.initial_adapter is None
     cheap, dear = (images_per_round(settings, policies) for policies in (1, 2))
     alone = min(rounds.training, (settings.warmup_rounds or 0) + 1) if begins_as_base else 0
-    ranked = cheap if begins_as_base and not settings.perturbation else dear
+    ranked = images_per_round(settings.ranking, 1 if begins_as_base and not settings.perturbation else 2)
     return [ranked] * rounds.ranking + [cheap] * alone + [dear] * (rounds.training - alone)
 
 

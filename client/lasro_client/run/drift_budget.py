@@ -27,6 +27,8 @@ class DriftBudget:
     def __init__(self, budget: float | None) -> None:
         self.budget = budget
         self._ratios: list[float] = []
+        self._reached = 0.0
+        """The furthest target so far: a training that follows a pilot goes on from there."""
 
     def observe(self, drift: float | None, distance: float | None) -> None:
         """Take in a round: the drift of its images, and sqrt(L_reg) of the update that made its generator."""
@@ -34,8 +36,14 @@ class DriftBudget:
             self._ratios = [*self._ratios, drift / distance][-ROUNDS:]
 
     def target(self, share: float, allowed: float = 1.0) -> float | None:
-        """The drift wanted after a share of the run's updates; `allowed`: most of the budget, 0 to 1."""
-        return None if self.budget is None else min(drift_target(share, self.budget), allowed * self.budget)
+        """The drift wanted after a share of a phase's updates; `allowed`: most of the budget, 0 to 1.
+
+        It never falls before `begin_again`.
+        """
+        if self.budget is None:
+            return None
+        self._reached = max(self._reached, min(drift_target(share, self.budget), allowed * self.budget))
+        return self._reached
 
     def distance(self, target: float | None) -> float | None:
         """The same as a distance of latents, sqrt(L_reg)."""
@@ -48,15 +56,15 @@ class DriftBudget:
 
     def begin_again(self) -> None:
         """The generator is the base again, whose images and latents move alike in other proportions at first."""
-        self._ratios = []
+        self._ratios, self._reached = [], 0.0
 
     def state(self) -> dict[str, Any]:
         """For JSON."""
-        return {"ratios": self._ratios}
+        return {"ratios": self._ratios, "reached": self._reached}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self._ratios = list(state["ratios"])
+        self._ratios, self._reached = list(state["ratios"]), state.get("reached", 0.0)
 
 
 def largest(drifts: Iterable[float | None]) -> float | None:

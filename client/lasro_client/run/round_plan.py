@@ -5,7 +5,7 @@ from __future__ import annotations
 from lasro.config import RunSettings
 from lasro_client.run.progress import Progress
 from lasro_client.run.time_budget import TimeBudget
-from lasro_client.run.train_schedule import TrainSchedule
+from lasro_client.run.train_schedule import LONGEST_PILOT, TrainSchedule
 
 
 class RoundPlan:
@@ -40,7 +40,8 @@ class RoundPlan:
     def share(self, progress: Progress) -> float:
         """Of this phase's rounds, what will be done with the next, 0 to 1."""
         began = self.schedule.began
-        return min(1.0, (progress.round + 1 - began) / max(1, self.num_rounds(progress) - began))
+        rounds = LONGEST_PILOT if self.schedule.phase == "pilot" else self.num_rounds(progress) - began
+        return min(1.0, (progress.round + 1 - began) / max(1, rounds))
 
     def after_round(self, progress: Progress) -> Progress:
         """With a new estimate of the rounds that fit into the minutes, where there is one."""

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from lasro.config import SamplingSettings
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import (
@@ -55,7 +56,12 @@ class RoundSampler:
     def draws(self, round: int) -> tuple[torch.Generator, list[Prompt]]:
         """The prompts of a round's groups, and the random generator that draws those of its updates."""
         draws = generator_for(self.config.seed, "train prompts", round)
-        return draws, draw_prompts(self.prompts, self.config.train.prompts_per_round, draws)
+        return draws, draw_prompts(self.prompts, self._settings.prompts_per_round, draws)
+
+    @property
+    def _settings(self) -> SamplingSettings:
+        """Of the phase's rounds."""
+        return self.config.train.ranking if self.schedule.phase == "ranking" else self.config.train
 
     def compares_with_base(self, round: int) -> bool:
         """Whether reference samples are the base's in both steps: what they say of gain and drift holds only then."""
@@ -66,11 +72,11 @@ class RoundSampler:
         return bool(every) and not self.trainer.is_base and (round + 1) % every == 0
 
     def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
-        model, settings = self.trainer.model, self.config.train
+        model, settings, perturbation = self.trainer.model, self._settings, self.config.train.perturbation
         seed = (self.config.seed, "train", round)
         if self._moves_second_step_alone(round):
             return sample_second_step_groups(model, prompts, settings, *seed, first=first)
         reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)
-        if self.schedule.phase == "ranking" and settings.perturbation:
-            reference = partial(sample_perturbed, model, settings.perturbation)
+        if self.schedule.phase == "ranking" and perturbation:
+            reference = partial(sample_perturbed, model, perturbation)
         return sample_groups(model, prompts, settings, *seed, reference_policy=reference, first=first)

@@ -1,14 +1,16 @@
 """What a run without a surrogate of its own does, round by round: rank, try, then train, and begin again if fooled.
 
-    ranking    the surrogate learns from the base's samples and perturbed ones, until it ranks new groups better than
-               chance or no longer improves; the generator stays as it is
-    pilot      the generator follows it within a quarter of the drift budget, until there is proof that this helps:
-               the reward rises, or the surrogate ranks the generator's samples right against the base's
+    ranking    the surrogate learns from the base's samples and perturbed ones, until it ranks new groups well or no
+               longer improves; the generator stays as it is
+    pilot      the generator follows it within a part of the drift budget, until there is proof that this helps: the
+               reward rises, or the surrogate ranks the generator's samples right against the base's. Without proof
+               after some rounds the generator begins again, while surrogate and samples stay: what a generator finds
+               that fools the surrogate no sample of the base could have taught it
     training   it follows it to the end of the drift budget
 
-A generator that is found to have been fooled goes back to where it began, while surrogate and samples stay, and the
-pilot begins again: `train.max_restarts` times. Before each beginning the surrogate settles: it trains on all groups
-alike at a falling rate. A run whose settings name a surrogate, or `warmup_rounds`, trains from then on at once.
+A generator that is found to have been fooled in its training goes back to a pilot too. There are `train.max_restarts`
+such beginnings in all. Before each the surrogate settles: it trains on all groups alike at a falling rate. A run whose
+settings name a surrogate, or `warmup_rounds`, trains from then on at once.
 
 All judgements are of independent rounds: each counts by its pairs, and the error is that between rounds. Imports no
 torch.
@@ -16,6 +18,7 @@ torch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from lasro.config import TrainSettings
@@ -23,12 +26,14 @@ from lasro.wire import KindAccuracy
 from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import Phase, RoundRecord
 
-GOOD_ACCURACY = 0.75
+GOOD_ACCURACY = 0.85
 """Of new pairs ranked right, by a standard error and more: enough to follow."""
 FAIR_ACCURACY = 0.6
 """Enough to try once it rises no more."""
 SMALLEST_RISE = 0.02
-"""Between the newest third of the rounds and the one before: less is no improvement that is worth its calls."""
+"""Between the newest third of the rounds and the one before: what is surely less is not worth its calls."""
+FLAT_ERRORS = 1.5
+"""Standard errors for that: each round is another chance to take a rise for none."""
 HOPELESS_ACCURACY = 0.55
 """A reward of which no more than this can be ranked is noise."""
 WINDOW, LONGEST_WINDOW = 3, 24
@@ -41,11 +46,12 @@ PROOF_ROUNDS = 3
 """Fewest rounds of a proof."""
 PROOF_ACCURACY = 0.6
 """Of pairs of the generator's and the base's sample of the same noise, for a proof by ranking."""
-PILOT_SHARE = 0.25
-"""Of the drift budget."""
-LONGEST_PILOT = 40
+PILOT_SHARE = 0.75
+"""Of the drift budget, reached in its last rounds: nearer to the base a gain is lost in the noise of a few images."""
+LONGEST_PILOT = 12
 """Rounds without proof after which a pilot begins again."""
 FOOLED_WINDOW = 8
+FOOLED = "the surrogate was fooled"
 FEWEST_TRAINING_ROUNDS = 12
 TRAINING_PER_ROUND, FREE_ROUNDS = 4, 4
 """Rounds of training for each before the proof but the first ones: what is hard to rank takes long to follow."""
@@ -88,11 +94,26 @@ class TrainSchedule:
         self._accuracies: list[tuple[float, float]] = []
         """Of this phase's rounds: share of the new pairs that count that was ranked right, and how many these were."""
         self._gains: list[float] = []
+        self.ranked = 0
+        """Rounds of ranking so far."""
 
     @property
     def pilot_share(self) -> float:
         """Of the drift budget that may be spent in this phase."""
         return PILOT_SHARE if self.phase == "pilot" else 1.0
+
+    @property
+    def adaptation(self) -> tuple[int, float]:
+        """Of this phase's rounds: surrogate steps, and how many times its learning rate they are taken at.
+
+        Samples that fool a surrogate in a pilot are few and new: it learns from them as thoroughly as in the ranking.
+        """
+        settings = self._settings
+        if not settings.is_from_nothing:
+            return settings.surrogate_steps, 1.0
+        if self.phase == "training":
+            return settings.surrogate_steps, settings.settled_rate
+        return settings.ranking_steps, settings.ranking_rate if self.phase == "ranking" else 1.0
 
     @property
     def is_promising(self) -> bool:
@@ -107,10 +128,9 @@ class TrainSchedule:
         done, most = record.round + 1, self._settings.max_rounds
         most = most if affordable is None else min(affordable, most)
         if self.phase == "ranking":
+            self.ranked = done
             return self._after_ranking(done, most)
-        if (restart := self._after_harm(done, most)) is not None:
-            return restart
-        return self._after_pilot(done, most) if self.phase == "pilot" else None
+        return self._after_pilot(done, most) if self.phase == "pilot" else self._after_harm(done, most)
 
     def _note(self, record: RoundRecord, gain: float | None) -> None:
         surrogate, by_kind = record.surrogate, record.surrogate.accuracy_by_kind
@@ -140,7 +160,8 @@ class TrainSchedule:
         says = f"the surrogate ranks {newest.mean:.0%} of new pairs right after {done} rounds"
         if count >= min(WINDOW, limit) and newest.is_above(GOOD_ACCURACY, 1.0):
             return self._begin_pilot(done, f"{says}; a pilot of the generator follows")
-        is_flat = count >= 2 * third and newest.mean < before.mean + SMALLEST_RISE
+        rise, error = newest.mean - before.mean, math.hypot(newest.sem, before.sem)
+        is_flat = count >= 2 * third and rise + FLAT_ERRORS * error < SMALLEST_RISE
         is_fair = newest.mean >= FAIR_ACCURACY or newest.is_above(0.5, sure_errors(third))
         if is_flat and is_fair and done >= PATIENT_ROUNDS:
             return self._begin_pilot(done, f"{says} and no longer improves; a pilot of the generator follows")
@@ -179,12 +200,13 @@ class TrainSchedule:
             return self._begin_training(done, most, ranked)
         if count < LONGEST_PILOT:
             return None
-        if self.restarts < self._settings.max_restarts:
-            return self._restart(done, f"{count} rounds of pilot without proof that the surrogate helps")
-        return End(
-            f"{count} rounds of pilot, {self.restarts} times begun again, did not raise the reward for sure "
-            f"({gain.mean:+.3g} ± {gain.sem:.2g}): the adapter changes nothing"
-        )
+        says = f"the reward changed by {gain.mean:+.3g} ± {gain.sem:.2g} in {count} rounds of pilot"
+        if self.restarts < self._settings.max_restarts and most - done >= FEWEST_TRAINING_ROUNDS:
+            is_fooled = gain.mean < -sure_errors(count) * gain.sem
+            return self._restart(done, f"{says}: {FOOLED if is_fooled else 'no proof that following it helps'}")
+        if gain.is_above(0, 1.0):
+            return self._begin_training(done, most, f"{says}, and there is no time for another")
+        return End(f"{says}, the last of {1 + self.restarts}: none raised it for sure, and the adapter changes nothing")
 
     def _begin_training(self, done: int, most: int, why: str) -> Begin:
         self.phase, self.began = "training", done
@@ -201,7 +223,7 @@ class TrainSchedule:
         if not is_fooled or self.restarts >= self._settings.max_restarts or most - done < FEWEST_TRAINING_ROUNDS:
             return None
         lost = f"the reward is {newest.mean:+.3g} ± {newest.sem:.2g} against the base over {count} rounds"
-        return self._restart(done, f"the surrogate was fooled: {lost}")
+        return self._restart(done, f"{FOOLED}: {lost}")
 
     def _restart(self, done: int, why: str) -> Begin:
         self.restarts, self.planned = self.restarts + 1, None
@@ -220,6 +242,7 @@ class TrainSchedule:
             "planned": self.planned,
             "accuracies": self._accuracies,
             "gains": self._gains,
+            "ranked": self.ranked,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -229,3 +252,4 @@ class TrainSchedule:
         self.planned = None if self._settings.rounds is not None else state["planned"]  # asked for since
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
+        self.ranked = state.get("ranked", 0)  # a state of release 0.3 in the making has none
