@@ -34,8 +34,8 @@ from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evalua
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.observer import Observer
+from lasro_client.run.outcome import evaluated
 from lasro_client.run.reward_watch import RewardWatch, probe_with
-from lasro_client.run.stage2 import _evaluated
 from lasro_client.services.connect import services
 from lasro_client.services.reward_client import RewardClient
 
@@ -244,7 +244,7 @@ def test_an_evaluation_of_a_cold_reward_is_taken_again(held_out, tmp_path):
     """Bug: an evaluation in which nothing was scored was stored as the base's, and never taken again."""
     evaluation, watch = held_out
     COLD.cold = 2  # the one call of each number of steps; the probe is answered
-    found = _evaluated(evaluation.evaluate_base, evaluation, watch)
+    found = evaluated(evaluation.evaluate_base, evaluation, watch)
     assert found.rewards["cold"].values() == ([0.5], [0.5])
     assert load_evaluation(tmp_path / "evaluation" / "before.json") == found
     empty = found.model_copy(update={"rewards": {"cold": ByNumSteps([None], [None])}})
