@@ -8,6 +8,8 @@ from typing import Any
 from lasro.config.run import RunSettings
 
 OLDER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"autocast": "none"},
+    "surrogate": {"autocast": "none", "serve_autocast": "none", "buffer_groups": 300},
     "train": {
         "rounds": 150,
         "warmup_rounds": 0,

@@ -20,7 +20,7 @@ def trainer_of(
     config = RunSettings.model_validate(
         {
             "name": "generator",
-            "model": {"path": str(model_path), "device": "cpu"},
+            "model": {"path": str(model_path), "device": "cpu", "autocast": "none"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [reward],
             "lora": {"rank": 2},

@@ -27,7 +27,7 @@ def settings(model: Path, reward: dict[str, Any] | None = None, **train: Any) ->
     return RunSettings.model_validate(
         {
             "name": "true",
-            "model": {"path": str(model), "device": "cpu"},
+            "model": {"path": str(model), "device": "cpu", "autocast": "none"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "brightness", "serve": "torch_rewards:brightness", "weight": 2.0} | (reward or {})],
             "method": {"type": "true-gradient", "one_step_weight": 0.25, "regulariser_weight": 0.0},
