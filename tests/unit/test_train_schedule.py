@@ -11,18 +11,19 @@ import pytest
 
 from lasro.config import TrainSettings
 from lasro.wire import KindAccuracy
+from lasro_client.run.ranking import FIRST_GOAL, HOPELESS_ROUNDS
 from lasro_client.run.round_estimate import Estimate
 from lasro_client.run.round_record import RoundRecord, SurrogateRecord
 from lasro_client.run.train_schedule import (
     FEWEST_TRAINING_ROUNDS,
-    HOPELESS_ROUNDS,
     LONGEST_PILOT,
-    PATIENT_ROUNDS,
     PILOT_SHARE,
     Begin,
     End,
     TrainSchedule,
 )
+
+KINDS = ("across_seeds", "reference_one_step")
 
 
 def played(
@@ -35,7 +36,7 @@ def played(
     """What the schedule decided, after which round, counted from 1; the accuracy is that of every kind of pairs."""
     found = []
     for index, accuracy in enumerate(accuracies):
-        kinds = {} if accuracy is None else {"reference_one_step": KindAccuracy(accuracy=accuracy, pairs=12)}
+        kinds = {} if accuracy is None else dict.fromkeys(KINDS, KindAccuracy(accuracy=accuracy, pairs=12))
         surrogate = SurrogateRecord(fresh_pair_accuracy=accuracy, ranked_pairs=100, accuracy_by_kind=kinds)
         gain = gains[index] if index < len(gains) else None
         step = schedule.observe(RoundRecord("train", first + index, surrogate=surrogate), gain, affordable)
@@ -70,24 +71,22 @@ def test_an_easy_reward_takes_few_rounds_before_it_is_followed() -> None:
 def test_a_reward_that_is_hard_to_rank_is_given_longer() -> None:
     """Guards against a generator that follows a surrogate which still ranks at random."""
     schedule = TrainSchedule(TrainSettings())
-    rising = [0.5 + 0.01 * round for round in range(50)]
+    rising = [0.5 + 0.005 * round + noise for round, noise in enumerate(around(0.0, 60, 0.08))]
     ((round, _),) = played(schedule, rising)
-    assert 35 < round < 50
-    assert schedule.ranked == round
+    assert FIRST_GOAL < round < 60
+    assert schedule.ranking.rounds == round
 
 
-def test_ranking_that_no_longer_improves_is_over() -> None:
-    """Guards against calls for a reward of which the surrogate has learned what it can."""
-    saturating = [0.7 - 0.2 * 0.8**round + noise for round, noise in enumerate(around(0.0, 90))]
-    ((round, step),) = played(TrainSchedule(TrainSettings()), saturating)
-    assert PATIENT_ROUNDS <= round < 80
-    assert "no longer improves" in step.why
-
-
-def test_ranking_that_improves_slowly_goes_on() -> None:
-    """Bug: by the luck of a few rounds a rise by a third of a hundredth a round passed for none, after 24 rounds."""
-    rising = [[0.6 + 0.003 * n + noise for n, noise in enumerate(around(0.0, 60, 0.08, seed))] for seed in range(20)]
-    assert sum(not played(TrainSchedule(TrainSettings()), accuracies) for accuracies in rising) >= 15
+def test_after_a_try_that_fooled_it_the_surrogate_ranks_twice_as_long() -> None:
+    """Bug: it ranked 0.71 of new pairs, was fooled in pilot after pilot, and never learned more of what it lacked; or
+    a rise that is lost in the noise of two dozen rounds passed for the end of all learning."""
+    schedule = TrainSchedule(TrainSettings())
+    ((tried, _),) = played(schedule, [0.7] * FIRST_GOAL)
+    assert tried == FIRST_GOAL
+    ((fooled, again),) = played(schedule, [0.3] * 4, around(-0.1, 4, 0.02), tried)
+    assert (again.phase, again.is_restart, fooled) == ("ranking", True, tried + 4), "no need to see more of it"
+    ((next_try, step),) = played(schedule, [0.7] * (FIRST_GOAL + 1), (), fooled)
+    assert (step.phase, schedule.ranking.rounds, next_try) == ("pilot", 2 * FIRST_GOAL, fooled + FIRST_GOAL)
 
 
 def test_noise_ends_the_run_and_says_so() -> None:
@@ -102,7 +101,7 @@ def test_noise_ends_the_run_and_says_so() -> None:
 def test_noise_in_a_short_run_ends_where_ranking_has_to_end() -> None:
     """Guards against a short run that trains on noise because its rounds are up."""
     steps = played(TrainSchedule(TrainSettings(rounds=40)), [0.5 + 0.03 * (-1) ** round for round in range(40)])
-    assert [(round, type(step)) for round, step in steps][:1] == [(12, End)]
+    assert [(round, type(step)) for round, step in steps][:1] == [(13, End)]
 
 
 def test_noise_that_passed_for_a_reward_at_first_moves_the_model_by_a_pilot_only() -> None:
@@ -191,7 +190,7 @@ def test_explicit_stages_and_tiny_runs_train_at_once(settings: dict[str, Any]) -
     assert (schedule.phase, schedule.pilot_share) == ("training", 1.0)
 
 
-def test_perturbed_samples_are_no_more_than_half_of_the_ranking() -> None:
+def test_perturbed_samples_do_not_flatter_the_ranking() -> None:
     """Bug: a surrogate that tells perturbed samples from their originals, and one seed's from another's by lot, passed
     for one that ranks 0.76 of the pairs right; its generator was fooled at once."""
     schedule = TrainSchedule(TrainSettings())
@@ -199,7 +198,7 @@ def test_perturbed_samples_are_no_more_than_half_of_the_ranking() -> None:
         "reference_two_step": KindAccuracy(accuracy=0.9, pairs=300),
         "across_seeds": KindAccuracy(accuracy=0.5, pairs=60),
     }
-    for round in range(12):
+    for round in range(FIRST_GOAL):
         surrogate = SurrogateRecord(fresh_pair_accuracy=0.83, ranked_pairs=360, accuracy_by_kind=kinds)
         assert schedule.observe(RoundRecord("train", round, surrogate=surrogate), None, None) is None
     assert schedule.phase == "ranking"

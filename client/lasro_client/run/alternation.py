@@ -187,10 +187,11 @@ class Alternation:
         self._ahead = None  # sampled for a phase that is over
         if step.is_restart:
             self._begin_again()
-        rate = self.config.train.ranking_rate
-        reply = self.surrogate.settle(self.progress.round, self._settling_steps(), rate)
-        self.progress = self.progress._replace(surrogate_version=reply.version)
-        self.surrogate.follow(reply.version)
+        if step.phase != "ranking":
+            rate = self.config.train.ranking_rate
+            reply = self.surrogate.settle(self.progress.round, self._settling_steps(), rate)
+            self.progress = self.progress._replace(surrogate_version=reply.version)
+            self.surrogate.follow(reply.version)
         self._let_rate_fall()
         return step.why
 
@@ -229,7 +230,7 @@ class Alternation:
 
     def _settling_steps(self) -> int:
         """Steps in which each group of the replay is drawn `train.settle_passes` times; of many groups fewer do."""
-        settings, surrogate, ranked = self.config.train, self.config.surrogate, self.schedule.ranked
+        settings, surrogate, ranked = self.config.train, self.config.surrogate, self.schedule.ranking.rounds
         made = ranked * settings.ranking.prompts_per_round + (self.progress.round - ranked) * settings.prompts_per_round
         groups = min(surrogate.buffer_groups, made)
         return min(MOST_SETTLING, math.ceil(settings.settle_passes * groups / surrogate.groups_per_step))

@@ -18,7 +18,8 @@ from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
-from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, WINDOW, most_ranking_rounds
+from lasro_client.run.ranking import WINDOW
+from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, most_ranking_rounds
 
 FEWEST_WORTH = 1 + 4
 """Rounds, one of ranking and a few of training, below which a run from nothing cannot come to anything."""
