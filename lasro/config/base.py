@@ -59,6 +59,8 @@ WeightsFile = Annotated[str, AfterValidator(_weights)]
 """`bundled`, or a file as `ConfigPath`."""
 ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 """`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder next to the TOML file."""
+DatasetSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
+"""A file or folder (as `ConfigPath`), or a name: what is none next to the TOML file."""
 
 Timesteps = Annotated[tuple[int, ...], AfterValidator(_two_falling)]
 """Those of the two steps, 0 (clean) to 999 (noise), the larger first."""
