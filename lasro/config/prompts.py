@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from lasro.config.base import ConfigPath, DatasetSource, Settings
+from lasro.config.base import ConfigPath, Settings, from_folder
 from lasro.validation import KIND
 
+DATA_FILES = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+"""Endings of names that are files, and what the library `datasets` calls their format."""
+
+
+def _file_or_name(value: str, info: ValidationInfo) -> str:
+    """A path where it looks like one, whether or not it is still there, or exists in the folder of the TOML file."""
+    if info.context is None:
+        return value
+    path = from_folder(Path(value), info)
+    is_path = value.startswith((".", "~", "/")) or path.suffix.lower() in DATA_FILES
+    return str(path) if is_path or path.exists() else value
+
+
+DatasetSource = Annotated[str, AfterValidator(_file_or_name)]
+"""A file or folder (as `ConfigPath`), or a name."""
 Cell = str | int | float | bool
 """A value of a column that rows are chosen by."""
 

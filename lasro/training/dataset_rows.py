@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lasro.config.prompts import DATA_FILES
 from lasro.errors import ConfigError, LasroError
-from lasro.training.dataset_source import FORMATS, Source
+from lasro.training.dataset_source import Source
 from lasro.training.numbered_prompt import preview
 
 INSTALL = "pip install 'lasro[datasets]'"
@@ -133,10 +134,10 @@ def _local_builder(path: Path, subset: str | None) -> Any:
     if path.is_dir():
         return load_dataset_builder(str(path.resolve()), name=subset)
     # "null" and "NA" may be prompts.
-    options: dict[str, Any] = {"keep_default_na": False} if FORMATS[path.suffix.lower()] == "csv" else {}
+    options: dict[str, Any] = {"keep_default_na": False} if DATA_FILES[path.suffix.lower()] == "csv" else {}
     if path.suffix.lower() == ".tsv":
         options["sep"] = "\t"
-    return load_dataset_builder(FORMATS[path.suffix.lower()], data_files=str(path.resolve()), **options)
+    return load_dataset_builder(DATA_FILES[path.suffix.lower()], data_files=str(path.resolve()), **options)
 
 
 def _hub_builder(source: Source) -> Any:
@@ -160,8 +161,8 @@ def _hub_file(hub_id: str, file: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    if Path(file).suffix.lower() not in FORMATS:
-        raise ConfigError(f"{hub_id}: file: got {file!r}, expected a name that ends in {', '.join(FORMATS)}")
+    if Path(file).suffix.lower() not in DATA_FILES:
+        raise ConfigError(f"{hub_id}: file: got {file!r}, expected a name that ends in {', '.join(DATA_FILES)}")
     try:
         path = Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=revision))
     except LocalEntryNotFoundError as error:

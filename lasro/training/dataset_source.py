@@ -6,21 +6,9 @@ import difflib
 from pathlib import Path
 from typing import NamedTuple
 
-from lasro.config.prompts import DatasetSettings
+from lasro.config.prompts import DATA_FILES, DatasetSettings
 from lasro.errors import ConfigError
 from lasro.training.known_datasets import KNOWN_DATASETS
-
-FORMATS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
-"""Names of files that are read alone, and the library's name of their format."""
 
 
 class Source(NamedTuple):
@@ -54,7 +42,7 @@ def find_source(settings: DatasetSettings) -> Source:
         split, file = settings.split or known.split, settings.file or known.file
         column = settings.column or known.column
         return Source(None, known.hub_id, settings.subset, split, file, settings.revision, column, known.licence)
-    if name.startswith((".", "~", "/")) or path.suffix.lower() in FORMATS:
+    if name.startswith((".", "~", "/")) or path.suffix.lower() in DATA_FILES:
         raise ConfigError(f"{name}: no such file or folder of prompts")
     if name.count("/") != 1:
         meant = difflib.get_close_matches(name.lower(), KNOWN_DATASETS, n=1)
@@ -67,7 +55,9 @@ def _check_local(settings: DatasetSettings, path: Path) -> None:
     for key in ("revision", "file", "streaming"):
         if getattr(settings, key):
             raise ConfigError(f"{path}: {key} is of hub ids, and this is on the disk; leave it out")
-    if path.is_file() and path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path}: got a name that ends in {path.suffix!r}, expected {', '.join(FORMATS)} or a folder")
+    if path.is_file() and path.suffix.lower() not in DATA_FILES:
+        raise ConfigError(
+            f"{path}: got a name that ends in {path.suffix!r}, expected {', '.join(DATA_FILES)} or a folder"
+        )
     if path.is_file() and settings.subset is not None:
         raise ConfigError(f"{path}: got subset {settings.subset!r}, but a file has none; leave it out")

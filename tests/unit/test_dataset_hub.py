@@ -104,7 +104,7 @@ def answers(hub: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     cache = str(tmp_path_factory.mktemp("cache"))
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": cache, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", ASK, json.dumps([ONLINE, OFFLINE])]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=1200)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
     assert done.stderr == "", "bars and advice of the libraries"
     return json.loads(done.stdout)
 

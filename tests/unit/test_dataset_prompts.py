@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_said_in_one_line(
     """Bug: a misspelt name was looked for on the hub, and a broken file was a traceback through three libraries."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "drawbench").mkdir()
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     for name, content in (("run.toml", ""), ("p.csv", "prompt\na\n"), ("broken.parquet", "x"), ("empty.csv", "")):
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -230,6 +230,8 @@ def test_a_table_of_settings_names_a_data_set(tmp_path: Path) -> None:
     assert type(config).model_validate(config.model_dump(mode="json")).prompts == config.prompts, (
         "as config.json has it"
     )
+    (tmp_path / "p.parquet").unlink()
+    assert load_config(run).prompts == config.prompts, "a run is resumed without its data set"
     for setting, message in (
         ('prompts.drift={dataset="a/b",limt=3}', r"prompts\.drift\.limt: no such .* mean prompts\.drift\.limit\?$"),
         ("prompts.train.limit=0", r"run\.toml: prompts\.train\.limit: got 0\."),

@@ -127,5 +127,5 @@ def test_other_processes_get_what_the_main_one_read(data: Path, tiny_model_path:
     config, folder = settings(data, tiny_model_path), tmp_path / "run"
     first = read(config, folder).train
     assert first.record is not None
-    frozen = FrozenPrompts([tuple(prompt) for prompt in first.prompts], first.record)
+    frozen = FrozenPrompts([(prompt.text, prompt.metadata) for prompt in first.prompts], first.record)
     assert decode(encode(frozen, FrozenPrompts), FrozenPrompts).as_file(folder, "train") == first
