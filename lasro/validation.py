@@ -13,6 +13,8 @@ LONGEST_PROBLEM = 300
 LONGEST_VALUE = 60
 TAG = "type"
 """The setting that tells the kinds of a table apart."""
+KIND = "is a "
+"""What the names of kinds begin with that no setting tells apart: a value's form does."""
 
 
 def explain(error: ValidationError, settings: type[BaseModel] | None = None) -> str:
@@ -59,7 +61,8 @@ def _name(where: Sequence[int | str]) -> str:
 
 def _without_tags(where: Sequence[int | str], settings: type[BaseModel]) -> list[int | str]:
     """A place as the user wrote it: within a union pydantic also names the kind, as in `method.lasro.score_clip`."""
-    return [key for index, key in enumerate(where) if not _chosen(key, _kinds_at(where[:index], settings))]
+    told = [key for key in where if not str(key).startswith(KIND)]
+    return [key for index, key in enumerate(told) if not _chosen(key, _kinds_at(told[:index], settings))]
 
 
 def _instead(where: Sequence[int | str], settings: type[BaseModel]) -> str:

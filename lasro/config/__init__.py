@@ -4,12 +4,12 @@ from lasro.config.base import BUNDLED, Autocast, Dtype, Settings, Timesteps
 from lasro.config.load import differing_keys, load_config
 from lasro.config.method import AscentSettings, LasroSettings, MethodChoice
 from lasro.config.model import LoraSettings, ModelSettings
+from lasro.config.prompts import DatasetSettings, PromptSettings, PromptSource
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
 from lasro.config.run import (
     BudgetSettings,
     EvaluationSettings,
     HealthSettings,
-    PromptSettings,
     RunSettings,
     ServiceSettings,
 )
@@ -21,6 +21,7 @@ __all__ = [
     "AscentSettings",
     "Autocast",
     "BudgetSettings",
+    "DatasetSettings",
     "Dtype",
     "EvaluationSettings",
     "HealthSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectiveSettings",
     "PretrainSettings",
     "PromptSettings",
+    "PromptSource",
     "RewardSettings",
     "RunSettings",
     "SamplingSettings",

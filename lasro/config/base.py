@@ -27,20 +27,21 @@ class Source(NamedTuple):
     """Takes a line about each old name that is still read."""
 
 
-def _from_folder(path: Path, info: ValidationInfo) -> Path:
+def from_folder(path: Path, info: ValidationInfo) -> Path:
+    """A path of a TOML file: a relative one starts in the file's folder."""
     source: Source | None = info.context
     return path if source is None else (source.folder / path.expanduser()).resolve()
 
 
 def _weights(value: str, info: ValidationInfo) -> str:
-    return value if value == BUNDLED else str(_from_folder(Path(value), info))
+    return value if value == BUNDLED else str(from_folder(Path(value), info))
 
 
 def _folder_or_hub_id(value: str, info: ValidationInfo) -> str:
     """A path where it looks like one, or exists in the folder of the file; anything else is a hub id."""
     if value == BUNDLED or info.context is None:
         return value
-    path = _from_folder(Path(value), info)
+    path = from_folder(Path(value), info)
     return str(path) if value.startswith((".", "~", "/")) or path.exists() else value
 
 
@@ -53,7 +54,7 @@ def _two_falling(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
-ConfigPath = Annotated[Path, AfterValidator(_from_folder)]
+ConfigPath = Annotated[Path, AfterValidator(from_folder)]
 """A file or folder; relative to the TOML file."""
 WeightsFile = Annotated[str, AfterValidator(_weights)]
 """`bundled`, or a file as `ConfigPath`."""

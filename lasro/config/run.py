@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from lasro.config.base import Autocast, ConfigPath, Positive, Settings, move_key
+from lasro.config.base import Autocast, Positive, Settings, move_key
 from lasro.config.method import LasroSettings, MethodChoice
 from lasro.config.model import LoraSettings, ModelSettings
+from lasro.config.prompts import PromptSettings
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
 from lasro.config.surrogate import SurrogateRun, SurrogateSettings
 from lasro.config.training import PretrainSettings, TrainSettings
@@ -26,19 +27,6 @@ MOVED_TO_METHOD = {
     "teacher",
     "teacher_latents",
 }
-
-
-class PromptSettings(Settings):
-    """Prompt files: one a line, JSONL, JSON, CSV or TSV by their names. Paths are relative to the TOML file."""
-
-    train: ConfigPath
-    """Prompts trained on."""
-    held_out: ConfigPath
-    """Prompts evaluated on, never trained on."""
-    drift: ConfigPath | None = None
-    """Prompts that should keep looking as the base draws them; absent: drift is not measured."""
-    comments: bool = False
-    """Skip lines of text and JSONL that begin with `#`; else these are prompts too."""
 
 
 class HealthSettings(Settings):

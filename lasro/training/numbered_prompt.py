@@ -30,8 +30,8 @@ Reader = Callable[[Path, str, bool], Iterator[NumberedPrompt]]
 with `#` are comments. Raises ConfigError as `FILE:LINE: ...`."""
 
 
-def bad_line(path: Path, line: int, problem: str) -> ConfigError:
-    """What is wrong with a line of a prompt file."""
+def bad_line(path: Path | str, line: int, problem: str) -> ConfigError:
+    """What is wrong with a line of a prompt file, or a row of a data set of that name."""
     return ConfigError(f"{path}:{line}: {problem}")
 
 
@@ -53,9 +53,14 @@ def text_lines(text: str, comments: bool) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line and not (comments and line.startswith(COMMENT))]
 
 
-def numbered_prompt(path: Path, line: int, text: str, metadata: Any = None) -> NumberedPrompt:
+def shows_nothing(text: str) -> bool:
+    """Whether a prompt is empty, or all of its characters are invisible."""
+    return all(unicodedata.category(character) in INVISIBLE for character in text)
+
+
+def numbered_prompt(path: Path | str, line: int, text: str, metadata: Any = None) -> NumberedPrompt:
     """The prompt, stripped; raises ConfigError for one that shows nothing, or that UTF-8 cannot hold."""
-    if all(unicodedata.category(character) in INVISIBLE for character in text):
+    if shows_nothing(text):
         raise bad_line(path, line, f"prompt: got {preview(text)}, expected words; fill it in or remove it")
     try:
         text.encode()

@@ -10,6 +10,7 @@ import msgpack
 from lasro.config import ModelSettings
 from lasro.errors import PromptTooLongError
 from lasro.models.registry import load_prompt_tokens
+from lasro.training.dataset_prompts import Fits
 from lasro.training.numbered_prompt import bad_line, preview
 from lasro.training.prompts import PromptFile
 from lasro.validation import one_line
@@ -27,6 +28,19 @@ def check_prompts(files: Sequence[PromptFile], model: ModelSettings) -> list[str
         _check_metadata(file)
     _check_lengths(files, model)
     return [note for file in files for note in _notes(file)]
+
+
+def fitting(model: ModelSettings) -> Fits | None:
+    """What tells which prompts of a data set the model takes; None for a family that cannot tell. Raises ModelError."""
+    tokens = load_prompt_tokens(model)
+    if tokens is None:
+        return None
+
+    def fits(texts: Sequence[str]) -> Sequence[bool]:
+        long = {each.place for each in tokens.too_long(texts)}
+        return [place not in long for place in range(len(texts))]
+
+    return fits
 
 
 def shared_prompts(file: PromptFile, train: PromptFile) -> list[str]:
@@ -75,13 +89,15 @@ def _check_metadata(file: PromptFile) -> None:
 
 def _notes(file: PromptFile) -> list[str]:
     notes, counts, line_of = [], Counter(file.texts), dict(zip(reversed(file.texts), reversed(file.lines), strict=True))
+    if file.record is not None:
+        notes.append(str(file.record))
     repeated = [text for text, count in counts.items() if count > 1]
     if repeated:
         text = repeated[0]
         where = f"{file.path}:{line_of[text]}: {len(repeated)} of the prompts stand in the file more than once"
         notes.append(f"{where}, such as {preview(text)}; each time counts")
     commented = [text for text in counts if text.startswith("# ")]
-    if commented:
+    if commented and file.record is None:
         where = f"{file.path}:{line_of[commented[0]]}: {preview(commented[0])} is taken as a prompt"
         notes.append(f"{where}; lines that begin with # are left out by prompts.comments or --comments")
     return notes

@@ -1,7 +1,7 @@
-"""Prompt files: a prompt a line, JSONL, JSON, CSV or TSV, by the ending of the name.
+"""Prompt files: a prompt a line, JSONL, JSON, CSV or TSV, by the ending of the name. Data sets are read here too.
 
-docs/train-your-model.md says what each looks like. What looks like another format than its name is refused: its
-brackets, quotes and headers would become prompts.
+docs/prompts.md says what each looks like. What looks like another format than its name is refused: its brackets,
+quotes and headers would become prompts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lasro.config.prompts import DatasetSettings
 from lasro.errors import ConfigError
+from lasro.training.dataset_prompts import DatasetRecord, Fits, read_dataset
 from lasro.training.numbered_prompt import (
     NumberedPrompt,
     Reader,
@@ -33,7 +35,7 @@ QUOTED_ROW = re.compile(r'"([^"]|"")*"\s*(,?$|[,;\t]\S)')
 SIGNATURES = {
     b"\x1f\x8b": "compressed by gzip; unpack it",
     b"PK\x03\x04": "a zip archive or a workbook; unpack it, or export it as CSV",
-    b"PAR1": "a Parquet table; export it as CSV",
+    b"PAR1": 'a Parquet table; name it as a data set, {dataset = "FILE"}, or export it as CSV',
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
     b"%PDF-": "a PDF document; save its text, a prompt a line",
@@ -54,11 +56,14 @@ class Prompt(NamedTuple):
 
 
 class PromptFile(NamedTuple):
-    """The prompts of a file in its order, and the line on which each begins."""
+    """The prompts of a file in its order, and the line on which each begins; of a data set, its row."""
 
-    path: Path
+    path: Path | str
+    """For messages: the name of a data set is no path."""
     prompts: list[Prompt]
     lines: list[int]
+    record: DatasetRecord | None = None
+    """What was read of a data set; None for a file."""
 
     @property
     def texts(self) -> list[str]:
@@ -66,9 +71,17 @@ class PromptFile(NamedTuple):
         return [prompt.text for prompt in self.prompts]
 
 
-def read_prompts(path: Path, comments: bool = False) -> list[Prompt]:
-    """All prompts of a file in its order, blank lines skipped; never empty. As `read_prompt_file`."""
-    return read_prompt_file(path, comments).prompts
+def read_prompts(source: Path | DatasetSettings, comments: bool = False) -> list[Prompt]:
+    """All prompts of a file in its order, blank lines skipped; never empty. As `read_prompt_source`."""
+    return read_prompt_source(source, comments).prompts
+
+
+def read_prompt_source(source: Path | DatasetSettings, comments: bool = False, fits: Fits | None = None) -> PromptFile:
+    """Read a file as `read_prompt_file`, or a data set, of which what does not fit is left out. Raises ConfigError."""
+    if not isinstance(source, DatasetSettings):
+        return read_prompt_file(source, comments)
+    found, record = read_dataset(source, fits)
+    return _prompt_file(record.name, found)._replace(record=record)
 
 
 def read_prompt_file(path: Path, comments: bool = False) -> PromptFile:
@@ -82,6 +95,10 @@ def read_prompt_file(path: Path, comments: bool = False) -> PromptFile:
     found = list(READERS.get(ending, read_lines)(path, text, comments))
     if not found:
         raise ConfigError(f"{path}: got no prompt, expected at least one")
+    return _prompt_file(path, found)
+
+
+def _prompt_file(path: Path | str, found: Sequence[NumberedPrompt]) -> PromptFile:
     return PromptFile(path, [Prompt(each.text, each.metadata) for each in found], [each.line for each in found])
 
 

@@ -94,6 +94,7 @@ def test_a_run_says_nothing_but_what_it_must(tmp_path: Path) -> None:
         config = load_config(toml)
         assert config.model_dump(exclude_defaults=True).keys() == {"name", "prompts", "rewards"}
         assert load_reward(config.rewards[0].serve or "") is REWARDS[name]
+        assert isinstance(config.prompts.train, Path)
         assert len(config.prompts.train.read_text().splitlines()) == 44
 
 

@@ -13,6 +13,7 @@ from tiny_sd15 import write_tiny_sd15
 
 from lasro.config import ModelSettings, RunSettings
 from lasro.errors import ConfigError, PromptTooLongError
+from lasro.training.distributed import DistributedContext
 from lasro.training.prompt_checks import check_prompts
 from lasro.training.prompts import read_prompt_file
 from lasro_client.cli.main import app
@@ -104,7 +105,7 @@ def test_a_run_ends_before_it_starts_anything(
 def test_prompts_that_are_trained_on_and_measured_on_are_a_warning(tiny_model_path: Path, tmp_path: Path) -> None:
     """Bug: a gain on held-out prompts that were trained on, reported as if it would hold for others."""
     config = settings(tmp_path, tiny_model_path)
-    (warning,) = read_run_prompts(config).check(config)
+    (warning,) = read_run_prompts(config, tmp_path / "run", DistributedContext()).check(config)
     assert warning.startswith(f"{config.prompts.held_out}:2: 1 of 2 prompts stand in {config.prompts.train} too")
 
 

@@ -36,10 +36,11 @@ def demo(
 
     config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
+        from lasro.training.distributed import DistributedContext
         from lasro_client.run.from_scratch import surrogate_from_scratch, with_initial_surrogate
         from lasro_client.run.run_prompts import read_run_prompts
 
-        read_run_prompts(config).check(config)  # hours before the part that uses them
+        read_run_prompts(config, out, DistributedContext()).check(config)  # hours before the part that uses them
         stage1, warm_up, final = (
             load_config(shipped_config(name)) for name in ("demo-stage1", "demo-warm-up", "demo-surrogate")
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
-from lasro.config import RunSettings
+from lasro.config import DatasetSettings, PromptSource, RunSettings
+from lasro.training.distributed import DistributedContext
 from lasro.training.prompt_checks import check_prompts, shared_prompts
 from lasro.training.prompts import PromptFile, read_prompt_file
+from lasro_client.run.frozen_prompts import FrozenPrompts, freeze
 
 
 class RunPrompts(NamedTuple):
-    """The files that `[prompts]` names; `drift` is None where drift is not measured."""
+    """What `[prompts]` names; `drift` is None where drift is not measured."""
 
     train: PromptFile
     held_out: PromptFile
@@ -23,10 +26,21 @@ class RunPrompts(NamedTuple):
         return notes + [note for file in measured for note in shared_prompts(file, self.train)]
 
 
-def read_run_prompts(config: RunSettings) -> RunPrompts:
-    """Read the prompt files; raises ConfigError, as `FILE:LINE: ...` where a line is to blame."""
+def read_run_prompts(config: RunSettings, folder: Path, peers: DistributedContext) -> RunPrompts:
+    """Read the prompt files, and what the run in `folder` takes from data sets, which it keeps. All processes call it;
+    the main one reads data sets for all.
+
+    Raises ConfigError, as `FILE:LINE: ...` where a line is to blame.
+    """
+
+    def read(role: str, source: PromptSource) -> PromptFile:
+        if not isinstance(source, DatasetSettings):
+            return read_prompt_file(source, config.prompts.comments)
+        frozen = peers.on_main_and_broadcast(lambda: freeze(folder, role, source, config.model), FrozenPrompts)
+        return frozen.as_file(folder, role)
+
     settings = config.prompts
-    train, held_out = (read_prompt_file(path, settings.comments) for path in (settings.train, settings.held_out))
+    train, held_out = read("train", settings.train), read("held_out", settings.held_out)
     if settings.drift is None or config.evaluation.drift_prompts == 0:
         return RunPrompts(train, held_out, None)
-    return RunPrompts(train, held_out, read_prompt_file(settings.drift, settings.comments))
+    return RunPrompts(train, held_out, read("drift", settings.drift))

@@ -52,7 +52,7 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     with processes() as peers, folder.held(peers):
         config = folder.go_on_as_begun(peers)
         if peers.on_main_and_broadcast(folder.result, Summary | None) is None:
-            prompts = read_run_prompts(config)
+            prompts = read_run_prompts(config, out, peers)
             notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
             peers.on_main_and_broadcast(folder.open, None)
             observer = Observers(observers if peers.is_main else ())

@@ -53,7 +53,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
         finished = peers.on_main_and_broadcast(folder.result, Summary | None)
         if finished is not None:
             return finished
-        prompts = read_run_prompts(config)
+        prompts = read_run_prompts(config, out, peers)
         notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])
         peers.on_main_and_broadcast(lambda: check_budget(folder), None)
         peers.on_main_and_broadcast(folder.open, None)
