@@ -168,6 +168,13 @@ class GeneratorModel(ABC):
         not depend on the others: a resumed run would come out differently.
         """
 
+    def embed_ahead(self, prompts: Sequence[str]) -> None:
+        """Embed these prompts now, so that what embedding needs can be freed until another prompt comes.
+
+        Here, for a family that keeps no embeddings, they are only checked. Raises PromptTooLongError.
+        """
+        self.check_prompts(prompts)
+
     @abstractmethod
     def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
         """The sampler's steps, noisiest first: the first of `settings.timesteps`, where there are any.

@@ -8,7 +8,6 @@ Shape legend: B batch, C latent channels, H, W latent height and width, h, w ima
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -42,6 +41,7 @@ from lasro.models.base import (
     SamplingStep,
 )
 from lasro.models.device import autocast, device_memory, pick_device
+from lasro.models.embedding_store import open_store
 from lasro.models.float32_convolutions import compute_ends_in_float32
 from lasro.models.latent_codec import LatentCodec
 from lasro.models.lcm_schedule import LcmSchedule
@@ -49,12 +49,13 @@ from lasro.models.lcm_teacher import TeacherUNet
 from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
+from lasro.models.prompt_embeddings import PromptEmbeddings
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer, token_limit
 from lasro.models.shared_view import shared_view
+from lasro.models.text_encoders import TextEncoders
 from lasro.models.unet_checks import check_pipeline, latent_size
 from lasro.models.unet_encoder import UNetEncoder
 
-EMBEDDING_CACHE = 2048
 EMBEDDING_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
 CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 
@@ -81,7 +82,8 @@ class LatentConsistencyModel(GeneratorModel):
     @classmethod
     def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:
         parts = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
-        return cls(load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings), settings)
+        found = load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings, unread=cls.text_encoders)
+        return cls(found, settings)
 
     @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:
@@ -101,7 +103,8 @@ class LatentConsistencyModel(GeneratorModel):
         for part in ("unet", "vae", *self.text_encoders):
             getattr(pipeline, part).requires_grad_(False).eval()
         with loading(where):
-            pipeline.to(self.device)
+            self._encoders = TextEncoders(pipeline, self.text_encoders, settings, self.device)
+            self._encoders.move_pipeline()
         if self.device.type == "cpu":
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.vae.to(memory_format=torch.channels_last)
@@ -119,7 +122,7 @@ class LatentConsistencyModel(GeneratorModel):
         scale = pipeline.vae_scale_factor
         self.latent_shape = (self.unet.config.in_channels, height, width)
         self.image_size = (height * scale, width * scale)
-        self._embeddings: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
+        self._embeddings = PromptEmbeddings(self.device, open_store(), self._encoders.identity, self._embed_unknown)
         self._encoders_adapted = False
 
     def _limit_tokens(self, where: str) -> PromptTokens:
@@ -149,20 +152,26 @@ class LatentConsistencyModel(GeneratorModel):
     # --- sampling --------------------------------------------------------------------------------------------
 
     def embed(self, prompts: Sequence[str], base: bool = False) -> Conditioning:
-        """As `GeneratorModel.embed`; cached."""
+        """As `GeneratorModel.embed`; kept in memory and on disk."""
         of_base = base and self._encoders_adapted
         with torch.no_grad(), without_adapters(self.pipeline) if of_base else nullcontext():
-            for prompt in dict.fromkeys(prompts):
-                if (prompt, of_base) not in self._embeddings:
-                    self.check_prompts([prompt])
-                    with device_memory("embedding a prompt", EMBEDDING_ADVICE):
-                        self._embeddings[prompt, of_base] = self.embed_prompt(prompt)
-        rows = [self._embeddings[prompt, of_base] for prompt in prompts]
-        for prompt in prompts:
-            self._embeddings.move_to_end((prompt, of_base))
-        while len(self._embeddings) > EMBEDDING_CACHE:
-            self._embeddings.popitem(last=False)
-        return Conditioning({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+            found = self._embeddings.stacked(prompts, adapted=self._encoders_adapted and not base)
+        self._encoders.release_idle()
+        return found
+
+    def embed_ahead(self, prompts: Sequence[str]) -> None:
+        if self._encoders_adapted:
+            return
+        with torch.no_grad():
+            kept = self._embeddings.keep(prompts)
+        if kept:
+            self._encoders.release()
+
+    def _embed_unknown(self, prompt: str) -> dict[str, Tensor]:
+        self.check_prompts([prompt])
+        with device_memory("embedding a prompt", EMBEDDING_ADVICE):
+            self._encoders.load()
+            return self.embed_prompt(prompt)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         self._prompt_tokens.check(prompts)
@@ -237,8 +246,9 @@ class LatentConsistencyModel(GeneratorModel):
 
     def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
         adapter = find_adapter(path, self._module_names(), partial)
-        put_on(self.pipeline.components, adapter)
         self._encoders_adapted = not adapter.parts.keys().isdisjoint(self.text_encoders)
+        self._encoders.pin(self._encoders_adapted)
+        put_on(self.pipeline.components, adapter)
         self._embeddings.clear()
         return adapter.keys
 
@@ -248,6 +258,7 @@ class LatentConsistencyModel(GeneratorModel):
 
     def save_fused(self, folder: Path) -> None:
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
+            self._encoders.load()
             fuse_adapter(self.pipeline)
             self.pipeline.save_pretrained(folder, safe_serialization=True)
 

@@ -22,6 +22,7 @@ from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.alternation import Alternation
+from lasro_client.run.embed_ahead import embed_for_stage2
 from lasro_client.run.first_round import check_budget, judge_first_round
 from lasro_client.run.folder import RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
@@ -68,6 +69,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
 def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, observer: Observers) -> Summary:
     started, config = time.monotonic(), folder.config
     model = load_model(config.model)
+    embed_for_stage2(model, prompts, config, peers)
     trainer = create_trainer(config, model, peers)
     start_from_adapter(folder, trainer)
     trainer_cores = (0.5 if config.train.overlap else 1.0) if trainer.method.needs_surrogate else 0.0
