@@ -212,6 +212,10 @@ class GeneratorModel(ABC):
     def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
         """Images uint8 [B, h, w, 3]; with `mixed` in the settings' autocast dtype, else as the weights are."""
 
+    def decode_to_score(self, latents_BCHW: Tensor) -> np.ndarray:
+        """`decode` with `mixed` for images that are only scored; by `settings.tiny_vae` where a family knows that."""
+        return self.decode(latents_BCHW, mixed=True)
+
     @abstractmethod
     def encode(self, images_BhwC: np.ndarray) -> Tensor:
         """Latents float32 [B, C, H, W] of uint8 images of the model's own size; raises WireError for another size."""

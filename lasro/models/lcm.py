@@ -55,6 +55,7 @@ from lasro.models.shared_view import shared_view
 from lasro.models.text_encoders import TextEncoders
 from lasro.models.unet_checks import check_pipeline, latent_size
 from lasro.models.unet_encoder import UNetEncoder
+from lasro.models.vae_settings import load_tiny_vae, switch
 
 EMBEDDING_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
 CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
@@ -109,7 +110,10 @@ class LatentConsistencyModel(GeneratorModel):
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.vae.to(memory_format=torch.channels_last)
         batch = min(CODEC_BATCH, settings.max_batch or CODEC_BATCH)
+        switch(pipeline.vae, settings)
         self.codec = LatentCodec(pipeline.vae, f"{where}: vae", batch, self.normalises)
+        tiny = load_tiny_vae(settings, pipeline.vae, self.device)
+        self._codec_to_score = self.codec if tiny is None else LatentCodec(tiny, "model.tiny_vae", batch, False)
         self.unet, self.schedule = pipeline.unet, schedule.to(self.device)
         compute_ends_in_float32(self.unet)
         self.base = shared_view(self.unet)
@@ -217,9 +221,15 @@ class LatentConsistencyModel(GeneratorModel):
     def decode_pixels(self, latents_BCHW: Tensor) -> Tensor:
         return self.codec.decode(latents_BCHW) / 2 + 0.5
 
-    @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
-        images = self.codec.decode(latents_BCHW, self.settings.autocast if mixed else "none")
+        return self._decoded(self.codec, latents_BCHW, mixed)
+
+    def decode_to_score(self, latents_BCHW: Tensor) -> np.ndarray:
+        return self._decoded(self._codec_to_score, latents_BCHW, mixed=True)
+
+    @torch.no_grad()
+    def _decoded(self, codec: LatentCodec, latents_BCHW: Tensor, mixed: bool) -> np.ndarray:
+        images = codec.decode(latents_BCHW, self.settings.autocast if mixed else "none")
         unit = (images / 2 + 0.5).clamp(0, 1)
         return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

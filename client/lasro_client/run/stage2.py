@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
 from lasro_client.run.start_audit import StartAudit
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
+from lasro_client.run.tiny_vae_check import check_tiny_vae
 from lasro_client.services.connect import Services, services
 from lasro_client.services.feedback import FeedbackClient
 
@@ -85,6 +87,8 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         peers.on_main_and_broadcast(lambda: check_budget(folder, connected.rewards), None)
         _begin(alternation, observer)
         before = evaluated(held_out.evaluate_base, held_out, watch)
+        check = partial(check_tiny_vae, config, folder.path, model, prompts.train.prompts, connected.rewards, observer)
+        peers.on_main_and_broadcast(check, None)
         units = peers.on_main_and_broadcast(lambda: list(held_out.base_images.units.values()), list[float | None])
         alternation.measure_by(ByNumSteps(*units))
         audit = StartAudit(config, folder.path, connected.rewards, observer, peers)
