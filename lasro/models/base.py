@@ -149,6 +149,13 @@ class GeneratorModel(ABC):
         """Load the model of a diffusers folder or hub id; raises ModelError naming what is missing or unsupported."""
 
     @classmethod
+    def load_shapes(
+        cls, path: str, settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]
+    ) -> GeneratorModel:
+        """As `load`, but no weights are read: `without_memory` is given all networks by name, on the meta device."""
+        raise NotImplementedError(f"{cls.__name__} has no load_shapes")
+
+    @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens | None:
         """What counts the tokens of prompts, without the weights; None for a family that cannot tell before `embed`."""
         return None

@@ -8,7 +8,7 @@ Shape legend: B batch, C latent channels, H, W latent height and width, h, w ima
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,18 @@ class LatentConsistencyModel(GeneratorModel):
         parts = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
         found = load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings, unread=cls.text_encoders)
         return cls(found, settings)
+
+    @classmethod
+    def load_shapes(
+        cls, path: str, settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]
+    ) -> LatentConsistencyModel:
+        networks = ("unet", "vae", *cls.text_encoders)
+        parts = ("scheduler", *cls.tokenizers, *networks)
+        found = load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings, unread=networks)
+        without_memory({name: getattr(found, name) for name in networks})
+        model = cls(found, settings)
+        model._embeddings = PromptEmbeddings(model.device, None, str, model._embed_unknown)  # shapes are for no disk
+        return model
 
     @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:

@@ -5,7 +5,6 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from lasro.models.base import Conditioning, FeatureExtractor
-from lasro.models.shared_view import shared_view
+from lasro.models.shared_view import shared_view, trainable_copy
 
 
 class UNetEncoder(FeatureExtractor):
@@ -39,8 +38,7 @@ class UNetEncoder(FeatureExtractor):
         for name in self.trained_parts:
             if getattr(self.unet, name) is None:
                 continue
-            part = copy.deepcopy(getattr(self.unet, name)).float().requires_grad_(True)
-            setattr(self.unet, name, part)
+            setattr(self.unet, name, trainable_copy(getattr(self.unet, name)))
 
     def add_adapters(self, rank: int) -> None:
         """LoRA adapters, float32, on every linear and convolution of conv_in, down and mid blocks."""
