@@ -197,8 +197,10 @@ class LatentConsistencyModel(GeneratorModel):
             output = (self.base if base else self.unet)(x_t, t, **arguments).sample
         return self.schedule.predict(output.float(), x_t_BCHW, t)
 
-    def renoise(self, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
-        return self.schedule.add_noise(z_BCHW, noise_BCHW, int(step.time))
+    def next_input(
+        self, x_t_BCHW: Tensor, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep, next_step: SamplingStep
+    ) -> Tensor:
+        return self.schedule.add_noise(z_BCHW, noise_BCHW, int(next_step.time))
 
     def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         return self.schedule.add_noise(z_BCHW, noise_BCHW, timesteps_B)

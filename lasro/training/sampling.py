@@ -23,11 +23,11 @@ from torch import Tensor
 
 from lasro.config import SamplingSettings
 from lasro.errors import NonFiniteError
-from lasro.functional.consistency import sample
+from lasro.functional.consistency import StepSample, sample
 from lasro.functional.drift import mean_square_difference
 from lasro.functional.perturbation import perturb, smooth_noise
 from lasro.images import png_bytes
-from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
 from lasro.models.device import device_memory
 from lasro.service.child_process import cores
 from lasro.training.prompts import Prompt
@@ -104,6 +104,22 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
+def take_steps(
+    model: GeneratorModel,
+    steps: Sequence[SamplingStep],
+    predict_clean: Callable[[Tensor, int], Tensor],
+    noises: Sequence[Tensor],
+    rows: Sequence[Tensor],
+) -> list[StepSample]:
+    """`consistency.sample` by the model's sampler, from noises ~ N(0, I)."""
+    return sample(
+        predict_clean,
+        lambda x_t_BCHW, z_BCHW, noise_BCHW, i: model.next_input(x_t_BCHW, z_BCHW, noise_BCHW, steps[i - 1], steps[i]),
+        [model.first_input(noises[0], steps[0]), *noises[1:]],
+        rows,
+    )
+
+
 def sample_latents(
     model: GeneratorModel, noises: Sequence[Tensor], conditioning: Conditioning, base: bool | Sequence[bool] = False
 ) -> list[Tensor]:
@@ -122,9 +138,10 @@ def sample_latents(
     conditionings = [conditioning]
     for chosen in rows:
         conditionings.append(conditionings[-1].rows(chosen))
-    taken = sample(
+    taken = take_steps(
+        model,
+        steps,
         lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditionings[i], of_base[i]),
-        lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
         noises,
         rows,
     )

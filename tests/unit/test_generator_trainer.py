@@ -82,7 +82,7 @@ def test_the_regulariser_adds_both_steps(trainer: GeneratorTrainer) -> None:
     with torch.no_grad():
         z_1, z_2 = sample_latents(model, noises, conditioning)
         steps = model.steps(2)
-        inputs = [noises[0], model.renoise(z_1, noises[1], steps[1])]
+        inputs = [noises[0], model.next_input(noises[0], z_1, noises[1], *steps)]
         bases = [
             model.predict_clean(x_t, step, conditioning, base=True) for x_t, step in zip(inputs, steps, strict=True)
         ]
