@@ -95,6 +95,13 @@ class AdapterKeys(NamedTuple):
         return {"loaded": self.loaded, "total": self.total}
 
 
+class BaseAdapter(NamedTuple):
+    """A LoRA that is part of the base: what it was called, and its file's content."""
+
+    name: str
+    sha256: str
+
+
 SOLVER_STEPS = 50
 """Of the solver that a distillation loss takes one step of."""
 
@@ -140,6 +147,10 @@ class GeneratorModel(ABC):
     """h, w in pixels."""
     takes_timesteps: ClassVar[bool] = False
     """Whether `steps` goes by `settings.timesteps`; where it does not, `load_model` refuses these."""
+    adds_noise: bool = True
+    """Whether the sampler adds noise after the first step: else two-step samples of one first noise are the same."""
+    base_adapter: BaseAdapter | None = None
+    """What was fused into the base; None: nothing."""
     lora_targets: tuple[str, ...]
     """Endings of the names of the modules that get an adapter where the settings name none."""
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lasro.config import SamplingSettings
-from lasro.errors import NonFiniteError
+from lasro.errors import ModelError, NonFiniteError
 from lasro.functional.consistency import StepSample, sample
 from lasro.functional.drift import mean_square_difference
 from lasro.functional.perturbation import perturb, smooth_noise
@@ -163,12 +163,16 @@ def sample_groups(
 
     With a `reference_policy`, a group also has its samples of the same noise, or of the first `reference_seeds` ones:
     what all samples of one policy have in common, such as a tint, shows in no pair among them. `reference_steps` says
-    after how many steps. `base`: as of `sample_latents`. Raises NonFiniteError, with the prompt named, and
-    DeviceMemoryError.
+    after how many steps. `base`: as of `sample_latents`. Raises NonFiniteError, with the prompt named, ModelError where
+    several second steps would be the same, and DeviceMemoryError.
     """
     if not prompts:
         return []
     K, D, R = settings.seeds_per_prompt, settings.second_step_draws, settings.num_reference_seeds
+    if D > 1 and not model.adds_noise:
+        raise ModelError(
+            f"second_step_draws: got {D}, but this model's sampler adds no noise between steps; set it to 1"
+        )
     draws = [draw_group_noises(model, K, D, generator_for(*seed, first + i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):

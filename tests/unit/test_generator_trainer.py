@@ -11,7 +11,7 @@ from small_trainer import trainer_of
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, NonFiniteError
-from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_noises, generator_for, sample_latents
@@ -144,7 +144,7 @@ def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: P
     against a network that holds the whole batch all the same."""
     whole, parts = trainer_of(tiny_model_path), trainer_of(tiny_model_path, micro_batch_size=2)
     rows: list[int] = []
-    assert isinstance(parts.model, LatentConsistencyModel)
+    assert isinstance(parts.model, UNetGenerator)
     parts.model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     whole.step(PROMPTS, CurvedScore())
     parts.load_state(whole.state(), whole.version, whole.method.state())
