@@ -60,7 +60,8 @@ def with_scheduler(model: Path, folder: Path, config: dict[str, Any]) -> Path:
 
 def load(folder: Path, **settings: Any) -> UNetGenerator:
     """On the CPU, without guidance."""
-    model = load_model(ModelSettings(path=str(folder), device="cpu", **{"guidance": 1.0} | settings))
+    given: dict[str, Any] = {"guidance": 1.0, **settings}
+    model = load_model(ModelSettings(path=str(folder), device="cpu", **given))
     assert isinstance(model, UNetGenerator)
     return model
 
@@ -81,7 +82,8 @@ def stock_latents(pipeline: Any, num_steps: int, **call: Any) -> Tensor:
     else:
         call["num_inference_steps"] = num_steps
     draws = torch.Generator().manual_seed(7)
-    return pipeline(PROMPT, generator=draws, **{"guidance_scale": 0.0} | call, output_type="latent").images
+    options = {"guidance_scale": 0.0, **call}
+    return pipeline(PROMPT, generator=draws, output_type="latent", **options).images
 
 
 def our_latents(model: GeneratorModel, num_steps: int) -> Tensor:

@@ -22,7 +22,7 @@ def train_and_compare(
     call: Mapping[str, Any] = NOTHING,
 ) -> None:
     """Two rounds; what they wrote moves the model, and draws the same here and in stock diffusers."""
-    given = {"path": folder, "guidance": 1.0} | settings
+    given = {"path": folder, "guidance": 1.0, **settings}
     options = [f"{'train' if name == 'timesteps' else 'model'}.{name}={value}" for name, value in given.items()]
     rounds = ["train.rounds=2", "train.warmup_rounds=0", "train.learning_rate=1e-2", "train.drift_budget=none"]
     summary = train(load_config(config_path, [f"name={tmp_path.name}", *services, *options, *rounds]), tmp_path / "run")
