@@ -73,6 +73,18 @@ def test_it_draws_as_stock_diffusers_with_both_adapters(checkpoint: Path, lcm_lo
     assert difference(stock_latents(stock_pipeline(exported), 2), stock_latents(pipeline, 2)) <= 1e-4
 
 
+def test_it_may_be_one_of_an_sd15_class_checkpoint(tmp_path: Path) -> None:
+    """Guards against a base adapter that is looked up among the parts of SDXL's pipeline."""
+    plain = write_tiny_sd15(tmp_path / "plain", guidance_embedding=False)
+    folder = with_scheduler(plain, tmp_path / "model", SDXL_BASE)
+    write_lora(load(folder, scheduler="lcm"), tmp_path / "lcm-lora", seed=2)
+    model, pipeline = load(folder, scheduler="lcm", base_adapter=str(tmp_path / "lcm-lora")), stock(folder)
+    bare = stock_latents(pipeline, 2)
+    pipeline.load_lora_weights(tmp_path / "lcm-lora")
+    assert difference(our_latents(model, 2), stock_latents(pipeline, 2)) <= 1e-4
+    assert (our_latents(model, 2) - bare).abs().max() > 0.01, "the base adapter changes nothing"
+
+
 def settings(checkpoint: Path, **more: Any) -> ModelSettings:
     return ModelSettings(path=str(checkpoint), device="cpu", guidance=1.0, scheduler="lcm", **more)
 
