@@ -33,7 +33,7 @@ def trainer_of(model: Path, folder: Path, **train: int) -> GeneratorTrainer:
     config = RunSettings.model_validate(
         {
             "name": "lcm",
-            "model": {"path": str(model), "device": "cpu"},
+            "model": {"path": str(model), "device": "cpu", "autocast": "none"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "method": {"regulariser": "lcm", "teacher": str(model), "teacher_latents": str(latents)},
