@@ -56,11 +56,11 @@ class Adapter(NamedTuple):
     keys: AdapterKeys
 
 
-def find_adapter(path: Path, names: ModuleNames, partial: bool = False) -> Adapter:
+def find_adapter(path: Path, names: ModuleNames, partial: bool = False, may_be_partial: bool = True) -> Adapter:
     """Read an adapter and find the module of each of its keys.
 
     Raises ModelError for a file that cannot be used, one of which no key has a place in these networks and, unless
-    `partial`, one of which not every key has.
+    `partial`, one of which not every key has; `may_be_partial` says whether the message advises it.
     """
     file = read_adapter(path)
     found: dict[Place, str] = {}
@@ -75,7 +75,7 @@ def find_adapter(path: Path, names: ModuleNames, partial: bool = False) -> Adapt
     placed = {key for keys in whole.values() for key in keys.values()}
     unplaced = [key for key in file.tensors if key not in placed]
     if unplaced and not (partial and placed):
-        raise ModelError(_misfit(file, unplaced, len(placed)))
+        raise ModelError(_misfit(file, unplaced, len(placed) if may_be_partial else 0))
     parts: dict[str, dict[str, ModuleLora]] = defaultdict(dict)
     for (part, module), keys in whole.items():
         parts[part][module] = _module_lora(file, part, module, names.modules[part][module], keys)

@@ -95,6 +95,13 @@ class AdapterKeys(NamedTuple):
         return {"loaded": self.loaded, "total": self.total}
 
 
+class BaseAdapter(NamedTuple):
+    """A LoRA that is part of the base: what it was called, and its file's content."""
+
+    name: str
+    sha256: str
+
+
 SOLVER_STEPS = 50
 """Of the solver that a distillation loss takes one step of."""
 
@@ -140,6 +147,10 @@ class GeneratorModel(ABC):
     """h, w in pixels."""
     takes_timesteps: ClassVar[bool] = False
     """Whether `steps` goes by `settings.timesteps`; where it does not, `load_model` refuses these."""
+    adds_noise: bool = True
+    """Whether the sampler adds noise after the first step: else two-step samples of one first noise are the same."""
+    base_adapter: BaseAdapter | None = None
+    """What was fused into the base; None: nothing."""
     lora_targets: tuple[str, ...]
     """Endings of the names of the modules that get an adapter where the settings name none."""
 
@@ -187,9 +198,19 @@ class GeneratorModel(ABC):
     ) -> Tensor:
         """f_theta(x_t, t, c), float32 [B, C, H, W]: the clean latents; of the frozen base where `base` is set."""
 
+    def first_input(self, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
+        """The input x_tau0 of `step`, the sampler's first, from noise ~ N(0, I)."""
+        return noise_BCHW
+
     @abstractmethod
-    def renoise(self, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
-        """The input of `step`, from the clean latents that the step before it predicted."""
+    def next_input(
+        self, x_t_BCHW: Tensor, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep, next_step: SamplingStep
+    ) -> Tensor:
+        """The input of `next_step`, from the input x_t of `step` before it and the clean latents z predicted there.
+
+        `noise_BCHW` ~ N(0, I). A sampler that goes on from z alone, as an LCM's does, leaves out x_t; one that adds no
+        noise leaves out that.
+        """
 
     @abstractmethod
     def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from lasro.config import LoraSettings, Timesteps
+from lasro.config import LoraSettings
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
 from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
@@ -44,7 +44,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: tuple[str, ...], see
 
 
 def save_adapter(
-    pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings, timesteps: Timesteps | None = None
+    pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings, timesteps: tuple[int, ...] | None = None
 ) -> Path:
     """Write the generator's LoRA so that stock diffusers loads it with `load_lora_weights`.
 

@@ -66,6 +66,18 @@ def latent_size(config: Any) -> tuple[int, int]:
     raise ModelError(f"got sample_size {one_line(repr(size))}, expected {expected}")
 
 
+def image_size(config: Any, scale: int, settings: ModelSettings) -> tuple[int, int]:
+    """Height and width in pixels: what is asked for, else what the UNet was made for at `scale` pixels a latent."""
+    sides = []
+    for name, latents in zip(("height", "width"), latent_size(config), strict=True):
+        side = getattr(settings, name) or latents * scale
+        if side % scale:
+            nearest = max(1, round(side / scale)) * scale
+            raise ModelError(f"{name}: got {side} pixels, expected a multiple of {scale}, such as {nearest}")
+        sides.append(side)
+    return sides[0], sides[1]
+
+
 def _check_kind(part: Any, kind: type, where: str) -> None:
     if not isinstance(part, kind):
         raise ModelError(f"{where}: got a {type(part).__name__}, expected a {kind.__name__}")

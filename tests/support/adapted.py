@@ -12,8 +12,8 @@ from tiny_model import diffusers
 
 from lasro.config import ModelSettings
 from lasro.models.base import GeneratorModel
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.sampling import sample_latents
 
 PROMPT = "a red circle left of a blue square"
@@ -25,13 +25,13 @@ def settings(folder: Path) -> ModelSettings:
 
 
 @lru_cache
-def _model(folder: Path) -> LatentConsistencyModel:
+def _model(folder: Path) -> UNetGenerator:
     model = load_model(settings(folder))
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 
-def load(folder: Path) -> LatentConsistencyModel:
+def load(folder: Path) -> UNetGenerator:
     """The same model each time, to save that time, and without what the last test put on it."""
     model = _model(folder)
     model.pipeline.unload_lora_weights()

@@ -24,7 +24,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale.")]
 Timesteps = Annotated[
     str | None,
-    typer.Option(help="Of the two steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
+    typer.Option(help="Of the steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
 ]
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
@@ -36,7 +36,7 @@ def generate(
     prompts: Prompts,
     out: Annotated[Path, typer.Option(help="Folder for 00000.png ... and index.json.", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 0,
-    steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 2,
+    steps: Annotated[int, typer.Option(help="1, 2, 4 or 8.")] = 2,
     model: Model = "bundled",
     adapter: Adapter = None,
     partial: Partial = False,
@@ -48,12 +48,13 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
-    if steps not in (1, 2, 4):
-        raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
+    if steps not in (1, 2, 4, 8):
+        raise typer.BadParameter(f"got {steps}, expected 1, 2, 4 or 8", param_hint="--steps")
     chosen = _model_settings(model, guidance, device, settings or [], timesteps)
     if chosen.timesteps is not None and steps > len(chosen.timesteps):
         got = (
-            f"got {steps} with timesteps {list(chosen.timesteps)}, expected 1 or 2; leave the timesteps out for {steps}"
+            f"got {steps} with timesteps {list(chosen.timesteps)}, expected at most {len(chosen.timesteps)}; give as "
+            "many as there are steps, or leave them out"
         )
         raise typer.BadParameter(got, param_hint="--steps")
     texts = read_checked_prompts(prompts, comments, chosen)

@@ -1,4 +1,4 @@
-"""Latent consistency models whose network is a UNet: what all such families share.
+"""Few-step generators whose network is a UNet: what all such families share, whatever their sampler.
 
 A family says which pipeline it is, what its prompts become, and what its UNet is called with (`sdxl`, `sd15`).
 
@@ -8,10 +8,8 @@ Shape legend: B batch, C latent channels, H, W latent height and width, h, w ima
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,45 +20,44 @@ import lasro.models.quiet  # noqa: F401  (before diffusers)
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError, WireError
 from lasro.functional.consistency import guidance_embedding
-from lasro.functional.generator_loss import lcm_distillation
-from lasro.functional.noise_schedule import solver_pairs
 from lasro.models.adapter import find_adapter, put_on
 from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
-    SOLVER_STEPS,
     AdapterKeys,
+    BaseAdapter,
     Conditioning,
     DistillationLoss,
     FeatureExtractor,
     GeneratorModel,
     SamplingStep,
 )
+from lasro.models.base_adapter import fuse_base_adapter, note_base_adapter
 from lasro.models.device import autocast, device_memory, pick_device
+from lasro.models.embedding_cache import EmbeddingCache
 from lasro.models.float32_convolutions import compute_ends_in_float32
 from lasro.models.latent_codec import LatentCodec
-from lasro.models.lcm_schedule import LcmSchedule
-from lasro.models.lcm_teacher import TeacherUNet
+from lasro.models.lcm_distillation import lcm_loss
 from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
-from lasro.models.prompt_tokens import PromptTokens, check_tokenizer, token_limit
+from lasro.models.prompt_tokens import PromptTokens, limit_tokens
+from lasro.models.samplers.choose import choose_sampler
+from lasro.models.samplers.lcm import LcmSampler
 from lasro.models.shared_view import shared_view
-from lasro.models.unet_checks import check_pipeline, latent_size
+from lasro.models.unet_checks import check_pipeline, image_size
 from lasro.models.unet_encoder import UNetEncoder
 
-EMBEDDING_CACHE = 2048
-EMBEDDING_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
+MICRO_CONDITIONING = ("original_size", "target_size", "crops_top_left")
 CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 
 
-class LatentConsistencyModel(GeneratorModel):
-    """A consistency model in latent space, sampled as diffusers' LCMScheduler does.
+class UNetGenerator(GeneratorModel):
+    """A few-step model in latent space, sampled as its stock scheduler does.
 
     `unet` may carry a trained adapter; `base` is the same UNet without one, over the same memory.
     """
@@ -75,11 +72,13 @@ class LatentConsistencyModel(GeneratorModel):
     """One for each tokenizer, in the same order."""
     normalises: ClassVar[bool] = False
     """Whether the stock pipeline applies a VAE's `latents_mean` and `latents_std`."""
+    takes_micro_conditioning: ClassVar[bool] = False
+    """Whether the UNet is told the sizes of an image before it was scaled and cropped."""
     lora_targets = UNET_TARGETS
     takes_timesteps = True
 
     @classmethod
-    def load(cls, path: str, settings: ModelSettings) -> LatentConsistencyModel:
+    def load(cls, path: str, settings: ModelSettings) -> UNetGenerator:
         parts = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
         return cls(load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings), settings)
 
@@ -92,22 +91,23 @@ class LatentConsistencyModel(GeneratorModel):
         self.pipeline, self.settings = pipeline, settings
         self.device = pick_device(settings.device)
         where = f"model.path {settings.path}"
-        convert = settings.scheduler == "lcm" or settings.unet is not None
-        schedule = LcmSchedule(pipeline.scheduler, f"{where}: scheduler", convert)
+        self._check_micro_conditioning(settings)
+        sampler = choose_sampler(pipeline.scheduler, settings, f"{where}: scheduler")
         check_pipeline(pipeline, self.text_encoders, settings, self.check_unet)
-        self._prompt_tokens = self._limit_tokens(where)
+        self._prompt_tokens = limit_tokens(pipeline, self.tokenizers, self.text_encoders, where)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = schedule.scheduler
+        pipeline.scheduler = sampler.scheduler
         for part in ("unet", "vae", *self.text_encoders):
             getattr(pipeline, part).requires_grad_(False).eval()
         with loading(where):
             pipeline.to(self.device)
+        self.unet, self.sampler = pipeline.unet, sampler.to(self.device)
+        self.adds_noise, self.base_adapter = sampler.adds_noise, self._fuse_base_adapter()
         if self.device.type == "cpu":
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.vae.to(memory_format=torch.channels_last)
         batch = min(CODEC_BATCH, settings.max_batch or CODEC_BATCH)
         self.codec = LatentCodec(pipeline.vae, f"{where}: vae", batch, self.normalises)
-        self.unet, self.schedule = pipeline.unet, schedule.to(self.device)
         compute_ends_in_float32(self.unet)
         self.base = shared_view(self.unet)
         if settings.gradient_checkpointing:
@@ -115,22 +115,23 @@ class LatentConsistencyModel(GeneratorModel):
         self.guidance_dim: int | None = self.unet.config.time_cond_proj_dim
         if self.guidance_dim is None and settings.guidance > 1:
             raise ModelError(f"guidance: got {settings.guidance}, but this UNet has no guidance embedding; set it to 1")
-        height, width = latent_size(self.unet.config)
         scale = pipeline.vae_scale_factor
-        self.latent_shape = (self.unet.config.in_channels, height, width)
-        self.image_size = (height * scale, width * scale)
-        self._embeddings: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
+        height, width = self.image_size = image_size(self.unet.config, scale, settings)
+        self.latent_shape = (self.unet.config.in_channels, height // scale, width // scale)
+        self._embeddings = EmbeddingCache()
         self._encoders_adapted = False
 
-    def _limit_tokens(self, where: str) -> PromptTokens:
-        """Gives the tokenizers their true limits: stock pads each prompt to them."""
-        pairs = []
-        for name, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            tokenizer, text_config = getattr(self.pipeline, name), getattr(self.pipeline, encoder).config
-            check_tokenizer(tokenizer, text_config, f"{where}: {name}")
-            tokenizer.model_max_length = token_limit(tokenizer, text_config)
-            pairs.append((tokenizer, text_config))
-        return PromptTokens(pairs)
+    def _check_micro_conditioning(self, settings: ModelSettings) -> None:
+        given = [name for name in MICRO_CONDITIONING if getattr(settings, name) is not None]
+        if given and not self.takes_micro_conditioning:
+            got = list(getattr(settings, given[0]))
+            raise ModelError(f"{given[0]}: got {got}, but only an SDXL-class UNet is told such; leave it out")
+
+    def _fuse_base_adapter(self) -> BaseAdapter | None:
+        if self.settings.base_adapter is None:
+            return None
+        encoders = {name: getattr(self.pipeline, name) for name in self.text_encoders}
+        return fuse_base_adapter(self.pipeline, ModuleNames({UNET: self.unet, **encoders}), self.settings.base_adapter)
 
     # --- what a family says ----------------------------------------------------------------------------------
 
@@ -152,17 +153,11 @@ class LatentConsistencyModel(GeneratorModel):
         """As `GeneratorModel.embed`; cached."""
         of_base = base and self._encoders_adapted
         with torch.no_grad(), without_adapters(self.pipeline) if of_base else nullcontext():
-            for prompt in dict.fromkeys(prompts):
-                if (prompt, of_base) not in self._embeddings:
-                    self.check_prompts([prompt])
-                    with device_memory("embedding a prompt", EMBEDDING_ADVICE):
-                        self._embeddings[prompt, of_base] = self.embed_prompt(prompt)
-        rows = [self._embeddings[prompt, of_base] for prompt in prompts]
-        for prompt in prompts:
-            self._embeddings.move_to_end((prompt, of_base))
-        while len(self._embeddings) > EMBEDDING_CACHE:
-            self._embeddings.popitem(last=False)
-        return Conditioning({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+            return self._embeddings.conditioning(prompts, of_base, self._embed_checked)
+
+    def _embed_checked(self, prompt: str) -> dict[str, Tensor]:
+        self.check_prompts([prompt])
+        return self.embed_prompt(prompt)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         self._prompt_tokens.check(prompts)
@@ -178,30 +173,40 @@ class LatentConsistencyModel(GeneratorModel):
         return arguments
 
     def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
-        times = self.schedule.timesteps(num_steps, self.settings.timesteps)
-        return tuple(SamplingStep(index, time) for index, time in enumerate(times))
+        return self.sampler.steps(num_steps, self.settings.timesteps)
 
     def predict_clean(
         self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False
     ) -> Tensor:
-        return self.predict_at(x_t_BCHW, int(step.time), conditioning, base)
+        output_BCHW = self._output(x_t_BCHW, torch.as_tensor(step.time, device=self.device), conditioning, base)
+        return self.sampler.clean(output_BCHW, x_t_BCHW, step)
 
     def predict_at(
         self, x_t_BCHW: Tensor, timestep: int | Tensor, conditioning: Conditioning, base: bool = False
     ) -> Tensor:
-        """f_theta at any timestep: one for all, or int64 [B]."""
-        t, arguments = torch.as_tensor(timestep, device=self.device), self.unet_arguments(conditioning)
+        """f_theta of a consistency model at any timestep: one for all, or int64 [B]."""
+        assert isinstance(self.sampler, LcmSampler)
+        t = torch.as_tensor(timestep, device=self.device)
+        return self.sampler.predict(self._output(x_t_BCHW, t, conditioning, base), x_t_BCHW, t)
+
+    def _output(self, x_t_BCHW: Tensor, timestep: Tensor, conditioning: Conditioning, base: bool) -> Tensor:
+        """What the network says, float32."""
+        arguments = self.unet_arguments(conditioning)
         with autocast(self.device, self.settings.autocast):
             mixed = torch.is_autocast_enabled(self.device.type)
             x_t = x_t_BCHW.float() if mixed else x_t_BCHW.to(arguments["encoder_hidden_states"].dtype)
-            output = (self.base if base else self.unet)(x_t, t, **arguments).sample
-        return self.schedule.predict(output.float(), x_t_BCHW, t)
+            return (self.base if base else self.unet)(x_t, timestep, **arguments).sample.float()
 
-    def renoise(self, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
-        return self.schedule.add_noise(z_BCHW, noise_BCHW, int(step.time))
+    def first_input(self, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
+        return self.sampler.first_input(noise_BCHW, step)
+
+    def next_input(
+        self, x_t_BCHW: Tensor, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep, next_step: SamplingStep
+    ) -> Tensor:
+        return self.sampler.next_input(x_t_BCHW, z_BCHW, noise_BCHW, step, next_step)
 
     def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        return self.schedule.add_noise(z_BCHW, noise_BCHW, timesteps_B)
+        return self.sampler.diffuse(z_BCHW, noise_BCHW, timesteps_B)
 
     # --- images ----------------------------------------------------------------------------------------------
 
@@ -230,7 +235,10 @@ class LatentConsistencyModel(GeneratorModel):
         return add_lora(self.unet, settings, self.lora_targets, seed)
 
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
-        return save_adapter(self.pipeline_class, self.unet, folder, settings, self.settings.timesteps)
+        file = save_adapter(self.pipeline_class, self.unet, folder, settings, self.settings.timesteps)
+        if self.base_adapter is not None:
+            note_base_adapter(file, self.base_adapter)
+        return file
 
     def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
         return initial_values(self.unet, find_adapter(path, self._module_names()), settings)
@@ -252,30 +260,9 @@ class LatentConsistencyModel(GeneratorModel):
             self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:
-        if (steps := self.schedule.settings.original_inference_steps) != SOLVER_STEPS:
+        if not isinstance(self.sampler, LcmSampler):
             raise ModelError(
-                f"teacher: got a model of original_inference_steps {steps}, expected {SOLVER_STEPS}; leave it out"
+                f"teacher: got {teacher}, but a model that is sampled by {self.sampler.name} was distilled by another "
+                'loss than that of an LCM; set method.regulariser = "base"'
             )
-        unet = TeacherUNet(teacher, self.unet.dtype, self.device)
-        t_N, s_N = (timesteps.to(self.device) for timesteps in solver_pairs(SOLVER_STEPS))
-
-        def loss(
-            z_BCHW: Tensor, noise_BCHW: Tensor, steps_B: Tensor, prompts: Sequence[str], recompute: bool = False
-        ) -> Tensor:
-            """L_lcm from each solver step to the one before."""
-            conditioning = self.embed(prompts)
-            of_teacher = self.unet_arguments(self.embed([*prompts, *([""] * len(prompts))]))
-            predict = partial(checkpoint, self.predict_at, use_reentrant=False) if recompute else self.predict_at
-            return lcm_distillation(
-                z_BCHW,
-                noise_BCHW,
-                t_N[steps_B],
-                s_N[steps_B],
-                torch.tensor(self.settings.guidance, device=self.device),
-                lambda x_t, t: predict(x_t, t, conditioning),
-                lambda x_t, t: unet.outputs(x_t, t, of_teacher),
-                self.schedule.alphas_cumprod_T,
-                self.schedule.settings.prediction_type,
-            )
-
-        return loss
+        return lcm_loss(self, self.sampler, teacher)
