@@ -13,7 +13,7 @@ from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 
 TRAIN = ["a red | blue circle", "two cats", "a dog on a bench"]
-HELD_OUT = ["a green square", "three birds", "a boat", "a house", "a tree", "a hat"]
+HELD_OUT = ["a green square", "three birds", "a boat", "a | house", "a tree", "a hat"]
 GAIN = 0.25
 
 

@@ -81,6 +81,8 @@ def test_the_card_tells_what_the_run_did(run: Path, tmp_path: Path) -> None:
     assert len(shown) == 4
     assert all((out / url).stat().st_size > 0 and f"]({url})" in text for url in shown)
     assert {each["text"] for each in data.widget} <= set(HELD_OUT)
+    assert "a \\| house" in text
+    assert "| a | house" not in text
     with safe_open(out / "mine.safetensors", "pt") as opened:
         metadata = opened.metadata()
     assert metadata["ss_training_comment"] == "LaSRO, run sharp: sharpness, safe"

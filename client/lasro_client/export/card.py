@@ -56,6 +56,8 @@ class Picture(NamedTuple):
     """The same prompt and seed drawn by the base and by the adapted model; paths inside the exported folder."""
 
     prompt: str
+    cell: str
+    """The prompt as a table of Markdown may hold it."""
     before: str
     after: str
 
@@ -208,7 +210,8 @@ def _pictures(folder: Path, run: RunData | None) -> list[Picture]:
         for which, image in images.items():
             image.thumbnail((PICTURE_EDGE, PICTURE_EDGE), Image.Resampling.LANCZOS)
             image.save(folder / names[which], "WEBP", quality=QUALITY)
-        pictures.append(Picture(_in_cell(run.before.prompts[index]), names["before"], names["after"]))
+        prompt = run.before.prompts[index]
+        pictures.append(Picture(prompt, _in_cell(prompt), names["before"], names["after"]))
     return pictures
 
 
