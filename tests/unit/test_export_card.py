@@ -135,6 +135,19 @@ def test_what_of_a_run_is_gone_is_left_out(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "mine" / "images").exists()
 
 
+def test_prompts_of_a_data_set_are_named_by_it(run: Path, tmp_path: Path) -> None:
+    """Guards against a table of settings where the name of the prompts should stand."""
+    config = json.loads((run / "config.json").read_text())
+    config["prompts"]["train"] = {"dataset": "some/prompts", "limit": 2}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "prompts").mkdir()
+    (run / "prompts" / "train.jsonl").write_text('{"prompt": "a kite"}\n{"prompt": "a kiwi"}\n')
+    lasro(run, "--out", tmp_path / "mine", "--format", "diffusers")
+    kept = sha256(run / "prompts" / "train.jsonl")
+    _, text = read_card(tmp_path / "mine")
+    assert f"trained on `some/prompts`, 2 prompts, SHA-256 `{kept}`: a kite; a kiwi" in text
+
+
 def test_it_goes_to_the_hub(
     run: Path, tmp_path: Path, serve: Callable[[ASGIApp], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,9 +22,10 @@ from lasro.models.base import AdapterKeys
 from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.export.metadata import describe
-from lasro_client.export.source import Base
+from lasro_client.export.source import Base, known_as
 from lasro_client.report.images import random_pick
 from lasro_client.report.run_data import RunData
+from lasro_client.run.frozen_prompts import FOLDER
 
 PICTURES, PICTURE_EDGE, QUALITY = 4, 512, 90
 PROMPTS = 5
@@ -119,7 +120,7 @@ def _card_data(facts: CardFacts, summary: dict[str, Any], pictures: Sequence[Pic
 def _eval_results(facts: CardFacts, summary: dict[str, Any]) -> list[EvalResult]:
     if facts.run is None or facts.strength != 1:  # nobody measured it
         return []
-    held_out = Path(str(facts.run.config.get("prompts", {}).get("held_out"))).name
+    held_out, _ = _prompt_file(facts.run, "held_out")
     return [
         EvalResult(
             task_type="text-to-image",
@@ -181,16 +182,23 @@ def _prompts(run: RunData | None) -> list[str]:
         return []
     lines = []
     for role, key in (("trained on", "train"), ("measured on", "held_out")):
-        settings = run.config.get("prompts", {})
-        path = Path(str(settings.get(key)))
+        name, path = _prompt_file(run, key)
         try:
-            prompts = read_prompts(path, bool(settings.get("comments")))
+            prompts = read_prompts(path, bool(run.config.get("prompts", {}).get("comments")))
         except LasroError:  # gone since
-            lines.append(f"{role} `{path.name}`, which is no longer where the run read it")
+            lines.append(f"{role} `{name}`, which is no longer where the run read it")
             continue
         shown = "; ".join(_in_cell(prompt.text) for prompt in prompts[:PROMPTS])
-        lines.append(f"{role} `{path.name}`, {len(prompts)} prompts, SHA-256 `{_sha256(path)}`: {shown}")
+        lines.append(f"{role} `{name}`, {len(prompts)} prompts, SHA-256 `{_sha256(path)}`: {shown}")
     return lines
+
+
+def _prompt_file(run: RunData, key: str) -> tuple[str, Path]:
+    """A prompt file's name and place; of a data set its name, and the file of the run's folder that keeps it."""
+    source = run.config.get("prompts", {}).get(key)
+    if isinstance(source, dict):
+        return known_as(str(source.get("dataset"))), run.folder / FOLDER / f"{key}.jsonl"
+    return Path(str(source)).name, Path(str(source))
 
 
 def _pictures(folder: Path, run: RunData | None) -> list[Picture]:

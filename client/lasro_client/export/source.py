@@ -62,15 +62,16 @@ class Base(NamedTuple):
 
 def base_of(settings: ModelSettings) -> Base:
     """The model of these settings."""
-    name = "the tiny model that is bundled with lasro" if settings.path == BUNDLED else _known_as(settings.path)
+    name = "the tiny model that is bundled with lasro" if settings.path == BUNDLED else known_as(settings.path)
     if settings.unet is not None:
-        name += f" with the UNet of {_known_as(settings.unet)}"
+        name += f" with the UNet of {known_as(settings.unet)}"
     sources = [source for source in (settings.path, settings.unet) if source is not None]
     is_on_hub = all(_is_hub_id(source) for source in sources)
     return Base(name, tuple(sources) if is_on_hub else ())
 
 
-def _known_as(source: str) -> str:
+def known_as(source: str) -> str:
+    """A hub id or short name as it is, a path of this machine by its last name alone."""
     return source if _is_hub_id(source) else Path(source).name
 
 
