@@ -36,7 +36,7 @@ def load_adapted(
 
 
 def warn_of_difference(model: GeneratorModel, adapter: Path, keys: AdapterKeys) -> None:
-    """Say what of the adapter the model did not take, and where it was trained otherwise: for other timesteps, on another base."""
+    """Say what of the adapter was not taken, and where that was trained for other timesteps or on another base."""
     if keys.loaded < keys.total:
         log.warning(f"{adapter}: loaded {keys.loaded} of {keys.total} keys; left out {keys.missing}")
     trained = noted_timesteps(adapter)

@@ -13,7 +13,7 @@ from lasro_client.report.run_data import RunData, read_object, read_run
 
 ADAPTER = "adapter"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-OF_THE_BASE = ("path", "revision", "unet", "config", "scheduler", "base_adapter")
+OF_THE_BASE = ("path", "revision", "unet", "config", "scheduler", "prediction_type", "base_adapter")
 """Settings of a run's model that say which one it is."""
 
 

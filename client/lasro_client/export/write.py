@@ -17,6 +17,8 @@ from lasro.models.adapter import Adapter
 from lasro.models.adapter_file import ADAPTER_FILE, PEFT_FILE, TIMESTEPS_METADATA, noted_timesteps
 from lasro.models.adapter_formats import Tensors, diffusers_tensors, in_dtype, kohya_tensors, peft_form, scaled
 from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.base_adapter import METADATA as BASE_ADAPTER_METADATA
+from lasro.models.base_adapter import noted_base_adapter
 from lasro.models.published_names import PublishedNames
 from lasro.models.registry import load_model
 from lasro_client.evaluation.adapted_model import warn_of_difference
@@ -120,6 +122,8 @@ def _export_adapter(request: ExportRequest, form: AdapterForm) -> tuple[AdapterK
     metadata = _metadata(form, adapter, tensors, names, model, request, base)
     if timesteps is not None:
         metadata[TIMESTEPS_METADATA] = json.dumps(timesteps)
+    if (on := noted_base_adapter(source.adapter)) is not None:
+        metadata[BASE_ADAPTER_METADATA] = json.dumps(on._asdict())
     file = {"diffusers": ADAPTER_FILE, "kohya": f"{title}.safetensors", "peft": PEFT_FILE}[form]
     sampling = sampling_arguments(timesteps, guidance_of(source.run))
     usage = adapter_usage(form, file, request.repo or title, names, base, sampling)
