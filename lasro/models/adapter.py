@@ -173,13 +173,20 @@ def put_on(networks: Mapping[str, Any], adapter: Adapter) -> None:
 
 
 def _add(network: Any, loras: Mapping[str, ModuleLora]) -> None:
+    network.add_adapter(peft_config(loras), adapter_name=LOADED)
+    set_peft_model_state_dict(network, peft_tensors(loras), adapter_name=LOADED)
+
+
+def peft_config(loras: Mapping[str, ModuleLora]) -> LoraConfig:
+    """peft's settings of one network's LoRA: scale 1, each module named whole. Raises ValueError where only some are
+    DoRA."""
     ranks = {module: lora.rank for module, lora in loras.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
     has_magnitude = {lora.magnitude is not None for lora in loras.values()}
     if len(has_magnitude) > 1:
         raise ValueError("some of its modules are DoRA and some are not")
-    config = LoraConfig(
+    return LoraConfig(
         r=usual,
         lora_alpha=usual,
         rank_pattern=others,
@@ -187,14 +194,17 @@ def _add(network: Any, loras: Mapping[str, ModuleLora]) -> None:
         target_modules=list(loras),
         use_dora=has_magnitude.pop(),
     )
-    state = {}
+
+
+def peft_tensors(loras: Mapping[str, ModuleLora]) -> dict[str, Tensor]:
+    """The same LoRA's tensors in peft's names, without what peft puts in front of a module's name."""
+    tensors = {}
     for module, lora in loras.items():
-        state |= {f"{module}.lora_A.weight": lora.down, f"{module}.lora_B.weight": lora.up}
+        tensors |= {f"{module}.lora_A.weight": lora.down, f"{module}.lora_B.weight": lora.up}
         if lora.magnitude is not None:
             magnitude = lora.magnitude if lora.down.ndim == 2 else lora.magnitude.reshape(1, -1, 1, 1)
-            state[f"{module}.lora_magnitude_vector"] = magnitude
-    network.add_adapter(config, adapter_name=LOADED)
-    set_peft_model_state_dict(network, state, adapter_name=LOADED)
+            tensors[f"{module}.lora_magnitude_vector"] = magnitude
+    return tensors
 
 
 def _verify(path: Path, network: nn.Module, loras: Mapping[str, ModuleLora]) -> None:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,8 +21,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
+from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.prompt_tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from lasro.models.adapter import Adapter
+    from lasro.models.published_names import PublishedNames
 
 
 @dataclass(frozen=True)
@@ -259,9 +264,27 @@ class GeneratorModel(ABC):
         which not every key has. Of a model that carries no adapter yet.
         """
 
+    def find_lora(self, path: Path, partial: bool = False) -> Adapter:
+        """What `load_lora` would load, without loading it: to be scaled, and written in other forms.
+
+        Raises ModelError, also for a family of which no other form is known.
+        """
+        raise ModelError(f"{path}: adapters of {type(self).__name__} have no other form; leave out format and strength")
+
+    def put_lora(self, adapter: Adapter) -> None:
+        """Load what `find_lora` found. Of a model that carries no adapter yet."""
+        raise ModelError(f"{adapter.path}: {type(self).__name__} loads no adapter but from a file")
+
+    def published_names(self) -> PublishedNames:
+        """What other tools call this model and its modules; raises ModelError for a family that they do not know."""
+        raise ModelError(f"{type(self).__name__}: no names in other tools are known; leave out the format")
+
     @abstractmethod
-    def save_fused(self, folder: Path) -> None:
-        """Fuse the loaded adapter into the weights and write a whole diffusers folder; raises ModelError."""
+    def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
+        """Fuse the loaded adapter into the weights and write a whole diffusers folder; raises ModelError.
+
+        `dtype`: of the weights that are written; None: as they are.
+        """
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:
         """The loss that the model was distilled by, against a teacher's folder or hub id; raises ModelError."""

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
+from lasro.config.base import Dtype
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError, WireError
 from lasro.functional.consistency import guidance_embedding
-from lasro.models.adapter import find_adapter, put_on
+from lasro.models.adapter import Adapter, find_adapter, put_on
 from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
     AdapterKeys,
@@ -46,6 +47,7 @@ from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
 from lasro.models.prompt_tokens import PromptTokens, limit_tokens
+from lasro.models.published_names import PublishedNames, published_names
 from lasro.models.samplers.choose import choose_sampler
 from lasro.models.samplers.lcm import LcmSampler
 from lasro.models.shared_view import shared_view
@@ -244,19 +246,30 @@ class UNetGenerator(GeneratorModel):
         return initial_values(self.unet, find_adapter(path, self._module_names()), settings)
 
     def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
-        adapter = find_adapter(path, self._module_names(), partial)
+        adapter = self.find_lora(path, partial)
+        self.put_lora(adapter)
+        return adapter.keys
+
+    def find_lora(self, path: Path, partial: bool = False) -> Adapter:
+        return find_adapter(path, self._module_names(), partial)
+
+    def put_lora(self, adapter: Adapter) -> None:
         put_on(self.pipeline.components, adapter)
         self._encoders_adapted = not adapter.parts.keys().isdisjoint(self.text_encoders)
         self._embeddings.clear()
-        return adapter.keys
+
+    def _adaptable_networks(self) -> dict[str, nn.Module]:
+        return {UNET: self.base, **{name: getattr(self.pipeline, name) for name in self.text_encoders}}
 
     def _module_names(self) -> ModuleNames:
-        encoders = {name: getattr(self.pipeline, name) for name in self.text_encoders}
-        return ModuleNames({UNET: self.base, **encoders})
+        return ModuleNames(self._adaptable_networks())
 
-    def save_fused(self, folder: Path) -> None:
+    def published_names(self) -> PublishedNames:
+        return published_names(self.pipeline, self._adaptable_networks(), self.sampler.settings.prediction_type)
+
+    def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
-            fuse_adapter(self.pipeline)
+            fuse_adapter(self.pipeline, dtype)
             self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:

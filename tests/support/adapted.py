@@ -40,6 +40,13 @@ def load(folder: Path) -> UNetGenerator:
     return model
 
 
+def load_stock(folder: Path) -> Any:
+    """diffusers' own pipeline, the same each time, and without what the last test put on it."""
+    pipeline = _stock(folder)
+    pipeline.unload_lora_weights()
+    return pipeline
+
+
 @lru_cache
 def _stock(folder: Path) -> Any:
     kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
@@ -62,11 +69,15 @@ def base_latents(folder: Path) -> torch.Tensor:
     return latents(load_model(settings(folder)))
 
 
-def stock_latents(folder: Path, adapter: Path) -> torch.Tensor:
+def stock_latents(folder: Path, adapter: Path, weight_name: str | None = None) -> torch.Tensor:
     """The same by diffusers' own pipeline, with the adapter loaded by `load_lora_weights`."""
-    pipeline = _stock(folder)
-    pipeline.unload_lora_weights()
-    pipeline.load_lora_weights(adapter)
+    pipeline = load_stock(folder)
+    pipeline.load_lora_weights(adapter, weight_name=weight_name)
+    return stock_drawn(pipeline)
+
+
+def stock_drawn(pipeline: Any) -> torch.Tensor:
+    """The same by diffusers' own pipeline as it is."""
     draws = torch.Generator().manual_seed(7)
     options = {"num_inference_steps": 2, "guidance_scale": GUIDANCE, "output_type": "latent"}
     return pipeline(PROMPT, generator=draws, **options).images
