@@ -22,11 +22,10 @@ from torch import Tensor
 
 from benchmarks.climb import Rewards, change, served_reward, true_rewards
 from lasro.config import RunSettings, load_config
-from lasro.functional.consistency import sample
 from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.registry import load_model
 from lasro.training.prompts import read_prompts
-from lasro.training.sampling import draw_noises
+from lasro.training.sampling import draw_noises, sample_latents
 
 BY_ADAPTER = {"both": (True, True), "first": (True, False), "second": (False, True)}
 
@@ -36,13 +35,7 @@ def latents_by(
     model: GeneratorModel, noises: list[Tensor], conditioning: Conditioning, by_adapter: tuple[bool, bool]
 ) -> Tensor:
     """Two-step latents [B, C, H, W], each step drawn by the adapted generator or by the base."""
-    steps = model.steps(2)
-    taken = sample(
-        lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditioning, base=not by_adapter[i]),
-        lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
-        noises,
-    )
-    return taken[-1].z_BCHW
+    return sample_latents(model, noises, conditioning, base=[not each for each in by_adapter])[-1]
 
 
 def measure(config: RunSettings, adapter: Path, count: int, seed: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 BUNDLED = "bundled"
+MOST_STEPS = 8
 
 
 class Source(NamedTuple):
@@ -54,6 +56,15 @@ def _two_falling(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+def _falling(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not 1 <= len(value) <= MOST_STEPS or any(a <= b for a, b in pairwise((1000, *value, -1))):
+        raise ValueError(
+            f"got {list(value)}, expected two timesteps from 999 to 0, the larger first, such as [999, 299], or as "
+            f"many as there are steps, up to {MOST_STEPS}; leave it out for the scheduler's own"
+        )
+    return value
+
+
 ConfigPath = Annotated[Path, AfterValidator(from_folder)]
 """A file or folder; relative to the TOML file."""
 WeightsFile = Annotated[str, AfterValidator(_weights)]
@@ -63,6 +74,8 @@ ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 
 Timesteps = Annotated[tuple[int, ...], AfterValidator(_two_falling)]
 """Those of the two steps, 0 (clean) to 999 (noise), the larger first."""
+StepTimesteps = Annotated[tuple[int, ...], AfterValidator(_falling)]
+"""Those of 1 to 8 steps, 0 (clean) to 999 (noise), the larger first."""
 
 
 class Settings(BaseModel):

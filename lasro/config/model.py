@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings, Timesteps
+from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings, StepTimesteps
 
 UNET_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -26,8 +26,16 @@ class ModelSettings(Settings):
     """Folder, file or hub id of a distilled UNet in place of the pipeline's own, as LCM-SSD-1B comes; absent: none."""
     config: ModelSource | None = None
     """Diffusers folder or hub id whose configuration a single file takes; absent: the hub's for what it looks like."""
-    scheduler: Literal["own", "lcm"] = "own"
-    """The folder's own, which must be an LCMScheduler unless `unet` is given; `lcm`: made from whatever it has."""
+    base_adapter: ModelSource | None = None
+    """File, folder or hub id (`owner/name`, or `owner/name/file.safetensors`) of a LoRA that makes few steps of a stock
+    checkpoint, as LCM-LoRA does: fused into the frozen weights, and in no adapter that is written; absent: none."""
+    scheduler: Literal["own", "lcm", "euler", "euler_ancestral", "tcd", "ddim"] = "own"
+    """How it is sampled: as the folder says, or by this scheduler made from the folder's configuration, with trailing
+    timesteps where it has a choice. Where `unet` is given, `own` means `lcm`."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the UNet predicts: `sample` for the one-step UNet of SDXL-Lightning; absent: as the scheduler says."""
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How stochastic the steps of a TCDScheduler are, 0 to 1, as `eta` of the stock pipeline; absent: 0 as there."""
     device: Device = "auto"
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"
@@ -35,7 +43,17 @@ class ModelSettings(Settings):
     autocast: Autocast = "none"
     """Dtype of the arithmetic in sampling and training; `auto` takes bfloat16 where the device computes in it."""
     guidance: Annotated[float, Field(ge=0, le=50)] = 4.0
-    """Guidance scale w, embedded in the UNet's time embedding."""
+    """Guidance scale w, embedded in the UNet's time embedding; at most 1 where the UNet has no such embedding."""
+    height: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """Of images, in pixels; absent: the size that the UNet was made for."""
+    width: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """Of images, in pixels; absent: the size that the UNet was made for."""
+    original_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    """Height and width in pixels that an SDXL-class UNet is told an image had before scaling; absent: as drawn."""
+    target_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    """Height and width in pixels that an SDXL-class UNet is told an image was wanted in; absent: as drawn."""
+    crops_top_left: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    """Top and left in pixels where an SDXL-class UNet is told an image was cropped; absent: 0, 0."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     max_batch: Annotated[int, Field(ge=1)] | None = None
@@ -48,9 +66,9 @@ class ModelSettings(Settings):
     tiny_vae: ModelSource | None = None
     """Folder or hub id of an AutoencoderTiny that decodes what a run has scored in its rounds; evaluations, exports and
     pictures take the model's own VAE. The change of the reward is told when the run starts; absent: none."""
-    timesteps: Annotated[Timesteps | None, Field(exclude=True)] = None
-    """Of the two steps; absent: the scheduler's own. A run says it as `train.timesteps`, and only its client samples:
-    so it is in no dump, and the surrogate trainer never hears of it."""
+    timesteps: Annotated[StepTimesteps | None, Field(exclude=True)] = None
+    """Of the steps, 1 to 8; absent: the scheduler's own. A run says those of its two steps as `train.timesteps`, and
+    only its client samples: so it is in no dump, and the surrogate trainer never hears of it."""
 
 
 class LoraSettings(Settings):

@@ -38,24 +38,25 @@ class StepSample(NamedTuple):
 
 def sample(
     predict_clean: Callable[[Tensor, int], Tensor],
-    renoise: Callable[[Tensor, Tensor, int], Tensor],
+    next_input: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     noises: Sequence[Tensor],
     rows: Sequence[Tensor] | None = None,
 ) -> list[StepSample]:
     """Every step of consistency sampling; the last z is the sample, nothing is noised after it.
 
-    `predict_clean(x_t, i)` is f_theta of step i with the prompt bound, `renoise(z, eps, i)` makes that step's input.
-    `noises` [B, C, H, W] are x_tau0, then one draw per later step. For two steps of an LCM: z1 = f(x_tau0),
-    x_tau1 = sqrt(abar) z1 + sqrt(1 - abar) eps, z2 = f(x_tau1). `rows`, where given, says for each later step which
-    rows of the step before it go on, int64; its noise has one row for each of them. Gradients flow within each step,
-    not through the re-noising: z1 enters the second step as a constant. That is our choice, not the paper's: the
-    chain through both would multiply the slopes of two steep maps.
+    `predict_clean(x_t, i)` is f_theta of step i with the prompt bound, `next_input(x_t, z, eps, i)` makes that step's
+    input from the input and the prediction of the step before. `noises` [B, C, H, W] are x_tau0, then one draw per
+    later step. For two steps of an LCM: z1 = f(x_tau0), x_tau1 = sqrt(abar) z1 + sqrt(1 - abar) eps, z2 = f(x_tau1).
+    `rows`, where given, says for each later step which rows of the step before it go on, int64; its noise has one row
+    for each of them. Gradients flow within each step, not from one into the next: z1 enters the second step as a
+    constant. That is our choice, not the paper's: the chain through both would multiply the slopes of two steep maps.
     """
     x_t, steps = noises[0], []
     for i in range(len(noises)):
         if i > 0:
-            z = steps[-1].z_BCHW.detach()
-            x_t = renoise(z if rows is None else z[rows[i - 1]], noises[i], i)
+            before = (steps[-1].x_t_BCHW.detach(), steps[-1].z_BCHW.detach())
+            x_t, z = before if rows is None else (part[rows[i - 1]] for part in before)
+            x_t = next_input(x_t, z, noises[i], i)
         steps.append(StepSample(x_t, predict_clean(x_t, i)))
     return steps
 

@@ -8,6 +8,7 @@ Shape legend: r rank, in, out features or channels, k kernel.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lasro.errors import ModelError
@@ -56,11 +58,11 @@ class Adapter(NamedTuple):
     keys: AdapterKeys
 
 
-def find_adapter(path: Path, names: ModuleNames, partial: bool = False) -> Adapter:
+def find_adapter(path: Path, names: ModuleNames, partial: bool = False, may_be_partial: bool = True) -> Adapter:
     """Read an adapter and find the module of each of its keys.
 
     Raises ModelError for a file that cannot be used, one of which no key has a place in these networks and, unless
-    `partial`, one of which not every key has.
+    `partial`, one of which not every key has; `may_be_partial` says whether the message advises it.
     """
     file = read_adapter(path)
     found: dict[Place, str] = {}
@@ -75,7 +77,7 @@ def find_adapter(path: Path, names: ModuleNames, partial: bool = False) -> Adapt
     placed = {key for keys in whole.values() for key in keys.values()}
     unplaced = [key for key in file.tensors if key not in placed]
     if unplaced and not (partial and placed):
-        raise ModelError(_misfit(file, unplaced, len(placed)))
+        raise ModelError(_misfit(file, unplaced, len(placed) if may_be_partial else 0))
     parts: dict[str, dict[str, ModuleLora]] = defaultdict(dict)
     for (part, module), keys in whole.items():
         parts[part][module] = _module_lora(file, part, module, names.modules[part][module], keys)
@@ -173,13 +175,20 @@ def put_on(networks: Mapping[str, Any], adapter: Adapter) -> None:
 
 
 def _add(network: Any, loras: Mapping[str, ModuleLora]) -> None:
+    network.add_adapter(peft_config(loras), adapter_name=LOADED)
+    set_peft_model_state_dict(network, peft_tensors(loras), adapter_name=LOADED)
+
+
+def peft_config(loras: Mapping[str, ModuleLora]) -> LoraConfig:
+    """peft's settings of one network's LoRA: scale 1, each module named whole. Raises ValueError where only some are
+    DoRA."""
     ranks = {module: lora.rank for module, lora in loras.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
     has_magnitude = {lora.magnitude is not None for lora in loras.values()}
     if len(has_magnitude) > 1:
         raise ValueError("some of its modules are DoRA and some are not")
-    config = LoraConfig(
+    return LoraConfig(
         r=usual,
         lora_alpha=usual,
         rank_pattern=others,
@@ -187,14 +196,23 @@ def _add(network: Any, loras: Mapping[str, ModuleLora]) -> None:
         target_modules=list(loras),
         use_dora=has_magnitude.pop(),
     )
-    state = {}
+
+
+def peft_tensors(loras: Mapping[str, ModuleLora]) -> dict[str, Tensor]:
+    """The same LoRA's tensors in peft's names, without what peft puts in front of a module's name."""
+    tensors = {}
     for module, lora in loras.items():
-        state |= {f"{module}.lora_A.weight": lora.down, f"{module}.lora_B.weight": lora.up}
+        tensors |= {f"{module}.lora_A.weight": lora.down, f"{module}.lora_B.weight": lora.up}
         if lora.magnitude is not None:
             magnitude = lora.magnitude if lora.down.ndim == 2 else lora.magnitude.reshape(1, -1, 1, 1)
-            state[f"{module}.lora_magnitude_vector"] = magnitude
-    network.add_adapter(config, adapter_name=LOADED)
-    set_peft_model_state_dict(network, state, adapter_name=LOADED)
+            tensors[f"{module}.lora_magnitude_vector"] = magnitude
+    return tensors
+
+
+def values_digest(parts: Mapping[str, Mapping[str, ModuleLora]]) -> str:
+    """SHA-256 of a LoRA's values, whatever the form of the file that they were in."""
+    tensors = {f"{part}.{name}": t for part, loras in parts.items() for name, t in peft_tensors(loras).items()}
+    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in tensors.items()})).hexdigest()
 
 
 def _verify(path: Path, network: nn.Module, loras: Mapping[str, ModuleLora]) -> None:

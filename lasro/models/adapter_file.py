@@ -84,20 +84,30 @@ def read_adapter(path: Path) -> AdapterFile:
     return AdapterFile(file, tensors, _scales(file, metadata))
 
 
-def note_timesteps(file: Path, timesteps: Timesteps) -> None:
+def note_timesteps(file: Path, timesteps: tuple[int, ...]) -> None:
     """Write into an adapter's metadata at which timesteps it was trained to be sampled."""
+    note(file, TIMESTEPS_METADATA, json.dumps(timesteps))
+
+
+def note(file: Path, key: str, value: str) -> None:
+    """Write an entry into an adapter's metadata, where stock reads over it."""
     with safe_open(file, framework="pt") as opened:
-        metadata = (opened.metadata() or {}) | {TIMESTEPS_METADATA: json.dumps(timesteps)}
+        metadata = (opened.metadata() or {}) | {key: value}
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     save_file(tensors, file, metadata)
 
 
+def noted(path: Path, key: str) -> str | None:
+    """An entry of the metadata of an adapter that `read_adapter` reads."""
+    with safe_open(_find_file(path), framework="pt") as opened:
+        return (opened.metadata() or {}).get(key)
+
+
 def noted_timesteps(path: Path) -> Timesteps | None:
     """What `note_timesteps` wrote; None for the scheduler's own. Of an adapter that `read_adapter` reads."""
-    with safe_open(_find_file(path), framework="pt") as opened:
-        noted = (opened.metadata() or {}).get(TIMESTEPS_METADATA)
+    found = noted(path, TIMESTEPS_METADATA)
     try:
-        return None if noted is None else TypeAdapter(Timesteps).validate_json(noted)
+        return None if found is None else TypeAdapter(Timesteps).validate_json(found)
     except ValidationError:
         return None  # somebody else's key
 

@@ -91,7 +91,7 @@ class ModuleNames:
         self._flat_names: dict[str, dict[str, str]] = {}
         for part, network in networks.items():
             found = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-            aliases = _sgm_names(network, found) if part == UNET else _clip_names(found)
+            aliases = sgm_names(network, found) if part == UNET else _clip_names(found)
             names = aliases | {name: name for name in found}
             self.modules[part], self._names[part] = found, names
             self._flat_names[part] = {alias.replace(".", "_"): name for alias, name in names.items()}
@@ -133,7 +133,7 @@ def _clip_names(found: Iterable[str]) -> dict[str, str]:
     return bare | {f"text_model.{short}": name for short, name in bare.items()}
 
 
-def _sgm_names(unet: Any, found: Iterable[str]) -> dict[str, str]:
+def sgm_names(unet: Any, found: Iterable[str]) -> dict[str, str]:
     """Names of the UNet's modules in the layout of its first publication, in which SDXL adapters are often trained."""
     aliases = {sgm: name for name, sgm in SGM_TOP.items() if name in found}
     for block, sgm in _sgm_blocks(unet):

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,8 +21,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
+from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.prompt_tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from lasro.models.adapter import Adapter
+    from lasro.models.published_names import PublishedNames
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,13 @@ class AdapterKeys(NamedTuple):
         return {"loaded": self.loaded, "total": self.total}
 
 
+class BaseAdapter(NamedTuple):
+    """A LoRA that is part of the base: what it was called, and its file's content."""
+
+    name: str
+    sha256: str
+
+
 SOLVER_STEPS = 50
 """Of the solver that a distillation loss takes one step of."""
 
@@ -140,6 +152,10 @@ class GeneratorModel(ABC):
     """h, w in pixels."""
     takes_timesteps: ClassVar[bool] = False
     """Whether `steps` goes by `settings.timesteps`; where it does not, `load_model` refuses these."""
+    adds_noise: bool = True
+    """Whether the sampler adds noise after the first step: else two-step samples of one first noise are the same."""
+    base_adapter: BaseAdapter | None = None
+    """What was fused into the base; None: nothing."""
     lora_targets: tuple[str, ...]
     """Endings of the names of the modules that get an adapter where the settings name none."""
 
@@ -201,9 +217,19 @@ class GeneratorModel(ABC):
     ) -> Tensor:
         """f_theta(x_t, t, c), float32 [B, C, H, W]: the clean latents; of the frozen base where `base` is set."""
 
+    def first_input(self, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
+        """The input x_tau0 of `step`, the sampler's first, from noise ~ N(0, I)."""
+        return noise_BCHW
+
     @abstractmethod
-    def renoise(self, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
-        """The input of `step`, from the clean latents that the step before it predicted."""
+    def next_input(
+        self, x_t_BCHW: Tensor, z_BCHW: Tensor, noise_BCHW: Tensor, step: SamplingStep, next_step: SamplingStep
+    ) -> Tensor:
+        """The input of `next_step`, from the input x_t of `step` before it and the clean latents z predicted there.
+
+        `noise_BCHW` ~ N(0, I). A sampler that goes on from z alone, as an LCM's does, leaves out x_t; one that adds no
+        noise leaves out that.
+        """
 
     @abstractmethod
     def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -256,9 +282,27 @@ class GeneratorModel(ABC):
         which not every key has. Of a model that carries no adapter yet.
         """
 
+    def find_lora(self, path: Path, partial: bool = False) -> Adapter:
+        """What `load_lora` would load, without loading it: to be scaled, and written in other forms.
+
+        Raises ModelError, also for a family of which no other form is known.
+        """
+        raise ModelError(f"{path}: adapters of {type(self).__name__} have no other form; leave out format and strength")
+
+    def put_lora(self, adapter: Adapter) -> None:
+        """Load what `find_lora` found. Of a model that carries no adapter yet."""
+        raise ModelError(f"{adapter.path}: {type(self).__name__} loads no adapter but from a file")
+
+    def published_names(self) -> PublishedNames:
+        """What other tools call this model and its modules; raises ModelError for a family that they do not know."""
+        raise ModelError(f"{type(self).__name__}: no names in other tools are known; leave out the format")
+
     @abstractmethod
-    def save_fused(self, folder: Path) -> None:
-        """Fuse the loaded adapter into the weights and write a whole diffusers folder; raises ModelError."""
+    def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
+        """Fuse the loaded adapter into the weights and write a whole diffusers folder; raises ModelError.
+
+        `dtype`: of the weights that are written; None: as they are.
+        """
 
     def distillation_loss(self, teacher: str) -> DistillationLoss:
         """The loss that the model was distilled by, against a teacher's folder or hub id; raises ModelError."""

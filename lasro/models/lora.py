@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from lasro.config import LoraSettings, Timesteps
+from lasro.config import LoraSettings
+from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
 from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
@@ -44,7 +45,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: tuple[str, ...], see
 
 
 def save_adapter(
-    pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings, timesteps: Timesteps | None = None
+    pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings, timesteps: tuple[int, ...] | None = None
 ) -> Path:
     """Write the generator's LoRA so that stock diffusers loads it with `load_lora_weights`.
 
@@ -118,13 +119,26 @@ def without_adapters(pipeline: Any) -> Iterator[None]:
         pipeline.enable_lora()
 
 
-def fuse_adapter(pipeline: Any) -> None:
-    """Add the loaded adapter to the weights; raises ModelError where a weight would not be finite."""
+def fuse_adapter(pipeline: Any, dtype: Dtype | None = None) -> None:
+    """Add the loaded adapter to the weights, and convert all networks to `dtype` then, None: leave them as they are.
+
+    Raises ModelError where a weight would not be finite.
+    """
     try:
         pipeline.fuse_lora(safe_fusing=True)
     except ValueError as error:
         raise ModelError(f"adapter: cannot be fused ({one_line(str(error))}); it is broken") from error
     pipeline.unload_lora_weights()
+    if dtype is not None:
+        _convert(pipeline, dtype)
+
+
+def _convert(pipeline: Any, dtype: Dtype) -> None:
+    for part, network in pipeline.components.items():
+        if isinstance(network, nn.Module):
+            network.to(getattr(torch, dtype))
+            if any(not weight.isfinite().all() for weight in network.parameters()):
+                raise ModelError(f"{part}: weights overflow in {dtype}; use --dtype float32 or bfloat16")
 
 
 @contextmanager

@@ -57,3 +57,14 @@ class PromptTokens:
             raise PromptTooLongError(
                 f"prompt {prompts[place][:60]!r}: got {tokens} tokens, expected at most {limit}; shorten it"
             )
+
+
+def limit_tokens(pipeline: Any, tokenizers: Sequence[str], text_encoders: Sequence[str], where: str) -> PromptTokens:
+    """Of a pipeline's parts; gives the tokenizers their true limits, to which stock pads each prompt."""
+    pairs = []
+    for name, encoder in zip(tokenizers, text_encoders, strict=True):
+        tokenizer, text_config = getattr(pipeline, name), getattr(pipeline, encoder).config
+        check_tokenizer(tokenizer, text_config, f"{where}: {name}")
+        tokenizer.model_max_length = token_limit(tokenizer, text_config)
+        pairs.append((tokenizer, text_config))
+    return PromptTokens(pairs)

@@ -19,9 +19,9 @@ from lasro.models.prompt_tokens import PromptTokens
 from lasro.validation import one_line
 
 FAMILIES = {
-    "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlConsistencyModel",
-    "StableDiffusionPipeline": "lasro.models.sd15:Sd15ConsistencyModel",
-    "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineModel",
+    "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlGenerator",
+    "StableDiffusionPipeline": "lasro.models.sd15:Sd15Generator",
+    "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineGenerator",
 }
 
 

@@ -1,4 +1,4 @@
-"""SD1.5-class consistency models: LCM-Dreamshaper and the like.
+"""SD1.5- and SD2.1-class few-step models: LCM-Dreamshaper, SD-Turbo and the like.
 
 Shape legend: T tokens, D embedding.
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lasro.errors import ModelError
 from lasro.models.base import Conditioning
-from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.unet_generator import UNetGenerator
 
 
-class Sd15ConsistencyModel(LatentConsistencyModel):
+class Sd15Generator(UNetGenerator):
     """One text encoder, and a UNet that takes nothing else; its safety checker is not loaded."""
 
     pipeline_class = StableDiffusionPipeline
@@ -41,7 +41,7 @@ class Sd15ConsistencyModel(LatentConsistencyModel):
         return {"encoder_hidden_states": conditioning["embeds"]}
 
 
-class LatentConsistencyPipelineModel(Sd15ConsistencyModel):
+class LatentConsistencyPipelineGenerator(Sd15Generator):
     """The same parts under the pipeline that LCM-Dreamshaper was published with."""
 
     pipeline_class = LatentConsistencyModelPipeline

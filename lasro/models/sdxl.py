@@ -1,4 +1,4 @@
-"""SDXL-class consistency models: LCM-SSD-1B, LCM-SDXL and the like (StableDiffusionXLPipeline).
+"""SDXL-class few-step models: LCM-SSD-1B, SDXL-Turbo, SDXL-Lightning, DMD2 and the like (StableDiffusionXLPipeline).
 
 Shape legend: B batch, T tokens, D embedding, P pooled.
 """
@@ -13,19 +13,20 @@ from torch import Tensor
 
 from lasro.errors import ModelError
 from lasro.models.base import Conditioning
-from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.unet_generator import UNetGenerator
 
 TIME_IDS = 6
 
 
-class SdxlConsistencyModel(LatentConsistencyModel):
-    """Two text encoders, and a UNet that also takes the image's size."""
+class SdxlGenerator(UNetGenerator):
+    """Two text encoders, and a UNet that is also told the image's size before and after it was scaled and cropped."""
 
     pipeline_class = StableDiffusionXLPipeline
     load_options = {"add_watermarker": False}  # noqa: RUF012  (a ClassVar by its declaration)
     tokenizers = ("tokenizer", "tokenizer_2")
     text_encoders = ("text_encoder", "text_encoder_2")
     normalises = True
+    takes_micro_conditioning = True
 
     def check_unet(self, config: Any) -> None:
         if config.addition_embed_type != "text_time":
@@ -46,7 +47,8 @@ class SdxlConsistencyModel(LatentConsistencyModel):
 
     def prompt_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         embeds_BTD, pooled_BP = conditioning["embeds"], conditioning["pooled"]
-        height, width = self.image_size
-        time_ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=embeds_BTD.dtype)
+        settings, drawn = self.settings, self.image_size
+        sizes = (*(settings.original_size or drawn), *(settings.crops_top_left or (0, 0)))
+        time_ids = torch.tensor([*sizes, *(settings.target_size or drawn)], device=self.device, dtype=embeds_BTD.dtype)
         added = {"text_embeds": pooled_BP, "time_ids": time_ids.expand(len(pooled_BP), TIME_IDS)}
         return {"encoder_hidden_states": embeds_BTD, "added_cond_kwargs": added}

@@ -22,6 +22,7 @@ from lasro.cache_folder import cache_folder
 from lasro.config import ModelSettings
 from lasro.errors import StorageError
 from lasro.files import write_atomically
+from lasro.models.adapter import Adapter, values_digest
 from lasro.models.load_pipeline import encoder_files, load_text_encoders
 from lasro.models.loading import loading
 
@@ -40,8 +41,10 @@ class TextEncoders:
     """Of one pipeline, in which they stand by `names`. Not thread-safe."""
 
     def __init__(self, pipeline: Any, names: Sequence[str], settings: ModelSettings, device: torch.device) -> None:
-        self._pipeline, self._names, self._settings, self._device = pipeline, names, settings, device
+        self._pipeline, self._names, self._settings, self.device = pipeline, names, settings, device
         self._pinned = False
+        self._fused = ""
+        """Digest of what was added to their weights; empty: nothing."""
         self._used = time.monotonic()
 
     @property
@@ -52,7 +55,7 @@ class TextEncoders:
         """The pipeline to the device, but for encoders that are not read: their place is kept."""
         unread = {name: part for name, part in self._parts.items() if is_unread(part)}
         self._pipeline.register_modules(**dict.fromkeys(unread))
-        self._pipeline.to(self._device)
+        self._pipeline.to(self.device)
         self._pipeline.register_modules(**unread)
 
     def load(self) -> None:
@@ -64,14 +67,22 @@ class TextEncoders:
         found = load_text_encoders(self._pipeline, unread, self._settings)
         with loading(f"model.path {self._settings.path}"):
             for part in found.values():
-                part.requires_grad_(False).eval().to(self._device)
+                part.requires_grad_(False).eval().to(self.device)
         self._pipeline.register_modules(**found)
 
-    def pin(self, pinned: bool) -> None:
-        """Read them now and keep them, where they are to carry an adapter, which would be lost."""
-        self._pinned = pinned
-        if pinned:
-            self.load()
+    def pin(self) -> None:
+        """Read them now and keep them: they are to carry an adapter, which would be lost."""
+        self._pinned = True
+        self.load()
+
+    def pin_fused(self, adapter: Adapter) -> None:
+        """`pin` them for an adapter that will be fused into them, where it has parts for any of them.
+
+        What they embed is then told apart from what they embed without it.
+        """
+        if parts := {name: adapter.parts[name] for name in self._names if name in adapter.parts}:
+            self._fused = values_digest(parts)
+            self.pin()
 
     def release(self) -> None:
         """Free their memory, unless they are pinned."""
@@ -96,7 +107,8 @@ class TextEncoders:
         parts = sorted(self._pipeline.components.items())
         tokenizers = [_tokenizer(part) for name, part in parts if name.startswith("tokenizer")]
         kind = type(self._pipeline).__name__
-        return _digest([EMBEDDINGS, kind, self._settings.dtype, files, described, tokenizers, _computer(self._device)])
+        content = [EMBEDDINGS, kind, self._settings.dtype, files, described, tokenizers, _computer(self.device)]
+        return _digest([*content, self._fused] if self._fused else content)
 
 
 def _configuration(config: Any) -> dict[str, Any]:

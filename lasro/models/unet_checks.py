@@ -15,6 +15,7 @@ from lasro.validation import one_line
 LARGEST_SIDE = 1024  # of latents, thus 8192 pixels by usual VAEs
 UNSUPPORTED = ("class_embed_type", "encoder_hid_dim_type", "center_input_sample", "time_embedding_act_fn")
 """The surrogate's feature extractor does not compute what these ask for."""
+MICRO_CONDITIONING = ("original_size", "target_size", "crops_top_left")
 
 
 def check_pipeline(
@@ -52,6 +53,14 @@ def check_pipeline(
         raise ModelError(f"{of_unet}: {error}") from error
 
 
+def check_micro_conditioning(settings: ModelSettings, is_taken: bool) -> None:
+    """Raises ModelError for sizes that a UNet would not be told: `is_taken` says whether its family's are."""
+    given = [name for name in MICRO_CONDITIONING if getattr(settings, name) is not None]
+    if given and not is_taken:
+        got = list(getattr(settings, given[0]))
+        raise ModelError(f"{given[0]}: got {got}, but only an SDXL-class UNet is told such; leave it out")
+
+
 def latent_size(config: Any) -> tuple[int, int]:
     """Height and width of a UNet's latents; raises ModelError where its `sample_size` is neither a number nor two."""
     size = config.sample_size
@@ -64,6 +73,18 @@ def latent_size(config: Any) -> tuple[int, int]:
         return sides[0], sides[1]
     expected = f"the latents' side, or height and width, up to {LARGEST_SIDE}"
     raise ModelError(f"got sample_size {one_line(repr(size))}, expected {expected}")
+
+
+def image_size(config: Any, scale: int, settings: ModelSettings) -> tuple[int, int]:
+    """Height and width in pixels: what is asked for, else what the UNet was made for at `scale` pixels a latent."""
+    sides = []
+    for name, latents in zip(("height", "width"), latent_size(config), strict=True):
+        side = getattr(settings, name) or latents * scale
+        if side % scale:
+            nearest = max(1, round(side / scale)) * scale
+            raise ModelError(f"{name}: got {side} pixels, expected a multiple of {scale}, such as {nearest}")
+        sides.append(side)
+    return sides[0], sides[1]
 
 
 def _check_kind(part: Any, kind: type, where: str) -> None:

@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lasro.config import LoraSettings, TrainSettings
 from lasro.errors import NonFiniteError
-from lasro.functional.consistency import sample
 from lasro.functional.generator_loss import ema_update
 from lasro.functional.lr_schedule import learning_rate
 from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
@@ -26,7 +25,7 @@ from lasro.models.device import device_memory
 from lasro.models.lora import parameters_set
 from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import draw_noises, generator_for
+from lasro.training.sampling import draw_noises, generator_for, take_steps
 from lasro.training.score_source import ScoreSource
 
 MEMORY_ADVICE = "lower train.micro_batch_size, or set model.gradient_checkpointing = true"
@@ -149,9 +148,10 @@ class GeneratorTrainer:
         chosen = torch.arange(later.start * every, here.stop, every, device=model.device)
         steps, first = model.steps(NUM_STEPS), model.embed([prompt.text for prompt in batch[here]])
         conditioning = [first, first.rows(chosen - here.start)]
-        taken = sample(
+        taken = take_steps(
+            model,
+            steps,
             lambda x_t_BCHW, i: self.predict(x_t_BCHW, steps[i], conditioning[i], self.base_steps[i]),
-            lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
             [noises[0][here], noises[1][chosen]],
             rows=[chosen - here.start],
         )

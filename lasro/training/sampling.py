@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from lasro.config import SamplingSettings
-from lasro.errors import NonFiniteError
-from lasro.functional.consistency import sample
+from lasro.errors import ModelError, NonFiniteError
+from lasro.functional.consistency import StepSample, sample
 from lasro.functional.drift import mean_square_difference
 from lasro.functional.perturbation import perturb, smooth_noise
 from lasro.images import png_bytes
-from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
 from lasro.models.device import device_memory
 from lasro.service.child_process import cores
 from lasro.training.prompts import Prompt
@@ -104,6 +104,22 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
+def take_steps(
+    model: GeneratorModel,
+    steps: Sequence[SamplingStep],
+    predict_clean: Callable[[Tensor, int], Tensor],
+    noises: Sequence[Tensor],
+    rows: Sequence[Tensor],
+) -> list[StepSample]:
+    """`consistency.sample` by the model's sampler, from noises ~ N(0, I)."""
+    return sample(
+        predict_clean,
+        lambda x_t_BCHW, z_BCHW, noise_BCHW, i: model.next_input(x_t_BCHW, z_BCHW, noise_BCHW, steps[i - 1], steps[i]),
+        [model.first_input(noises[0], steps[0]), *noises[1:]],
+        rows,
+    )
+
+
 def sample_latents(
     model: GeneratorModel, noises: Sequence[Tensor], conditioning: Conditioning, base: bool | Sequence[bool] = False
 ) -> list[Tensor]:
@@ -122,9 +138,10 @@ def sample_latents(
     conditionings = [conditioning]
     for chosen in rows:
         conditionings.append(conditionings[-1].rows(chosen))
-    taken = sample(
+    taken = take_steps(
+        model,
+        steps,
         lambda x_t_BCHW, i: model.predict_clean(x_t_BCHW, steps[i], conditionings[i], of_base[i]),
-        lambda z_BCHW, noise_BCHW, i: model.renoise(z_BCHW, noise_BCHW, steps[i]),
         noises,
         rows,
     )
@@ -146,12 +163,16 @@ def sample_groups(
 
     With a `reference_policy`, a group also has its samples of the same noise, or of the first `reference_seeds` ones:
     what all samples of one policy have in common, such as a tint, shows in no pair among them. `reference_steps` says
-    after how many steps. `base`: as of `sample_latents`. Raises NonFiniteError, with the prompt named, and
-    DeviceMemoryError.
+    after how many steps. `base`: as of `sample_latents`. Raises NonFiniteError, with the prompt named, ModelError where
+    several second steps would be the same, and DeviceMemoryError.
     """
     if not prompts:
         return []
     K, D, R = settings.seeds_per_prompt, settings.second_step_draws, settings.num_reference_seeds
+    if D > 1 and not model.adds_noise:
+        raise ModelError(
+            f"second_step_draws: got {D}, but this model's sampler adds no noise between steps; set it to 1"
+        )
     draws = [draw_group_noises(model, K, D, generator_for(*seed, first + i)) for i in range(len(prompts))]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     with device_memory(f"drawing {len(prompts)} prompts x {K} seeds", "lower prompts_per_round or seeds_per_prompt"):

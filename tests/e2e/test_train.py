@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from few_step_models import TURBO, with_scheduler
+from tiny_model import write_tiny_model
+from trained_few_steps import train_and_compare
 
 from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError, RewardError
@@ -321,6 +324,14 @@ def test_a_spent_budget_ends_the_run_cleanly(config_path: Path, services: list[s
     assert summary["reward_calls"] == 24
     assert summary["timesteps"] == [999, 299]
     assert noted_timesteps(tmp_path / "run" / "adapter") == (999, 299)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_sdxl_turbo(config_path: Path, services: list[str], tmp_path: Path) -> None:
+    """Guards against a sampler that no run can use: a trainer that loads another model, an update without a second
+    step, an adapter that stock does not take. Other samplers: `test_few_step_models.py`."""
+    plain = write_tiny_model(tmp_path / "plain", guidance_embedding=False)
+    train_and_compare(config_path, services, tmp_path, with_scheduler(plain, tmp_path / "model", TURBO))
 
 
 def test_missing_rewards_and_weights_are_named(config_path: Path, services: list[str], tmp_path: Path) -> None:

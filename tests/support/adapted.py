@@ -12,8 +12,8 @@ from tiny_model import diffusers
 
 from lasro.config import ModelSettings
 from lasro.models.base import GeneratorModel
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.sampling import sample_latents
 
 PROMPT = "a red circle left of a blue square"
@@ -25,19 +25,26 @@ def settings(folder: Path) -> ModelSettings:
 
 
 @lru_cache
-def _model(folder: Path) -> LatentConsistencyModel:
+def _model(folder: Path) -> UNetGenerator:
     model = load_model(settings(folder))
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 
-def load(folder: Path) -> LatentConsistencyModel:
+def load(folder: Path) -> UNetGenerator:
     """The same model each time, to save that time, and without what the last test put on it."""
     model = _model(folder)
     model.pipeline.unload_lora_weights()
     model._embeddings.clear()  # a text encoder may have been adapted, too
     model._encoders_adapted = False
     return model
+
+
+def load_stock(folder: Path) -> Any:
+    """diffusers' own pipeline, the same each time, and without what the last test put on it."""
+    pipeline = _stock(folder)
+    pipeline.unload_lora_weights()
+    return pipeline
 
 
 @lru_cache
@@ -62,11 +69,15 @@ def base_latents(folder: Path) -> torch.Tensor:
     return latents(load_model(settings(folder)))
 
 
-def stock_latents(folder: Path, adapter: Path) -> torch.Tensor:
+def stock_latents(folder: Path, adapter: Path, weight_name: str | None = None) -> torch.Tensor:
     """The same by diffusers' own pipeline, with the adapter loaded by `load_lora_weights`."""
-    pipeline = _stock(folder)
-    pipeline.unload_lora_weights()
-    pipeline.load_lora_weights(adapter)
+    pipeline = load_stock(folder)
+    pipeline.load_lora_weights(adapter, weight_name=weight_name)
+    return stock_drawn(pipeline)
+
+
+def stock_drawn(pipeline: Any) -> torch.Tensor:
+    """The same by diffusers' own pipeline as it is."""
     draws = torch.Generator().manual_seed(7)
     options = {"num_inference_steps": 2, "guidance_scale": GUIDANCE, "output_type": "latent"}
     return pipeline(PROMPT, generator=draws, **options).images

@@ -31,7 +31,7 @@ def tiny_vae(scaling_factor: float) -> Any:
     )  # fmt: skip
 
 
-def write_tiny_model(folder: Path) -> Path:
+def write_tiny_model(folder: Path, guidance_embedding: bool = True) -> Path:
     """A random SDXL-class consistency model far smaller than the bundled one: latents 4 x 8 x 8, images 16 x 16.
 
     Only its tokenizers are the bundled ones.
@@ -50,7 +50,8 @@ def write_tiny_model(folder: Path) -> Path:
                 sample_size=8, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32,
-                attention_head_dim=(1, 2), use_linear_projection=True, time_cond_proj_dim=16,
+                attention_head_dim=(1, 2), use_linear_projection=True,
+                time_cond_proj_dim=16 if guidance_embedding else None,
                 addition_embed_type="text_time", addition_time_embed_dim=8,
                 projection_class_embeddings_input_dim=16 + 6 * 8,
             ),

@@ -14,7 +14,7 @@ from adapters import PEFT, PLAIN, UNET, Factors, State, diffusers_form, kohya_fo
 from safetensors.torch import save_file
 
 from lasro.errors import ModelError
-from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.prompts import Prompt
 from lasro_client.cli import images
 from lasro_client.evaluation.export import export
@@ -28,7 +28,7 @@ def factors(tiny_model_path: Path) -> Factors:
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tiny_model_path: Path) -> LatentConsistencyModel:
+def tiny_model(tiny_model_path: Path) -> UNetGenerator:
     """For what is refused: nothing is ever put on it."""
     return load(tiny_model_path)
 
@@ -36,7 +36,7 @@ def tiny_model(tiny_model_path: Path) -> LatentConsistencyModel:
 FOREIGN: State = {f"unet.elsewhere.{i}.to_q.lora_A.weight": torch.ones(2, 2) for i in range(5)}
 
 
-def test_keys_without_a_place_are_refused(tiny_model: LatentConsistencyModel, factors: Factors, tmp_path: Path) -> None:
+def test_keys_without_a_place_are_refused(tiny_model: UNetGenerator, factors: Factors, tmp_path: Path) -> None:
     """Guards against an adapter that is dropped key by key until the base is left."""
     state = diffusers_form(factors)
     some = write_adapter(tmp_path / "some" / PLAIN, state | FOREIGN)
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[Callable[[Factors], State], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_applied_is_refused_by_name(
-    tiny_model: LatentConsistencyModel, factors: Factors, tmp_path: Path, case: str
+    tiny_model: UNetGenerator, factors: Factors, tmp_path: Path, case: str
 ) -> None:
     """Guards against a NaN model, a traceback, or a part of the adapter that is left out in silence."""
     make, message = REFUSED[case]
@@ -128,7 +128,7 @@ CONFIGS: dict[str, tuple[dict[str, Any] | None, str]] = {
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_peft_folder_is_read_with_its_configuration(
-    tiny_model: LatentConsistencyModel, factors: Factors, tmp_path: Path, case: str
+    tiny_model: UNetGenerator, factors: Factors, tmp_path: Path, case: str
 ) -> None:
     """Guards against the wrong scale: weights alone do not say by what they are multiplied."""
     config, message = CONFIGS[case]
@@ -137,7 +137,7 @@ def test_a_peft_folder_is_read_with_its_configuration(
         tiny_model.load_lora(folder)
 
 
-def test_files_that_are_none_are_named(tiny_model: LatentConsistencyModel, factors: Factors, tmp_path: Path) -> None:
+def test_files_that_are_none_are_named(tiny_model: UNetGenerator, factors: Factors, tmp_path: Path) -> None:
     """Guards against tracebacks, pickles that are run, and a file chosen among several without a word."""
 
     def refused(path: Path, message: str) -> None:

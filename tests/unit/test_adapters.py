@@ -29,8 +29,8 @@ from adapters import (
 from safetensors.torch import load_file
 from tiny_sd15 import write_tiny_sd15
 
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 
 KINDS = (
     "to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv",
@@ -191,7 +191,7 @@ def test_dora_is_applied(tiny_model_path: Path, tmp_path: Path, name: str) -> No
         else:
             state[f"{module}.{name}"] = magnitude
     model, by_hand = load(tiny_model_path), load_model(settings(tiny_model_path))
-    assert isinstance(by_hand, LatentConsistencyModel)
+    assert isinstance(by_hand, UNetGenerator)
     model.load_lora(write_adapter(tmp_path / PLAIN, state))
     for module, weight in expected.items():
         by_hand.unet.get_submodule(module).weight.data = weight

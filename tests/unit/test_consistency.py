@@ -55,7 +55,7 @@ def test_unknown_parameterisation_is_refused() -> None:
         noise_schedule.clean_from_output(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), "flow")
 
 
-def renoise(z: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
+def renoise(x_t: torch.Tensor, z: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
     """With abar_499 = 0.36, and never for the first step."""
     assert i == 1
     return noise_schedule.add_noise(z, noise, torch.tensor(0.36, dtype=torch.float64))
@@ -95,6 +95,23 @@ def test_only_the_named_rows_go_on_to_the_second_step() -> None:
     taken = sample(lambda x_t, i: x_t / 2, renoise, noises, rows=[torch.tensor([2])])
     assert [len(step.z_BCHW) for step in taken] == [3, 1]
     assert taken[1].z_BCHW.item() == pytest.approx(2.9)
+
+
+def test_a_step_may_go_on_from_the_input_before_it() -> None:
+    """Guards against a sampler that is given another row's input, or one with a gradient into the first step.
+
+    x_0 = 2, 6 with z = theta x_0 = 1, 3. Half the way from x_0 = 6 to z = 3 is 4.5, so z2 = 2.25, d z2 / d theta = 4.5.
+    """
+    theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    first = torch.tensor([2.0, 6.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+    noises = [first, torch.zeros(1, 1, 1, 1, dtype=torch.float64)]
+    taken = sample(
+        lambda x_t, i: theta * x_t, lambda x_t, z, noise, i: (x_t + z) / 2 + noise, noises, rows=[torch.tensor([1])]
+    )
+    taken[1].z_BCHW.sum().backward()
+    assert taken[1].z_BCHW.item() == pytest.approx(2.25)
+    assert theta.grad is not None
+    assert theta.grad.item() == pytest.approx(4.5)
 
 
 def test_sampler_formulas_pass_gradcheck() -> None:

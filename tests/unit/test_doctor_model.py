@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import PLAIN, UNET, diffusers_form, random_factors, write_adapter
 from changed_model import change_json, copy_model
+from tiny_model import write_tiny_model
 
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError, ModelError
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 from lasro_client.doctor import report as doctor_report
 from lasro_client.doctor.live_bytes import LiveBytes
 from lasro_client.doctor.needs import Computed, Need
@@ -83,6 +85,23 @@ def test_shapes_take_the_bytes_of_tensors(tiny_model_path: Path, tables: dict[st
     assert of_shapes == pytest.approx(of_tensors, rel=0.05)
 
 
+@pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral", "tcd", "ddim"])
+def test_shapes_are_sampled_by_every_sampler(tmp_path: Path, tiny_model_path: Path, scheduler: str) -> None:
+    """Guards against a sampler that asks shapes for their values, and a base adapter that is fused into shapes."""
+    folder = write_tiny_model(tmp_path / "model", guidance_embedding=False)
+    base_adapter = write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(random_factors(folder / UNET, ("to_q",))))
+    table = {"guidance": 1.0, "scheduler": scheduler, "base_adapter": str(base_adapter)}
+    config = settings(folder, model=table, train={"batch_size": 2, "prompts_per_round": 1, "seeds_per_prompt": 2})
+    shapes = shapes_of(config.model)
+    with shapes.active(), LiveBytes() as computed:
+        steps = ClientSteps(config, shapes.model)
+        steps.generate()
+        steps.update()
+        assert computed.peak_since() > 0
+    with pytest.raises(ModelError, match=r"^model\.base_adapter: .*: is a whole model, no adapter"):
+        shapes_of(config.model.model_copy(update={"base_adapter": str(tiny_model_path)}))
+
+
 def peaks(live: LiveBytes, client: ClientSteps, trainer: TrainerSteps) -> list[int]:
     found = []
     for step in (client.generate, client.update, trainer.step, trainer.serve):
@@ -103,8 +122,8 @@ def test_parts_are_those_of_the_model(tiny_model_path: Path, examined: dict[str,
     """Guards against a table of another model, and against figures that do not add up."""
     config, found = settings(tiny_model_path), examined
     model = load_model(config.model)
-    assert isinstance(model, LatentConsistencyModel)
-    model._encoders.load()
+    assert isinstance(model, UNetGenerator)
+    model.prompt_encoder.encoders.load()
     counted = {part["name"]: part["parameters"] for part in found["parts"]}
     for name, count in counted.items():
         assert count == sum(parameter.numel() for parameter in getattr(model.pipeline, name).parameters())

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.models.float32_convolutions import Float32Conv2d, Float32OutputConv2d
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 
 PROMPTS = ["a red circle left of a blue square", "dog face, noto style"]
 
 
-def load(**settings: object) -> LatentConsistencyModel:
+def load(**settings: object) -> UNetGenerator:
     model = load_model(ModelSettings.model_validate({"device": "cpu"} | settings))
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 
-def changed(model: LatentConsistencyModel) -> list[nn.Module]:
+def changed(model: UNetGenerator) -> list[nn.Module]:
     """The convolutions that compute in float32, of the UNet and of its base."""
     return [each for unet in (model.unet, model.base) for each in unet.modules() if isinstance(each, Float32Conv2d)]
 
 
-def both_steps(model: LatentConsistencyModel, autocast: str, base: bool = False) -> list[Tensor]:
+def both_steps(model: UNetGenerator, autocast: str, base: bool = False) -> list[Tensor]:
     """z1, and z2 from a noise that is the same for any precision."""
     model.settings = model.settings.model_copy(update={"autocast": autocast})
     draws = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ from small_trainer import trainer_of
 
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, NonFiniteError
-from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_noises, generator_for, sample_latents
@@ -82,7 +82,7 @@ def test_the_regulariser_adds_both_steps(trainer: GeneratorTrainer) -> None:
     with torch.no_grad():
         z_1, z_2 = sample_latents(model, noises, conditioning)
         steps = model.steps(2)
-        inputs = [noises[0], model.renoise(z_1, noises[1], steps[1])]
+        inputs = [noises[0], model.next_input(noises[0], z_1, noises[1], *steps)]
         bases = [
             model.predict_clean(x_t, step, conditioning, base=True) for x_t, step in zip(inputs, steps, strict=True)
         ]
@@ -144,7 +144,7 @@ def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: P
     against a network that holds the whole batch all the same."""
     whole, parts = trainer_of(tiny_model_path), trainer_of(tiny_model_path, micro_batch_size=2)
     rows: list[int] = []
-    assert isinstance(parts.model, LatentConsistencyModel)
+    assert isinstance(parts.model, UNetGenerator)
     parts.model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     whole.step(PROMPTS, CurvedScore())
     parts.load_state(whole.state(), whole.version, whole.method.state())

@@ -16,9 +16,9 @@ from lasro.errors import DeviceMemoryError
 from lasro.functional.reward_totals import RewardObjective
 from lasro.models.device import device_memory
 from lasro.models.frozen import FrozenModel
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
 from lasro.models.surrogate import SurrogateReward, build_surrogate
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.prompts import Prompt
 from lasro.training.ranking import Ranker
 from lasro.training.replay_buffer import ReplayGroup
@@ -45,13 +45,13 @@ NUMPY = MemoryError("Unable to allocate 71.1 PiB for an array")
 
 
 @pytest.fixture
-def model(tiny_model_path: Path) -> LatentConsistencyModel:
+def model(tiny_model_path: Path) -> UNetGenerator:
     found = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
-    assert isinstance(found, LatentConsistencyModel)
+    assert isinstance(found, UNetGenerator)
     return found
 
 
-def surrogate_of(model: LatentConsistencyModel, tmp_path: Path) -> PublishedSurrogate:
+def surrogate_of(model: UNetGenerator, tmp_path: Path) -> PublishedSurrogate:
     settings = SurrogateSettings(trunk="adapter", adapter_rank=2, head_channels=8)
     store = RunStore(tmp_path, "run", 2, 60)
     state = build_surrogate(model, settings).trained_state()
@@ -63,32 +63,32 @@ def latents(count: int) -> np.ndarray:
     return np.zeros((count, 4, 8, 8), np.float32)
 
 
-def sampled(model: LatentConsistencyModel, tmp_path: Path) -> None:
+def sampled(model: UNetGenerator, tmp_path: Path) -> None:
     sample_groups(model, [PROMPT], SamplingSettings(prompts_per_round=1, seeds_per_prompt=2), 0)
 
 
-def drifted(model: LatentConsistencyModel, tmp_path: Path) -> None:
+def drifted(model: UNetGenerator, tmp_path: Path) -> None:
     measure_drift(model, [PROMPT], 0, tmp_path)
 
 
-def drawn_again(model: LatentConsistencyModel, tmp_path: Path) -> None:
+def drawn_again(model: UNetGenerator, tmp_path: Path) -> None:
     group = GroupRewards(prompt=PROMPT.text, rewards={"r": [0.0, 1.0, 0.0, 1.0]})
     list(draw_again(model, [RewardedSeeds((0,), 2, group)]))
 
 
-def gradients(model: LatentConsistencyModel, tmp_path: Path) -> None:
+def gradients(model: UNetGenerator, tmp_path: Path) -> None:
     published = surrogate_of(model, tmp_path)
     published.gradient(latents(40), np.zeros(40, np.int64), latents(40), [PROMPT.text] * 40, 0)
 
 
-def ranked(model: LatentConsistencyModel, tmp_path: Path) -> None:
+def ranked(model: UNetGenerator, tmp_path: Path) -> None:
     settings = SurrogateSettings(trunk="adapter", adapter_rank=2, head_channels=8)
     trainer = SurrogateTrainer(model, settings, RewardObjective({"r": 1.0}))
     group = ReplayGroup("id", 0, 0, PROMPT.text, np.array([1, 1]), {"r": np.array([0.0, 1.0])}, latents(2))
     trainer.rank([group], Ranker(settings, RewardObjective({"r": 1.0}), {}, margin=0.02))
 
 
-WHERE: dict[str, tuple[str, Callable[[LatentConsistencyModel, Path], Any], str]] = {
+WHERE: dict[str, tuple[str, Callable[[UNetGenerator, Path], Any], str]] = {
     "sampling": ("unet", sampled, "drawing 1 prompts x 2 seeds: .*; lower prompts_per_round or seeds_per_prompt"),
     "its images": ("vae.decoder", sampled, "decoding 4 images at once: .*; lower model.max_batch"),
     "prompts": ("text_encoder", lambda m, _: m.embed(["not embedded yet"]), "embedding a prompt: .*; set model.dtype"),
@@ -114,7 +114,7 @@ WHERE: dict[str, tuple[str, Callable[[LatentConsistencyModel, Path], Any], str]]
 
 @pytest.mark.parametrize("boundary", WHERE)
 def test_the_line_says_what_to_lower_there(
-    model: LatentConsistencyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boundary: str
+    model: UNetGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boundary: str
 ) -> None:
     """Bug: only updates said what to lower; anywhere else memory ran out with a traceback."""
     name, task, message = WHERE[boundary]
@@ -175,7 +175,7 @@ def test_a_command_ends_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_loading_and_building_say_it_too(
-    tiny_model_path: Path, model: LatentConsistencyModel, monkeypatch: pytest.MonkeyPatch
+    tiny_model_path: Path, model: UNetGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: a model too large for the device was "cannot be loaded", as if its folder were broken."""
 

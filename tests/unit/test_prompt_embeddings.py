@@ -20,8 +20,8 @@ from lasro.errors import ConfigError
 from lasro.models import prompt_embeddings
 from lasro.models.base import Conditioning
 from lasro.models.embedding_store import EmbeddingStore
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 
 PROMPTS = ["a red circle", "a blue square", "a red circle"]
 KEY, OTHER = "ab" * 32, "cd" * 32
@@ -34,13 +34,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def load(path: Path, **settings: str) -> LatentConsistencyModel:
+def load(path: Path, **settings: str) -> UNetGenerator:
     model = load_model(ModelSettings.model_validate({"path": str(path), "device": "cpu", **settings}))
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 
-def is_read(model: LatentConsistencyModel) -> bool:
+def is_read(model: UNetGenerator) -> bool:
     return model.pipeline.text_encoder.device.type != "meta"
 
 
@@ -78,11 +78,11 @@ def test_encoders_go_and_come_back_for_a_prompt_that_is_new(tiny_model_path: Pat
     assert not is_read(model)
     model.embed(PROMPTS)
     assert not is_read(model)
-    model._embeddings.clear()
+    model.prompt_encoder.embeddings.clear()
     for path in entries(Path(os.environ["LASRO_CACHE_DIR"])):
         path.unlink()
     assert same(model.embed(["never seen"]), expected)
-    model._encoders._used -= 3600
+    model.prompt_encoder.encoders._used -= 3600
     model.embed(["never seen"])
     assert not is_read(model), "one prompt an hour ago holds gigabytes"
 
@@ -90,8 +90,7 @@ def test_encoders_go_and_come_back_for_a_prompt_that_is_new(tiny_model_path: Pat
 def test_an_adapted_encoder_is_not_let_go_and_leaves_nothing_on_disk(tiny_model_path: Path, cache: Path) -> None:
     """Guards against embeddings of an adapter that a later run without it would read."""
     model = load(tiny_model_path)
-    model._encoders.pin(True)
-    model._encoders_adapted = True
+    model.prompt_encoder.adapt()
     adapted = model.embed(PROMPTS[:1])
     model.embed_ahead(PROMPTS)
     assert is_read(model)
@@ -205,8 +204,12 @@ def test_memory_is_bounded_by_bytes(tiny_model_path: Path, monkeypatch: pytest.M
     model = load(tiny_model_path)
     prompts = [f"a circle {i}" for i in range(30)]
     found = model.embed(prompts)
-    held = model._embeddings._rows
-    assert sum(tensor.nbytes for row in held.values() for tensor in row.values()) == model._embeddings._bytes <= 20_000
+    held = model.prompt_encoder.embeddings._rows
+    assert (
+        sum(tensor.nbytes for row in held.values() for tensor in row.values())
+        == model.prompt_encoder.embeddings._bytes
+        <= 20_000
+    )
     assert same(model.embed(prompts), found)
 
 

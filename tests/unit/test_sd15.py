@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
 from typing import Any
 
+import few_step_models
 import pytest
 import torch
 from changed_model import change_json
-from tiny_sd15 import write_tiny_sd15
+from few_step_models import TRAILING
+from tiny_model import diffusers
+from tiny_sd15 import write_tiny_sd2, write_tiny_sd15
 
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
 from lasro.errors import ModelError
 from lasro.models.base import GeneratorModel
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
-from lasro.models.sd15 import Sd15ConsistencyModel
+from lasro.models.sd15 import Sd15Generator
 from lasro.models.surrogate import build_surrogate, draw_augmentation, score_and_gradient
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.sampling import sample_latents
 
 PROMPT = "a red circle left of a blue square"
@@ -38,7 +40,6 @@ def guidance_of(folder: Path) -> float:
 
 
 def stock(folder: Path) -> Any:
-    diffusers: Any = importlib.import_module("diffusers")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -61,7 +62,7 @@ def our_latents(model: GeneratorModel, num_steps: int) -> torch.Tensor:
 def test_latents_are_those_of_stock_diffusers(folder: Path, num_steps: int) -> None:
     """Guards against any difference in timesteps, scalings, guidance or the order of noises."""
     model = load(folder)
-    assert isinstance(model, Sd15ConsistencyModel)
+    assert isinstance(model, Sd15Generator)
     expected = stock_latents(stock(folder), num_steps, guidance_of(folder))
     assert (our_latents(model, num_steps) - expected).abs().max() <= 1e-4
 
@@ -71,12 +72,31 @@ def test_the_pipeline_of_lcm_dreamshaper_is_read(tmp_path: Path) -> None:
     folder = write_tiny_sd15(tmp_path / "model")
     change_json(folder / "model_index.json", _class_name="LatentConsistencyModelPipeline")
     change_json(folder / "scheduler/scheduler_config.json", clip_sample=True)
-    diffusers: Any = importlib.import_module("diffusers")
     pipeline = diffusers.LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     for num_steps in (1, 2):
         expected = stock_latents(pipeline, num_steps, guidance_of(folder))
         assert (our_latents(load(folder), num_steps) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+def test_sd_turbo_is_drawn_as_by_stock_diffusers(tmp_path: Path, scheduler: str, prediction: str) -> None:
+    """Guards against SD2.1's text encoder and UNet being read as SD1.5's, and against epsilon where v is predicted."""
+    config = TRAILING | {"_class_name": scheduler, "prediction_type": prediction}
+    folder = write_tiny_sd2(tmp_path / "model", getattr(diffusers, scheduler).from_config(config))
+    model, pipeline, lora = few_step_models.load(folder), stock(folder), LoraSettings(rank=2)
+    for num_steps in (1, 2, 4):
+        expected = few_step_models.stock_latents(pipeline, num_steps)
+        assert few_step_models.difference(few_step_models.our_latents(model, num_steps), expected) <= 1e-4
+    with torch.no_grad():
+        for parameter in model.add_lora(lora, seed=0):
+            parameter.add_(0.02)
+    model.save_lora(tmp_path / "adapter", lora)
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    for num_steps in (1, 2, 4):
+        expected = few_step_models.stock_latents(pipeline, num_steps)
+        assert few_step_models.difference(few_step_models.our_latents(model, num_steps), expected) <= 1e-4
 
 
 def test_an_adapter_is_read_by_stock_diffusers_and_back(folder: Path, tmp_path: Path) -> None:
@@ -101,7 +121,7 @@ def test_an_adapter_is_read_by_stock_diffusers_and_back(folder: Path, tmp_path: 
 def test_its_encoder_carries_a_surrogate(folder: Path) -> None:
     """Guards against a feature extractor that needs what only SDXL has, such as an added embedding."""
     model = load(folder)
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     surrogate = build_surrogate(model, SurrogateSettings(head_channels=8))
     latents, draws = torch.randn(2, *model.latent_shape), torch.Generator().manual_seed(0)
     conditioning = model.embed([PROMPT, "a cat"])

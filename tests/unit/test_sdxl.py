@@ -13,25 +13,25 @@ from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ModelError, PromptTooLongError, WireError
 from lasro.models.base import GeneratorModel
 from lasro.models.device import autocast, computes_in_bfloat16
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
 from lasro.models.shared_view import shared_view
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.sampling import sample_latents
 
 PROMPTS = ["a red circle left of a blue square", "dog face, noto style"]
 
 
 @pytest.fixture(scope="module")
-def model() -> LatentConsistencyModel:
+def model() -> UNetGenerator:
     """The bundled model, never changed by a test."""
     return load(ModelSettings(device="cpu"))
 
 
-def load(settings: ModelSettings) -> LatentConsistencyModel:
+def load(settings: ModelSettings) -> UNetGenerator:
     """With the parts of its family."""
     model = load_model(settings)
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 

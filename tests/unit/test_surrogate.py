@@ -12,19 +12,19 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
 from lasro.errors import WireError
 from lasro.models.base import GeneratorModel
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
 from lasro.models.surrogate import SurrogateReward, build_surrogate, cnn_head, draw_augmentation, score_and_gradient
 from lasro.models.unet_encoder import UNetEncoder
+from lasro.models.unet_generator import UNetGenerator
 
 PROMPTS = ["a red star", "a blue square"]
 TRUNKS = ["full", "adapter"]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_path: Path) -> LatentConsistencyModel:
+def model(tiny_model_path: Path) -> UNetGenerator:
     model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 
@@ -40,7 +40,7 @@ def inputs(model: GeneratorModel) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_untrained_trunk_is_the_unets_own_encoder(model: LatentConsistencyModel, trunk: str) -> None:
+def test_untrained_trunk_is_the_unets_own_encoder(model: UNetGenerator, trunk: str) -> None:
     """Guards against a forgotten embedding: the features must be what the UNet's mid block computes in full."""
     seen: list[torch.Tensor] = []
     hook = model.base.mid_block.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
@@ -54,7 +54,7 @@ def test_untrained_trunk_is_the_unets_own_encoder(model: LatentConsistencyModel,
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_what_is_trained_travels_and_nothing_else(model: LatentConsistencyModel, trunk: str) -> None:
+def test_what_is_trained_travels_and_nothing_else(model: UNetGenerator, trunk: str) -> None:
     """Guards against weights that travel incomplete: a receiver with them must score as the sender does."""
     latents, timesteps, noise = inputs(model)
     sender, receiver = surrogate(model, trunk, seed=1), surrogate(model, trunk, seed=2)
@@ -87,7 +87,7 @@ def test_three_adapters_on_one_base_do_not_meet(tiny_model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_gradient_is_that_of_the_score(model: LatentConsistencyModel, trunk: str) -> None:
+def test_gradient_is_that_of_the_score(model: UNetGenerator, trunk: str) -> None:
     """Guards against a detached path: the directional derivative must match finite differences (float32)."""
     latents, timesteps, noise = inputs(model)
     conditioning, reward = model.embed(PROMPTS), surrogate(model, trunk)
@@ -102,7 +102,7 @@ def test_gradient_is_that_of_the_score(model: LatentConsistencyModel, trunk: str
     assert all(p.grad is None for p in reward.parameters())
 
 
-def test_misfitting_weights_are_named(model: LatentConsistencyModel) -> None:
+def test_misfitting_weights_are_named(model: UNetGenerator) -> None:
     """Guards against loading a part of somebody else's weights, which scores nonsense without a word."""
     full, adapter = surrogate(model, "full"), surrogate(model, "adapter")
     with pytest.raises(WireError, match="names differ"):
@@ -129,7 +129,7 @@ def test_augmentation_stays_below_its_limit() -> None:
 
 
 @pytest.mark.parametrize("mid_block", ["UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None])
-def test_every_mid_block_of_distilled_unets(model: LatentConsistencyModel, mid_block: str | None) -> None:
+def test_every_mid_block_of_distilled_unets(model: UNetGenerator, mid_block: str | None) -> None:
     """Guards against LCM-SSD-1B failing: its distilled UNet has a mid block without attention, others have none."""
     config = {**model.base.config, "mid_block_type": mid_block}
     with torch.random.fork_rng(devices=[]):

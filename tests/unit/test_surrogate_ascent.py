@@ -13,7 +13,7 @@ from small_trainer import ANY, trainer_of
 
 from lasro.functional.drift_control import holding_weight
 from lasro.methods.surrogate_ascent import SurrogateAscent
-from lasro.models.lcm import LatentConsistencyModel
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.generator_trainer import GeneratorTrainer
 
 TWO = FIVE[:2]
@@ -61,7 +61,7 @@ def test_the_baseline_is_the_bases_score_of_the_same_draws(tiny_model_path: Path
     """Guards against a baseline of another timestep, noise or prompt, which adds the variance that it should take
     away, and against a base that is computed twice."""
     trainer = moved(tiny_model_path, {"score_baseline": "base"}, micro_batch_size=micro_batch_size)
-    assert isinstance(trainer.model, LatentConsistencyModel)
+    assert isinstance(trainer.model, UNetGenerator)
     assert isinstance(trainer.method, SurrogateAscent)
     rows: list[int] = []
     trainer.model.base.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))

@@ -18,7 +18,7 @@ from lasro.methods.registry import create_trainer
 from lasro.models.adapter_file import noted_timesteps
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
-from lasro.models.sdxl import SdxlConsistencyModel
+from lasro.models.sdxl import SdxlGenerator
 from lasro.training.group_summary import summarise_group
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_noises, sample_groups, sample_latents
@@ -72,7 +72,7 @@ def test_steps(tiny_model_path: Path) -> None:
     """Bug: one step began elsewhere than two, or four steps were drawn by two timesteps and two of another schedule."""
     model = load(tiny_model_path, (899, 300))
     assert [[step.time for step in model.steps(n)] for n in (1, 2)] == [[899], [899, 300]]
-    with pytest.raises(ModelError, match=r"timesteps: got \[899, 300\] for 4 steps, expected 1 or 2 steps; leave"):
+    with pytest.raises(ModelError, match=r"timesteps: got \[899, 300\] for 4 steps, expected at most 2 steps; leave"):
         model.steps(4)
     assert [step.time for step in model.with_timesteps(None).steps(2)] == [999, 499]
     assert [step.time for step in model.steps(2)] == [899, 300]
@@ -80,10 +80,8 @@ def test_steps(tiny_model_path: Path) -> None:
 
 def test_a_family_without_timesteps_refuses_them(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a model that is sampled at noise levels was trained at its own, whatever the run said."""
-    monkeypatch.setattr(SdxlConsistencyModel, "takes_timesteps", False)
-    with pytest.raises(
-        ModelError, match=r"timesteps: got \[999, 299\], but the steps of SdxlConsistencyModel are at no"
-    ):
+    monkeypatch.setattr(SdxlGenerator, "takes_timesteps", False)
+    with pytest.raises(ModelError, match=r"timesteps: got \[999, 299\], but the steps of SdxlGenerator are at no"):
         load(tiny_model_path, CHOSEN)
     load(tiny_model_path, None)
 
@@ -97,7 +95,7 @@ def test_training_evaluation_and_drift_go_by_them(tiny_model_path: Path, tmp_pat
         z1, z2 = sample_latents(model, noises, model.embed([PROMPT]), base=True)
         own_z1, own_z2 = sample_latents(own, noises, own.embed([PROMPT]))
         x_t = own.diffuse(z1, noises[1], torch.tensor([299]))
-        assert isinstance(own, SdxlConsistencyModel)
+        assert isinstance(own, SdxlGenerator)
         assert torch.allclose(z2, own.predict_at(x_t, 299, own.embed([PROMPT])), atol=1e-5)
     assert torch.equal(z1, own_z1)
     assert not torch.allclose(z2, own_z2, atol=1e-2)

@@ -18,8 +18,8 @@ from tiny_model import diffusers
 from lasro.config import ModelSettings, RunSettings
 from lasro.errors import ModelError
 from lasro.functional.pair_order import same_order
-from lasro.models.lcm import LatentConsistencyModel
 from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_groups
 from lasro.wire import RewardValue, ScoredItem, ScoreReply, ScoreRequest, Status
@@ -34,17 +34,17 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_autoencoder(tmp_path_factory.mktemp("vae") / "taesd")
 
 
-def load(path: Path | str, **settings: Any) -> LatentConsistencyModel:
+def load(path: Path | str, **settings: Any) -> UNetGenerator:
     model = load_model(ModelSettings(path=str(path), device="cpu", **settings))
-    assert isinstance(model, LatentConsistencyModel)
+    assert isinstance(model, UNetGenerator)
     return model
 
 
-def latents(model: LatentConsistencyModel, count: int = 3) -> torch.Tensor:
+def latents(model: UNetGenerator, count: int = 3) -> torch.Tensor:
     return torch.randn(count, *model.latent_shape, generator=torch.Generator().manual_seed(0))
 
 
-def sizes(model: LatentConsistencyModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def sizes(model: UNetGenerator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Filled with the shapes that go through the decoder."""
     seen: list[tuple[int, ...]] = []
     decoder: Any = model.pipeline.vae.decoder

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -24,11 +25,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Guidance = Annotated[float, typer.Option(min=0.0, max=50.0, help="Guidance scale.")]
 Timesteps = Annotated[
     str | None,
-    typer.Option(help="Of the two steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
+    typer.Option(help="Of the steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
 ]
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
 ]
+ExportForm = Literal["diffusers", "kohya", "peft", "merged"]
+ExportDtype = Literal["float32", "bfloat16", "float16"]
 Partial = Annotated[bool, typer.Option("--partial", help="Load an adapter of which not every key fits the model.")]
 
 
@@ -36,7 +39,7 @@ def generate(
     prompts: Prompts,
     out: Annotated[Path, typer.Option(help="Folder for 00000.png ... and index.json.", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 0,
-    steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 2,
+    steps: Annotated[int, typer.Option(help="1, 2, 4 or 8.")] = 2,
     model: Model = "bundled",
     adapter: Adapter = None,
     partial: Partial = False,
@@ -48,12 +51,13 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
-    if steps not in (1, 2, 4):
-        raise typer.BadParameter(f"got {steps}, expected 1, 2 or 4", param_hint="--steps")
+    if steps not in (1, 2, 4, 8):
+        raise typer.BadParameter(f"got {steps}, expected 1, 2, 4 or 8", param_hint="--steps")
     chosen = _model_settings(model, guidance, device, settings or [], timesteps)
     if chosen.timesteps is not None and steps > len(chosen.timesteps):
         got = (
-            f"got {steps} with timesteps {list(chosen.timesteps)}, expected 1 or 2; leave the timesteps out for {steps}"
+            f"got {steps} with timesteps {list(chosen.timesteps)}, expected at most {len(chosen.timesteps)}; give as "
+            "many as there are steps, or leave them out"
         )
         raise typer.BadParameter(got, param_hint="--steps")
     texts = read_checked_prompts(prompts, comments, chosen)
@@ -108,18 +112,52 @@ def evaluate(
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="Adapter, such as runs/demo/adapter.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.", show_default=False)],
-    model: Model = "bundled",
+    adapter: Annotated[
+        Path, typer.Argument(help="A run's folder, or an adapter, such as runs/demo/adapter.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.", show_default=False)],
+    form: Annotated[
+        ExportForm | None,
+        typer.Option("--format", help="An adapter for other tools, or a whole model.", show_default="merged, no card"),
+    ] = None,
+    dtype: Annotated[
+        ExportDtype | None,
+        typer.Option(help="Of what is written.", show_default="float32, or a whole model's model.dtype"),
+    ] = None,
+    strength: Annotated[float, typer.Option(help="What the adapter adds, times this.")] = 1.0,
+    repo: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="REPO", help="Upload it too, as USER/NAME.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`bundled`, a diffusers folder, a hub id, or one .safetensors file.",
+            show_default="the run's, or bundled",
+        ),
+    ] = None,
     partial: Partial = False,
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fuse an adapter into its model and write a whole diffusers folder, for tools that load no LoRA."""
-    from lasro_client.evaluation.export import export as run_export
+    """Write an adapter for ComfyUI, A1111, diffusers or peft, or fuse it into its model: a whole diffusers folder."""
+    if not math.isfinite(strength) or strength == 0:
+        raise typer.BadParameter(
+            f"got {strength:g}, expected a number other than 0; 1 leaves it as it is", param_hint="--strength"
+        )
+    from lasro_client.export.source import find_source
 
-    keys = run_export(_model_settings(model, 1.0, "cpu", settings or []), adapter, out, partial)
-    print_json({"model": str(out)} | _as_json(keys)) if as_json else print(out)
+    source = find_source(adapter)
+    base = {"path": "bundled"} | source.model if model is None else {"path": model}
+    chosen = _with_settings({"guidance": 1.0, "device": "cpu", **base}, settings or [])
+    from lasro_client.export.write import ExportRequest, export_model  # torch, once the input is known to be good
+
+    done = export_model(ExportRequest(source, chosen, out, form, dtype, strength, partial, repo))
+    if not as_json:
+        print(*filter(None, (out, done.url)), sep="\n")
+        return
+    result = {"model": str(out)} if form in (None, "merged") else {"adapter": str(done.path), "format": form}
+    print_json(result | _as_json(done.keys) | ({} if done.url is None else {"repo": done.url}))
 
 
 def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:
@@ -130,6 +168,14 @@ def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:
 def _model_settings(
     model: str, guidance: float, device: str, settings: list[str], timesteps: str | None = None
 ) -> ModelSettings:
+    table: dict[str, object] = {"path": model, "guidance": guidance, "device": device}
+    if timesteps is not None:
+        table["timesteps"] = timesteps.split(",")
+    return _with_settings(table, settings)
+
+
+def _with_settings(table: dict[str, object], settings: list[str]) -> ModelSettings:
+    """A model's settings with those of `--set` in place of these."""
     from pydantic import ValidationError
 
     from lasro.config import ModelSettings
@@ -137,9 +183,6 @@ def _model_settings(
     from lasro.errors import ConfigError
     from lasro.validation import explain
 
-    table: dict[str, object] = {"path": model, "guidance": guidance, "device": device}
-    if timesteps is not None:
-        table["timesteps"] = timesteps.split(",")
     tree: dict[str, object] = {"model": table}
     for setting in settings:
         assign(tree, setting)

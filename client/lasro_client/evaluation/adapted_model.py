@@ -7,23 +7,36 @@ from pathlib import Path
 
 from lasro.config import ModelSettings
 from lasro.models.adapter_file import noted_timesteps
+from lasro.models.adapter_formats import scaled
 from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.base_adapter import noted_base_adapter
 from lasro.models.registry import load_model
 
 log = logging.getLogger("lasro")
 
 
 def load_adapted(
-    settings: ModelSettings, adapter: Path | None, partial: bool
+    settings: ModelSettings, adapter: Path | None, partial: bool, strength: float = 1.0
 ) -> tuple[GeneratorModel, AdapterKeys | None]:
-    """The model, and what of the adapter it took. Raises ModelError.
+    """The model, and what of the adapter it took, `strength` times. Raises ModelError.
 
-    A warning says so where that is not all of it, and where it was trained for other timesteps than these.
+    A warning says so where that is not all of it, and where it was trained for other timesteps or on another base.
     """
     model = load_model(settings)
     if adapter is None:
         return model, None
-    keys = model.load_lora(adapter, partial)
+    if strength == 1.0:
+        keys = model.load_lora(adapter, partial)
+    else:
+        found = model.find_lora(adapter, partial)
+        model.put_lora(scaled(found, strength))
+        keys = found.keys
+    warn_of_difference(model, adapter, keys)
+    return model, keys
+
+
+def warn_of_difference(model: GeneratorModel, adapter: Path, keys: AdapterKeys) -> None:
+    """Say what of the adapter was not taken, and where that was trained for other timesteps or on another base."""
     if keys.loaded < keys.total:
         log.warning(f"{adapter}: loaded {keys.loaded} of {keys.total} keys; left out {keys.missing}")
     trained = noted_timesteps(adapter)
@@ -32,4 +45,6 @@ def load_adapted(
             f"{adapter}: was trained for timesteps {list(trained)}; sample at these: --timesteps "
             f"{','.join(map(str, trained))} here, timesteps={list(trained)} in stock diffusers"
         )
-    return model, keys
+    on = noted_base_adapter(adapter)
+    if on is not None and (model.base_adapter is None or model.base_adapter.sha256 != on.sha256):
+        log.warning(f"{adapter}: was trained on top of {on.name}; give the model this, as model.base_adapter")

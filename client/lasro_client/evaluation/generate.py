@@ -26,7 +26,7 @@ from lasro_client.evaluation.diffusers_noise import diffusers_noises
 from lasro_client.evaluation.score_prompts import Progress, batch_size
 
 INDEX = "index.json"
-Steps = Literal[1, 2, 4]
+Steps = Literal[1, 2, 4, 8]
 
 
 class Generated(NamedTuple):

@@ -18,7 +18,7 @@ from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
 from lasro.wire import RewardInfo
 from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
-from lasro_client.run.ranking import WINDOW
+from lasro_client.run.ranking import FIRST_GOAL, WINDOW
 from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, most_ranking_rounds
 
 FEWEST_WORTH = 1 + 4
@@ -119,13 +119,17 @@ def _train_costs(settings: TrainSettings, speed: Speed) -> list[Cost]:
 
 
 def images_of_rounds(settings: TrainSettings, rounds: Rounds) -> list[int]:
-    """Images of each round of stage 2. The base is sampled too once the generator is another, and while the surrogate
-    only ranks, perturbed samples are."""
+    """Images of each round of stage 2. The base is sampled too once the generator is another, and perturbed samples in
+    the first rounds of ranking."""
     begins_as_base = settings.initial_adapter is None
     cheap, dear = (images_per_round(settings, policies) for policies in (1, 2))
     alone = min(rounds.training, (settings.warmup_rounds or 0) + 1) if begins_as_base else 0
-    ranked = images_per_round(settings.ranking, 1 if begins_as_base and not settings.perturbation else 2)
-    return [ranked] * rounds.ranking + [cheap] * alone + [dear] * (rounds.training - alone)
+    plain = images_per_round(settings.ranking, 1 if begins_as_base else 2)
+    perturbed = images_per_round(settings.ranking, 2) if settings.perturbation else plain
+    first = min(rounds.ranking, FIRST_GOAL)
+    return (
+        [perturbed] * first + [plain] * (rounds.ranking - first) + [cheap] * alone + [dear] * (rounds.training - alone)
+    )
 
 
 def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:

@@ -1,7 +1,7 @@
 """How well the surrogate of a run from nothing ranks new groups, and whether that is enough to follow it.
 
-It is tried early, and after each try that did not help it ranks twice as long as before: rewards differ by a hundred
-times in what they take, and only a generator that follows shows whether it was enough. Imports no torch.
+It is tried early, and after each try that did not help it ranks three times as long as before: rewards differ by a
+hundred times in what they take, and only a generator that follows shows whether it was enough. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ WINDOW, LONGEST_WINDOW = 3, 24
 """Newest rounds that are judged by: a third of them, at least and at most so many."""
 FIRST_GOAL, HOPELESS_ROUNDS = 12, 16
 """Rounds before the first try, and before it may be given up."""
+NEXT_GOAL = 3
+"""Times the rounds so far, before the next try: each costs about as many calls as a dozen rounds."""
 ACROSS_SEEDS = ("across_seeds",)
 AGAINST_BASE = ("reference_one_step", "reference_two_step")
 """Kinds of pairs. The latter are of the generator's and the base's sample of the same noise, in pilot and training."""
@@ -69,11 +71,17 @@ class Ranking:
         return Verdict(True, f"{says}, which is worth a try") if is_fair and self.rounds >= self.goal else None
 
     def go_on(self, limit: int) -> bool:
-        """After a try that did not help: whether to rank on, until there are twice as many rounds."""
+        """After a try that did not help: whether to rank on, to a further goal."""
         if self.is_good or self.rounds >= limit:
             return False
-        self.goal = 2 * self.rounds
+        self.goal = min(limit, NEXT_GOAL * self.rounds)
         return True
+
+    @property
+    def is_young(self) -> bool:
+        """In its first rounds perturbed samples help a surrogate that has seen next to nothing; later calls are better
+        spent on the base's own."""
+        return self.rounds < FIRST_GOAL
 
     @property
     def is_good(self) -> bool:

@@ -77,6 +77,6 @@ class RoundSampler:
         if self._moves_second_step_alone(round):
             return sample_second_step_groups(model, prompts, settings, *seed, first=first)
         reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)
-        if self.schedule.phase == "ranking" and perturbation:
+        if self.schedule.phase == "ranking" and self.schedule.ranking.is_young and perturbation:
             reference = partial(sample_perturbed, model, perturbation)
         return sample_groups(model, prompts, settings, *seed, reference_policy=reference, first=first)

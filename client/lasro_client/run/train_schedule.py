@@ -25,8 +25,8 @@ from lasro_client.run.ranking import AGAINST_BASE, Ranking, accuracy_of, mean_ac
 from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import Phase, RoundRecord
 
-RANKING_SHARE = 0.33
-"""Of the rounds that there may be, for ranking alone."""
+RANKING_SHARE, ROUNDS_AFTER_RANKING = 0.33, 120
+"""Of the rounds that there may be, for ranking alone; in long runs, all but so many."""
 PROOF_ROUNDS = 3
 """Fewest rounds of a proof."""
 PROOF_ACCURACY = 0.6
@@ -60,11 +60,13 @@ class End(NamedTuple):
 
 def most_ranking_rounds(settings: TrainSettings) -> int:
     """Rounds that such a run may spend on ranking alone; 0 where it trains from the first one on."""
-    return int(RANKING_SHARE * settings.max_rounds) if settings.is_from_nothing else 0
+    enough = settings.is_from_nothing and int(RANKING_SHARE * settings.max_rounds) > 0
+    return ranking_limit(settings.max_rounds) if enough else 0
 
 
-def _ranking_limit(most: int) -> int:
-    return max(1, int(RANKING_SHARE * most))
+def ranking_limit(most: int) -> int:
+    """Of so many rounds in all, at least 1."""
+    return max(1, int(RANKING_SHARE * most), most - ROUNDS_AFTER_RANKING)
 
 
 class TrainSchedule:
@@ -122,7 +124,7 @@ class TrainSchedule:
 
     def _after_ranking(self, record: RoundRecord, done: int, most: int) -> Begin | End | None:
         self.ranking.observe(record.surrogate)
-        verdict = self.ranking.verdict(_ranking_limit(most))
+        verdict = self.ranking.verdict(ranking_limit(most))
         if verdict is None:
             return None
         if not verdict.is_enough:
@@ -149,12 +151,12 @@ class TrainSchedule:
         is_fooled = count >= FEWEST_FOOLED and gain.mean < -sure_errors(count) * gain.sem
         may_begin_again = self.restarts < self._settings.max_restarts and most - done >= FEWEST_TRAINING_ROUNDS
         says = f"the reward changed by {gain.mean:+.3g} ± {gain.sem:.2g} in {count} rounds of pilot"
-        if is_fooled and may_begin_again and self.ranking.go_on(_ranking_limit(most)):
+        if is_fooled and may_begin_again and self.ranking.go_on(ranking_limit(most)):
             return self._restart("ranking", done, f"{says}: {FOOLED}")
         if count < LONGEST_PILOT:
             return None
         if may_begin_again:
-            phase: Phase = "ranking" if self.ranking.go_on(_ranking_limit(most)) else "pilot"
+            phase: Phase = "ranking" if self.ranking.go_on(ranking_limit(most)) else "pilot"
             why = FOOLED if is_fooled else "no proof that following it helps"
             return self._restart(phase, done, f"{says}: {why}")
         if gain.is_above(0, 1.0):

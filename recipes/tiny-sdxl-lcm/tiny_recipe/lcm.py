@@ -158,6 +158,8 @@ def grid_latents(
 ) -> Tensor:
     """Clean latents after the last of these timesteps."""
     taken = sample(
-        lambda x_t, i: predict(x_t, timesteps[i]), lambda z, eps, i: add_noise(z, eps, abar_T[timesteps[i]]), noises
+        lambda x_t, i: predict(x_t, timesteps[i]),
+        lambda x_t, z, eps, i: add_noise(z, eps, abar_T[timesteps[i]]),
+        noises,
     )
     return taken[-1].z_BCHW
