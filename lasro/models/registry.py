@@ -19,6 +19,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlGenerator",
     "StableDiffusionPipeline": "lasro.models.sd15:Sd15Generator",
     "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineGenerator",
+    "SanaSprintPipeline": "lasro.models.sana_sprint:SanaSprintGenerator",
 }
 
 

@@ -1,0 +1,63 @@
+"""Models of the transformer families to test with: random, of the true architecture, latents 8 x 8 or 4 x 4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_model import diffusers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+WORDS = "a red blue circle square left of the cat dog star"
+
+
+def tiny_tokenizer(text: str = "", template: str | None = None) -> Any:
+    """A tokenizer of words, those of the tests and of `text`, which begins every text with <bos>."""
+    words = dict.fromkeys([*SPECIAL, *WORDS.split(), *text.split()])
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
+    )
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)
+
+
+def tiny_decoder_config(kind: Any, tokenizer: Any, layers: int, positions: int) -> Any:
+    """Of a language model 16 wide for that tokenizer."""
+    return kind(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=positions,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=4096,
+    )  # fmt: skip
+
+
+def write_tiny_sana(folder: Path, **config: Any) -> Path:
+    """SANA-Sprint: latents 4 x 8 x 8, images 32 x 32, two blocks; `config`: of its transformer."""
+    tokenizer = tiny_tokenizer(text="Given a user prompt, generate an")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = diffusers.SanaSprintPipeline(
+            tokenizer=tokenizer,
+            text_encoder=Gemma2Model(tiny_decoder_config(Gemma2Config, tokenizer, layers=1, positions=8192)),
+            vae=diffusers.AutoencoderDC(
+                latent_channels=4, attention_head_dim=4, scaling_factor=0.41407,
+                encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+                encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+                encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
+                encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()),
+                upsample_block_type="interpolate", downsample_block_type="Conv",
+            ),
+            transformer=diffusers.SanaTransformer2DModel(**{
+                "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16,
+                "num_layers": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16,
+                "cross_attention_dim": 32, "caption_channels": 16, "sample_size": 8, "guidance_embeds": True,
+                "qk_norm": "rms_norm_across_heads", **config,
+            }),
+            scheduler=diffusers.SCMScheduler(),
+        )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
