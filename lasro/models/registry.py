@@ -20,6 +20,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "lasro.models.sd15:Sd15Generator",
     "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineGenerator",
     "SanaSprintPipeline": "lasro.models.sana_sprint:SanaSprintGenerator",
+    "ZImagePipeline": "lasro.models.z_image:ZImageGenerator",
 }
 
 

@@ -149,7 +149,7 @@ class TransformerGenerator(GeneratorModel):
 
     @abstractmethod
     def run(self, network: Any, x_t_BCHW: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's output for latents at the sampler's times float32 [B]; of a trunk, its features."""
+        """The network's output for latents at the sampler's times float32 [B]."""
 
     @abstractmethod
     def time_of(self, timesteps_B: Tensor) -> Tensor:
@@ -158,6 +158,10 @@ class TransformerGenerator(GeneratorModel):
     @abstractmethod
     def cut(self, network: Any) -> tuple[Sequence[str], int]:
         """Leave the first half of a network's blocks; which of its parts a surrogate trains, and the width D."""
+
+    def features(self, network: Any, x_t_BCHW: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Features [B, D, H', W'] of a network that was `cut`; here, where its output is on the grid already."""
+        return self.run(network, x_t_BCHW, time_B, conditioning)
 
     # --- sampling --------------------------------------------------------------------------------------------
 
@@ -212,7 +216,7 @@ class TransformerGenerator(GeneratorModel):
         return TransformerTrunk(view, trained_parts, self._features, width)
 
     def _features(self, network: Any, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.run(network, x_t_BCHW, self.time_of(timesteps_B), conditioning)
+        return self.features(network, x_t_BCHW, self.time_of(timesteps_B), conditioning)
 
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
         return add_lora(self.transformer, settings, self.lora_targets, seed)

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from tiny_model import diffusers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+CHAT = """{% for message in messages %}<user> {{ message.content }} <end>
+{% endfor %}{% if add_generation_prompt %}<assistant>{% if not enable_thinking %} <nothought>{% endif %}{% endif %}"""
+CHAT_WORDS = "<user> <end> <assistant> <nothought>"
 WORDS = "a red blue circle square left of the cat dog star"
 
 
@@ -59,5 +62,31 @@ def write_tiny_sana(folder: Path, **config: Any) -> Path:
             }),
             scheduler=diffusers.SCMScheduler(),
         )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_z_image(folder: Path, shift: float = 3.0, **config: Any) -> Path:
+    """Z-Image: latents 4 x 8 x 8, images 16 x 16, three main blocks; `config`: of its transformer."""
+    tokenizer = tiny_tokenizer(CHAT_WORDS, CHAT)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = diffusers.ZImagePipeline(
+            tokenizer=tokenizer,
+            text_encoder=Qwen3Model(tiny_decoder_config(Qwen3Config, tokenizer, layers=2, positions=1024)),
+            vae=diffusers.AutoencoderKL(
+                block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, scaling_factor=0.3611,
+                shift_factor=0.1159, force_upcast=True, use_quant_conv=False, use_post_quant_conv=False,
+                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            ),
+            transformer=diffusers.ZImageTransformer2DModel(**{
+                "in_channels": 4, "dim": 32, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+                "cap_feat_dim": 16, "axes_dims": [8, 4, 4], "axes_lens": [1024, 32, 32], **config,
+            }),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=shift),
+        )  # fmt: skip
+        for name, parameter in pipeline.transformer.named_parameters():
+            if "pad_token" in name:  # zeros at first: what is trained is none
+                torch.nn.init.normal_(parameter)
     pipeline.save_pretrained(folder)
     return folder
