@@ -21,6 +21,7 @@ FAMILIES = {
     "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineGenerator",
     "SanaSprintPipeline": "lasro.models.sana_sprint:SanaSprintGenerator",
     "ZImagePipeline": "lasro.models.z_image:ZImageGenerator",
+    "Flux2KleinPipeline": "lasro.models.flux2_klein:Flux2KleinGenerator",
 }
 
 

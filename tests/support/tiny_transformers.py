@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny_model import diffusers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHAT = """{% for message in messages %}<user> {{ message.content }} <end>
@@ -88,5 +88,34 @@ def write_tiny_z_image(folder: Path, shift: float = 3.0, **config: Any) -> Path:
         for name, parameter in pipeline.transformer.named_parameters():
             if "pad_token" in name:  # zeros at first: what is trained is none
                 torch.nn.init.normal_(parameter)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_flux2(folder: Path, is_distilled: bool = True, **config: Any) -> Path:
+    """FLUX.2-klein: latents 16 x 4 x 4, images 16 x 16, one double and three single blocks, 27 layers of text encoder.
+
+    `config`: of its transformer.
+    """
+    tokenizer = tiny_tokenizer(CHAT_WORDS, CHAT)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = diffusers.Flux2KleinPipeline(
+            tokenizer=tokenizer,
+            text_encoder=Qwen3ForCausalLM(tiny_decoder_config(Qwen3Config, tokenizer, layers=27, positions=1024)),
+            vae=diffusers.AutoencoderKLFlux2(
+                block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, latent_channels=4,
+                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            ),
+            transformer=diffusers.Flux2Transformer2DModel(**{
+                "in_channels": 16, "num_layers": 1, "num_single_layers": 3, "num_attention_heads": 2,
+                "attention_head_dim": 16, "joint_attention_dim": 48, "timestep_guidance_channels": 16,
+                "axes_dims_rope": (4, 4, 4, 4), "guidance_embeds": False, **config,
+            }),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+            is_distilled=is_distilled,
+        )  # fmt: skip
+        pipeline.vae.bn.running_mean.normal_()
+        pipeline.vae.bn.running_var.uniform_(0.5, 2.0)
     pipeline.save_pretrained(folder)
     return folder

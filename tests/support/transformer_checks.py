@@ -48,7 +48,7 @@ def stock(family: Family) -> Any:
 def stock_latents(family: Family, pipeline: Any, num_steps: int) -> Tensor:
     draws = torch.Generator("cpu").manual_seed(SEED)
     options = {"num_inference_steps": num_steps, "output_type": "latent", **family.options(num_steps)}
-    return family.from_stock(pipeline, pipeline(PROMPT, generator=draws, **options).images)
+    return family.from_stock(pipeline, pipeline(prompt=PROMPT, generator=draws, **options).images)
 
 
 def our_latents(model: TransformerGenerator, num_steps: int, base: bool = False) -> Tensor:
