@@ -21,6 +21,7 @@ from lasro.functional.flow import add_flow_noise, clean_from_velocity, euler_ste
 from lasro.models.base import SamplingStep
 from lasro.models.loading import loading
 from lasro.models.transformer_generator import TransformerGenerator
+from lasro.models.unet_checks import chosen_size
 from lasro.validation import explain
 
 LAST_TIMESTEP = 999
@@ -89,9 +90,9 @@ class FlowGenerator(TransformerGenerator):
             if got != expected:
                 raise ModelError(f"transformer: got {name} {got}, expected {expected} for its VAE and text encoder")
 
-    def side(self, multiple: int) -> int:
-        """Of the VAE's images in pixels; raises ModelError where it is no multiple of this."""
+    def size(self, multiple: int) -> tuple[int, int]:
+        """h, w in pixels: what is asked for, else the side of the VAE's images; raises ModelError."""
         side = self.pipeline.vae.config.sample_size
-        if not isinstance(side, int) or side <= 0 or side % multiple:
-            raise ModelError(f"vae: got sample_size {side!r}, expected a multiple of {multiple}")
-        return side
+        if not isinstance(side, int) or side <= 0:
+            raise ModelError(f"vae: got sample_size {side!r}, expected the side of images in pixels")
+        return chosen_size((side, side), multiple, self.settings)

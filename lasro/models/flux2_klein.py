@@ -66,8 +66,8 @@ class Flux2KleinGenerator(FlowGenerator):
 
     def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
         scale = self.pipeline.vae_scale_factor * PATCH
-        side = self.side(scale)
-        return (self.pipeline.transformer.config.in_channels, side // scale, side // scale), (side, side)
+        height, width = self.size(scale)
+        return (self.pipeline.transformer.config.in_channels, height // scale, width // scale), (height, width)
 
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
         embeds_1TE, _ = self.pipeline.encode_prompt(

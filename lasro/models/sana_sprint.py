@@ -33,7 +33,7 @@ from lasro.models.rendered_prompts import RenderedPrompts
 from lasro.models.transformer_codecs import DeepCompressionCodec
 from lasro.models.transformer_generator import Parts, TransformerGenerator
 from lasro.models.transformer_trunk import Passthrough, first_half
-from lasro.models.unet_checks import latent_size
+from lasro.models.unet_checks import image_size
 
 STOCK = inspect.signature(SanaSprintPipeline.__call__).parameters
 INSTRUCTION: list[str] = STOCK["complex_human_instruction"].default
@@ -71,8 +71,9 @@ class SanaSprintGenerator(TransformerGenerator):
             raise ModelError(f"scheduler: got prediction_type {kind!r}, expected 'trigflow'")
 
     def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
-        (height, width), scale = latent_size(self.pipeline.transformer.config), self.pipeline.vae_scale_factor
-        return (self.pipeline.transformer.config.in_channels, height, width), (height * scale, width * scale)
+        config, scale = self.pipeline.transformer.config, self.pipeline.vae_scale_factor
+        height, width = image_size(config, scale, self.settings)
+        return (config.in_channels, height // scale, width // scale), (height, width)
 
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
         embeds_1TE, mask_1T = self.pipeline.encode_prompt(

@@ -41,6 +41,17 @@ from lasro.models.transformer_trunk import TransformerTrunk
 
 CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 TEXT_ENCODER = "text_encoder"
+OF_UNETS = (
+    "unet",
+    "config",
+    "base_adapter",
+    "prediction_type",
+    "eta",
+    "original_size",
+    "target_size",
+    "crops_top_left",
+)
+"""Settings of the model that say nothing to a transformer."""
 PARTS = (TRANSFORMER, "vae", "scheduler", "tokenizer", TEXT_ENCODER)
 
 
@@ -82,12 +93,11 @@ class TransformerGenerator(GeneratorModel):
         kind = cls.pipeline_class.__name__
         if is_single_file(path):
             raise ModelError(f"model.path {path}: got a single file, expected the folder or hub id of a {kind}")
-        given = {"unet": settings.unet, "config": settings.config}
         if settings.scheduler != "own":
-            given["scheduler"] = settings.scheduler
-        for name, value in given.items():
-            if value is not None:
-                raise ModelError(f"model.{name}: got {value}, which a {kind} does not have; leave it out")
+            raise ModelError(f"model.scheduler: got {settings.scheduler}, which a {kind} does not take; leave it out")
+        for name in OF_UNETS:
+            if (value := getattr(settings, name)) is not None:
+                raise ModelError(f"model.{name}: got {value}, which a {kind} does not take; leave it out")
 
     def __init__(self, pipeline: Any, settings: ModelSettings) -> None:
         """Of a stock pipeline, whose parts are frozen and moved to the settings' device; raises ModelError."""

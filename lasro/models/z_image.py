@@ -54,8 +54,8 @@ class ZImageGenerator(FlowGenerator):
 
     def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
         scale = self.pipeline.vae_scale_factor
-        side = self.side(scale * PATCH)
-        return (self.pipeline.transformer.in_channels, side // scale, side // scale), (side, side)
+        height, width = self.size(scale * PATCH)
+        return (self.pipeline.transformer.in_channels, height // scale, width // scale), (height, width)
 
     def embed_prompt(self, prompt: str) -> dict[str, Tensor]:
         (embeds_TE,), _ = self.pipeline.encode_prompt(

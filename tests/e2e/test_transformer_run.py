@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import transformer_checks as checks
-from tiny_transformers import write_tiny_sana
-from transformer_checks import Family
+from tiny_transformers import write_tiny_flux2, write_tiny_sana, write_tiny_z_image
+from transformer_checks import Family, normalised
 
 from lasro.config import load_config
 from lasro_client.run.stage2 import train
@@ -25,6 +25,23 @@ def test_sana_sprint(config_path: Path, tmp_path: Path) -> None:
     sizes = {"height": 32, "width": 32, "use_resolution_binning": False}
     family = Family(folder, "SanaSprintPipeline", lambda _: {"guidance_scale": 4.5, **sizes}, 4.5)
     train_and_compare(config_path, tmp_path, family)
+
+
+@pytest.mark.proof
+def test_z_image_turbo(config_path: Path, tmp_path: Path) -> None:
+    """Guards against the same where a sampler adds no noise and prompts have lengths of their own."""
+    options = {"guidance_scale": 0.0, "height": 16, "width": 16}
+    family = Family(write_tiny_z_image(tmp_path / "model"), "ZImagePipeline", lambda _: options)
+    train_and_compare(config_path, tmp_path, family)
+
+
+@pytest.mark.proof
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of a norm, which then is not fused
+def test_flux2_klein(config_path: Path, tmp_path: Path) -> None:
+    """Guards against the same where latents are patches, and the text encoder is a model with a head."""
+    options = {"guidance_scale": 1.0, "height": 16, "width": 16}
+    folder = write_tiny_flux2(tmp_path / "model")
+    train_and_compare(config_path, tmp_path, Family(folder, "Flux2KleinPipeline", lambda _: options, 1.0, normalised))
 
 
 def train_and_compare(config_path: Path, tmp_path: Path, family: Family) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
+from lasro.errors import ModelError
 from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate, draw_augmentation, score_and_gradient
 from lasro.models.transformer_generator import TransformerGenerator
@@ -30,6 +32,14 @@ class Family(NamedTuple):
     guidance: float = 1.0
     from_stock: Callable[[Any, Tensor], Tensor] = lambda _, latents: latents
     """Stock's `output_type="latent"` as latents of ours."""
+
+
+def normalised(pipeline: Any, latents_BCHW: Tensor) -> Tensor:
+    """FLUX.2's stock pipeline ends with the VAE's latents; the patches before, by its own functions."""
+    norm = pipeline.vae.bn
+    patches = pipeline._patchify_latents(latents_BCHW)
+    mean, variance = (values.view(1, -1, 1, 1) for values in (norm.running_mean, norm.running_var))
+    return (patches - mean) / (variance + pipeline.vae.config.batch_norm_eps).sqrt()
 
 
 def load(folder: Path, guidance: float = 1.0, **settings: Any) -> TransformerGenerator:
@@ -58,9 +68,24 @@ def our_latents(model: TransformerGenerator, num_steps: int, base: bool = False)
         return sample_latents(model, noises, model.embed([PROMPT]), base)[-1]
 
 
-def check_parity(family: Family, num_steps: int) -> None:
+def check_parity(family: Family, num_steps: int, **settings: Any) -> None:
     expected = stock_latents(family, stock(family), num_steps)
-    assert (our_latents(load(family.folder, family.guidance), num_steps) - expected).abs().max() <= 1e-4
+    ours = our_latents(load(family.folder, family.guidance, **settings), num_steps)
+    assert (ours - expected).abs().max() <= 1e-4
+
+
+def check_size(family: Family, height: int, width: int) -> None:
+    """Of images that are not square: latents as stock, decoded, and under the surrogate."""
+    options = family.options
+    other = family._replace(options=lambda num_steps: {**options(num_steps), "height": height, "width": width})
+    check_parity(other, 2, height=height, width=width)
+    model = load(family.folder, family.guidance, height=height, width=width)
+    latents = our_latents(model, 1)
+    assert model.decode(latents).shape == (1, height, width, 3)
+    features = model.feature_extractor()(latents, torch.tensor([7]), model.embed([PROMPT]))
+    assert features.shape[2] * width == features.shape[3] * height
+    with pytest.raises(ModelError, match=rf"width: got {width + 1} pixels, expected a multiple of"):
+        load(family.folder, family.guidance, width=width + 1)
 
 
 def check_adapters(family: Family, folder: Path, num_steps: tuple[int, ...]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +11,9 @@ import torch
 import transformer_checks as checks
 from changed_model import change_json, copy_model
 from tiny_transformers import write_tiny_flux2
-from torch import Tensor
-from transformer_checks import Family, load, stock
+from transformer_checks import Family, load, normalised, stock
 
 from lasro.errors import ModelError, PromptTooLongError
-
-
-def normalised(pipeline: Any, latents_BCHW: Tensor) -> Tensor:
-    """Stock ends with the VAE's latents; of the patches before, by its own functions."""
-    norm = pipeline.vae.bn
-    patches = pipeline._patchify_latents(latents_BCHW)
-    mean, variance = (values.view(1, -1, 1, 1) for values in (norm.running_mean, norm.running_var))
-    return (patches - mean) / (variance + pipeline.vae.config.batch_norm_eps).sqrt()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +54,11 @@ def test_what_the_surrogate_looks_at(family: Family) -> None:
 def test_a_prompt_does_not_depend_on_its_neighbours(family: Family) -> None:
     """Guards against rows that change with the batch, by which a resumed run would come out differently."""
     checks.check_rows(family)
+
+
+def test_images_that_are_not_square(family: Family) -> None:
+    """Guards against height and width exchanged somewhere between latents, tokens, features and images."""
+    checks.check_size(family, 24, 16)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of a norm, which then is not fused

@@ -67,6 +67,11 @@ def test_a_prompt_does_not_depend_on_its_neighbours(family: Family) -> None:
     checks.check_rows(family)
 
 
+def test_images_that_are_not_square(family: Family) -> None:
+    """Guards against height and width exchanged somewhere between latents, tokens, features and images."""
+    checks.check_size(family, 64, 32)
+
+
 def test_16_bits(family: Family) -> None:
     """Guards against a dtype that does not fit somewhere between text encoder, network and surrogate."""
     checks.check_half_precision(family)
@@ -111,9 +116,9 @@ def test_what_is_no_sana_sprint_is_named(family: Family, tmp_path: Path) -> None
         load(many_steps)
     with pytest.raises(ModelError, match=r"caption_channels 24, expected 16"):
         load(write_tiny_sana(tmp_path / "encoder", caption_channels=24))
-    with pytest.raises(ModelError, match=r"model\.unet: got .*, which a SanaSprintPipeline does not have"):
+    with pytest.raises(ModelError, match=r"model\.unet: got .*, which a SanaSprintPipeline does not take"):
         load(family.folder, unet=str(family.folder))
-    with pytest.raises(ModelError, match=r"model\.scheduler: got lcm, which a SanaSprintPipeline does not have"):
+    with pytest.raises(ModelError, match=r"model\.scheduler: got lcm, which a SanaSprintPipeline does not take"):
         load(family.folder, scheduler="lcm")
     with pytest.raises(ModelError, match=r"timesteps: got \[999, 299\], but the steps of SanaSprintGenerator"):
         load(family.folder, timesteps=(999, 299))

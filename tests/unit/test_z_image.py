@@ -67,6 +67,11 @@ def test_a_prompt_does_not_depend_on_its_neighbours(family: Family) -> None:
     checks.check_rows(family)
 
 
+def test_images_that_are_not_square(family: Family) -> None:
+    """Guards against height and width exchanged somewhere between latents, tokens, features and images."""
+    checks.check_size(family, 24, 16)
+
+
 def test_16_bits(family: Family) -> None:
     """Guards against a dtype that does not fit somewhere between text encoder, network and surrogate."""
     checks.check_half_precision(family)
@@ -110,8 +115,8 @@ def test_what_is_no_z_image_turbo_is_named(family: Family, tmp_path: Path) -> No
     with pytest.raises(ModelError, match=r"got a SCMScheduler, expected a FlowMatchEulerDiscreteScheduler"):
         load(other)
     size = copy_model(family.folder, tmp_path / "size")
-    change_json(size / "vae/config.json", sample_size=18)
-    with pytest.raises(ModelError, match=r"vae: got sample_size 18, expected a multiple of 4"):
+    change_json(size / "vae/config.json", sample_size=[16, 16])
+    with pytest.raises(ModelError, match=r"vae: got sample_size \[16, 16\], expected the side"):
         load(size)
     with pytest.raises(ModelError, match=r"cap_feat_dim 24, expected 16"):
         load(write_tiny_z_image(tmp_path / "encoder", cap_feat_dim=24))
