@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from lasro.config import LoraSettings, ModelSettings
+from lasro.config.base import Dtype
 from lasro.errors import ModelError, WireError
-from lasro.models.adapter import find_adapter, put_on
+from lasro.models.adapter import Adapter, find_adapter, put_on
 from lasro.models.adapter_names import TRANSFORMER, ModuleNames
 from lasro.models.base import AdapterKeys, Conditioning, FeatureExtractor, GeneratorModel, SamplingStep
 from lasro.models.device import autocast, device_memory, pick_device
@@ -235,17 +236,20 @@ class TransformerGenerator(GeneratorModel):
         return save_adapter(self.pipeline_class, self.transformer, folder, settings, part=TRANSFORMER)
 
     def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
-        return initial_values(self.transformer, find_adapter(path, self._module_names()), settings, TRANSFORMER)
+        return initial_values(self.transformer, self.find_lora(path), settings, TRANSFORMER)
 
     def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
-        adapter = find_adapter(path, self._module_names(), partial)
-        put_on(self.pipeline.components, adapter)
+        adapter = self.find_lora(path, partial)
+        self.put_lora(adapter)
         return adapter.keys
 
-    def _module_names(self) -> ModuleNames:
-        return ModuleNames({TRANSFORMER: self.base})
+    def find_lora(self, path: Path, partial: bool = False) -> Adapter:
+        return find_adapter(path, ModuleNames({TRANSFORMER: self.base}), partial)
 
-    def save_fused(self, folder: Path) -> None:
+    def put_lora(self, adapter: Adapter) -> None:
+        put_on(self.pipeline.components, adapter)
+
+    def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
-            fuse_adapter(self.pipeline)
+            fuse_adapter(self.pipeline, dtype)
             self.pipeline.save_pretrained(folder, safe_serialization=True)
