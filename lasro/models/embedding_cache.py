@@ -14,12 +14,13 @@ from torch import Tensor
 from lasro.models.base import Conditioning
 from lasro.models.device import device_memory
 
-SIZE = 2048
+MOST_BYTES = 1 << 30
+"""Of all that is kept; a prompt of FLUX.2-klein has 8 MB in bfloat16, one of SDXL 0.6 MB in float32."""
 MEMORY_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
 
 
 class EmbeddingCache:
-    """The last 2048 prompts that were asked for; those of the base apart from those of an adapted text encoder."""
+    """The last prompts that were asked for, up to 1 GiB; those of the base apart from those of adapted encoders."""
 
     def __init__(self) -> None:
         self._rows: OrderedDict[tuple[str, bool], dict[str, Tensor]] = OrderedDict()
@@ -35,8 +36,10 @@ class EmbeddingCache:
         rows = [self._rows[prompt, of_base] for prompt in prompts]
         for prompt in prompts:
             self._rows.move_to_end((prompt, of_base))
-        while len(self._rows) > SIZE:
-            self._rows.popitem(last=False)
+        size = sum(tensor.nbytes for row in self._rows.values() for tensor in row.values())
+        while size > MOST_BYTES:
+            _, oldest = self._rows.popitem(last=False)
+            size -= sum(tensor.nbytes for tensor in oldest.values())
         return Conditioning({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
     def clear(self) -> None:
