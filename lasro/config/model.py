@@ -43,11 +43,11 @@ class ModelSettings(Settings):
     autocast: Autocast = "none"
     """Dtype of the arithmetic in sampling and training; `auto` takes bfloat16 where the device computes in it."""
     guidance: Annotated[float, Field(ge=0, le=50)] = 4.0
-    """Guidance scale w, embedded in the UNet's time embedding; at most 1 where the UNet has no such embedding."""
+    """Guidance scale w, embedded in the network's time embedding; at most 1 where it has no such embedding."""
     height: Annotated[int, Field(ge=8, le=8192)] | None = None
-    """Of images, in pixels; absent: the size that the UNet was made for."""
+    """Of images, in pixels; absent: the size that the model was made for."""
     width: Annotated[int, Field(ge=8, le=8192)] | None = None
-    """Of images, in pixels; absent: the size that the UNet was made for."""
+    """Of images, in pixels; absent: the size that the model was made for."""
     original_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
     """Height and width in pixels that an SDXL-class UNet is told an image had before scaling; absent: as drawn."""
     target_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
@@ -72,7 +72,7 @@ class ModelSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """What of the generator's UNet is trained."""
+    """What of the generator's UNet or transformer is trained."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """LoRA rank."""

@@ -20,14 +20,16 @@ from diffusers.utils.state_dict_utils import (
 )
 from torch import nn
 
-UNET = "unet"
+UNET, TRANSFORMER = "unet", "transformer"
+NETWORKS = {UNET: "UNet", TRANSFORMER: "transformer"}
+"""Parts that are trained, as people call them."""
 # What a wrapper of the network, or a format for whole models, puts in front; a part's name may come before or after it.
 WRAPPER = re.compile(
-    r"(?P<part>unet\.|text_encoder(?:_2)?\.|)(?:(?:base_model\.model|module|_orig_mod|(?:model\.)?diffusion_model)\.)+"
+    r"(?P<part>unet\.|transformer\.|text_encoder(?:_2)?\.|)"
+    r"(?:(?:base_model\.model|module|_orig_mod|(?:model\.)?diffusion_model)\.)+"
 )
+KOHYA_NETWORK = ("lora_unet_", "lora_transformer_", "lycoris_")
 KOHYA_PARTS = {
-    "lora_unet_": UNET,
-    "lycoris_": UNET,
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
@@ -85,13 +87,15 @@ class ModuleNames:
     """The modules of a pipeline's networks that may carry a LoRA, by every name that files give them."""
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        """`networks`: without adapters, by part: `unet` and the text encoders."""
+        """`networks`: without adapters, by part: `unet` or `transformer`, and the text encoders."""
+        self._network = next((part for part in NETWORKS if part in networks), UNET)
+        self._kohya_parts = dict.fromkeys(KOHYA_NETWORK, self._network) | KOHYA_PARTS
         self.modules: dict[str, dict[str, nn.Linear | nn.Conv2d]] = {}
         self._names: dict[str, dict[str, str]] = {}
         self._flat_names: dict[str, dict[str, str]] = {}
         for part, network in networks.items():
             found = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-            aliases = sgm_names(network, found) if part == UNET else _clip_names(found)
+            aliases = _aliases(part, network, found)
             names = aliases | {name: name for name in found}
             self.modules[part], self._names[part] = found, names
             self._flat_names[part] = {alias.replace(".", "_"): name for alias, name in names.items()}
@@ -99,10 +103,10 @@ class ModuleNames:
     def find(self, key: str) -> Place | None:
         """None for a key that means nothing here."""
         key = WRAPPER.sub(r"\g<part>", key, count=1) if WRAPPER.match(key) else key
-        for prefix, part in KOHYA_PARTS.items():
+        for prefix, part in self._kohya_parts.items():
             if key.startswith(prefix):
                 return self._place(part, key.removeprefix(prefix), self._flat_names)
-        part = next((part for part in self._names if key.startswith(f"{part}.")), UNET)
+        part = next((part for part in self._names if key.startswith(f"{part}.")), self._network)
         return self._place(part, _peft_key(part, key.removeprefix(f"{part}.")), self._names)
 
     def _place(self, part: str, key: str, names: Mapping[str, Mapping[str, str]]) -> Place | None:
@@ -119,12 +123,18 @@ def unsupported_kind(keys: list[str]) -> str | None:
 def _peft_key(part: str, key: str) -> str:
     """As peft names it, from any of the names that diffusers gave it over time."""
     keys: dict[str, Any] = {key: None}
-    if part == UNET:
+    if part in NETWORKS:
         keys = convert_unet_state_dict_to_peft(keys)
     else:
         for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
             keys = convert_state_dict_to_peft(keys, original_type=kind)
     return next(iter(keys))
+
+
+def _aliases(part: str, network: nn.Module, found: Iterable[str]) -> dict[str, str]:
+    if part == TRANSFORMER:  # the names of its tools are those of diffusers, or are refused
+        return {}
+    return sgm_names(network, found) if part == UNET else _clip_names(found)
 
 
 def _clip_names(found: Iterable[str]) -> dict[str, str]:

@@ -36,7 +36,10 @@ class LatentCodec:
         if self._forced and vae.dtype == torch.float16:
             vae.to(torch.float32)
         self.vae, self.device = vae, vae.device
-        self._scale: float = vae.config.scaling_factor
+        self._read_scaling(where, normalises)
+
+    def _read_scaling(self, where: str, normalises: bool) -> None:
+        self._scale: float = self.vae.config.scaling_factor
         if not isinstance(self._scale, int | float) or not 0 < self._scale < float("inf"):
             raise ModelError(f"{where}: got scaling_factor {one_line(repr(self._scale))}, expected a number above 0")
         self._statistics = self._mean_and_std(where) if normalises else None
@@ -78,12 +81,21 @@ class LatentCodec:
     def _decode(self, latents_BCHW: Tensor, dtype: str) -> Tensor:
         part = latents_BCHW.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, dtype):
-            if self._statistics is None:
-                part = part / self._scale
-            else:
-                mean, std = (values.to(part.dtype) for values in self._statistics)
-                part = part * std / self._scale + mean
-            return self.vae.decode(part).sample.float()
+            return self.vae.decode(self._to_vae(part)).sample.float()
+
+    def _to_vae(self, latents_BCHW: Tensor) -> Tensor:
+        """What the VAE decodes."""
+        if self._statistics is None:
+            return latents_BCHW / self._scale
+        mean, std = (values.to(latents_BCHW.dtype) for values in self._statistics)
+        return latents_BCHW * std / self._scale + mean
+
+    def _from_vae(self, encoded_BCHW: Tensor) -> Tensor:
+        """Latents of what the VAE made of images, float32."""
+        if self._statistics is None:
+            return encoded_BCHW * self._scale
+        mean, std = self._statistics
+        return (encoded_BCHW - mean) * self._scale / std
 
     def _allowed(self, dtype: str) -> str:
         """The autocast that is asked for, where this VAE bears it."""
@@ -97,14 +109,15 @@ class LatentCodec:
         with device_memory(f"encoding {min(self.batch, len(images_BhwC))} images at once", MEMORY_ADVICE):
             pixels = torch.from_numpy(images_BhwC).to(self.device, torch.float32).permute(0, 3, 1, 2) / 127.5 - 1
             with autocast(self.device, "none"):
-                parts = [vae.encode(part.to(vae.dtype)).latent_dist.mode() for part in pixels.split(self.batch)]
+                parts = [self._mode(vae.encode(part.to(vae.dtype))) for part in pixels.split(self.batch)]
             latents = torch.cat(parts).float()
         if not latents.isfinite().all():
             raise NonFiniteError('latents of images: got NaN or infinity; set model.dtype to "bfloat16" or "float32"')
-        if self._statistics is None:
-            return latents * self._scale
-        mean, std = self._statistics
-        return (latents - mean) * self._scale / std
+        return self._from_vae(latents)
+
+    def _mode(self, encoded: Any) -> Tensor:
+        """The most likely latents of a VAE's output."""
+        return encoded.latent_dist.mode()
 
     @cached_property
     def _encoder(self) -> Any:

@@ -56,7 +56,7 @@ def load_pipeline(
     for part in wanted:
         kind, load = part_class(index, part, f"{where}: {part}"), unread_part if part in unread else load_part
         given[part] = load(kind, folder / part, f"{where}: {part}", dtype)
-    if settings.scheduler == "own" and "unet" in wanted:
+    if settings.scheduler == "own" and settings.unet is None:
         _check_one_scheduler(folder, index, f"{where}: scheduler")
     with loading(where):  # what else the folder has, such as a feature extractor
         return pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **given, **options)
@@ -139,6 +139,18 @@ def load_prompt_tokens(
     tokenizers: Sequence[str], text_encoders: Sequence[str], path: str, settings: ModelSettings
 ) -> PromptTokens:
     """The tokenizers of a model, each with the configuration of its text encoder: no weights are read."""
+    return PromptTokens(load_tokenizers(tokenizers, text_encoders, path, settings, CLIPTokenizer, CLIPTextConfig))
+
+
+def load_tokenizers(
+    tokenizers: Sequence[str],
+    text_encoders: Sequence[str],
+    path: str,
+    settings: ModelSettings,
+    tokenizer_class: Any,
+    config_class: Any,
+) -> list[tuple[Any, Any]]:
+    """Each with its text encoder's configuration; raises ModelError."""
     where, source = f"model.path {path}", path
     options: dict[str, Any] = {"revision": settings.revision}
     if is_single_file(path):
@@ -150,12 +162,12 @@ def load_prompt_tokens(
         if Path(source).is_dir():
             check_files(Path(source, tokenizer), f"{where}: {tokenizer}")
         with loading(f"{where}: {tokenizer}"):
-            found = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer, **options)
+            found = tokenizer_class.from_pretrained(source, subfolder=tokenizer, **options)
         with loading(f"{where}: {encoder}"):
-            text_config = CLIPTextConfig.from_pretrained(source, subfolder=encoder, **options)
+            text_config = config_class.from_pretrained(source, subfolder=encoder, **options)
         check_tokenizer(found, text_config, f"{where}: {tokenizer}")
         pairs.append((found, text_config))
-    return PromptTokens(pairs)
+    return pairs
 
 
 def config_of_file(path: Path, config: str | None, where: str) -> str:

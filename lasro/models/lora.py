@@ -17,7 +17,7 @@ from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
 from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
-from lasro.models.adapter_names import UNET
+from lasro.models.adapter_names import NETWORKS, UNET
 from lasro.validation import one_line
 
 GENERATOR = "generator"
@@ -45,35 +45,40 @@ def add_lora(network: Any, settings: LoraSettings, targets: tuple[str, ...], see
 
 
 def save_adapter(
-    pipeline_class: Any, network: Any, folder: Path, settings: LoraSettings, timesteps: tuple[int, ...] | None = None
+    pipeline_class: Any,
+    network: Any,
+    folder: Path,
+    settings: LoraSettings,
+    timesteps: tuple[int, ...] | None = None,
+    part: str = UNET,
 ) -> Path:
     """Write the generator's LoRA so that stock diffusers loads it with `load_lora_weights`.
 
     alpha / rank is folded into the second factor, so no reader has to know it. The names stay peft's: diffusers' own
     converter renames attention layers only, and its loader then drops them from such a mixture. `timesteps`, for which
-    it was trained, go into the file's metadata, where stock reads over them.
+    it was trained, go into the file's metadata, where stock reads over them. `part`: what `network` is of the pipeline.
     """
     state = get_peft_model_state_dict(network, adapter_name=GENERATOR)
     scale = settings.alpha / settings.rank
     folded: dict[str, nn.Module | Tensor] = {
         name: (t * scale if "lora_B" in name else t).detach().cpu() for name, t in state.items()
     }
-    pipeline_class.save_lora_weights(folder, unet_lora_layers=folded)
+    pipeline_class.save_lora_weights(folder, **{f"{part}_lora_layers": folded})
     if timesteps is not None:
         note_timesteps(folder / ADAPTER_FILE, timesteps)
     return folder / ADAPTER_FILE
 
 
-def initial_values(network: Any, adapter: Adapter, settings: LoraSettings) -> list[Tensor]:
+def initial_values(network: Any, adapter: Adapter, settings: LoraSettings, part: str = UNET) -> list[Tensor]:
     """Values of the fresh parameters of `add_lora` with which they are this adapter, in their order.
 
     An adapter of a lower rank fills the first rows and columns; the rest stays as it is and adds nothing yet.
     Raises ModelError, with settings that fit, for an adapter that has more than these parameters can hold.
     """
     fresh = {name: parameter.detach() for name, parameter in network.named_parameters() if "lora_" in name}
-    loras = adapter.parts.get(UNET, {})
+    loras = adapter.parts.get(part, {})
     trained = {name.partition(".lora_")[0] for name in fresh}
-    _check_fits(adapter, trained, settings)
+    _check_fits(adapter, part, trained, settings)
     values = []
     for name, value in fresh.items():
         lora, value = loras.get(name.partition(".lora_")[0]), value.clone()
@@ -85,13 +90,13 @@ def initial_values(network: Any, adapter: Adapter, settings: LoraSettings) -> li
     return values
 
 
-def _check_fits(adapter: Adapter, trained: set[str], settings: LoraSettings) -> None:
-    loras = adapter.parts.get(UNET, {})
+def _check_fits(adapter: Adapter, part: str, trained: set[str], settings: LoraSettings) -> None:
+    loras = adapter.parts.get(part, {})
     is_dora = any(lora.magnitude is not None for lora in loras.values())
-    if is_dora or adapter.parts.keys() != {UNET}:
+    if is_dora or adapter.parts.keys() != {part}:
         got = "DoRA" if is_dora else f"a LoRA of {' and '.join(sorted(adapter.parts))}"
         raise ModelError(
-            f"{adapter.path}: got {got}, expected a plain LoRA of the UNet, which is all that is trained; "
+            f"{adapter.path}: got {got}, expected a plain LoRA of the {NETWORKS[part]}, which is all that is trained; "
             "fuse it with `lasro export` and give that folder as model.path"
         )
     changes = []

@@ -17,6 +17,8 @@ Row = dict[str, Tensor]
 """One prompt's tensors, without a batch axis."""
 MEMORY_BYTES = 512 << 20
 """Of rows in memory; 800 prompts of an SDXL-class model in float32."""
+MEMORY_BYTES_ALONE = 1 << 30
+"""Of them where there is no disk; 128 prompts of FLUX.2-klein in bfloat16."""
 DISK_SHARE = 0.5
 """Of the folder that one model's prompts may fill beforehand: others are used as well."""
 
@@ -38,7 +40,7 @@ class PromptEmbeddings:
         self._device, self._store, self._compute = device, store, compute
         self._identity, self._known_identity = identity, ""
         self._rows: OrderedDict[tuple[str, bool], Row] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._max_bytes = 0, MEMORY_BYTES_ALONE if store is None else MEMORY_BYTES
 
     def stacked(self, prompts: Sequence[str], adapted: bool = False) -> Conditioning:
         """Of all prompts, in their order; `adapted`: of text encoders that carry an adapter."""
@@ -52,7 +54,7 @@ class PromptEmbeddings:
             if (prompt, False) in self._rows or (self._store is not None and self._store.has(self._key(prompt))):
                 continue
             row = self._row(prompt, adapted=False)
-            room = MEMORY_BYTES if self._store is None else DISK_SHARE * self._store.max_bytes
+            room = self._max_bytes if self._store is None else DISK_SHARE * self._store.max_bytes
             if _size(row) * len(set(prompts)) > room:
                 return False
             if self._store is not None and not self._store.has(self._key(prompt)):  # a disk that takes nothing
@@ -71,7 +73,7 @@ class PromptEmbeddings:
             row = self._rows[name] = self._compute(prompt) if adapted else self._read_or_compute(prompt)
             self._bytes += _size(row)
         self._rows.move_to_end(name)
-        while self._bytes > MEMORY_BYTES and len(self._rows) > 1:
+        while self._bytes > self._max_bytes and len(self._rows) > 1:
             _, oldest = self._rows.popitem(last=False)
             self._bytes -= _size(oldest)
         return row

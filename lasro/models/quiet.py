@@ -5,6 +5,7 @@ import warnings
 import transformers
 
 warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers hands that to the hub's client itself
+warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm of FLUX.2 under autocast
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 

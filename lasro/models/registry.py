@@ -22,6 +22,9 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "lasro.models.sdxl:SdxlGenerator",
     "StableDiffusionPipeline": "lasro.models.sd15:Sd15Generator",
     "LatentConsistencyModelPipeline": "lasro.models.sd15:LatentConsistencyPipelineGenerator",
+    "SanaSprintPipeline": "lasro.models.sana_sprint:SanaSprintGenerator",
+    "ZImagePipeline": "lasro.models.z_image:ZImageGenerator",
+    "Flux2KleinPipeline": "lasro.models.flux2_klein:Flux2KleinGenerator",
 }
 
 

@@ -76,13 +76,19 @@ def latent_size(config: Any) -> tuple[int, int]:
 
 
 def image_size(config: Any, scale: int, settings: ModelSettings) -> tuple[int, int]:
-    """Height and width in pixels: what is asked for, else what the UNet was made for at `scale` pixels a latent."""
+    """Height and width in pixels: what is asked for, else what the network was made for at `scale` pixels a latent."""
+    height, width = latent_size(config)
+    return chosen_size((height * scale, width * scale), scale, settings)
+
+
+def chosen_size(made_for: tuple[int, int], multiple: int, settings: ModelSettings) -> tuple[int, int]:
+    """Height and width in pixels: what is asked for, else what the model was made for; raises ModelError."""
     sides = []
-    for name, latents in zip(("height", "width"), latent_size(config), strict=True):
-        side = getattr(settings, name) or latents * scale
-        if side % scale:
-            nearest = max(1, round(side / scale)) * scale
-            raise ModelError(f"{name}: got {side} pixels, expected a multiple of {scale}, such as {nearest}")
+    for name, default in zip(("height", "width"), made_for, strict=True):
+        side = getattr(settings, name) or default
+        if side % multiple:
+            nearest = max(1, round(side / multiple)) * multiple
+            raise ModelError(f"{name}: got {side} pixels, expected a multiple of {multiple}, such as {nearest}")
         sides.append(side)
     return sides[0], sides[1]
 

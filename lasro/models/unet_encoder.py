@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from lasro.models.base import Conditioning, FeatureExtractor
-from lasro.models.shared_view import shared_view, trainable_copy
+from lasro.models.shared_view import shared_view
+from lasro.models.trained_parts import adapt_to_train, copy_to_train
 
 
 class UNetEncoder(FeatureExtractor):
@@ -35,24 +35,11 @@ class UNetEncoder(FeatureExtractor):
 
     def train_blocks(self) -> None:
         """Replace shared weights of conv_in, down and mid blocks by trainable float32 copies."""
-        for name in self.trained_parts:
-            if getattr(self.unet, name) is None:
-                continue
-            setattr(self.unet, name, trainable_copy(getattr(self.unet, name)))
+        copy_to_train(self.unet, self.trained_parts)
 
     def add_adapters(self, rank: int) -> None:
         """LoRA adapters, float32, on every linear and convolution of conv_in, down and mid blocks."""
-        targets = [
-            name
-            for name, module in self.unet.named_modules()
-            if name.split(".")[0] in self.trained_parts and isinstance(module, nn.Linear | nn.Conv2d)
-        ]
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
-        inject_adapter_in_model(config, self.unet, adapter_name="surrogate")
-        for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
+        adapt_to_train(self.unet, self.trained_parts, rank)
 
     def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Features [B, out_channels, H', W'] of the mid block, as UNet2DConditionModel.forward computes them."""

@@ -48,7 +48,7 @@ def begin(
     config = RunSettings.model_validate(
         {
             "name": "continued",
-            "model": settings(model),
+            "model": settings(model).model_dump(),
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": RANK, "targets": TARGETS} | (lora or {}),

@@ -23,7 +23,7 @@ from lasro_client.run.train_schedule import (
     TrainSchedule,
 )
 
-KINDS = ("across_seeds", "reference_one_step")
+KINDS: list[str] = ["across_seeds", "reference_one_step"]
 
 
 def played(
@@ -84,8 +84,10 @@ def test_after_a_try_that_fooled_it_the_surrogate_ranks_longer() -> None:
     ((tried, _),) = played(schedule, [0.7] * FIRST_GOAL)
     assert tried == FIRST_GOAL
     ((fooled, again),) = played(schedule, [0.3] * 4, around(-0.1, 4, 0.02), tried)
+    assert isinstance(again, Begin)
     assert (again.phase, again.is_restart, fooled) == ("ranking", True, tried + 4), "no need to see more of it"
     ((next_try, step),) = played(schedule, [0.7] * 2 * FIRST_GOAL, (), fooled)
+    assert isinstance(step, Begin)
     assert (step.phase, schedule.ranking.rounds, next_try) == ("pilot", 3 * FIRST_GOAL, fooled + 2 * FIRST_GOAL)
 
 

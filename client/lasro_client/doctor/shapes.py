@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lasro.config import ModelSettings
 from lasro.errors import ModelError
@@ -40,8 +41,19 @@ class Shapes(NamedTuple):
     @contextmanager
     def active(self) -> Iterator[None]:
         """New tensors are shapes too, and modules are converted as far as shapes can be."""
-        with self.mode, patch.object(nn.Module, "_apply", _apply):
+        kind = type(self.model)
+        with self.mode, patch.object(nn.Module, "_apply", _apply), patch.object(kind, "steps", _by_values(kind.steps)):
             yield
+
+
+def _by_values(steps: Callable[..., Any]) -> Callable[..., Any]:
+    """A sampler's steps are numbers, which stock schedulers read off tensors of their own: these keep their values."""
+
+    def found(model: GeneratorModel, num_steps: int) -> Any:
+        with _disable_current_modes():
+            return steps(model, num_steps)
+
+    return found
 
 
 def shapes_of(settings: ModelSettings) -> Shapes:
