@@ -118,7 +118,7 @@ def test_the_line_says_what_to_lower_there(
 ) -> None:
     """Bug: only updates said what to lower; anywhere else memory ran out with a traceback."""
     name, task, message = WHERE[boundary]
-    model._encoders.load()  # else others take their place once they are needed
+    model.prompt_encoder.encoders.load()  # else others take their place once they are needed
     part: Any = model if name == "base" or name.startswith("base.") else model.pipeline
     for step in name.split("."):
         part = getattr(part, step)
