@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +25,11 @@ Serve = Callable[[ASGIApp], str]
 
 # Several workers, each with processes of its own, on as many cores: threads of all would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Embeddings of this session alone, which its workers and the processes that tests start share.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["LASRO_CACHE_DIR"] = tempfile.mkdtemp(prefix="lasro-cache-")
+    atexit.register(shutil.rmtree, os.environ["LASRO_CACHE_DIR"], ignore_errors=True)
 
 # On a busy machine an example may take long without anything being wrong.
 settings.register_profile("lasro", deadline=None, suppress_health_check=[HealthCheck.too_slow])

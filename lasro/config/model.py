@@ -58,6 +58,14 @@ class ModelSettings(Settings):
     """Recompute activations in the backward pass: less memory, more time."""
     max_batch: Annotated[int, Field(ge=1)] | None = None
     """Most images drawn together in an evaluation, and decoded together anywhere; absent: as many as usually fit."""
+    vae_slicing: bool = False
+    """Send images through the VAE one by one, by diffusers' own switch: less memory, the same pixels."""
+    vae_tile: Annotated[int, Field(ge=64, le=8192)] | None = None
+    """Side in pixels of the tiles in which larger images go through the VAE, by diffusers' own switch: much less memory
+    at 1024 pixels and more, but seams are blended, so pixels differ a little; absent: whole."""
+    tiny_vae: ModelSource | None = None
+    """Folder or hub id of an AutoencoderTiny that decodes what a run has scored in its rounds; evaluations, exports and
+    pictures take the model's own VAE. The change of the reward is told when the run starts; absent: none."""
     timesteps: Annotated[StepTimesteps | None, Field(exclude=True)] = None
     """Of the steps, 1 to 8; absent: the scheduler's own. A run says those of its two steps as `train.timesteps`, and
     only its client samples: so it is in no dump, and the surrogate trainer never hears of it."""

@@ -8,6 +8,7 @@ Shape legend: r rank, in, out features or channels, k kernel.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lasro.errors import ModelError
@@ -205,6 +207,12 @@ def peft_tensors(loras: Mapping[str, ModuleLora]) -> dict[str, Tensor]:
             magnitude = lora.magnitude if lora.down.ndim == 2 else lora.magnitude.reshape(1, -1, 1, 1)
             tensors[f"{module}.lora_magnitude_vector"] = magnitude
     return tensors
+
+
+def values_digest(parts: Mapping[str, Mapping[str, ModuleLora]]) -> str:
+    """SHA-256 of a LoRA's values, whatever the form of the file that they were in."""
+    tensors = {f"{part}.{name}": t for part, loras in parts.items() for name, t in peft_tensors(loras).items()}
+    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in tensors.items()})).hexdigest()
 
 
 def _verify(path: Path, network: nn.Module, loras: Mapping[str, ModuleLora]) -> None:

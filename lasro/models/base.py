@@ -165,6 +165,13 @@ class GeneratorModel(ABC):
         """Load the model of a diffusers folder or hub id; raises ModelError naming what is missing or unsupported."""
 
     @classmethod
+    def load_shapes(
+        cls, path: str, settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]
+    ) -> GeneratorModel:
+        """As `load`, but no weights are read: `without_memory` is given all networks by name, on the meta device."""
+        raise NotImplementedError(f"{cls.__name__} has no load_shapes")
+
+    @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens | None:
         """What counts the tokens of prompts, without the weights; None for a family that cannot tell before `embed`."""
         return None
@@ -183,6 +190,13 @@ class GeneratorModel(ABC):
         With `base` it is the frozen base's, where a loaded adapter changes the text encoders too. A prompt's row does
         not depend on the others: a resumed run would come out differently.
         """
+
+    def embed_ahead(self, prompts: Sequence[str]) -> None:
+        """Embed these prompts now, so that what embedding needs can be freed until another prompt comes.
+
+        Here, for a family that keeps no embeddings, they are only checked. Raises PromptTooLongError.
+        """
+        self.check_prompts(prompts)
 
     @abstractmethod
     def steps(self, num_steps: int) -> tuple[SamplingStep, ...]:
@@ -230,6 +244,10 @@ class GeneratorModel(ABC):
     @abstractmethod
     def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
         """Images uint8 [B, h, w, 3]; with `mixed` in the settings' autocast dtype, else as the weights are."""
+
+    def decode_to_score(self, latents_BCHW: Tensor) -> np.ndarray:
+        """`decode` with `mixed` for images that are only scored; by `settings.tiny_vae` where a family knows that."""
+        return self.decode(latents_BCHW, mixed=True)
 
     @abstractmethod
     def encode(self, images_BhwC: np.ndarray) -> Tensor:

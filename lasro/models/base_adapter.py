@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 
 from lasro.errors import ModelError
-from lasro.models.adapter import find_adapter, put_on
+from lasro.models.adapter import Adapter, find_adapter, put_on
 from lasro.models.adapter_file import ADAPTER_FILE, note, noted
 from lasro.models.adapter_names import ModuleNames
 from lasro.models.base import BaseAdapter
@@ -24,17 +26,33 @@ from lasro.models.lora import fuse_adapter
 METADATA = "lasro_base_adapter"
 
 
-def fuse_base_adapter(pipeline: Any, names: ModuleNames, source: str) -> BaseAdapter:
-    """Add the adapter of a file, folder or hub id to the weights of a pipeline; raises ModelError."""
-    try:
-        adapter = find_adapter(_file_of(source), names, may_be_partial=False)
+def find_base_adapter(names: ModuleNames, source: str) -> Adapter:
+    """The adapter of a file, folder or hub id, for these networks; raises ModelError."""
+    with _named():
+        return find_adapter(_file_of(source), names, may_be_partial=False)
+
+
+def fuse_base_adapter(pipeline: Any, adapter: Adapter) -> None:
+    """Add it to the weights of a pipeline, whose networks that it is for are in memory; raises ModelError."""
+    with _named():
         put_on(pipeline.components, adapter)
         fuse_adapter(pipeline)
-    except ModelError as error:
-        raise ModelError(f"model.base_adapter: {error}") from error
+
+
+def described(adapter: Adapter, source: str) -> BaseAdapter:
+    """What is noted of it where something was trained on top: no path, which says nothing elsewhere."""
     with adapter.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return BaseAdapter(source if not Path(source).is_absolute() else adapter.path.name, digest)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Errors begin with the setting."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"model.base_adapter: {error}") from error
 
 
 def _file_of(source: str) -> Path:

@@ -124,6 +124,15 @@ def weights_variant(folder: Path, where: str) -> str | None:
 
     Raises ModelError where there are none that can be read without running code.
     """
+    return _chosen_weights(folder, where)[0] or None
+
+
+def weights_files(folder: Path, where: str) -> list[Path]:
+    """The files of these weights; raises as `weights_variant`."""
+    return [folder / name for name in _chosen_weights(folder, where)[1]]
+
+
+def _chosen_weights(folder: Path, where: str) -> tuple[str, list[str]]:
     names = [path.name for path in _files(folder, where)]
     whole, sharded = (_by_variant(kind, names) for kind in (WEIGHTS, SHARDS))
     if not (variants := sorted(whole.keys() | sharded.keys(), key=lambda name: (name != "", name != "fp16", name))):
@@ -136,7 +145,7 @@ def weights_variant(folder: Path, where: str) -> str | None:
     for name in files:
         check_file(folder / name, where)
         _check_whole(folder / name, where)
-    return chosen or None
+    return chosen, files
 
 
 def _by_variant(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:

@@ -22,22 +22,31 @@ from lasro.models.files import (
     is_single_file,
     local_source,
     read_json,
+    weights_files,
 )
 from lasro.models.load_unet import load_unet, unet_of_file
-from lasro.models.loading import check_finite, load_part, loading, part_class
+from lasro.models.loading import check_finite, load_part, loading, part_class, unread_part
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
 
 
 def load_pipeline(
-    pipeline_class: Any, parts: Sequence[str], options: Mapping[str, Any], path: str, settings: ModelSettings
+    pipeline_class: Any,
+    parts: Sequence[str],
+    options: Mapping[str, Any],
+    path: str,
+    settings: ModelSettings,
+    unread: Sequence[str] = (),
 ) -> Any:
-    """A pipeline of that class with all `parts`; `options` go to its `from_pretrained`. Raises ModelError."""
+    """A pipeline of that class with all `parts`; `options` go to its `from_pretrained`. Raises ModelError.
+
+    Networks in `unread` are on the meta device, their files looked at and not read; those of a single file are read.
+    """
     dtype = getattr(torch, settings.dtype)
     where = f"model.path {path}"
     given: dict[str, Any] = {}
     if settings.unet is not None:
         config = settings.config or (None if is_single_file(path) else path)
-        given["unet"] = load_unet(settings.unet, f"model.unet {settings.unet}", dtype, config)
+        given["unet"] = load_unet(settings.unet, f"model.unet {settings.unet}", dtype, config, "unet" in unread)
     if is_single_file(path):
         return _of_file(pipeline_class, given, options, Path(path), where, settings)
     folder = Path(path) if Path(path).is_dir() else _downloaded(pipeline_class, given, options, path, settings)
@@ -45,12 +54,39 @@ def load_pipeline(
     check_folder(folder, wanted, pipeline_class.__name__, where)
     index = read_json(folder / INDEX, where)
     for part in wanted:
-        kind = part_class(index, part, f"{where}: {part}")
-        given[part] = load_part(kind, folder / part, f"{where}: {part}", dtype)
+        kind, load = part_class(index, part, f"{where}: {part}"), unread_part if part in unread else load_part
+        given[part] = load(kind, folder / part, f"{where}: {part}", dtype)
     if settings.scheduler == "own" and settings.unet is None:
         _check_one_scheduler(folder, index, f"{where}: scheduler")
     with loading(where):  # what else the folder has, such as a feature extractor
         return pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **given, **options)
+
+
+def encoder_files(pipeline: Any, names: Sequence[str], settings: ModelSettings) -> list[Path]:
+    """The files of weights of these parts; of a single file that file."""
+    if is_single_file(path := local_source(settings.path)):
+        return [Path(path)]
+    where = f"model.path {path}"
+    return [file for name in names for file in weights_files(_folder_of(pipeline) / name, f"{where}: {name}")]
+
+
+def load_text_encoders(pipeline: Any, names: Sequence[str], settings: ModelSettings) -> dict[str, Any]:
+    """These parts of what a pipeline was loaded from, once more; raises ModelError."""
+    dtype, path = getattr(torch, settings.dtype), local_source(settings.path)
+    where = f"model.path {path}"
+    if is_single_file(path):
+        kept = {name: part for name, part in pipeline.components.items() if name not in names}
+        again = _of_file(type(pipeline), kept, {}, Path(path), where, settings)
+        return {name: getattr(again, name) for name in names}
+    folder = _folder_of(pipeline)
+    index = read_json(folder / INDEX, where)
+    kinds = {name: part_class(index, name, f"{where}: {name}") for name in names}
+    return {name: load_part(kind, folder / name, f"{where}: {name}", dtype) for name, kind in kinds.items()}
+
+
+def _folder_of(pipeline: Any) -> Path:
+    """Where a pipeline was loaded from; of a hub id the folder of the very commit."""
+    return Path(pipeline.config["_name_or_path"])
 
 
 def _check_one_scheduler(folder: Path, index: Mapping[str, Any], where: str) -> None:
@@ -88,8 +124,9 @@ def _of_file(
     config = config_of_file(path, settings.config, where)
     if "unet" not in given:
         given["unet"] = unet_of_file(path, where, dtype, config)
-    with loading(f"{where}: vae"):
-        given["vae"] = AutoencoderKL.from_single_file(str(path), config=config, subfolder="vae", dtype=dtype)
+    if "vae" not in given:
+        with loading(f"{where}: vae"):
+            given["vae"] = AutoencoderKL.from_single_file(str(path), config=config, subfolder="vae", dtype=dtype)
     with loading(where):
         pipeline = pipeline_class.from_single_file(str(path), config=config, dtype=dtype, **given, **options)
     for name, part in pipeline.components.items():

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from lasro.errors import ModelError
 from lasro.models.files import check_weights_file, is_single_file, local_source, looks_local, read_json
-from lasro.models.loading import check_finite, load_network, load_part, loading
+from lasro.models.loading import check_finite, load_network, load_part, loading, unread_part
 
 GUIDANCE_WEIGHT = "time_embedding.cond_proj.weight"
 ORIGINAL_GUIDANCE_WEIGHT = "model.diffusion_model.time_embed.cond_proj.weight"
 
 
-def load_unet(source: str, where: str, dtype: torch.dtype, config: str | None = None) -> Any:
+def load_unet(source: str, where: str, dtype: torch.dtype, config: str | None = None, unread: bool = False) -> Any:
     """The UNet of a folder (its own or a pipeline's), a hub id, or a file with the configuration that `config` names.
 
-    Raises ModelError that begins with `where`.
+    With `unread` that of a folder is on the meta device. Raises ModelError that begins with `where`.
     """
     path, config = Path(local_source(source)), None if config is None else local_source(config)
     if is_single_file(source):
@@ -35,7 +35,8 @@ def load_unet(source: str, where: str, dtype: torch.dtype, config: str | None = 
     with loading(where):  # a path may be one that the system refuses to look at
         folder = next((folder for folder in (path / "unet", path) if folder.is_dir()), None)
     if folder is not None:
-        return load_part(UNet2DConditionModel, folder, f"{where}: unet", dtype)
+        load = unread_part if unread else load_part
+        return load(UNet2DConditionModel, folder, f"{where}: unet", dtype)
     if looks_local(source):
         raise ModelError(f"{where}: no such folder; expected a UNet's folder, its file or a hub id")
     return load_network(UNet2DConditionModel, source, f"{where}: unet", dtype)

@@ -82,6 +82,16 @@ def load_part(kind: Any, folder: Path, where: str, dtype: torch.dtype) -> Any:
     return load_network(kind, str(folder), where, dtype, weights_variant(folder, where))
 
 
+def unread_part(kind: Any, folder: Path, where: str, dtype: torch.dtype) -> Any:
+    """A network as `load_part` would read it, on the meta device: its files are only looked at."""
+    check_files(folder, where)
+    weights_variant(folder, where)
+    with loading(where), torch.device("meta"):
+        if hasattr(kind, "load_config"):  # of diffusers
+            return kind.from_config(kind.load_config(folder)).to(dtype)
+        return kind(kind.config_class.from_pretrained(folder)).to(dtype)
+
+
 def load_network(kind: Any, source: str, where: str, dtype: torch.dtype, variant: str | None = None) -> Any:
     """A network from a folder or hub id, with every weight found and finite."""
     with loading(where):

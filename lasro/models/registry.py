@@ -6,7 +6,10 @@ A new family is a line here, its module, and docs/add-a-model-family.md has the 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import nn
 
 from lasro.config import ModelSettings
 from lasro.errors import ModelError
@@ -29,6 +32,15 @@ def load_model(settings: ModelSettings) -> GeneratorModel:
     """Load a few-step generator; raises ModelError saying what is missing or unsupported."""
     kind, path = _family(settings)
     return kind.load(path, settings)
+
+
+def load_shapes(settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]) -> GeneratorModel:
+    """The same with networks whose weights are not read, which `without_memory` takes off the meta device first.
+
+    Raises ModelError, and NotImplementedError for a family that cannot do it.
+    """
+    kind, path = _family(settings)
+    return kind.load_shapes(path, settings, without_memory)
 
 
 def load_prompt_tokens(settings: ModelSettings) -> PromptTokens | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+
+from lasro.models.shared_view import trainable_copy
 
 
 def copy_to_train(network: Any, parts: Collection[str]) -> None:
@@ -15,7 +16,7 @@ def copy_to_train(network: Any, parts: Collection[str]) -> None:
     for name in parts:
         if getattr(network, name) is None:
             continue
-        setattr(network, name, copy.deepcopy(getattr(network, name)).float().requires_grad_(True))
+        setattr(network, name, trainable_copy(getattr(network, name)))
 
 
 def adapt_to_train(network: Any, parts: Collection[str], rank: int) -> None:

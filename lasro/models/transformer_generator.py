@@ -29,18 +29,19 @@ from lasro.models.adapter import Adapter, find_adapter, put_on
 from lasro.models.adapter_names import TRANSFORMER, ModuleNames
 from lasro.models.base import AdapterKeys, Conditioning, FeatureExtractor, GeneratorModel, SamplingStep
 from lasro.models.device import autocast, device_memory, pick_device
-from lasro.models.embedding_cache import EmbeddingCache
 from lasro.models.files import is_single_file
 from lasro.models.latent_codec import LatentCodec
 from lasro.models.load_pipeline import load_pipeline, load_tokenizers
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter
+from lasro.models.prompt_embeddings import PromptEmbeddings
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
 from lasro.models.rendered_prompts import RenderedPrompts
 from lasro.models.shared_view import shared_view
 from lasro.models.transformer_trunk import TransformerTrunk
 
 CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
+EMBEDDING_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
 TEXT_ENCODER = "text_encoder"
 OF_UNETS = (
     "unet",
@@ -51,6 +52,9 @@ OF_UNETS = (
     "original_size",
     "target_size",
     "crops_top_left",
+    "vae_slicing",
+    "vae_tile",
+    "tiny_vae",
 )
 """Settings of the model that say nothing to a transformer."""
 PARTS = (TRANSFORMER, "vae", "scheduler", "tokenizer", TEXT_ENCODER)
@@ -97,7 +101,7 @@ class TransformerGenerator(GeneratorModel):
         if settings.scheduler != "own":
             raise ModelError(f"model.scheduler: got {settings.scheduler}, which a {kind} does not take; leave it out")
         for name in OF_UNETS:
-            if (value := getattr(settings, name)) is not None:
+            if (value := getattr(settings, name)) is not None and value is not False:
                 raise ModelError(f"model.{name}: got {value}, which a {kind} does not take; leave it out")
 
     def __init__(self, pipeline: Any, settings: ModelSettings) -> None:
@@ -123,7 +127,7 @@ class TransformerGenerator(GeneratorModel):
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.latent_shape, self.image_size = self.shapes()
-        self._embeddings = EmbeddingCache()
+        self._embeddings = PromptEmbeddings(self.device, None, str, self._embed_checked)
 
     def _check(self, where: str) -> None:
         for name, kind in (("scheduler", self.parts.scheduler), ("vae", self.parts.vae), (TRANSFORMER, self.parts[0])):
@@ -179,11 +183,12 @@ class TransformerGenerator(GeneratorModel):
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], base: bool = False) -> Conditioning:
         """As `GeneratorModel.embed`; cached."""
-        return self._embeddings.conditioning(prompts, False, self._embed_checked)
+        return self._embeddings.stacked(prompts)
 
     def _embed_checked(self, prompt: str) -> dict[str, Tensor]:
         self.check_prompts([prompt])
-        return self.embed_prompt(prompt)
+        with device_memory("embedding a prompt", EMBEDDING_ADVICE):
+            return self.embed_prompt(prompt)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         self._prompt_tokens.check(prompts)

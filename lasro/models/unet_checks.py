@@ -15,6 +15,7 @@ from lasro.validation import one_line
 LARGEST_SIDE = 1024  # of latents, thus 8192 pixels by usual VAEs
 UNSUPPORTED = ("class_embed_type", "encoder_hid_dim_type", "center_input_sample", "time_embedding_act_fn")
 """The surrogate's feature extractor does not compute what these ask for."""
+MICRO_CONDITIONING = ("original_size", "target_size", "crops_top_left")
 
 
 def check_pipeline(
@@ -50,6 +51,14 @@ def check_pipeline(
         check_unet(config)
     except ModelError as error:
         raise ModelError(f"{of_unet}: {error}") from error
+
+
+def check_micro_conditioning(settings: ModelSettings, is_taken: bool) -> None:
+    """Raises ModelError for sizes that a UNet would not be told: `is_taken` says whether its family's are."""
+    given = [name for name in MICRO_CONDITIONING if getattr(settings, name) is not None]
+    if given and not is_taken:
+        got = list(getattr(settings, given[0]))
+        raise ModelError(f"{given[0]}: got {got}, but only an SDXL-class UNet is told such; leave it out")
 
 
 def latent_size(config: Any) -> tuple[int, int]:

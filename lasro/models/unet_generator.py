@@ -8,8 +8,7 @@ Shape legend: B batch, C latent channels, H, W latent height and width, h, w ima
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.base import Dtype
 from lasro.config.model import UNET_TARGETS
-from lasro.errors import ModelError, WireError
+from lasro.errors import ModelError
 from lasro.functional.consistency import guidance_embedding
 from lasro.models.adapter import Adapter, find_adapter, put_on
 from lasro.models.adapter_names import UNET, ModuleNames
@@ -37,25 +36,24 @@ from lasro.models.base import (
     GeneratorModel,
     SamplingStep,
 )
-from lasro.models.base_adapter import fuse_base_adapter, note_base_adapter
+from lasro.models.base_adapter import described, find_base_adapter, fuse_base_adapter, note_base_adapter
 from lasro.models.device import autocast, device_memory, pick_device
-from lasro.models.embedding_cache import EmbeddingCache
+from lasro.models.embedding_store import open_store
 from lasro.models.float32_convolutions import compute_ends_in_float32
-from lasro.models.latent_codec import LatentCodec
+from lasro.models.image_codec import ImageCodec
 from lasro.models.lcm_distillation import lcm_loss
 from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
-from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter, without_adapters
+from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter
+from lasro.models.prompt_encoder import PromptEncoder
 from lasro.models.prompt_tokens import PromptTokens, limit_tokens
 from lasro.models.published_names import PublishedNames, published_names
 from lasro.models.samplers.choose import choose_sampler
 from lasro.models.samplers.lcm import LcmSampler
 from lasro.models.shared_view import shared_view
-from lasro.models.unet_checks import check_pipeline, image_size
+from lasro.models.text_encoders import TextEncoders
+from lasro.models.unet_checks import check_micro_conditioning, check_pipeline, image_size
 from lasro.models.unet_encoder import UNetEncoder
-
-MICRO_CONDITIONING = ("original_size", "target_size", "crops_top_left")
-CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 
 
 class UNetGenerator(GeneratorModel):
@@ -82,18 +80,32 @@ class UNetGenerator(GeneratorModel):
     @classmethod
     def load(cls, path: str, settings: ModelSettings) -> UNetGenerator:
         parts = ("unet", "vae", "scheduler", *cls.tokenizers, *cls.text_encoders)
-        return cls(load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings), settings)
+        found = load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings, unread=cls.text_encoders)
+        return cls(found, settings)
+
+    @classmethod
+    def load_shapes(
+        cls, path: str, settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]
+    ) -> UNetGenerator:
+        networks = ("unet", "vae", *cls.text_encoders)
+        parts = ("scheduler", *cls.tokenizers, *networks)
+        found = load_pipeline(cls.pipeline_class, parts, cls.load_options, path, settings, unread=networks)
+        without_memory({name: getattr(found, name) for name in networks})
+        return cls(found, settings, of_shapes=True)
 
     @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens:
         return load_prompt_tokens(cls.tokenizers, cls.text_encoders, path, settings)
 
-    def __init__(self, pipeline: Any, settings: ModelSettings) -> None:
-        """Of a stock pipeline, whose parts are frozen and moved to the settings' device; raises ModelError."""
+    def __init__(self, pipeline: Any, settings: ModelSettings, of_shapes: bool = False) -> None:
+        """Of a stock pipeline, whose parts are frozen and moved to the settings' device; raises ModelError.
+
+        `of_shapes`: its networks hold no values, so nothing is fused into them, and no embedding goes to the disk.
+        """
         self.pipeline, self.settings = pipeline, settings
         self.device = pick_device(settings.device)
         where = f"model.path {settings.path}"
-        self._check_micro_conditioning(settings)
+        check_micro_conditioning(settings, self.takes_micro_conditioning)
         sampler = choose_sampler(pipeline.scheduler, settings, f"{where}: scheduler")
         check_pipeline(pipeline, self.text_encoders, settings, self.check_unet)
         self._prompt_tokens = limit_tokens(pipeline, self.tokenizers, self.text_encoders, where)
@@ -102,14 +114,14 @@ class UNetGenerator(GeneratorModel):
         for part in ("unet", "vae", *self.text_encoders):
             getattr(pipeline, part).requires_grad_(False).eval()
         with loading(where):
-            pipeline.to(self.device)
+            encoders = TextEncoders(pipeline, self.text_encoders, settings, self.device)
+            encoders.move_pipeline()
         self.unet, self.sampler = pipeline.unet, sampler.to(self.device)
-        self.adds_noise, self.base_adapter = sampler.adds_noise, self._fuse_base_adapter()
+        self.adds_noise, self.base_adapter = sampler.adds_noise, self._take_base_adapter(encoders, of_shapes)
         if self.device.type == "cpu":
             pipeline.unet.to(memory_format=torch.channels_last)
             pipeline.vae.to(memory_format=torch.channels_last)
-        batch = min(CODEC_BATCH, settings.max_batch or CODEC_BATCH)
-        self.codec = LatentCodec(pipeline.vae, f"{where}: vae", batch, self.normalises)
+        self.codec = ImageCodec(pipeline.vae, settings, self.device, self.normalises)
         compute_ends_in_float32(self.unet)
         self.base = shared_view(self.unet)
         if settings.gradient_checkpointing:
@@ -120,20 +132,19 @@ class UNetGenerator(GeneratorModel):
         scale = pipeline.vae_scale_factor
         height, width = self.image_size = image_size(self.unet.config, scale, settings)
         self.latent_shape = (self.unet.config.in_channels, height // scale, width // scale)
-        self._embeddings = EmbeddingCache()
-        self._encoders_adapted = False
+        store = None if of_shapes else open_store()
+        self.prompt_encoder = PromptEncoder(pipeline, encoders, self._prompt_tokens, self.embed_prompt, store)
 
-    def _check_micro_conditioning(self, settings: ModelSettings) -> None:
-        given = [name for name in MICRO_CONDITIONING if getattr(settings, name) is not None]
-        if given and not self.takes_micro_conditioning:
-            got = list(getattr(settings, given[0]))
-            raise ModelError(f"{given[0]}: got {got}, but only an SDXL-class UNet is told such; leave it out")
-
-    def _fuse_base_adapter(self) -> BaseAdapter | None:
-        if self.settings.base_adapter is None:
+    def _take_base_adapter(self, encoders: TextEncoders, of_shapes: bool) -> BaseAdapter | None:
+        """Find the adapter that the settings name, and fuse it unless there are no values to fuse it with."""
+        if (source := self.settings.base_adapter) is None:
             return None
-        encoders = {name: getattr(self.pipeline, name) for name in self.text_encoders}
-        return fuse_base_adapter(self.pipeline, ModuleNames({UNET: self.unet, **encoders}), self.settings.base_adapter)
+        networks = {name: getattr(self.pipeline, name) for name in (UNET, *self.text_encoders)}
+        found = find_base_adapter(ModuleNames(networks), source)
+        if not of_shapes:
+            encoders.pin_fused(found)
+            fuse_base_adapter(self.pipeline, found)
+        return described(found, source)
 
     # --- what a family says ----------------------------------------------------------------------------------
 
@@ -152,14 +163,11 @@ class UNetGenerator(GeneratorModel):
     # --- sampling --------------------------------------------------------------------------------------------
 
     def embed(self, prompts: Sequence[str], base: bool = False) -> Conditioning:
-        """As `GeneratorModel.embed`; cached."""
-        of_base = base and self._encoders_adapted
-        with torch.no_grad(), without_adapters(self.pipeline) if of_base else nullcontext():
-            return self._embeddings.conditioning(prompts, of_base, self._embed_checked)
+        """As `GeneratorModel.embed`; kept in memory and on disk."""
+        return self.prompt_encoder.embed(prompts, base)
 
-    def _embed_checked(self, prompt: str) -> dict[str, Tensor]:
-        self.check_prompts([prompt])
-        return self.embed_prompt(prompt)
+    def embed_ahead(self, prompts: Sequence[str]) -> None:
+        self.prompt_encoder.embed_ahead(prompts)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         self._prompt_tokens.check(prompts)
@@ -213,20 +221,16 @@ class UNetGenerator(GeneratorModel):
     # --- images ----------------------------------------------------------------------------------------------
 
     def decode_pixels(self, latents_BCHW: Tensor) -> Tensor:
-        return self.codec.decode(latents_BCHW) / 2 + 0.5
+        return self.codec.decode_pixels(latents_BCHW)
 
-    @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
-        images = self.codec.decode(latents_BCHW, self.settings.autocast if mixed else "none")
-        unit = (images / 2 + 0.5).clamp(0, 1)
-        return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return self.codec.decode(latents_BCHW, mixed)
 
-    @torch.no_grad()
+    def decode_to_score(self, latents_BCHW: Tensor) -> np.ndarray:
+        return self.codec.decode_to_score(latents_BCHW)
+
     def encode(self, images_BhwC: np.ndarray) -> Tensor:
-        expected = (*self.image_size, 3)
-        if images_BhwC.shape[1:] != expected:
-            raise WireError(f"images: got {images_BhwC.shape[1:]}, expected {expected}")
-        return self.codec.encode(images_BhwC)
+        return self.codec.encode(images_BhwC, self.image_size)
 
     # --- what is trained -------------------------------------------------------------------------------------
 
@@ -254,9 +258,9 @@ class UNetGenerator(GeneratorModel):
         return find_adapter(path, self._module_names(), partial)
 
     def put_lora(self, adapter: Adapter) -> None:
+        if not adapter.parts.keys().isdisjoint(self.text_encoders):
+            self.prompt_encoder.adapt()
         put_on(self.pipeline.components, adapter)
-        self._encoders_adapted = not adapter.parts.keys().isdisjoint(self.text_encoders)
-        self._embeddings.clear()
 
     def _adaptable_networks(self) -> dict[str, nn.Module]:
         return {UNET: self.base, **{name: getattr(self.pipeline, name) for name in self.text_encoders}}
@@ -269,6 +273,7 @@ class UNetGenerator(GeneratorModel):
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
+            self.prompt_encoder.encoders.load()
             fuse_adapter(self.pipeline, dtype)
             self.pipeline.save_pretrained(folder, safe_serialization=True)
 

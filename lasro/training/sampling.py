@@ -238,7 +238,7 @@ def _images(
     model: GeneratorModel, num_steps_B: np.ndarray, is_reference_B: np.ndarray, latents_BCHW: Tensor
 ) -> tuple[list[bytes], dict[int, list[float]]]:
     """PNGs of the latents, and how far own ones are from the reference's (`Group.image_squares`)."""
-    images_BhwC = model.decode(latents_BCHW, mixed=True)
+    images_BhwC = model.decode_to_score(latents_BCHW)
     squares = {}
     for num_steps in (1, 2):
         of_steps = num_steps_B == num_steps

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lasro import wire
 from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
-from lasro.errors import ConflictError, NotFoundError, StorageError, TimeoutExceededError, WireError
+from lasro.errors import ConflictError, ModelError, NotFoundError, StorageError, TimeoutExceededError, WireError
 from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.redis_store import keys
@@ -144,6 +144,33 @@ def trained(trainer, config, redis_url) -> str:
     groups = feed(redis_url, "trained", [separable_sample(number) for number in range(40)])
     adapt(trainer, "trained", "first", groups, steps=80)
     return "trained"
+
+
+def test_text_encoders_are_read_for_new_prompts_alone(
+    trainer: SurrogateClient, http: httpx.Client, config: SurrogateRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: beside a client that has embedded all prompts the trainer held a second copy of the text encoders."""
+    model = config.model.model_copy(update={"device": "cpu", "guidance": 3.0})  # no other test's run shares it
+    load_model(model).embed_ahead(["", *PROMPTS])
+
+    def unwanted(*_: object) -> None:
+        raise ModelError("the text encoders were read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lasro.models.text_encoders.load_text_encoders", unwanted)
+        trainer.create("no-encoders", config.model_copy(update={"model": model}))
+        url = "/v1/runs/no-encoders/score"
+        headers = {"Content-Type": wire.SAFETENSORS_TYPE}
+        latents = {"latents": tensors()["latents"]}
+        body = wire.pack_tensors(latents, {"prompts": wire.pack_prompts(PROMPTS)})
+        assert http.post(url, content=body, headers=headers).status_code == 200
+        assert http.get("/health/ready").status_code == 200
+        new = wire.pack_tensors(latents, {"prompts": wire.pack_prompts([*PROMPTS[:2], "a new prompt"])})
+        assert http.post(url, content=new, headers=headers).status_code == 422
+    known, unknown = (http.post(url, content=each, headers=headers).json()["scores"] for each in (body, new))
+    assert known[:2] == unknown[:2]
+    assert known[2] != unknown[2]
+    trainer.delete("no-encoders")
 
 
 def test_pair_accuracy_rises_on_separable_groups(trainer, trained, redis_url):

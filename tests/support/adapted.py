@@ -35,8 +35,8 @@ def load(folder: Path) -> UNetGenerator:
     """The same model each time, to save that time, and without what the last test put on it."""
     model = _model(folder)
     model.pipeline.unload_lora_weights()
-    model._embeddings.clear()  # a text encoder may have been adapted, too
-    model._encoders_adapted = False
+    model.prompt_encoder.embeddings.clear()  # a text encoder may have been adapted, too
+    model.prompt_encoder._adapted = False
     return model
 
 

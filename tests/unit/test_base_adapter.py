@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from few_step_models import SDXL_BASE, difference, load, our_latents, stock_latents, stock_pipeline, with_scheduler
+from adapters import UNET, diffusers_form, random_factors, write_adapter
+from few_step_models import (
+    PROMPT,
+    SDXL_BASE,
+    difference,
+    load,
+    our_latents,
+    stock_latents,
+    stock_pipeline,
+    with_scheduler,
+)
 from tiny_model import diffusers, write_tiny_model
 from tiny_sd15 import write_tiny_sd15
 
@@ -17,6 +27,7 @@ from lasro.errors import ModelError
 from lasro.models import base_adapter
 from lasro.models.adapter_file import ADAPTER_FILE
 from lasro.models.base import BaseAdapter
+from lasro.models.text_encoders import is_unread
 from lasro.models.unet_generator import UNetGenerator
 from lasro_client.evaluation.adapted_model import load_adapted
 from lasro_client.evaluation.export import export
@@ -83,6 +94,43 @@ def test_it_may_be_one_of_an_sd15_class_checkpoint(tmp_path: Path) -> None:
     pipeline.load_lora_weights(tmp_path / "lcm-lora")
     assert difference(our_latents(model, 2), stock_latents(pipeline, 2)) <= 1e-4
     assert (our_latents(model, 2) - bare).abs().max() > 0.01, "the base adapter changes nothing"
+
+
+def test_one_of_text_encoders_is_in_what_they_embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an adapter fused into encoders that are not read, lost when they are let go, or on disk under the
+    bare model's name, and against one of the UNet alone for which all encoders are read."""
+    monkeypatch.setenv("LASRO_CACHE_DIR", str(tmp_path / "cache"))
+    plain = write_tiny_sd15(tmp_path / "plain", guidance_embedding=False)
+    folder = with_scheduler(plain, tmp_path / "model", SDXL_BASE)
+    of_unet = diffusers_form(random_factors(folder / UNET, ("to_q",)))
+    weights = folder / "text_encoder" / "model.safetensors"
+    of_encoder = diffusers_form(random_factors(weights, ("q_proj", "fc1"), scale=0.5), "text_encoder.")
+    only_unet = write_adapter(tmp_path / "unet" / ADAPTER_FILE, of_unet)
+    both = write_adapter(tmp_path / "both" / ADAPTER_FILE, of_unet | of_encoder)
+    bare = load(folder, scheduler="lcm", base_adapter=str(only_unet))
+    assert is_unread(bare.pipeline.text_encoder)
+    embedded = bare.embed([PROMPT])["embeds"]
+    pipeline = stock(folder)
+    pipeline.load_lora_weights(both)
+    model = load(folder, scheduler="lcm", base_adapter=str(both))
+    expected = stock_latents(pipeline, 2)
+    assert difference(our_latents(model, 2), expected) <= 1e-4
+    assert (model.embed([PROMPT])["embeds"] - embedded).abs().max() > 1e-3
+    model.embed_ahead([PROMPT])
+    model.embed(["another"])
+    write_lora(model, tmp_path / "ours", seed=3)
+    again = load(folder, scheduler="lcm", base_adapter=str(both))
+    again.load_lora(tmp_path / "ours")
+    again.prompt_encoder.encoders.release()
+    monkeypatch.setattr(again, "embed_prompt", lambda _: pytest.fail("was on disk"))
+    assert torch.equal(again.embed([PROMPT])["embeds"], model.embed([PROMPT])["embeds"])
+    assert torch.equal(load(folder, scheduler="lcm").embed([PROMPT])["embeds"], embedded)
+    again.save_fused(tmp_path / "fused")
+    pipeline = stock(folder)
+    pipeline.load_lora_weights(both, adapter_name="few steps")
+    pipeline.load_lora_weights(tmp_path / "ours", adapter_name="ours")
+    pipeline.set_adapters(["few steps", "ours"])
+    assert difference(our_latents(load(tmp_path / "fused"), 2), stock_latents(pipeline, 2)) <= 1e-4
 
 
 def settings(checkpoint: Path, **more: Any) -> ModelSettings:

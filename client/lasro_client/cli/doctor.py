@@ -10,12 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from lasro.errors import LasroError
+from lasro_client.cli.doctor_model import examine_model
 from lasro_client.cli.output import AsJson, print_json, print_table
+from lasro_client.cli.train import Set
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "fastapi", "uvicorn", "redis", "httpx")
 MIN_FREE_BYTES = 2 << 30
@@ -30,8 +32,25 @@ class Check(NamedTuple):
     detail: str
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Check that everything LaSRO needs is here; exit status 1 where something essential fails."""
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="`bundled`, a diffusers folder, a hub id, or one .safetensors file.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of the run it is for.", show_default="default settings")
+    ] = None,
+    settings: Set = None,
+    run: Annotated[bool, typer.Option(help="Take one step of each kind and say what it took.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check that everything LaSRO needs is here. With MODEL or --config: what a run needs of memory, time, calls, disk.
+
+    Exit status 1 where something essential fails, the model is not supported, or there is too little memory.
+    """
+    if model is not None or config is not None:
+        examine_model(model, config, settings or [], run, as_json)
+        return
     checks = diagnose()
     if as_json:
         print_json({"ok": all(c.ok for c in checks if c.essential), "checks": [c._asdict() for c in checks]})

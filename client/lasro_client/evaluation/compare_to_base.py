@@ -51,6 +51,7 @@ def evaluate_beside_base(
     """
     model, keys = load_adapted(settings, adapter, partial)
     model.check_prompts([prompt.text for prompt in prompts])
+    model.embed_ahead([prompt.text for prompt in prompts])
     found = []
     for name in ("base", "adapted") if adapter is not None else ("base",):
         folder = None if out is None else out / name

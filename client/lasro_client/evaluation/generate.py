@@ -67,6 +67,7 @@ def generate(
     step = batch or batch_size(model.latent_shape, settings.max_batch)
     starts = range(0, len(prompts), step)
     model.check_prompts([prompt.text for prompt in prompts])
+    model.embed_ahead([prompt.text for prompt in prompts])
     for path in clear:
         path.unlink(missing_ok=True)
     for start in starts:

@@ -22,6 +22,7 @@ from lasro.training.sampling import Group, draw_prompts, generator_for
 from lasro.wire import RunStatus
 from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards_of
 from lasro_client.run.collect import collect
+from lasro_client.run.embed_ahead import embed_for_stage1
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
@@ -66,7 +67,9 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
 
 def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContext, observer: Observers) -> None:
     config = folder.config
-    trainer = create_trainer(config, load_model(config.model), peers)
+    model = load_model(config.model)
+    embed_for_stage1(model, prompts, config, peers)
+    trainer = create_trainer(config, model, peers)
     probe = ProbeGenerator(trainer, config.pretrain, config.train.batch_size)
     if not trainer.method.needs_surrogate:
         raise ConfigError(f"method.type: got {config.method.type}, which needs no surrogate; run stage 2 at once")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.alternation import Alternation
+from lasro_client.run.embed_ahead import embed_for_stage2
 from lasro_client.run.first_round import check_budget, judge_first_round
 from lasro_client.run.folder import RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
@@ -35,6 +37,7 @@ from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
 from lasro_client.run.start_audit import StartAudit
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
+from lasro_client.run.tiny_vae_check import check_tiny_vae
 from lasro_client.services.connect import Services, services
 from lasro_client.services.feedback import FeedbackClient
 
@@ -68,6 +71,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
 def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, observer: Observers) -> Summary:
     started, config = time.monotonic(), folder.config
     model = load_model(config.model)
+    embed_for_stage2(model, prompts, config, peers)
     trainer = create_trainer(config, model, peers)
     start_from_adapter(folder, trainer)
     trainer_cores = (0.5 if config.train.overlap else 1.0) if trainer.method.needs_surrogate else 0.0
@@ -83,6 +87,8 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         peers.on_main_and_broadcast(lambda: check_budget(folder, connected.rewards), None)
         _begin(alternation, observer)
         before = evaluated(held_out.evaluate_base, held_out, watch)
+        check = partial(check_tiny_vae, config, folder.path, model, prompts.train.prompts, connected.rewards, observer)
+        peers.on_main_and_broadcast(check, None)
         units = peers.on_main_and_broadcast(lambda: list(held_out.base_images.units.values()), list[float | None])
         alternation.measure_by(ByNumSteps(*units))
         audit = StartAudit(config, folder.path, connected.rewards, observer, peers)

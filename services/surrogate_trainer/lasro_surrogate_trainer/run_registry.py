@@ -27,7 +27,7 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
 
 log = logging.getLogger("lasro.trainer")
-ONLY_MEMORY = {"model": {"max_batch"}}
+ONLY_MEMORY = {"model": {"max_batch", "vae_slicing"}}
 """Settings that change what is held in memory at once, and no weight."""
 
 

@@ -1,0 +1,103 @@
+"""A model of shapes alone: all that computes is there, its tensors have no memory, and no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lasro.config import ModelSettings
+from lasro.errors import ModelError
+from lasro.models.base import GeneratorModel
+from lasro.models.device import pick_device
+from lasro.models.registry import load_shapes
+
+
+class Part(NamedTuple):
+    """One network of a pipeline."""
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+    """Of weights and buffers, in the settings' dtype."""
+    copied_bytes: int
+    """Of those that a CPU gets in another memory format, beside the file that is mapped into memory."""
+
+
+class Shapes(NamedTuple):
+    """A model of shapes, and the mode in which new tensors are shapes too."""
+
+    model: GeneratorModel
+    mode: FakeTensorMode
+    parts: list[Part]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """New tensors are shapes too, and modules are converted as far as shapes can be."""
+        kind = type(self.model)
+        with self.mode, patch.object(nn.Module, "_apply", _apply), patch.object(kind, "steps", _by_values(kind.steps)):
+            yield
+
+
+def _by_values(steps: Callable[..., Any]) -> Callable[..., Any]:
+    """A sampler's steps are numbers, which stock schedulers read off tensors of their own: these keep their values."""
+
+    def found(model: GeneratorModel, num_steps: int) -> Any:
+        with _disable_current_modes():
+            return steps(model, num_steps)
+
+    return found
+
+
+def shapes_of(settings: ModelSettings) -> Shapes:
+    """The model of these settings; raises ModelError for one that `load_model` would refuse by its configuration."""
+    mode, device = FakeTensorMode(allow_non_fake_inputs=True), pick_device(settings.device)
+    parts: list[Part] = []
+
+    def without_memory(networks: dict[str, nn.Module]) -> None:
+        with mode:
+            for network in networks.values():
+                _apply(network, lambda tensor: torch.empty_like(tensor, device=device))
+        parts.extend(_part(name, network, device.type == "cpu") for name, network in networks.items())
+
+    try:
+        with patch.object(nn.Module, "_apply", _apply):
+            return Shapes(load_shapes(settings, without_memory), mode, parts)
+    except NotImplementedError as error:
+        raise ModelError(f"model.path {settings.path}: its memory cannot be computed ({error})") from error
+
+
+def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """As torch's own, which swaps such tensors in place, and cannot while anything refers to them weakly."""
+    if recurse:
+        for child in self.children():
+            _apply(child, fn)
+    for name, parameter in self._parameters.items():
+        if parameter is not None:
+            with torch.no_grad():
+                found = fn(parameter)
+            if found is not parameter:
+                self._parameters[name] = nn.Parameter(found, parameter.requires_grad)
+    for name, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[name] = fn(buffer)
+    return self
+
+
+def _part(name: str, network: Any, on_cpu: bool) -> Part:
+    weights = [*network.parameters(), *network.buffers()]
+    copied = [weight for weight in weights if weight.ndim == 4 and max(weight.shape[2:]) > 1]
+    return Part(
+        name,
+        type(network).__name__,
+        sum(parameter.numel() for parameter in network.parameters()),
+        sum(weight.nbytes for weight in weights),
+        sum(weight.nbytes for weight in copied) if on_cpu and name in ("unet", "vae") else 0,
+    )

@@ -1,0 +1,113 @@
+"""`python -m lasro_client.doctor.trial client|trainer`: one step of each kind for real, in a process of its own.
+
+Reads the run's settings as JSON and writes what it saw as JSON: peak memory of the process and seconds of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lasro.config import RunSettings
+from lasro.errors import DeviceMemoryError, LasroError
+from lasro.models.base import GeneratorModel
+from lasro.models.registry import load_model
+from lasro_client.doctor.steps import PROMPT, ClientSteps, TrainerSteps
+
+MODULE = "lasro_client.doctor.trial"
+RESET = Path("/proc/self/clear_refs")
+REPEATS = 2
+"""Gradients and moments are there from the first step on; the second is timed."""
+
+
+class Seen(NamedTuple):
+    """Of one kind of step."""
+
+    process: str
+    step: str
+    peak: int
+    """Bytes: of the process, or of its tensors on a GPU."""
+    seconds: float
+
+
+def try_steps(config: RunSettings, process: str) -> list[Seen]:
+    """What a process of that name saw; raises DeviceMemoryError or LasroError with its words where it failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", MODULE, process],
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return [Seen(**each) for each in json.loads(done.stdout.splitlines()[-1])]
+    if done.returncode == -9:
+        raise DeviceMemoryError(f"a step of the {process}: was killed, as a system does that is out of memory")
+    lines = done.stderr.strip().splitlines() or ["no reason given"]
+    raise LasroError(f"a step of the {process}: {lines[-1]}")
+
+
+def main(process: str) -> None:
+    config = RunSettings.model_validate(json.load(sys.stdin))
+    try:
+        seen = _client(config) if process == "client" else _trainer(config)
+    except LasroError as error:
+        sys.exit(str(error))
+    print(json.dumps([each._asdict() for each in seen]))
+
+
+def _client(config: RunSettings) -> list[Seen]:
+    model = _loaded(config.model)
+    steps = ClientSteps(config, model)
+    return [_seen(model, "client", "generation", steps.generate), _seen(model, "client", "update", steps.update)]
+
+
+def _trainer(config: RunSettings) -> list[Seen]:
+    settings = config.surrogate_run.model.model_copy(update={"device": config.surrogate.device})
+    model = _loaded(settings)
+    steps = TrainerSteps(config, model)
+    # What serving takes is not to be seen beside the heap that a step leaves behind.
+    return [_seen(model, "trainer", "serving", steps.serve), _seen(model, "trainer", "surrogate step", steps.step)]
+
+
+def _loaded(settings: Any) -> GeneratorModel:
+    model = load_model(settings)
+    model.embed_ahead([PROMPT.text])
+    return model
+
+
+def _seen(model: GeneratorModel, process: str, name: str, work: Callable[[], None]) -> Seen:
+    gpu = model.device.type == "cuda"
+    seconds = 0.0
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    elif RESET.exists():
+        RESET.write_text("5", encoding="ascii")  # Linux then counts the peak anew
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        work()
+        if gpu:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    return Seen(process, name, torch.cuda.max_memory_allocated() if gpu else _peak(), seconds)
+
+
+def _peak() -> int:
+    """Most resident memory of this process since it was reset; where that cannot be, since it began."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found[0] << 10 if found else most << (0 if sys.platform == "darwin" else 10)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,186 @@
+"""What `lasro doctor MODEL` computes, beside what is there when the same is done for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters import PLAIN, UNET, diffusers_form, random_factors, write_adapter
+from changed_model import change_json, copy_model
+from tiny_model import write_tiny_model
+
+from lasro.config import RunSettings
+from lasro.errors import DeviceMemoryError, ModelError
+from lasro.models.registry import load_model
+from lasro.models.unet_generator import UNetGenerator
+from lasro_client.doctor import report as doctor_report
+from lasro_client.doctor.live_bytes import LiveBytes
+from lasro_client.doctor.needs import Computed, Need
+from lasro_client.doctor.report import examine
+from lasro_client.doctor.shapes import shapes_of
+from lasro_client.doctor.steps import ClientSteps, TrainerSteps
+from lasro_client.run.cost import Speed, train_cost
+
+SMALL = Computed("Family", (8, 8), [], [Need("client", "update", 1 << 20, 1, 0)], 0, 1, 1)
+"""A byte more than there is."""
+
+
+def settings(path: Path | str, **tables: Any) -> RunSettings:
+    model = {"path": str(path), "device": "cpu"} | tables.pop("model", {})
+    return RunSettings.model_validate(
+        {"name": "any", "prompts": {"train": "unread", "held_out": "unread"}, "rewards": [{"name": "r"}]}
+        | {"model": model, "surrogate": {"device": "cpu"}, "lora": {"rank": 2, "targets": ["to_q"]}}
+        | tables
+    )
+
+
+def test_bytes_by_hand() -> None:
+    """Guards against storages that are counted twice, as views are, and against some that are never given back.
+
+    4,000 bytes, 4,000 more, of which a view takes none, then 8,000 while the first two are alive: 16,000 at one time.
+    A view of what was there before takes nothing either.
+    """
+    earlier = torch.zeros(5000)
+    with LiveBytes() as live:
+        assert len(earlier.view(50, 100).t()) == 100
+        assert live.peak_since() == 0
+        first = torch.zeros(1000)
+        second = first + 1
+        third = torch.cat([first, second.view(10, 100).flatten()])
+        del first, second
+        assert live.now == 8_000
+        assert live.peak_since() == 16_000
+        assert live.peak_since() == 8_000
+        del third
+    assert live.now == 0
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"train": {"batch_size": 4, "prompts_per_round": 2, "seeds_per_prompt": 2}},
+        pytest.param(
+            {
+                "train": {"batch_size": 4, "micro_batch_size": 2, "two_step_every": 2, "mode": "gradient"},
+                "model": {"gradient_checkpointing": True},
+                "surrogate": {"trunk": "adapter", "adapter_rank": 2, "device": "cpu"},
+            },
+            marks=pytest.mark.proof,
+        ),
+    ],
+    ids=["weights", "gradient"],
+)
+def test_shapes_take_the_bytes_of_tensors(tiny_model_path: Path, tables: dict[str, Any]) -> None:
+    """Guards against activations that are kept for real and not on shapes, or the other way round."""
+    config = settings(tiny_model_path, **tables)
+    shapes = shapes_of(config.model)
+    with shapes.active(), LiveBytes() as computed:
+        of_shapes = peaks(computed, ClientSteps(config, shapes.model), TrainerSteps(config, shapes.model))
+    model = load_model(config.model)
+    model.embed(["a photo of a cat"])
+    with LiveBytes() as real:
+        of_tensors = peaks(real, ClientSteps(config, model), TrainerSteps(config, model))
+    assert of_shapes == pytest.approx(of_tensors, rel=0.05)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral", "tcd", "ddim"])
+def test_shapes_are_sampled_by_every_sampler(tmp_path: Path, tiny_model_path: Path, scheduler: str) -> None:
+    """Guards against a sampler that asks shapes for their values, and a base adapter that is fused into shapes."""
+    folder = write_tiny_model(tmp_path / "model", guidance_embedding=False)
+    base_adapter = write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(random_factors(folder / UNET, ("to_q",))))
+    table = {"guidance": 1.0, "scheduler": scheduler, "base_adapter": str(base_adapter)}
+    config = settings(folder, model=table, train={"batch_size": 2, "prompts_per_round": 1, "seeds_per_prompt": 2})
+    shapes = shapes_of(config.model)
+    with shapes.active(), LiveBytes() as computed:
+        steps = ClientSteps(config, shapes.model)
+        steps.generate()
+        steps.update()
+        assert computed.peak_since() > 0
+    with pytest.raises(ModelError, match=r"^model\.base_adapter: .*: is a whole model, no adapter"):
+        shapes_of(config.model.model_copy(update={"base_adapter": str(tiny_model_path)}))
+
+
+def peaks(live: LiveBytes, client: ClientSteps, trainer: TrainerSteps) -> list[int]:
+    found = []
+    for step in (client.generate, client.update, trainer.step, trainer.serve):
+        for _ in range(2):
+            live.peak_since()
+            step()
+        found.append(live.peak_since())
+    return found
+
+
+@pytest.fixture(scope="module")
+def examined(tiny_model_path: Path) -> dict[str, Any]:
+    """The tiny model by default settings but for its LoRA."""
+    return examine(settings(tiny_model_path), run=False)
+
+
+def test_parts_are_those_of_the_model(tiny_model_path: Path, examined: dict[str, Any]) -> None:
+    """Guards against a table of another model, and against figures that do not add up."""
+    config, found = settings(tiny_model_path), examined
+    model = load_model(config.model)
+    assert isinstance(model, UNetGenerator)
+    model.prompt_encoder.encoders.load()
+    counted = {part["name"]: part["parameters"] for part in found["parts"]}
+    for name, count in counted.items():
+        assert count == sum(parameter.numel() for parameter in getattr(model.pipeline, name).parameters())
+    assert counted.keys() == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    assert found["lora_parameters"] == sum(each.numel() for each in model.add_lora(config.lora, 0))
+    assert [row["step"] for row in found["memory"]] == ["generation", "update", "serving", "surrogate step"]
+    assert all(row["total"] == row["program"] + row["weights"] + row["computing"] for row in found["memory"])
+    assert found["reward_calls"]["most"] == train_cost(config.train, Speed(1, 1, 1)).calls
+    assert found["seconds_a_round"] is None
+
+
+@pytest.mark.proof
+def test_needs_go_by_the_settings(tiny_model_path: Path, examined: dict[str, Any]) -> None:
+    """Guards against an estimate of other settings than the run's."""
+    tables = {"train": {"batch_size": 48, "mode": "gradient"}, "model": {"dtype": "bfloat16", "autocast": "bfloat16"}}
+    surrogate = {"device": "cpu", "autocast": "bfloat16", "serve_autocast": "bfloat16"}
+    found = examine(settings(tiny_model_path, surrogate=surrogate, **tables), run=False)
+    before, after = ({row["step"]: row for row in each["memory"]} for each in (examined, found))
+    assert after["update"]["computing"] > before["update"]["computing"]  # thrice the prompts, in half the bytes
+    assert after["serving"]["computing"] > before["serving"]["computing"]
+    assert after["update"]["weights"] == pytest.approx(before["update"]["weights"] / 2, rel=0.01)
+
+
+def test_too_little_memory_is_told_before_anything_is_loaded(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a machine that swaps or kills in place of one line with what to lower."""
+    monkeypatch.setattr(doctor_report, "compute_needs", lambda _: SMALL)
+    monkeypatch.setattr(doctor_report, "free_memory", lambda _: 1 << 20)
+    monkeypatch.setattr(doctor_report, "try_steps", lambda *_: pytest.fail("a step was begun"))
+    with pytest.raises(DeviceMemoryError, match=r": needs .* GiB in the \w+, and there are 0\.0 GiB; lower .*, or set"):
+        examine(settings(tiny_model_path), run=True)
+    assert examine(settings(tiny_model_path), run=False)["free_memory"] == 1 << 20
+
+
+def test_what_is_not_supported_is_one_line(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Guards against a report about a model that no run could load."""
+    folder = copy_model(tiny_model_path, tmp_path / "model")
+    change_json(folder / "model_index.json", _class_name="KandinskyPipeline")
+    with pytest.raises(ModelError, match=r"got a KandinskyPipeline, expected one of "):
+        examine(settings(folder), run=False)
+    folder = copy_model(tiny_model_path, tmp_path / "other")
+    (folder / "vae").rename(folder / "gone")
+    with pytest.raises(ModelError, match=r"lacks vae, which a StableDiffusionXLPipeline has"):
+        examine(settings(folder), run=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match=r"^device: got cuda, but torch .* sees no GPU"):
+            examine(settings(tiny_model_path, model={"device": "cuda"}), run=True)
+
+
+@pytest.mark.proof
+def test_what_is_seen_is_near_what_was_computed() -> None:
+    """The figure that people plan by, on the bundled model, each step in a process of its own.
+
+    On a CPU a process keeps freed memory of tensors as small as these, which nothing computes.
+    """
+    found = examine(settings("bundled"), run=True)
+    for row in found["memory"]:
+        assert 0.85 < row["seen"] / row["total"] < 1.4, row["step"]
+    assert found["seconds_a_round"] > 0
