@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lasro.config import RewardSettings
 from lasro_client.cli.main import main
-from lasro_client.run import least_budget, train_schedule
+from lasro_client.run import least_budget, ranking
 from lasro_client.services.local_stack import LocalStack
 
 SCORERS = """
@@ -142,7 +142,7 @@ def test_a_constant_reward_ends_the_run_after_its_first_round(train: Train, call
     ended, folder = train("constant"), tmp_path / "constant"
     assert ended.status == 1
     assert ended.said.startswith(
-        "lasro: nothing was learned: reward constant is 0.5 for all 12 images of the base and all perturbed ones: "
+        "lasro: nothing was learned: reward constant is 0.5 for all 18 images of the base and all perturbed ones: "
         "there is nothing to rank; check that it looks at the image"
     )
     found = summary(folder)
@@ -155,7 +155,7 @@ def test_a_constant_reward_ends_the_run_after_its_first_round(train: Train, call
     assert "Nothing was learned" in report
     assert "100% of pairs tie" in report
     before = calls("constant")
-    assert before <= 1 + 6 + 12, "the probe, the base's evaluation and a round: what was not changed is in the cache"
+    assert before <= 1 + 6 + 16, "the probe, the base's evaluation and a round: what was not changed is in the cache"
     again = train("constant")
     assert (again.status, again.said, calls("constant")) == (1, ended.said, before)
 
@@ -169,10 +169,10 @@ def test_where_there_is_nothing_to_gain_the_run_says_so(train: Train, calls: Cal
     found = summary(tmp_path / "saturated")
     assert found["rounds"] == 1
     of_the_audit = found["audit"]["calls"]["of_the_audit"]
-    assert of_the_audit == 24, "one group's, a second time"
+    assert of_the_audit == 16, "one group's, a second time"
     assert found["audit"]["within"]["repeat_variance"] == 0
-    assert calls("saturated") == 1 + 6 + 3 * 24 + of_the_audit
-    assert found["reward_calls"] == 3 * 24, "no budget counts what the audit asks for itself"
+    assert calls("saturated") == 1 + 6 + 6 * 16 + of_the_audit
+    assert found["reward_calls"] == 6 * 16, "no budget counts what the audit asks for itself"
 
 
 def test_half_of_a_reward_is_enough(train: Train, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_half_of_a_reward_is_enough(train: Train, tmp_path: Path) -> None:
     assert "round 2: reward" not in ended.all_said
     found = summary(tmp_path / "failing_half")
     assert not found["nothing_learned"]
-    assert 0 < found["audit"]["failed"] < found["audit"]["samples"] == 12
+    assert 0 < found["audit"]["failed"] < found["audit"]["samples"] == 16
     assert "samples failed" in found["audit"]["notes"][0]
 
 
@@ -191,9 +191,9 @@ def test_noise_ends_the_run_with_an_adapter_that_changes_nothing(
     train: Train, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: status 0 and a table of rewards for a run that had found out that there is nothing to learn."""
-    monkeypatch.setattr(train_schedule, "HOPELESS_ROUNDS", 2)  # that it takes 16 for sure is the schedule's own test
-    monkeypatch.setattr(train_schedule, "HOPELESS_ACCURACY", 9.0)
-    monkeypatch.setattr(train_schedule, "GOOD_ACCURACY", 9.0)
+    monkeypatch.setattr(ranking, "HOPELESS_ROUNDS", 2)  # that it takes 16 for sure is the schedule's own test
+    monkeypatch.setattr(ranking, "HOPELESS_ACCURACY", 9.0)
+    monkeypatch.setattr(ranking, "GOOD_ACCURACY", 9.0)
     ended, folder = train("noise"), tmp_path / "noise"
     assert ended.status == 1, ended.all_said
     assert ended.said.startswith("lasro: nothing was learned: the surrogate ranks ")
@@ -201,7 +201,7 @@ def test_noise_ends_the_run_with_an_adapter_that_changes_nothing(
     assert changes_nothing(folder / "adapter")
     found, before = summary(folder), calls("noise")
     assert (found["rounds"], found["audit"]["ends"]) == (2, None)
-    assert before == 1 + 6 + 2 * 12 + 12, "the probe, the base's evaluation, two rounds, and the audit's group"
+    assert before == 1 + 6 + 2 * 16 + 8, "the probe, the base's evaluation, two rounds, and the audit's group"
     again = train("noise")
     assert (again.status, again.said, calls("noise")) == (1, ended.said, before)
 
@@ -209,10 +209,10 @@ def test_noise_ends_the_run_with_an_adapter_that_changes_nothing(
 def test_a_budget_for_nothing_is_refused_before_anything_is_drawn(train: Train, calls: Calls, tmp_path: Path) -> None:
     """Bug: the base was drawn and scored, a round or two was paid for, and an untrained adapter called the result."""
     before = calls("constant")
-    ended = train("constant", "budget.max_reward_calls=53", out="poor")
+    ended = train("constant", "budget.max_reward_calls=57", out="poor")
     assert (ended.status, ended.all_said.count("lasro:")) == (1, 1)
     assert (
-        "budget.max_reward_calls: got 53, expected at least 54, for a round of ranking and 4 of training" in ended.said
+        "budget.max_reward_calls: got 57, expected at least 58, for a round of ranking and 4 of training" in ended.said
     )
     assert calls("constant") == before
     assert not (tmp_path / "poor" / "evaluation").exists()

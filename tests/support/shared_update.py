@@ -45,7 +45,7 @@ def updates(model_path: str, two_step_every: int, peers: DistributedContext) -> 
     config = RunSettings.model_validate(
         {
             "name": "shared",
-            "model": {"path": model_path, "device": "cpu"},
+            "model": {"path": model_path, "device": "cpu", "autocast": "none"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
