@@ -72,6 +72,7 @@ def test_bytes_by_hand() -> None:
     ],
     ids=["weights", "gradient"],
 )
+@pytest.mark.proof  # seconds each: shapes go through whole networks
 def test_shapes_take_the_bytes_of_tensors(tiny_model_path: Path, tables: dict[str, Any]) -> None:
     """Guards against activations that are kept for real and not on shapes, or the other way round."""
     config = settings(tiny_model_path, **tables)
@@ -85,6 +86,7 @@ def test_shapes_take_the_bytes_of_tensors(tiny_model_path: Path, tables: dict[st
     assert of_shapes == pytest.approx(of_tensors, rel=0.05)
 
 
+@pytest.mark.proof  # seconds each: shapes go through whole networks
 @pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral", "tcd", "ddim"])
 def test_shapes_are_sampled_by_every_sampler(tmp_path: Path, tiny_model_path: Path, scheduler: str) -> None:
     """Guards against a sampler that asks shapes for their values, and a base adapter that is fused into shapes."""
