@@ -36,24 +36,24 @@ def test_old_rounds_and_rounding_say_nothing() -> None:
 def test_the_target_rises_to_what_may_be_spent() -> None:
     """Guards against a pilot that spends the whole budget, and against a budget that is never spent."""
     drift = DriftBudget(0.4)
-    targets = [drift.target(share) for share in (0.0, 0.3, 0.6, 1.0)]
+    targets = [drift.advance(share) for share in (0.0, 0.3, 0.6, 1.0)]
     assert targets == pytest.approx([0.1, 0.25, 0.4, 0.4])
     pilot = DriftBudget(0.4)
-    assert [pilot.target(share, 0.5) for share in (0.0, 0.3, 1.0)] == pytest.approx([0.1, 0.2, 0.2])
+    assert [pilot.advance(share, 0.5) for share in (0.0, 0.3, 1.0)] == pytest.approx([0.1, 0.2, 0.2])
     resumed = DriftBudget(0.4)
     resumed.load(json.loads(json.dumps(pilot.state())))
     for each in (pilot, resumed):
-        assert each.target(0.0) == pytest.approx(0.2), "training goes on from where the pilot stands"
+        assert each.advance(0.0) == pytest.approx(0.2), "training goes on from where the pilot stands"
         each.begin_again()
-        assert each.target(0.0) == pytest.approx(0.1)
+        assert each.advance(0.0) == pytest.approx(0.1)
 
 
 def test_no_budget_holds_nothing() -> None:
     """Guards against a weight that rises in a run which asked for no limit."""
     drift = DriftBudget(None)
     drift.observe(0.1, 0.2)
-    assert drift.target(0.5) is None
-    assert drift.distance(drift.target(0.5)) is None
+    assert drift.advance(0.5) is None
+    assert drift.distance(drift.advance(0.5)) is None
 
 
 def test_a_resumed_run_goes_on_by_the_same_ratio() -> None:

@@ -107,7 +107,7 @@ class Alternation:
         collected, self._ahead = self._ahead or self.sampler.collect(round), None
         drift = ByNumSteps.of(partial(drift_from_base, collected.groups)) if is_compared else NOT_MEASURED
         distance = self._observe_drift(collected) if is_compared else NOT_MEASURED
-        target = self._drift_target
+        target = None if self.schedule.phase == "ranking" else self._advance_drift()
         reply, steps = self._improve(collected, by_weight(drift, config.method))
         self.progress = self.progress._replace(
             round=round + 1,
@@ -170,10 +170,11 @@ class Alternation:
         self.drift.observe(largest(found.values()), self.progress.distance)
         return found
 
-    @property
-    def _drift_target(self) -> float | None:
-        """Where the next update is to take the generator, in changes of prompt."""
-        return self.drift.target(self._plan.share(self.progress), self.schedule.pilot_share)
+    def _advance_drift(self) -> float | None:
+        """Say how far this round's updates may take the generator; returns it in changes of prompt."""
+        target = self.drift.advance(self._plan.share(self.progress), self.schedule.pilot_share)
+        self.trainer.allowed_distance = self.drift.distance(target)
+        return target
 
     def _proceed(self, record: RoundRecord) -> str | None:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
@@ -242,7 +243,6 @@ class Alternation:
             return []
         draws, _ = self.sampler.draws(round)
         steps = []
-        self.trainer.allowed_distance = self.drift.distance(self._drift_target)
         for _ in range(settings.generator_steps):
             batch = draw_prompts(self.sampler.prompts, settings.batch_size, draws)
             steps.append(self.trainer.step(batch, self.surrogate.source))

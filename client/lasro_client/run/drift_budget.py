@@ -35,10 +35,10 @@ class DriftBudget:
         if drift is not None and distance is not None and min(drift, distance) > LEAST_MOVED:
             self._ratios = [*self._ratios, drift / distance][-ROUNDS:]
 
-    def target(self, share: float, allowed: float = 1.0) -> float | None:
-        """The drift wanted after a share of a phase's updates; `allowed`: most of the budget, 0 to 1.
+    def advance(self, share: float, allowed: float = 1.0) -> float | None:
+        """The drift wanted of the next updates, after a share of their phase's; `allowed`: most of the budget, 0 to 1.
 
-        It never falls before `begin_again`.
+        It never falls before `begin_again`. To be called for rounds that update the generator alone.
         """
         if self.budget is None:
             return None
