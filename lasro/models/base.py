@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasro.config import LoraSettings, ModelSettings
@@ -125,19 +124,6 @@ class DistillationLoss(Protocol):
         ...
 
 
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    RuntimeError,
-    AttributeError,  # of a class that does not exist, and of a part that is null
-    TypeError,
-    ImportError,
-    SafetensorError,
-)
-"""What diffusers, transformers and safetensors raise for a folder, file or hub id that they cannot load."""
-
-
 class GeneratorModel(ABC):
     """A few-step generator: prompts to conditioning, noise to clean latents, latents to images.
 
@@ -169,7 +155,7 @@ class GeneratorModel(ABC):
         cls, path: str, settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]
     ) -> GeneratorModel:
         """As `load`, but no weights are read: `without_memory` is given all networks by name, on the meta device."""
-        raise NotImplementedError(f"{cls.__name__} has no load_shapes")
+        raise ModelError(f"model.path {settings.path}: the memory of a {cls.__name__} cannot be computed")
 
     @classmethod
     def load_prompt_tokens(cls, path: str, settings: ModelSettings) -> PromptTokens | None:

@@ -22,11 +22,19 @@ BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes 
 class ImageCodec:
     """As `GeneratorModel` says of images."""
 
-    def __init__(self, vae: Any, settings: ModelSettings, device: torch.device, normalises: bool) -> None:
-        """Raises ModelError for what of the settings this VAE cannot do; `normalises` is that of `LatentCodec`."""
+    def __init__(
+        self,
+        vae: Any,
+        settings: ModelSettings,
+        device: torch.device,
+        normalises: bool = False,
+        kind: type[LatentCodec] = LatentCodec,
+    ) -> None:
+        """Of a VAE that goes with this `kind`; `normalises` is that of `LatentCodec`. Raises ModelError for what of the
+        settings this VAE cannot do."""
         batch = min(BATCH, settings.max_batch or BATCH)
         switch(vae, settings)
-        self.true = self.to_score = LatentCodec(vae, f"model.path {settings.path}: vae", batch, normalises)
+        self.true = self.to_score = kind(vae, f"model.path {settings.path}: vae", batch, normalises)
         tiny = load_tiny_vae(settings, vae, device)
         if tiny is not None:
             self.to_score = LatentCodec(tiny, "model.tiny_vae", batch, False)

@@ -16,15 +16,27 @@ import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 
 from lasro.errors import ModelError
-from lasro.models.base import LOADING_ERRORS
 from lasro.models.device import device_memory
 from lasro.models.files import check_files, weights_variant
 from lasro.validation import one_line
 
 MEMORY_ADVICE = 'set model.dtype = "bfloat16", or take a smaller model or another device'
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    AttributeError,  # of a class that does not exist, and of a part that is null
+    TypeError,
+    ImportError,
+    SafetensorError,
+    SingleFileComponentError,
+)
+"""What diffusers, transformers and safetensors raise for a folder, file or hub id that they cannot load."""
 
 
 @contextmanager
@@ -35,7 +47,7 @@ def loading(where: str) -> Iterator[None]:
             yield
     except ModelError:
         raise
-    except (*LOADING_ERRORS, SingleFileComponentError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{where}: cannot be loaded ({_reason(error)})") from error
 
 

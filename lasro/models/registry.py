@@ -37,7 +37,7 @@ def load_model(settings: ModelSettings) -> GeneratorModel:
 def load_shapes(settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]) -> GeneratorModel:
     """The same with networks whose weights are not read, which `without_memory` takes off the meta device first.
 
-    Raises ModelError, and NotImplementedError for a family that cannot do it.
+    Raises ModelError, also for a family that cannot do it.
     """
     kind, path = _family(settings)
     return kind.load_shapes(path, settings, without_memory)

@@ -17,31 +17,31 @@ import lasro.models.quiet  # noqa: F401  (before diffusers)
 
 # isort: split
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.base import Dtype
-from lasro.errors import ModelError, WireError
-from lasro.models.adapter import Adapter, find_adapter, put_on
+from lasro.errors import ModelError
+from lasro.models.adapter import Adapter, find_adapter
 from lasro.models.adapter_names import TRANSFORMER, ModuleNames
-from lasro.models.base import AdapterKeys, Conditioning, FeatureExtractor, GeneratorModel, SamplingStep
+from lasro.models.base import Conditioning, FeatureExtractor, SamplingStep
 from lasro.models.device import autocast, device_memory, pick_device
 from lasro.models.files import is_single_file
+from lasro.models.image_codec import ImageCodec
 from lasro.models.latent_codec import LatentCodec
 from lasro.models.load_pipeline import load_pipeline, load_tokenizers
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter
+from lasro.models.pipeline_generator import PipelineGenerator
 from lasro.models.prompt_embeddings import PromptEmbeddings
+from lasro.models.prompt_encoder import MEMORY_ADVICE
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
 from lasro.models.rendered_prompts import RenderedPrompts
 from lasro.models.shared_view import shared_view
 from lasro.models.transformer_trunk import TransformerTrunk
 
-CODEC_BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
-EMBEDDING_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
 TEXT_ENCODER = "text_encoder"
 OF_UNETS = (
     "unet",
@@ -69,7 +69,7 @@ class Parts(NamedTuple):
     codec: type[LatentCodec]
 
 
-class TransformerGenerator(GeneratorModel):
+class TransformerGenerator(PipelineGenerator):
     """A few-step transformer in latent space, sampled as its stock pipeline does.
 
     `transformer` may carry a trained adapter; `base` is the same network without one, over the same memory.
@@ -120,8 +120,7 @@ class TransformerGenerator(GeneratorModel):
             getattr(pipeline, part).requires_grad_(False).eval()
         with loading(where):
             pipeline.to(self.device)
-        batch = min(CODEC_BATCH, settings.max_batch or CODEC_BATCH)
-        self.codec = self.parts.codec(pipeline.vae, f"{where}: vae", batch, normalises=False)
+        self.codec = ImageCodec(pipeline.vae, settings, self.device, kind=self.parts.codec)
         self.transformer, self.dtype = pipeline.transformer, pipeline.transformer.dtype
         self.base = shared_view(self.transformer)
         if settings.gradient_checkpointing:
@@ -187,11 +186,8 @@ class TransformerGenerator(GeneratorModel):
 
     def _embed_checked(self, prompt: str) -> dict[str, Tensor]:
         self.check_prompts([prompt])
-        with device_memory("embedding a prompt", EMBEDDING_ADVICE):
+        with device_memory("embedding a prompt", MEMORY_ADVICE):
             return self.embed_prompt(prompt)
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        self._prompt_tokens.check(prompts)
 
     def input_dtype(self) -> torch.dtype:
         """Of what the network is given: autocast takes float32."""
@@ -205,24 +201,6 @@ class TransformerGenerator(GeneratorModel):
             network = self.base if base else self.transformer
             output_BCHW = self.run(network, x_t_BCHW, time.expand(len(x_t_BCHW)), conditioning)
         return self.clean(output_BCHW.float(), x_t_BCHW, time)
-
-    # --- images ----------------------------------------------------------------------------------------------
-
-    def decode_pixels(self, latents_BCHW: Tensor) -> Tensor:
-        return self.codec.decode(latents_BCHW) / 2 + 0.5
-
-    @torch.no_grad()
-    def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
-        images = self.codec.decode(latents_BCHW, self.settings.autocast if mixed else "none")
-        unit = (images / 2 + 0.5).clamp(0, 1)
-        return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-    @torch.no_grad()
-    def encode(self, images_BhwC: np.ndarray) -> Tensor:
-        expected = (*self.image_size, 3)
-        if images_BhwC.shape[1:] != expected:
-            raise WireError(f"images: got {images_BhwC.shape[1:]}, expected {expected}")
-        return self.codec.encode(images_BhwC)
 
     # --- what is trained -------------------------------------------------------------------------------------
 
@@ -243,16 +221,8 @@ class TransformerGenerator(GeneratorModel):
     def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
         return initial_values(self.transformer, self.find_lora(path), settings, TRANSFORMER)
 
-    def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
-        adapter = self.find_lora(path, partial)
-        self.put_lora(adapter)
-        return adapter.keys
-
     def find_lora(self, path: Path, partial: bool = False) -> Adapter:
         return find_adapter(path, ModuleNames({TRANSFORMER: self.base}), partial)
-
-    def put_lora(self, adapter: Adapter) -> None:
-        put_on(self.pipeline.components, adapter)
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):

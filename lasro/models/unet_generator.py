@@ -16,7 +16,6 @@ import lasro.models.quiet  # noqa: F401  (before diffusers)
 
 # isort: split
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +24,13 @@ from lasro.config.base import Dtype
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError
 from lasro.functional.consistency import guidance_embedding
-from lasro.models.adapter import Adapter, find_adapter, put_on
+from lasro.models.adapter import Adapter, find_adapter
 from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
-    AdapterKeys,
     BaseAdapter,
     Conditioning,
     DistillationLoss,
     FeatureExtractor,
-    GeneratorModel,
     SamplingStep,
 )
 from lasro.models.base_adapter import described, find_base_adapter, fuse_base_adapter, note_base_adapter
@@ -45,6 +42,7 @@ from lasro.models.lcm_distillation import lcm_loss
 from lasro.models.load_pipeline import load_pipeline, load_prompt_tokens
 from lasro.models.loading import loading
 from lasro.models.lora import add_lora, fuse_adapter, initial_values, save_adapter
+from lasro.models.pipeline_generator import PipelineGenerator
 from lasro.models.prompt_encoder import PromptEncoder
 from lasro.models.prompt_tokens import PromptTokens, limit_tokens
 from lasro.models.published_names import PublishedNames, published_names
@@ -56,7 +54,7 @@ from lasro.models.unet_checks import check_micro_conditioning, check_pipeline, i
 from lasro.models.unet_encoder import UNetEncoder
 
 
-class UNetGenerator(GeneratorModel):
+class UNetGenerator(PipelineGenerator):
     """A few-step model in latent space, sampled as its stock scheduler does.
 
     `unet` may carry a trained adapter; `base` is the same UNet without one, over the same memory.
@@ -169,9 +167,6 @@ class UNetGenerator(GeneratorModel):
     def embed_ahead(self, prompts: Sequence[str]) -> None:
         self.prompt_encoder.embed_ahead(prompts)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        self._prompt_tokens.check(prompts)
-
     def unet_arguments(self, conditioning: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         """Keyword arguments by which the UNet takes prompt and guidance; absent, the settings' guidance."""
         arguments = self.prompt_arguments(conditioning)
@@ -218,20 +213,6 @@ class UNetGenerator(GeneratorModel):
     def diffuse(self, z_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         return self.sampler.diffuse(z_BCHW, noise_BCHW, timesteps_B)
 
-    # --- images ----------------------------------------------------------------------------------------------
-
-    def decode_pixels(self, latents_BCHW: Tensor) -> Tensor:
-        return self.codec.decode_pixels(latents_BCHW)
-
-    def decode(self, latents_BCHW: Tensor, mixed: bool = False) -> np.ndarray:
-        return self.codec.decode(latents_BCHW, mixed)
-
-    def decode_to_score(self, latents_BCHW: Tensor) -> np.ndarray:
-        return self.codec.decode_to_score(latents_BCHW)
-
-    def encode(self, images_BhwC: np.ndarray) -> Tensor:
-        return self.codec.encode(images_BhwC, self.image_size)
-
     # --- what is trained -------------------------------------------------------------------------------------
 
     def feature_extractor(self) -> FeatureExtractor:
@@ -247,12 +228,7 @@ class UNetGenerator(GeneratorModel):
         return file
 
     def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
-        return initial_values(self.unet, find_adapter(path, self._module_names()), settings)
-
-    def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:
-        adapter = self.find_lora(path, partial)
-        self.put_lora(adapter)
-        return adapter.keys
+        return initial_values(self.unet, self.find_lora(path), settings)
 
     def find_lora(self, path: Path, partial: bool = False) -> Adapter:
         return find_adapter(path, self._module_names(), partial)
@@ -260,7 +236,7 @@ class UNetGenerator(GeneratorModel):
     def put_lora(self, adapter: Adapter) -> None:
         if not adapter.parts.keys().isdisjoint(self.text_encoders):
             self.prompt_encoder.adapt()
-        put_on(self.pipeline.components, adapter)
+        super().put_lora(adapter)
 
     def _adaptable_networks(self) -> dict[str, nn.Module]:
         return {UNET: self.base, **{name: getattr(self.pipeline, name) for name in self.text_encoders}}

@@ -64,7 +64,7 @@ def reading(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ConfigError(f"{name}: cannot be read as a data set ({_reason(error)})") from error
-    except Exception as error:
+    except Exception as error:  # these libraries have no base of their own errors; what is of no other is raised again
         if type(error).__module__.partition(".")[0] not in ("datasets", "huggingface_hub", "httpx", "pyarrow"):
             raise
         raise ConfigError(f"{name}: cannot be read as a data set ({_reason(error)})") from error

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lasro.config import ModelSettings
-from lasro.errors import ModelError
 from lasro.models.base import GeneratorModel
 from lasro.models.device import pick_device
 from lasro.models.registry import load_shapes
@@ -67,11 +66,8 @@ def shapes_of(settings: ModelSettings) -> Shapes:
                 _apply(network, lambda tensor: torch.empty_like(tensor, device=device))
         parts.extend(_part(name, network, device.type == "cpu") for name, network in networks.items())
 
-    try:
-        with patch.object(nn.Module, "_apply", _apply):
-            return Shapes(load_shapes(settings, without_memory), mode, parts)
-    except NotImplementedError as error:
-        raise ModelError(f"model.path {settings.path}: its memory cannot be computed ({error})") from error
+    with patch.object(nn.Module, "_apply", _apply):
+        return Shapes(load_shapes(settings, without_memory), mode, parts)
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

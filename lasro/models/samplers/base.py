@@ -154,3 +154,9 @@ def first_of(timesteps: tuple[int, ...], num_steps: int) -> list[int]:
             "timesteps out for more"
         )
     return list(timesteps[:num_steps])
+
+
+def check_grid(num_steps: int, most: int) -> None:
+    """Raise ModelError for more steps than the grid has that a model was distilled on."""
+    if num_steps > most:
+        raise ModelError(f"steps: got {num_steps}, expected at most {most}, the scheduler's original steps")

@@ -16,11 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lasro.config.base import Positive
-from lasro.errors import ModelError
 from lasro.functional.consistency import boundary_scalings, consistency
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
 from lasro.models.base import SamplingStep
-from lasro.models.samplers.base import TRAIN_TIMESTEPS, Sampler, SchedulerSettings, first_of
+from lasro.models.samplers.base import TRAIN_TIMESTEPS, Sampler, SchedulerSettings, check_grid, first_of
 
 
 class LcmSettings(SchedulerSettings):
@@ -47,9 +46,8 @@ class LcmSampler(Sampler):
         """Stock's `set_timesteps(timesteps=...)` takes any that fall, on the distillation's grid or not."""
         if timesteps is not None:
             times = first_of(timesteps, num_steps)
-        elif num_steps > (most := self.settings.original_inference_steps):
-            raise ModelError(f"steps: got {num_steps}, expected at most {most}, the scheduler's original steps")
         else:
+            check_grid(num_steps, self.settings.original_inference_steps)
             times = lcm_timesteps(num_steps, TRAIN_TIMESTEPS, self.settings.original_inference_steps)
         return tuple(SamplingStep(index, time) for index, time in enumerate(times))
 

@@ -10,7 +10,6 @@ import torch
 from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from pydantic import Field
 
-from lasro.errors import ModelError
 from lasro.functional.trajectory import tcd_noise
 from lasro.models.base import SamplingStep
 from lasro.models.samplers.base import (
@@ -18,6 +17,7 @@ from lasro.models.samplers.base import (
     SchedulerSettings,
     TrajectorySampler,
     TrajectoryStep,
+    check_grid,
     first_of,
 )
 
@@ -47,9 +47,8 @@ class TcdSampler(TrajectorySampler):
     def steps(self, num_steps: int, timesteps: tuple[int, ...] | None) -> tuple[SamplingStep, ...]:
         if timesteps is not None:
             times = first_of(timesteps, num_steps)
-        elif num_steps > (most := self.settings.original_inference_steps):
-            raise ModelError(f"steps: got {num_steps}, expected at most {most}, the scheduler's original steps")
         else:
+            check_grid(num_steps, self.settings.original_inference_steps)
             scheduler = copy.deepcopy(self.scheduler)
             scheduler.set_timesteps(num_steps)
             times = scheduler.timesteps.tolist()
