@@ -49,7 +49,7 @@ class ModelSettings(Settings):
     width: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Of images, in pixels; absent: the size that the model was made for."""
     original_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
-    """Height and width in pixels that an SDXL-class UNet is told an image had before scaling; absent: as drawn."""
+    """Height and width in pixels before scaling, as an SDXL-class UNet takes them; absent: as drawn."""
     target_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
     """Height and width in pixels that an SDXL-class UNet is told an image was wanted in; absent: as drawn."""
     crops_top_left: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None

@@ -18,9 +18,8 @@ READ_A_VALUE = torch.ops.aten._local_scalar_dense.default
 class LiveBytes(TorchDispatchMode):
     """Context manager: bytes of the storages made inside that are alive now, and of the most at one time.
 
-    With tensors of a FakeTensorMode nothing is computed and no memory is taken, but what is kept for the backward pass
-    is kept alike. Where code asks such a tensor for its value it is told 1, or True: it then takes the way of all that
-    goes well.
+    With tensors of a FakeTensorMode nothing is computed and no memory is taken, but the same tensors are kept for the
+    backward pass. Code that asks such a tensor for its value gets 1, or True, as if every check had passed.
     """
 
     def __init__(self) -> None:

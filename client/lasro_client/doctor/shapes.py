@@ -27,7 +27,7 @@ class Part(NamedTuple):
     bytes: int
     """Of weights and buffers, in the settings' dtype."""
     copied_bytes: int
-    """Of those that a CPU gets in another memory format, beside the file that is mapped into memory."""
+    """Of those that a CPU keeps a second time, in another memory format than the file that is mapped into memory."""
 
 
 class Shapes(NamedTuple):

@@ -74,7 +74,7 @@ def _trainer(config: RunSettings) -> list[Seen]:
     settings = config.surrogate_run.model.model_copy(update={"device": config.surrogate.device})
     model = _loaded(settings)
     steps = TrainerSteps(config, model)
-    # What serving takes is not to be seen beside the heap that a step leaves behind.
+    # In the heap that a step leaves behind, the memory of serving would not show.
     return [_seen(model, "trainer", "serving", steps.serve), _seen(model, "trainer", "surrogate step", steps.step)]
 
 
@@ -90,7 +90,7 @@ def _seen(model: GeneratorModel, process: str, name: str, work: Callable[[], Non
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     elif RESET.exists():
-        RESET.write_text("5", encoding="ascii")  # Linux then counts the peak anew
+        RESET.write_text("5", encoding="ascii")  # Linux then starts the peak again
     for _ in range(REPEATS):
         started = time.perf_counter()
         work()

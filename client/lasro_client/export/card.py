@@ -1,6 +1,6 @@
 """README.md of an exported model: base, rewards, prompts, figures before and after, pictures, hashes.
 
-What a run knows is taken from its folder, and what is not there is left out. Paths of this machine are not told.
+What a run knows is taken from its folder, and what is not there is left out. Paths of this machine are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST_PROMPT = 200
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card tells beside what stands in the run's folder."""
+    """What the card says in addition to what stands in the run's folder."""
 
     title: str
     form: str

@@ -17,7 +17,7 @@ from lasro_client.run.run_prompts import RunPrompts
 FEW = 256
 """Training prompts that are embedded in any case."""
 EMPTY = ""
-"""What a trainer embeds to see whether it works, and a distillation loss beside each prompt."""
+"""What a trainer embeds to check that it works, and a distillation loss embeds with each prompt."""
 
 
 def embed_for_stage1(
@@ -46,7 +46,7 @@ def _drawn(texts: list[str], draws: int) -> list[str]:
 
 
 def _embed(model: GeneratorModel, texts: Sequence[str], peers: DistributedContext) -> None:
-    """On the main process first, so that those beside it find them on disk."""
+    """On the main process first, so that the other processes find them on disk."""
     peers.on_main_and_broadcast(lambda: model.embed_ahead(texts), None)
     if not peers.is_main:
         model.embed_ahead(texts)

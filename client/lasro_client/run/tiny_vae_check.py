@@ -1,7 +1,7 @@
-"""What `model.tiny_vae` changes of the rewards: measured before the first round, told in one line, kept as a file.
+"""What `model.tiny_vae` changes of the rewards: measured before the first round, printed in one line, kept as a file.
 
 A few training prompts' samples of the base, the same latents, are decoded by the tiny VAE and by the model's own, and
-both are scored, past the cache. So what is told is the change of the reward itself, on what a run ranks: samples of
+both are scored, past the cache. So what is printed is the change of the reward itself, on what a run ranks: samples of
 the same prompt. These calls are no group's, so that no budget counts them.
 
 Shape legend: G prompts, N samples of one, B of all, hwC pixels.
@@ -41,7 +41,7 @@ def check_tiny_vae(
     client: RewardClient,
     observer: Observer,
 ) -> None:
-    """Measure and tell it, unless the settings name no tiny VAE or an earlier life of the run has done so."""
+    """Measure and print it, unless the settings name no tiny VAE or an earlier life of the run has done so."""
     path = folder / FILE
     if config.model.tiny_vae is None or path.exists():
         return
