@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Timesteps, WeightsFile
 
 ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
+SURROGATE_STEPS = 4
 RANKING_PROMPTS = 2
 """Times `prompts_per_round`, of a round of ranking: nothing else is done in it."""
 PERTURBED_PART = 4
@@ -132,15 +133,16 @@ class TrainSettings(SamplingSettings):
     """Largest gradient norm."""
     ema: Share = 0.95
     """Decay of the averaged weights that are evaluated and exported."""
-    surrogate_steps: Annotated[int, Field(ge=0)] = 4
-    """Surrogate steps per round."""
+    surrogate_steps: Annotated[int, Field(ge=0)] | None = None
+    """Surrogate steps per round. Absent: 4; of a run that begins from nothing `ranking_steps`."""
     overlap: bool = False
     """While the surrogate adapts to a round, update the generator by what it was before, and draw the next round."""
     warmup_rounds: Annotated[int, Field(ge=0)] | None = None
     """First rounds that fill the replay and adapt the surrogate without touching the generator. Absent: none where the
     run begins with a surrogate; else as many as it takes until the surrogate ranks new groups, see `max_restarts`."""
     ranking_steps: Annotated[int, Field(ge=0)] = 12
-    """Surrogate steps in each of these rounds, where they are as many as it takes, and of a pilot."""
+    """Surrogate steps in each of these rounds, where they are as many as it takes, of a pilot, and of the training after
+    it where `surrogate_steps` is absent."""
     perturbation: Annotated[float, Field(ge=0, le=2)] = 0.5
     """Largest size of the smooth perturbations of the base's samples that are scored along with them in these rounds,
     in standard deviations of the latents; 0: none."""
@@ -154,8 +156,8 @@ class TrainSettings(SamplingSettings):
     update and before each restart."""
     ranking_rate: Annotated[float, Field(gt=0, le=10)] = 3.0
     """Times `surrogate.learning_rate` at which the surrogate learns in the rounds of ranking, and begins to settle."""
-    settled_rate: Annotated[float, Field(gt=0, le=10)] = 0.3
-    """Times `surrogate.learning_rate` at which it adapts in training: at more, small batches undo what it learned."""
+    settled_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Times `surrogate.learning_rate` at which it adapts in training."""
     initial_adapter: ConfigPath | None = None
     """LoRA that the generator begins with, its folder or file, of any form that `--adapter` reads; absent: the base."""
     initial_surrogate: WeightsFile | None = None
@@ -205,6 +207,13 @@ class TrainSettings(SamplingSettings):
                 "reference_seeds": math.ceil(self.num_reference_seeds / PERTURBED_PART),
             }
         )
+
+    @property
+    def adaptation_steps(self) -> int:
+        """Surrogate steps of a round of training."""
+        if self.surrogate_steps is not None:
+            return self.surrogate_steps
+        return self.ranking_steps if self.is_from_nothing else SURROGATE_STEPS
 
     @property
     def max_rounds(self) -> int:

@@ -7,6 +7,10 @@ D is the distance from the base and D* the one allowed by now. Below it the gene
 it the weight grows with the excess, until both gradients balance a little above D*. So adaptive KL control holds PPO
 (Ziegler et al., arXiv 1909.08593, section 2.2); here the update's own distance decides, not one measured before, so
 that the weight never lags behind. From there the generator moves along the surface D = D*, to the best place on it.
+
+A surrogate that was trained on samples of the base is right near them, and wrong further out until it has samples from
+there. So D* is at most a trust radius, which grows while the reward rises and shrinks while it falls, as in trust
+region methods (Nocedal and Wright, Numerical Optimization, section 4.1).
 """
 
 from __future__ import annotations
@@ -15,6 +19,12 @@ RISE_SHARE = 0.6
 """Of the updates, in which the target rises to the budget. In the rest the generator improves where it is."""
 START_SHARE = 0.25
 """Of the budget, where the target starts."""
+FIRST_RADIUS, LEAST_RADIUS = 0.1, 0.05
+"""Of the budget: the trust radius at first, and the smallest."""
+GROWTH = 1.25
+"""Times the radius, most that it grows or shrinks in one round."""
+SURE = 2.0
+"""Standard errors of a gain at which it does so."""
 STIFFNESS = 15.0
 """S changes by about 2 where latents of deviation 1 move by D: the balance is then some 15 % beyond D*."""
 
@@ -28,3 +38,12 @@ def holding_weight(weight: float, squared_distance: float, allowed_distance: flo
     """lambda(D) for L_reg = `squared_distance`; `weight` is lambda_0. `allowed_distance` D* is above 0."""
     excess = squared_distance**0.5 / allowed_distance - 1
     return weight + STIFFNESS / allowed_distance * max(0.0, excess)
+
+
+def trust_radius(radius: float, gain: float, error: float, budget: float) -> float:
+    """The next radius, by the newest rounds' gain over the base and its standard error; an infinite one changes none.
+
+    radius <- radius GROWTH^z, z = gain / (SURE error) within -1 and 1
+    """
+    z = min(1.0, max(-1.0, gain / (SURE * error)))
+    return min(budget, max(LEAST_RADIUS * budget, radius * GROWTH**z))

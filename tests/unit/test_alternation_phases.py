@@ -14,7 +14,7 @@ import torch
 
 from lasro import wire
 from lasro.config import RunSettings
-from lasro.functional.drift_control import drift_target
+from lasro.functional.drift_control import FIRST_RADIUS
 from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext
@@ -23,7 +23,7 @@ from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.alternation import Alternation
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_record import RoundRecord
-from lasro_client.run.train_schedule import LONGEST_PILOT, PILOT_SHARE
+from lasro_client.run.train_schedule import PILOT_SHARE
 
 SEEDS, ROUNDS, UPDATES = 2, 60, 2
 GOOD = 0.9
@@ -219,7 +219,7 @@ def test_ranking_spends_nothing_of_the_drift_budget(tiny_model_path: Path, tmp_p
     alternation = run_in(tiny_model_path, tmp_path, Written(helped, lambda round: 0.7))
     assert len(until(alternation, "pilot")) > 0.1 * ROUNDS
     (record,) = rounds(alternation, 1)
-    assert record.generator.drift_target == pytest.approx(drift_target(1 / LONGEST_PILOT, 0.4))
+    assert record.generator.drift_target == pytest.approx(FIRST_RADIUS * 0.4)
 
 
 def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from lasro.functional.drift import drift_distance
+from lasro.functional.drift_control import FIRST_RADIUS, GROWTH
 from lasro_client.run.drift_budget import ROUNDS, DriftBudget, largest
+from lasro_client.run.round_estimate import Estimate
 
 
 def test_a_distance_of_latents_is_the_target_by_what_the_rounds_showed() -> None:
@@ -46,6 +48,26 @@ def test_the_target_rises_to_what_may_be_spent() -> None:
         assert each.advance(0.0) == pytest.approx(0.2), "training goes on from where the pilot stands"
         each.begin_again()
         assert each.advance(0.0) == pytest.approx(0.1)
+
+
+def test_from_nothing_the_target_is_within_a_trust_radius() -> None:
+    """Bug: a pilot was taken to three quarters of the budget, where a surrogate that was right near the base was not,
+    and what it would have gained there was never seen."""
+    drift = DriftBudget(0.4, from_nothing=True)
+    assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4)
+    for _ in range(3):
+        drift.trust(Estimate(0.05, 0.01))
+    assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4 * GROWTH**3)
+    drift.trust(Estimate(-0.05, 0.01))
+    resumed = DriftBudget(0.4, from_nothing=True)
+    resumed.load(json.loads(json.dumps(drift.state())))
+    assert resumed.advance(1.0) == drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4 * GROWTH**2)
+    drift.trust(Estimate(0.05, 0.0))
+    drift.begin_again()
+    assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4)
+    with_surrogate = DriftBudget(0.4)
+    with_surrogate.load({"ratios": []})
+    assert with_surrogate.advance(1.0) == 0.4, "a run that was begun before goes on as it was"
 
 
 def test_no_budget_holds_nothing() -> None:

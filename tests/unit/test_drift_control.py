@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasro.functional.drift_control import RISE_SHARE, START_SHARE, STIFFNESS, drift_target, holding_weight
+from lasro.functional.drift_control import (
+    GROWTH,
+    LEAST_RADIUS,
+    RISE_SHARE,
+    START_SHARE,
+    STIFFNESS,
+    drift_target,
+    holding_weight,
+    trust_radius,
+)
 
 shares = st.floats(0, 1)
 positive = st.floats(1e-3, 10)
@@ -27,6 +36,23 @@ def test_the_target_never_falls_and_never_exceeds_the_budget(a: float, b: float,
     """Guards against a target that sends the generator back."""
     first, second = (drift_target(share, budget) for share in sorted((a, b)))
     assert 0 < first <= second <= budget
+
+
+def test_the_radius_follows_the_gain_by_its_errors() -> None:
+    """Bug: the target rose whatever the reward did, out to where the surrogate had never been right."""
+    assert trust_radius(0.1, gain=0.02, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH)
+    assert trust_radius(0.1, gain=0.9, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH), "not faster"
+    assert trust_radius(0.1, gain=0.01, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH**0.5)
+    assert trust_radius(0.1, gain=-0.02, error=0.01, budget=0.4) == pytest.approx(0.1 / GROWTH)
+    assert trust_radius(0.1, gain=0.5, error=math.inf, budget=0.4) == 0.1, "one round says nothing yet"
+
+
+@given(st.floats(0.05, 1), st.floats(-10, 10), st.floats(1e-12, 10), positive)
+def test_the_radius_stays_within_the_budget_and_above_nothing(
+    share: float, gain: float, error: float, budget: float
+) -> None:
+    """Guards against a radius of 0, from which no gain leads back."""
+    assert LEAST_RADIUS * budget <= trust_radius(share * budget, gain, error, budget) <= budget
 
 
 def test_the_weight_is_the_settings_own_within_the_distance_and_grows_beyond_it() -> None:

@@ -158,6 +158,9 @@ def test_each_phase_teaches_the_surrogate_at_its_own_pace() -> None:
     played(schedule, [0.9] * 3, [0.05, 0.06, 0.055], 3)
     assert [*paces, schedule.adaptation] == [(12, 3.0), (12, 1.0), (4, 0.3)]
     assert TrainSchedule(TrainSettings(warmup_rounds=0)).adaptation == (4, 1.0)
+    by_default = in_pilot()
+    played(by_default, [0.9] * 3, [0.05, 0.06, 0.055], 3)
+    assert (by_default.phase, by_default.adaptation) == ("training", (12, 1.0))
 
 
 def test_a_generator_that_is_fooled_in_training_goes_back_to_the_pilot() -> None:

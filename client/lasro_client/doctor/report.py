@@ -91,7 +91,7 @@ def _seconds_a_round(config: RunSettings, seen: Sequence[Seen]) -> float:
     """Of training, without the rewards' own time. With `train.overlap` the longer of generator and surrogate counts."""
     seconds, train = {each.step: each.seconds for each in seen}, config.train
     client = seconds["generation"] + train.generator_steps * seconds["update"]
-    trainer = train.surrogate_steps * seconds.get("surrogate step", 0.0)
+    trainer = train.adaptation_steps * seconds.get("surrogate step", 0.0)
     return max(client, trainer) if train.overlap else client + trainer
 
 

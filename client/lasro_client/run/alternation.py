@@ -57,7 +57,9 @@ class Alternation:
             )
         self.trainer, self.feedback, self.surrogate = trainer, feedback, surrogate
         self.monitor = DivergenceMonitor(self.config.health, self.config.train.drift_budget)
-        self.schedule, self.drift = TrainSchedule(self.config.train), DriftBudget(self.config.train.drift_budget)
+        settings = self.config.train
+        self.schedule = TrainSchedule(settings)
+        self.drift = DriftBudget(settings.drift_budget, settings.is_from_nothing)
         self._parts = {"health": self.monitor, "schedule": self.schedule, "drift": self.drift}
         self.progress, self.best = folder.start(trainer, self._parts)
         self._image_unit = ByNumSteps[float | None](None, None)
@@ -180,6 +182,8 @@ class Alternation:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
         gain = by_weight(record.rewards.gain, self.config.method)
         step = self.schedule.observe(record, gain, self._plan.fitting(self.progress))
+        if gain is not None and self.config.train.is_from_nothing:
+            self.drift.trust(self.schedule.newest_gain)
         if step is None:
             return None
         if isinstance(step, End):

@@ -3,6 +3,8 @@
 The budget is in distances between prompts, of images (`evaluation.drift`). An update knows the distance of its latents
 alone, sqrt(L_reg). The ratio of the two is measured in every round, by the round's images and the update before it.
 What is exported is measured and fitted once more at the end (`run.fit_to_budget`). Imports no torch.
+
+A generator whose surrogate began from nothing is held within a trust radius too, which the gain of its rounds widens.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lasro.functional.drift_control import drift_target
+from lasro.functional.drift_control import FIRST_RADIUS, drift_target, trust_radius
+from lasro_client.run.round_estimate import LEAST_ERROR, Estimate
 
 ROUNDS = 6
 """Newest rounds whose ratios are averaged: one has a few prompts only."""
@@ -24,11 +27,14 @@ LEAST_MOVED = 1e-3
 class DriftBudget:
     """Of one run; None: nothing is held. `state()` is all that it knows besides."""
 
-    def __init__(self, budget: float | None) -> None:
+    def __init__(self, budget: float | None, from_nothing: bool = False) -> None:
         self.budget = budget
+        self._first_radius = budget * (FIRST_RADIUS if from_nothing else 1.0) if budget is not None else None
+        self._radius = self._first_radius
+        """Trust radius: the most drift for which what the rounds gained speaks."""
         self._ratios: list[float] = []
         self._reached = 0.0
-        """The furthest target so far: a training that follows a pilot goes on from there."""
+        """The furthest that was allowed so far: a training that follows a pilot goes on from there."""
 
     def observe(self, drift: float | None, distance: float | None) -> None:
         """Take in a round: the drift of its images, and sqrt(L_reg) of the update that made its generator."""
@@ -38,12 +44,18 @@ class DriftBudget:
     def advance(self, share: float, allowed: float = 1.0) -> float | None:
         """The drift wanted of the next updates, after a share of their phase's; `allowed`: most of the budget, 0 to 1.
 
-        It never falls before `begin_again`. To be called for rounds that update the generator alone.
+        It falls before `begin_again` only where the trust radius does. To be called for rounds that update the
+        generator alone.
         """
-        if self.budget is None:
+        if self.budget is None or self._radius is None:
             return None
         self._reached = max(self._reached, min(drift_target(share, self.budget), allowed * self.budget))
-        return self._reached
+        return min(self._reached, self._radius)
+
+    def trust(self, gain: Estimate) -> None:
+        """Widen or narrow the radius by the gain over the base of the newest rounds."""
+        if self.budget is not None and self._radius is not None:
+            self._radius = trust_radius(self._radius, gain.mean, max(gain.sem, LEAST_ERROR), self.budget)
 
     def distance(self, target: float | None) -> float | None:
         """The same as a distance of latents, sqrt(L_reg)."""
@@ -56,15 +68,16 @@ class DriftBudget:
 
     def begin_again(self) -> None:
         """The generator is the base again, whose images and latents move alike in other proportions at first."""
-        self._ratios, self._reached = [], 0.0
+        self._ratios, self._reached, self._radius = [], 0.0, self._first_radius
 
     def state(self) -> dict[str, Any]:
         """For JSON."""
-        return {"ratios": self._ratios, "reached": self._reached}
+        return {"ratios": self._ratios, "reached": self._reached, "radius": self._radius}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self._ratios, self._reached = list(state["ratios"]), state.get("reached", 0.0)
+        self._radius = state.get("radius", self.budget)  # runs of before had none
 
 
 def largest(drifts: Iterable[float | None]) -> float | None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lasro.config import TrainSettings
+from lasro.functional.drift_control import START_SHARE
 from lasro_client.run.ranking import AGAINST_BASE, Ranking, accuracy_of, mean_accuracy
 from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import Phase, RoundRecord
@@ -31,10 +32,13 @@ PROOF_ROUNDS = 3
 """Fewest rounds of a proof."""
 PROOF_ACCURACY = 0.6
 """Of pairs of the generator's and the base's sample of the same noise, for a proof by ranking."""
-PILOT_SHARE = 0.75
-"""Of the drift budget, reached in its last rounds: nearer to the base a gain is lost in the noise of a few images."""
+PILOT_SHARE = START_SHARE
+"""Of the drift budget. A gain is known as well near the base as further out, since images are compared with the base's
+of the same noise; and near it the surrogate is right first."""
 LONGEST_PILOT = 12
 """Rounds without proof after which a pilot begins again."""
+NEWEST_ROUNDS = 4
+"""By whose gain the trust radius goes."""
 FOOLED_WINDOW, FEWEST_FOOLED = 8, 4
 """Rounds by which it is judged, at most and at least."""
 FOOLED = "the surrogate was fooled"
@@ -99,10 +103,15 @@ class TrainSchedule:
         """
         settings = self._settings
         if not settings.is_from_nothing:
-            return settings.surrogate_steps, 1.0
+            return settings.adaptation_steps, 1.0
         if self.phase == "training":
-            return settings.surrogate_steps, settings.settled_rate
+            return settings.adaptation_steps, settings.settled_rate
         return settings.ranking_steps, settings.ranking_rate if self.phase == "ranking" else 1.0
+
+    @property
+    def newest_gain(self) -> Estimate:
+        """Of this phase's newest rounds."""
+        return Estimate.of(self._gains[-NEWEST_ROUNDS:])
 
     @property
     def is_promising(self) -> bool:
