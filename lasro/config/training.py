@@ -141,8 +141,8 @@ class TrainSettings(SamplingSettings):
     """First rounds that fill the replay and adapt the surrogate without touching the generator. Absent: none where the
     run begins with a surrogate; else as many as it takes until the surrogate ranks new groups, see `max_restarts`."""
     ranking_steps: Annotated[int, Field(ge=0)] = 12
-    """Surrogate steps in each of these rounds, where they are as many as it takes, of a pilot, and of the training after
-    it where `surrogate_steps` is absent."""
+    """Surrogate steps in each of these rounds, where they are as many as it takes, of a pilot, and where
+    `surrogate_steps` is absent of the training after it."""
     perturbation: Annotated[float, Field(ge=0, le=2)] = 0.5
     """Largest size of the smooth perturbations of the base's samples that are scored along with them in these rounds,
     in standard deviations of the latents; 0: none."""
