@@ -56,6 +56,12 @@ class ModelSettings(Settings):
     """Top and left in pixels where an SDXL-class UNet is told an image was cropped; absent: 0, 0."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the network's repeated blocks by `torch.compile`: the same results but for rounding, sooner; the first
+    steps of a process wait for the compiler. What it makes is kept in the cache folder for the next process."""
+    shard: bool = False
+    """Each of several processes holds a piece of the frozen network, by FSDP2: for one that a single GPU does not hold.
+    In stage 2, with train.mode = "gradient"; the surrogate trainer holds its own base whole."""
     max_batch: Annotated[int, Field(ge=1)] | None = None
     """Most images drawn together in an evaluation, and decoded together anywhere; absent: as many as usually fit."""
     vae_slicing: bool = False

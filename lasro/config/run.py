@@ -186,7 +186,7 @@ class RunSettings(Settings):
         """What the surrogate trainer needs to know of the run."""
         objective = self.reward_objective
         return SurrogateRun(
-            model=self.model.model_copy(update={"tiny_vae": None}),  # the trainer decodes nothing
+            model=self.model.model_copy(update={"tiny_vae": None, "shard": False}),  # it decodes nothing, and is alone
             surrogate=self.surrogate,
             weights=dict(objective.weights),
             combine=objective.combine,

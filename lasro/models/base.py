@@ -249,6 +249,13 @@ class GeneratorModel(ABC):
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
         """Put a fresh trainable LoRA on the generator; returns its parameters, float32, in a fixed order."""
 
+    def shard(self) -> nn.Module:
+        """Share the network's frozen weights out among all processes, which make its passes together from then on.
+
+        Of a model that was loaded for it, after `add_lora`, which it leaves whole. Returns the network.
+        """
+        raise ModelError(f"model.shard: got true, which {type(self).__name__} does not take; leave it out")
+
     @abstractmethod
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
         """Write the trained LoRA so that stock diffusers loads it with `load_lora_weights`; returns its file."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -30,6 +31,14 @@ def pick_device(wanted: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def move_pipeline(pipeline: Any, device: torch.device, left: Collection[str] = ()) -> None:
+    """All parts of a pipeline of diffusers but those in `left`, whose place is kept."""
+    kept = {name: getattr(pipeline, name) for name in left}
+    pipeline.register_modules(**dict.fromkeys(kept))
+    pipeline.to(device)
+    pipeline.register_modules(**kept)
 
 
 @lru_cache

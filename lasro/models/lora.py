@@ -23,8 +23,10 @@ from lasro.validation import one_line
 GENERATOR = "generator"
 
 
-def add_lora(network: Any, settings: LoraSettings, targets: tuple[str, ...], seed: int) -> list[nn.Parameter]:
-    """Put a fresh trainable LoRA on `network`; returns its parameters, float32, in a fixed order.
+def add_lora(
+    network: Any, settings: LoraSettings, targets: tuple[str, ...], seed: int, device: torch.device
+) -> list[nn.Parameter]:
+    """Put a fresh trainable LoRA on `network`; returns its parameters, float32 on `device`, in a fixed order.
 
     `targets` holds where the settings name none. Raises ModelError where no module has such a name.
     """
@@ -39,7 +41,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: tuple[str, ...], see
             raise ModelError(f"lora.targets: got {list(chosen)}, none of which this model has") from error
     parameters = [p for name, p in network.named_parameters() if "lora_" in name]
     for parameter in parameters:
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(device, torch.float32)
         parameter.requires_grad_(True)
     return parameters
 

@@ -28,10 +28,13 @@ FAMILIES = {
 }
 
 
-def load_model(settings: ModelSettings) -> GeneratorModel:
-    """Load a few-step generator; raises ModelError saying what is missing or unsupported."""
+def load_model(settings: ModelSettings, shard: bool = False) -> GeneratorModel:
+    """Load a few-step generator; raises ModelError saying what is missing or unsupported.
+
+    With `shard` its network stays off the device until `GeneratorModel.shard`; else `settings.shard` means nothing.
+    """
     kind, path = _family(settings)
-    return kind.load(path, settings)
+    return kind.load(path, settings.model_copy(update={"shard": shard}))
 
 
 def load_shapes(settings: ModelSettings, without_memory: Callable[[dict[str, nn.Module]], None]) -> GeneratorModel:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lasro.config import SurrogateSettings
 from lasro.errors import WireError
 from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.compiled import compile_network
 from lasro.models.device import autocast, device_memory
 from lasro.wire import unpack_tensors
 
@@ -61,6 +62,8 @@ class SurrogateReward(nn.Module):
                 self.trunk.add_adapters(settings.adapter_rank)
             self.head = cnn_head(self.trunk.out_channels, settings.head_channels)
         self.to(model.device)
+        if model.settings.compile:
+            compile_network(self.trunk)
 
     def forward(
         self,

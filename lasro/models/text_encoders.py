@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lasro.config import ModelSettings
 from lasro.errors import StorageError
 from lasro.files import write_atomically
 from lasro.models.adapter import Adapter, values_digest
+from lasro.models.device import move_pipeline
 from lasro.models.load_pipeline import encoder_files, load_text_encoders
 from lasro.models.loading import loading
 
@@ -51,12 +52,10 @@ class TextEncoders:
     def _parts(self) -> dict[str, nn.Module]:
         return {name: getattr(self._pipeline, name) for name in self._names}
 
-    def move_pipeline(self) -> None:
-        """The pipeline to the device, but for encoders that are not read: their place is kept."""
-        unread = {name: part for name, part in self._parts.items() if is_unread(part)}
-        self._pipeline.register_modules(**dict.fromkeys(unread))
-        self._pipeline.to(self.device)
-        self._pipeline.register_modules(**unread)
+    def move_pipeline(self, left: Collection[str] = ()) -> None:
+        """The pipeline to the device, but for the parts in `left` and encoders that are not read."""
+        unread = [name for name, part in self._parts.items() if is_unread(part)]
+        move_pipeline(self._pipeline, self.device, [*unread, *left])
 
     def load(self) -> None:
         """Read those that are not in memory; raises ModelError for what is missing, broken or not finite."""

@@ -27,7 +27,8 @@ from lasro.errors import ModelError
 from lasro.models.adapter import Adapter, find_adapter
 from lasro.models.adapter_names import TRANSFORMER, ModuleNames
 from lasro.models.base import Conditioning, FeatureExtractor, SamplingStep
-from lasro.models.device import autocast, device_memory, pick_device
+from lasro.models.compiled import compile_network, prepare_compiler
+from lasro.models.device import autocast, device_memory, move_pipeline, pick_device
 from lasro.models.files import is_single_file
 from lasro.models.image_codec import ImageCodec
 from lasro.models.latent_codec import LatentCodec
@@ -39,6 +40,7 @@ from lasro.models.prompt_embeddings import PromptEmbeddings
 from lasro.models.prompt_encoder import MEMORY_ADVICE
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
 from lasro.models.rendered_prompts import RenderedPrompts
+from lasro.models.sharding import WithoutAdapter, shard_network
 from lasro.models.shared_view import shared_view
 from lasro.models.transformer_trunk import TransformerTrunk
 
@@ -119,12 +121,16 @@ class TransformerGenerator(PipelineGenerator):
         for part in (TRANSFORMER, "vae", TEXT_ENCODER):
             getattr(pipeline, part).requires_grad_(False).eval()
         with loading(where):
-            pipeline.to(self.device)
+            move_pipeline(pipeline, self.device, left=(TRANSFORMER,) if settings.shard else ())
         self.codec = ImageCodec(pipeline.vae, settings, self.device, kind=self.parts.codec)
         self.transformer, self.dtype = pipeline.transformer, pipeline.transformer.dtype
-        self.base = shared_view(self.transformer)
+        self.base: Any = shared_view(self.transformer)
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
+        if settings.compile:
+            prepare_compiler(self.device)
+            compile_network(self.transformer)
+            compile_network(self.base)
         self.latent_shape, self.image_size = self.shapes()
         self._embeddings = PromptEmbeddings(self.device, None, str, self._embed_checked)
 
@@ -213,7 +219,12 @@ class TransformerGenerator(PipelineGenerator):
         return self.features(network, x_t_BCHW, self.time_of(timesteps_B), conditioning)
 
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
-        return add_lora(self.transformer, settings, self.lora_targets, seed)
+        return add_lora(self.transformer, settings, self.lora_targets, seed, self.device)
+
+    def shard(self) -> nn.Module:
+        shard_network(self.transformer, self.device)
+        self.base = WithoutAdapter(self.transformer)
+        return self.transformer
 
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
         return save_adapter(self.pipeline_class, self.transformer, folder, settings, part=TRANSFORMER)

@@ -34,6 +34,7 @@ from lasro.models.base import (
     SamplingStep,
 )
 from lasro.models.base_adapter import described, find_base_adapter, fuse_base_adapter, note_base_adapter
+from lasro.models.compiled import compile_network, prepare_compiler
 from lasro.models.device import autocast, device_memory, pick_device
 from lasro.models.embedding_store import open_store
 from lasro.models.float32_convolutions import compute_ends_in_float32
@@ -48,6 +49,7 @@ from lasro.models.prompt_tokens import PromptTokens, limit_tokens
 from lasro.models.published_names import PublishedNames, published_names
 from lasro.models.samplers.choose import choose_sampler
 from lasro.models.samplers.lcm import LcmSampler
+from lasro.models.sharding import WithoutAdapter, shard_network
 from lasro.models.shared_view import shared_view
 from lasro.models.text_encoders import TextEncoders
 from lasro.models.unet_checks import check_micro_conditioning, check_pipeline, image_size
@@ -113,7 +115,7 @@ class UNetGenerator(PipelineGenerator):
             getattr(pipeline, part).requires_grad_(False).eval()
         with loading(where):
             encoders = TextEncoders(pipeline, self.text_encoders, settings, self.device)
-            encoders.move_pipeline()
+            encoders.move_pipeline(left=(UNET,) if settings.shard else ())
         self.unet, self.sampler = pipeline.unet, sampler.to(self.device)
         self.adds_noise, self.base_adapter = sampler.adds_noise, self._take_base_adapter(encoders, of_shapes)
         if self.device.type == "cpu":
@@ -121,9 +123,13 @@ class UNetGenerator(PipelineGenerator):
             pipeline.vae.to(memory_format=torch.channels_last)
         self.codec = ImageCodec(pipeline.vae, settings, self.device, self.normalises)
         compute_ends_in_float32(self.unet)
-        self.base = shared_view(self.unet)
+        self.base: Any = shared_view(self.unet)
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+        if settings.compile:
+            prepare_compiler(self.device)
+            compile_network(self.unet)
+            compile_network(self.base)
         self.guidance_dim: int | None = self.unet.config.time_cond_proj_dim
         if self.guidance_dim is None and settings.guidance > 1:
             raise ModelError(f"guidance: got {settings.guidance}, but this UNet has no guidance embedding; set it to 1")
@@ -219,7 +225,12 @@ class UNetGenerator(PipelineGenerator):
         return UNetEncoder(self.base, self.unet_arguments)
 
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
-        return add_lora(self.unet, settings, self.lora_targets, seed)
+        return add_lora(self.unet, settings, self.lora_targets, seed, self.device)
+
+    def shard(self) -> nn.Module:
+        shard_network(self.unet, self.device)
+        self.base = WithoutAdapter(self.unet)
+        return self.unet
 
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:
         file = save_adapter(self.pipeline_class, self.unet, folder, settings, self.settings.timesteps)

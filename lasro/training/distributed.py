@@ -19,6 +19,8 @@ from lasro.training.process_codec import decode, encode, encode_error
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lasro.training.forward_turns import ForwardTurns
+
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)
 """Of one exchange. The main process may evaluate held-out prompts meanwhile; one that died is noticed at once."""
@@ -32,6 +34,8 @@ class DistributedContext:
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
+        self.turns: ForwardTurns | None = None
+        """Where forward passes are made together: whoever comes to an exchange first helps the others to get there."""
 
     @property
     def is_main(self) -> bool:
@@ -47,7 +51,8 @@ class DistributedContext:
         if self.count == 1:
             return [work()]
         own = _encode_outcome(work, kind)
-        with _report_lost_process(self):
+        self.finish_turns()
+        with report_lost_process(self):
             bodies = _all_gather_bytes(own, self.count)
         return [decode(body, kind) for body in bodies]
 
@@ -56,7 +61,8 @@ class DistributedContext:
         if self.count == 1:
             return work()
         own = _encode_outcome(work, kind) if self.is_main else b""
-        with _report_lost_process(self):
+        self.finish_turns()
+        with report_lost_process(self):
             body = _broadcast_bytes(own)
         return decode(body, kind)
 
@@ -68,11 +74,17 @@ class DistributedContext:
         import torch
         import torch.distributed as dist
 
+        self.finish_turns()
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _report_lost_process(self):
+        with report_lost_process(self):
             dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def finish_turns(self) -> None:
+        """Wait until no process has a forward pass to make, and take part in those; nothing where each has its own."""
+        if self.turns is not None:
+            self.turns.finish()
 
 
 @contextmanager
@@ -97,7 +109,9 @@ def processes() -> Iterator[DistributedContext]:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UnreachableError(f"processes: the {count} did not find each other at {where} ({error})") from error
     try:
-        yield DistributedContext(dist.get_rank(), count)
+        peers = DistributedContext(dist.get_rank(), count)
+        yield peers
+        peers.finish_turns()
     finally:
         dist.destroy_process_group()
 
@@ -148,7 +162,8 @@ def _broadcast_bytes(own: bytes) -> bytes:
 
 
 @contextmanager
-def _report_lost_process(peers: DistributedContext) -> Iterator[None]:
+def report_lost_process(peers: DistributedContext) -> Iterator[None]:
+    """An exchange that fails becomes an UnreachableError."""
     try:
         yield
     except RuntimeError as error:

@@ -127,6 +127,7 @@ class GeneratorTrainer:
         Of several processes, all called with the same prompts, each takes a share of them. Raises NonFiniteError before
         anything that is not finite could enter the optimiser, and DeviceMemoryError.
         """
+        self.peers.finish_turns()  # from here on all make the same passes, backward ones too
         with device_memory(f"generator update {self.version} of {len(batch)} prompts", MEMORY_ADVICE):
             return self.method.update(self, batch, source)
 

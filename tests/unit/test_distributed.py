@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import shared_update
 from hypothesis import given
 from hypothesis import strategies as st
+from started_peers import started
 
 from lasro.errors import ConfigError
 from lasro.training.distributed import DistributedContext, check_enough
@@ -69,22 +65,6 @@ def test_alone_nothing_is_waited_for() -> None:
     assert alone.all_gather(lambda: 3, int) == [3]
     assert alone.on_main_and_broadcast(lambda: 3, int) == 3
     alone.sum_([])
-
-
-def started(count: int, *command: str) -> list[str]:
-    """So many peers; what each printed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with ExitStack() as exits:
-        peers = []
-        for rank in range(count):
-            env = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            peer = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env)
-            peers.append(exits.enter_context(peer))
-        printed = [peer.communicate(timeout=120)[0] for peer in peers]
-        assert all(peer.returncode == 0 for peer in peers)
-    return printed
 
 
 def test_peers_agree_on_values_sums_and_errors_and_are_told_of_one_that_died() -> None:

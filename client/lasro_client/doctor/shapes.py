@@ -66,8 +66,9 @@ def shapes_of(settings: ModelSettings) -> Shapes:
                 _apply(network, lambda tensor: torch.empty_like(tensor, device=device))
         parts.extend(_part(name, network, device.type == "cpu") for name, network in networks.items())
 
+    uncompiled = settings.model_copy(update={"compile": False})
     with patch.object(nn.Module, "_apply", _apply):
-        return Shapes(load_shapes(settings, without_memory), mode, parts)
+        return Shapes(load_shapes(uncompiled, without_memory), mode, parts)
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -18,7 +18,7 @@ from lasro_client.run.round_record import Stage
 
 IGNORED_ON_RESUME: dict[str, Any] = {
     "services": True,
-    "model": {"max_batch", "vae_slicing"},
+    "model": {"max_batch", "vae_slicing", "shard"},
     "rewards": {"__all__": set(REGISTERED)},
     "health": {"max_unranked_rounds"},
 }

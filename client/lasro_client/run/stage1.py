@@ -32,6 +32,7 @@ from lasro_client.run.round_means import record_rewards, record_surrogate
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import read_run_prompts
 from lasro_client.run.saved_samples import preload_samples
+from lasro_client.run.sharded import check_shard
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
 from lasro_client.run.submission import RoundHeader
@@ -52,6 +53,7 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
     folder = RunFolder(out, config, "pretrain")
     with processes() as peers, folder.held(peers):
         config = folder.go_on_as_begun(peers)
+        check_shard(config, "pretrain", peers.count)
         if peers.on_main_and_broadcast(folder.result, Summary | None) is None:
             prompts = read_run_prompts(config, out, peers)
             notes = peers.on_main_and_broadcast(lambda: prompts.check(config), list[str])

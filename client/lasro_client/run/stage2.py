@@ -23,7 +23,7 @@ from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.alternation import Alternation
-from lasro_client.run.embed_ahead import embed_for_stage2
+from lasro_client.run.embed_ahead import EMPTY, embed_for_stage2
 from lasro_client.run.first_round import check_budget, judge_first_round
 from lasro_client.run.folder import RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
@@ -34,6 +34,7 @@ from lasro_client.run.reward_watch import RewardWatch, probe_with
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
 from lasro_client.run.run_surrogate import NoSurrogate, TrainedSurrogate
+from lasro_client.run.sharded import check_shard, shard_generator
 from lasro_client.run.start_audit import StartAudit
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
@@ -53,6 +54,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
     folder = RunFolder(out, _without_ranking(config), "train")
     with processes() as peers, folder.held(peers):
         config = folder.go_on_as_begun(peers)
+        check_shard(config, "train", peers.count)
         finished = peers.on_main_and_broadcast(folder.result, Summary | None)
         if finished is not None:
             return finished
@@ -70,10 +72,12 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
 
 def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, observer: Observers) -> Summary:
     started, config = time.monotonic(), folder.config
-    model = load_model(config.model)
+    model = load_model(config.model, config.model.shard)
     embed_for_stage2(model, prompts, config, peers)
     trainer = create_trainer(config, model, peers)
     start_from_adapter(folder, trainer)
+    if config.model.shard:
+        shard_generator(trainer, EMPTY)
     trainer_cores = (0.5 if config.train.overlap else 1.0) if trainer.method.needs_surrogate else 0.0
     scored = config.evaluation.rewards
     with services(config.services, config.rewards, folder.path, peers, trainer_cores, scored) as connected:
