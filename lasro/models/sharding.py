@@ -43,10 +43,25 @@ def shard_network(network: Any, device: torch.device) -> None:
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no channels-last weights
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    kinds = tuple(network._no_split_modules or ())
-    inner_first = reversed([part for part in network.modules() if type(part).__name__ in kinds])
-    for part in [*inner_first, network]:
+    for part in [*_blocks(network), network]:
         fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+
+
+def _blocks(network: Any) -> list[nn.Module]:
+    """What is gathered together, inner ones first; the network itself has what is in none of them."""
+    kinds = tuple(network._no_split_modules or ())
+    return [part for part in reversed(list(network.modules())) if type(part).__name__ in kinds]
+
+
+def gathered_bytes(network: Any) -> int:
+    """Of the weights that are whole at one time in a pass: the largest block's, the one fetched ahead, and the rest."""
+    sizes, seen = [], set[int]()
+    for part in [*_blocks(network), network]:
+        own = [weight for weight in part.parameters() if id(weight) not in seen]
+        seen.update(map(id, own))
+        sizes.append(sum(weight.nbytes for weight in own))
+    *blocks, rest = sizes
+    return 2 * max(blocks, default=0) + rest
 
 
 def held_bytes(network: nn.Module) -> int:

@@ -12,7 +12,7 @@ from changed_model import change_json, copy_model
 from tiny_model import write_tiny_model
 
 from lasro.config import RunSettings
-from lasro.errors import DeviceMemoryError, ModelError
+from lasro.errors import ConfigError, DeviceMemoryError, ModelError
 from lasro.models.registry import load_model
 from lasro.models.unet_generator import UNetGenerator
 from lasro_client.doctor import report as doctor_report
@@ -149,11 +149,39 @@ def test_needs_go_by_the_settings(tiny_model_path: Path, examined: dict[str, Any
     assert after["update"]["weights"] == pytest.approx(before["update"]["weights"] / 2, rel=0.01)
 
 
+def test_a_network_in_pieces(tiny_model_path: Path) -> None:
+    """Guards against a table that has each process hold the network whole, the trainer hold a piece, or a CPU a copy.
+
+    Whole at one time are two of the largest blocks and what is in none.
+    """
+    train = {"mode": "gradient", "batch_size": 4, "prompts_per_round": 1, "seeds_per_prompt": 1}
+    whole, shared = (
+        examine(settings(tiny_model_path, model={"shard": shard}, train=train), run=False, processes=4)
+        for shard in (False, True)
+    )
+    unet: Any = load_model(settings(tiny_model_path).model).unet  # type: ignore[attr-defined]
+    total = sum(weight.nbytes for weight in unet.parameters())
+    blocks = [each for each in unet.modules() if type(each).__name__ in unet._no_split_modules]
+    inner = [each for each in blocks if type(each).__name__ in ("BasicTransformerBlock", "ResnetBlock2D")]
+    sizes = [sum(weight.nbytes for weight in block.parameters()) for block in inner]
+    in_blocks = {id(weight): weight.nbytes for block in blocks for weight in block.parameters()}
+    expected = total / 4 + 2 * max(sizes) + total - sum(in_blocks.values())
+    rows = [{(row["process"], row["step"]): row for row in found["memory"]} for found in (whole, shared)]
+    for step in (("client", "generation"), ("client", "update")):
+        copied = next(part["copied_bytes"] for part in whole["parts"] if part["name"] == "unet")
+        saved = rows[0][step]["weights"] - rows[1][step]["weights"]
+        assert saved == pytest.approx(total + copied - expected, rel=0.01)
+        assert rows[0][step]["computing"] == rows[1][step]["computing"]
+    assert rows[0]["trainer", "serving"]["weights"] == rows[1]["trainer", "serving"]["weights"]
+    with pytest.raises(ConfigError, match=r"model\.shard: got true with one process"):
+        examine(settings(tiny_model_path, model={"shard": True}, train=train), run=False)
+
+
 def test_too_little_memory_is_told_before_anything_is_loaded(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against a machine that swaps or kills in place of one line with what to lower."""
-    monkeypatch.setattr(doctor_report, "compute_needs", lambda _: SMALL)
+    monkeypatch.setattr(doctor_report, "compute_needs", lambda *_: SMALL)
     monkeypatch.setattr(doctor_report, "free_memory", lambda _: 1 << 20)
     monkeypatch.setattr(doctor_report, "try_steps", lambda *_: pytest.fail("a step was begun"))
     with pytest.raises(DeviceMemoryError, match=r": needs .* GiB in the \w+, and there are 0\.0 GiB; lower .*, or set"):

@@ -42,6 +42,9 @@ def doctor(
     ] = None,
     settings: Set = None,
     run: Annotated[bool, typer.Option(help="Take one step of each kind and say what it took.")] = True,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that the run is started with, for `model.shard`.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Check that everything LaSRO needs is here. With MODEL or --config: what a run needs of memory, time, calls, disk.
@@ -49,7 +52,7 @@ def doctor(
     Exit status 1 where something essential fails, the model is not supported, or there is too little memory.
     """
     if model is not None or config is not None:
-        examine_model(model, config, settings or [], run, as_json)
+        examine_model(model, config, settings or [], run, processes, as_json)
         return
     checks = diagnose()
     if as_json:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def examine_model(model: str | None, config: Path | None, settings: list[str], run: bool, as_json: bool) -> None:
+def examine_model(
+    model: str | None, config: Path | None, settings: list[str], run: bool, processes: int, as_json: bool
+) -> None:
     """Print the report; raises ModelError where the model is not supported, DeviceMemoryError where it does not fit."""
     chosen = _settings(model, config, settings)
     from lasro_client.doctor.report import examine  # torch, once the settings are known to be good
 
-    report = examine(chosen, run)
+    report = examine(chosen, run, processes)
     print_json(report) if as_json else _print(report)
 
 

@@ -12,7 +12,8 @@ from lasro_client.doctor.live_bytes import LiveBytes
 from lasro_client.doctor.shapes import Part, Shapes, shapes_of
 from lasro_client.doctor.steps import ClientSteps, TrainerSteps
 
-HELD = ("unet", "vae")
+NETWORK = "unet"
+HELD = (NETWORK, "vae")
 """Parts that stay in memory; text encoders are let go once all prompts are embedded."""
 
 
@@ -49,17 +50,21 @@ class Computed(NamedTuple):
     surrogate_parameters: int
 
 
-def compute_needs(config: RunSettings) -> Computed:
-    """Of client and surrogate trainer; raises ModelError for a model that is not supported."""
+def compute_needs(config: RunSettings, processes: int = 1) -> Computed:
+    """Of client and surrogate trainer; raises ModelError for a model that is not supported.
+
+    `processes`: of the client, which share its network out where the settings say so.
+    """
     program = program_bytes() if pick_device(config.model.device).type == "cpu" else 0
     client, trainer = shapes_of(config.model), shapes_of(_at_trainer(config))
     needs, live = [], LiveBytes()
+    pieces = {"client": processes if config.model.shard else 1, "trainer": 1}
 
     def note(process: str, step: str, shapes: Shapes, work: Callable[[], None]) -> None:
         for _ in range(2):  # gradients and moments are there from the first on
             live.peak_since()
             work()
-        needs.append(Need(process, step, program, _weights(shapes.parts), live.peak_since()))
+        needs.append(Need(process, step, program, _weights(shapes.parts, pieces[process]), live.peak_since()))
 
     with client.active(), live:
         steps = ClientSteps(config, client.model)
@@ -82,8 +87,8 @@ def _at_trainer(config: RunSettings) -> ModelSettings:
     return config.surrogate_run.model.model_copy(update={"device": config.surrogate.device})
 
 
-def _weights(parts: list[Part]) -> int:
-    return sum(part.bytes + part.copied_bytes for part in parts if part.name in HELD)
+def _weights(parts: list[Part], pieces: int) -> int:
+    return sum(part.held_bytes(pieces if part.name == NETWORK else 1) for part in parts if part.name in HELD)
 
 
 def program_bytes() -> int:

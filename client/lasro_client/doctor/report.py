@@ -14,6 +14,7 @@ from lasro_client.doctor.needs import Computed, Need, compute_needs
 from lasro_client.doctor.room import free_memory
 from lasro_client.doctor.trial import Seen, try_steps
 from lasro_client.run.cost import Speed, least_and_most_rounds, least_train_cost, train_cost
+from lasro_client.run.sharded import check_shard
 
 PROCESSES = ("client", "trainer")
 FLOAT32 = 4
@@ -30,20 +31,23 @@ ADVICE = {
 SMALLER = 'or set model.dtype = "bfloat16"'
 
 
-def examine(config: RunSettings, run: bool) -> dict[str, Any]:
+def examine(config: RunSettings, run: bool, processes: int = 1) -> dict[str, Any]:
     """Compute what a run of these settings needs and, with `run`, take one step of each kind and say what it took.
 
-    Raises ModelError for a model that is not supported, with the reason; DeviceMemoryError, before anything is loaded,
-    where there is less memory than it needs.
+    `processes`: of the client. A network that they share out is not tried, since one cannot alone.
+    Raises ConfigError where it cannot be shared out among so many; ModelError for a model that is not supported, with
+    the reason; DeviceMemoryError, before anything is loaded, where there is less memory than it needs.
     """
-    computed = compute_needs(config)
+    check_shard(config, "train", processes)
+    computed = compute_needs(config, processes)
     device = pick_device(config.model.device)
     free = free_memory(device)
     report = _about(config, computed) | {"device": device.type, "free_memory": free}
     if run:
         _check_room(computed.needs, free)
-        seen = [each for process in _processes(computed.needs) for each in try_steps(config, process)]
-        report["seconds_a_round"] = _seconds_a_round(config, seen)
+        tried = [each for each in _processes(computed.needs) if each != "client" or not config.model.shard]
+        seen = [each for process in tried for each in try_steps(config, process)]
+        report["seconds_a_round"] = None if config.model.shard else _seconds_a_round(config, seen)
         report["memory"] = _beside(report["memory"], seen)
     return report
 
@@ -84,7 +88,7 @@ def _check_room(needs: Sequence[Need], free: int | None) -> None:
 
 def _beside(memory: list[dict[str, Any]], seen: Sequence[Seen]) -> list[dict[str, Any]]:
     found = {(each.process, each.step): {"seen": each.peak, "seconds": each.seconds} for each in seen}
-    return [row | found[row["process"], row["step"]] for row in memory]
+    return [row | found.get((row["process"], row["step"]), {}) for row in memory]
 
 
 def _seconds_a_round(config: RunSettings, seen: Sequence[Seen]) -> float:

@@ -16,6 +16,7 @@ from lasro.config import ModelSettings
 from lasro.models.base import GeneratorModel
 from lasro.models.device import pick_device
 from lasro.models.registry import load_shapes
+from lasro.models.sharding import gathered_bytes
 
 
 class Part(NamedTuple):
@@ -28,6 +29,14 @@ class Part(NamedTuple):
     """Of weights and buffers, in the settings' dtype."""
     copied_bytes: int
     """Of those that a CPU keeps a second time, in another memory format than the file that is mapped into memory."""
+    gathered_bytes: int = 0
+    """Of those that are whole at one time where they lie in pieces at several processes."""
+
+    def held_bytes(self, processes: int) -> int:
+        """In each of so many that share it out; one holds it whole."""
+        if processes == 1:
+            return self.bytes + self.copied_bytes
+        return -(-self.bytes // processes) + self.gathered_bytes
 
 
 class Shapes(NamedTuple):
@@ -97,4 +106,5 @@ def _part(name: str, network: Any, on_cpu: bool) -> Part:
         sum(parameter.numel() for parameter in network.parameters()),
         sum(weight.nbytes for weight in weights),
         sum(weight.nbytes for weight in copied) if on_cpu and name in ("unet", "vae") else 0,
+        gathered_bytes(network) if name == "unet" else 0,
     )
