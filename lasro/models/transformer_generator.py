@@ -222,8 +222,8 @@ class TransformerGenerator(PipelineGenerator):
         return add_lora(self.transformer, settings, self.lora_targets, seed, self.device)
 
     def shard(self) -> nn.Module:
+        self.base = WithoutAdapter(self.transformer)  # first: a view of the weights would keep them whole
         shard_network(self.transformer, self.device)
-        self.base = WithoutAdapter(self.transformer)
         return self.transformer
 
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:

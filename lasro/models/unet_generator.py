@@ -231,8 +231,8 @@ class UNetGenerator(PipelineGenerator):
         return add_lora(self.unet, settings, self.lora_targets, seed, self.device)
 
     def shard(self) -> nn.Module:
+        self.base = WithoutAdapter(self.unet)  # first: a view of the weights would keep them whole
         shard_network(self.unet, self.device)
-        self.base = WithoutAdapter(self.unet)
         return self.unet
 
     def save_lora(self, folder: Path, settings: LoraSettings) -> Path:

@@ -5,8 +5,10 @@ What one process does alone first, and shares of unequal size, must not keep the
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Updated(NamedTuple):
-    """What two updates left: bytes held of all weights, mean latents before, figures of the updates, and parameters."""
+    """What two updates left: bytes held of all weights, how many whole weights are still there, sums of latents that
+    were sampled, figures of the updates, and parameters."""
 
     held: int
+    whole: int
     sampled: float
     figures: list[list[float]]
     parameters: list[list[float]]
@@ -52,8 +56,11 @@ def updated(model_path: str, folder: Path, peers: DistributedContext, **variant:
     )
     model = load_model(config.model, shard=peers.count > 1)
     trainer = create_trainer(config, model, peers)
+    whole = [weakref.ref(each) for each in model.unet.parameters() if not each.requires_grad]  # type: ignore[attr-defined]
     if peers.count > 1:
         shard_generator(trainer, FOUR[0].text)
+    gc.collect()
+    num_whole = sum(each() is not None for each in whole)
     sampled = sum(peers.all_gather(lambda: _sampled(model, peers.share(3), base=True), float))
     figures = []
     for _ in range(2):
@@ -65,7 +72,7 @@ def updated(model_path: str, folder: Path, peers: DistributedContext, **variant:
     if peers.is_main:
         trainer.save(folder)
     held = held_bytes(model.unet)  # type: ignore[attr-defined]
-    return Updated(held, sampled, figures, [each.flatten().tolist() for each in trainer.parameters])
+    return Updated(held, num_whole, sampled, figures, [each.flatten().tolist() for each in trainer.parameters])
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ def test_two_processes_of_half_the_network_make_the_updates_of_one(tiny_model_pa
         trained = sum(len(values) for values in alone.parameters) * 4
         assert main.held + other.held == pytest.approx(alone.held + trained, rel=0.01), "each has its adapter whole"
         assert main.held < 0.55 * alone.held
+        assert main.whole == other.whole == 0 < alone.whole
         assert main.sampled == pytest.approx(alone.sampled, rel=1e-3)
         for step, expected in zip(main.figures, alone.figures, strict=True):
             assert step == pytest.approx(expected, rel=1e-4, abs=1e-5)
