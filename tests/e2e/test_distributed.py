@@ -61,12 +61,20 @@ def check_same_curves(folder: Path, expected_folder: Path) -> None:
 
 
 @pytest.mark.proof
-def test_two_processes_train_as_one_does_and_resume(config_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("of_two", "of_both"),
+    [((), ()), (("model.shard=true",), ("train.mode=gradient", "train.batch_size=4"))],
+    ids=["whole", "in pieces"],
+)
+def test_two_processes_train_as_one_does_and_resume(
+    config_path: Path, tmp_path: Path, of_two: tuple[str, ...], of_both: tuple[str, ...]
+) -> None:
     """Guards against gradients that are averaged wrongly over shares of unequal size, moments of one share, the same
-    noise in both, files that both write, and processes that disagree about when to stop."""
+    noise in both, files that both write, and processes that disagree about when to stop. In pieces, against one that
+    evaluates or draws pictures alone while the other waits."""
     one, two = tmp_path / "one", tmp_path / "two"
-    run([sys.executable, "-m"], "train", config_path, one)
-    first = start(LAUNCH, "train", config_path, two)
+    run([sys.executable, "-m"], "train", config_path, one, *of_both)
+    first = start(LAUNCH, "train", config_path, two, *of_both, *of_two)
     while not (two / "log.jsonl").exists():
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.05)
@@ -74,7 +82,7 @@ def test_two_processes_train_as_one_does_and_resume(config_path: Path, tmp_path:
     _, errors = first.communicate(timeout=60)
     assert "the same command goes on from there" in errors, errors
     assert len(log_lines(two)) < 4
-    printed = run(LAUNCH, "train", config_path, two)
+    printed = run(LAUNCH, "train", config_path, two, *of_both, *of_two)
     assert printed.count("report.html") == 1
     check_same_curves(two, one)
     ours, theirs = (load_file(folder / "adapter" / "pytorch_lora_weights.safetensors") for folder in (two, one))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ print(json.dumps(counters["inductor"]))
 
 
 @pytest.fixture(autouse=True)
-def _no_compiled_code_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+def _nothing_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
+    yield
+    os.environ.pop(CACHE_VARIABLE, None)  # that of a test's own folder
 
 
 def load(path: Path, **settings: Any) -> GeneratorModel:
