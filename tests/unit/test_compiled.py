@@ -21,8 +21,9 @@ from lasro.errors import ModelError
 from lasro.models.base import GeneratorModel
 from lasro.models.compiled import CACHE_VARIABLE, compile_network, prepare_compiler
 from lasro.models.registry import load_model
-from lasro.models.surrogate import build_surrogate, score_and_gradient
+from lasro.models.surrogate import SurrogateReward, build_surrogate, score_and_gradient
 
+pytestmark = pytest.mark.filterwarnings("default")  # torch's compiler looks at what it warns of
 PROMPTS = ["a red star", "a blue square", "a green ring"]
 TWICE = """
 import json, sys
@@ -107,18 +108,19 @@ def test_surrogates_on_two_threads(tiny_model_path: Path) -> None:
     """Guards against a trainer that computes a score while its other thread compiles: torch traces in global state."""
     plain, model = load(tiny_model_path), load(tiny_model_path, compile=True)
     settings = SurrogateSettings(trunk="adapter", adapter_rank=2, head_channels=8)
-    expected = scores(plain, settings)
+    expected = scores(build_surrogate(plain, settings))
+    surrogates = [build_surrogate(model, settings) for _ in range(2)]  # here: initial values are drawn globally
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(lambda _: scores(model, settings), range(2)))
+        found = list(threads.map(scores, surrogates))
     for scores_B, gradient_BCHW in found:
         torch.testing.assert_close(scores_B, expected[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(gradient_BCHW, expected[1], rtol=1e-3, atol=1e-6)
 
 
-def scores(model: GeneratorModel, settings: SurrogateSettings) -> tuple[Tensor, Tensor]:
+def scores(surrogate: SurrogateReward) -> tuple[Tensor, Tensor]:
+    model = surrogate.model
     latents_BCHW = torch.linspace(-1, 1, 3 * 4 * 8 * 8).reshape(3, *model.latent_shape)
     timesteps_B = torch.tensor([0, 50, 100])
-    surrogate = build_surrogate(model, settings)
     return score_and_gradient(
         surrogate, latents_BCHW, timesteps_B, torch.zeros_like(latents_BCHW), model.embed(PROMPTS)
     )

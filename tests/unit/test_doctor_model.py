@@ -149,6 +149,7 @@ def test_needs_go_by_the_settings(tiny_model_path: Path, examined: dict[str, Any
     assert after["update"]["weights"] == pytest.approx(before["update"]["weights"] / 2, rel=0.01)
 
 
+@pytest.mark.proof  # shapes go through whole networks, twice
 def test_a_network_in_pieces(tiny_model_path: Path) -> None:
     """Guards against a table that has each process hold the network whole, the trainer hold a piece, or a CPU a copy.
 
