@@ -11,15 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from lasro.config.base import ConfigPath, ModelSource, Positive, Settings, Share
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 
 
 class AscentSettings(Settings):
     """Methods that ascend a gradient: L = c L_reg - c1 S(z1) - c2 S(z2), S what the method makes of a reward."""
 
     one_step_weight: Annotated[float, Field(ge=0)] = 0.5
-    """c1."""
+    """c1, where `train.steps` is [1, 2]."""
     two_step_weight: Annotated[float, Field(ge=0)] = 0.5
-    """c2."""
+    """c2, where `train.steps` is [1, 2]."""
+    step_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """c of each of `train.steps`, in their order; absent: those two of [1, 2], of other steps equal parts of 1."""
     regulariser: Literal["base", "lcm"] = "base"
     """L_reg: squared distance to the frozen base's predictions for the same inputs, or the LCM distillation loss."""
     regulariser_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -28,6 +31,27 @@ class AscentSettings(Settings):
     """Diffusers folder or hub id whose UNet is the teacher of the LCM loss."""
     teacher_latents: ConfigPath | None = None
     """Safetensors file of clean `latents` [N, C, H, W], `prompts` in its metadata, for the LCM loss."""
+
+    def weights_of(self, steps: tuple[NumSteps, ...]) -> dict[NumSteps, float]:
+        """c of each number of steps; raises ValueError where the settings do not say one for each."""
+        both = {"one_step_weight": self.one_step_weight, "two_step_weight": self.two_step_weight}
+        if self.step_weights is None and steps == ONE_AND_TWO:
+            return dict(zip(steps, both.values(), strict=True))
+        changed = [name for name, value in both.items() if value != type(self).model_fields[name].default]
+        if changed:
+            raise ValueError(
+                f"method.{changed[0]}: got {both[changed[0]]:g} with train.steps {list(steps)} and step_weights "
+                f"{self.step_weights and list(self.step_weights)}, expected it left out; say method.step_weights, one "
+                "for each of train.steps"
+            )
+        if self.step_weights is None:
+            return dict.fromkeys(steps, 1 / len(steps))
+        if len(self.step_weights) != len(steps):
+            raise ValueError(
+                f"method.step_weights: got {list(self.step_weights)}, expected {len(steps)}, one for each of "
+                f"train.steps {list(steps)}"
+            )
+        return dict(zip(steps, self.step_weights, strict=True))
 
     @model_validator(mode="after")
     def _lcm_needs_a_teacher(self) -> AscentSettings:

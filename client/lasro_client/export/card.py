@@ -209,7 +209,7 @@ def _pictures(folder: Path, run: RunData | None) -> list[Picture]:
     for index in random_pick(len(run.before.prompts), PICTURES):
         names = {which: f"images/{which}-{index:05d}.webp" for which in ("before", "after")}
         evaluation = run.folder / "evaluation"
-        sources = {which: evaluation / which / IMAGE_FOLDERS[2] / f"{index:05d}.png" for which in names}
+        sources = {which: evaluation / which / IMAGE_FOLDERS[max(run.steps)] / f"{index:05d}.png" for which in names}
         try:
             images = {which: decode_image(path.read_bytes(), MAX_PIXELS) for which, path in sources.items()}
         except (OSError, WireError):
