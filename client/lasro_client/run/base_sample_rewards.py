@@ -146,8 +146,8 @@ def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | N
     for name, values in (("timesteps", {line.timesteps for line in rounds}), ("steps", set(map(_steps_of, rounds)))):
         if len(values) > 1:
             raise ConfigError(
-                f"train.initial_base_rewards: {path}: got rounds of runs with different train.{name}, expected those of "
-                "one `lasro pretrain`"
+                f"train.initial_base_rewards: {path}: got rounds of runs with different train.{name}, expected those "
+                "of one `lasro pretrain`"
             )
     for seeded in found:
         if missing := rewards - set(seeded.group.rewards):

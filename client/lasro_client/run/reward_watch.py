@@ -129,8 +129,8 @@ class RewardWatch:
 def probe_with(
     model: GeneratorModel, prompts: Sequence[Prompt], seed: int, client: RewardClient, num_steps: NumSteps = 2
 ) -> Probe:
-    """Scores a sample of the base in so many steps, since a reward may need real ones, each time for the next of the prompts: a reward
-    that fails for one of them only does answer."""
+    """Scores a sample of the base in so many steps, since a reward may need real ones, each time for the next of the
+    prompts: a reward that fails for one of them only does answer."""
     turns = itertools.cycle(prompts)
 
     def probe(rewards: Sequence[str]) -> Sequence[ScoredItem]:
