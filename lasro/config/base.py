@@ -75,8 +75,8 @@ def _falling(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
-def _rising(value: tuple[NumSteps, ...]) -> tuple[NumSteps, ...]:
-    if not value or any(a >= b for a, b in pairwise(value)):
+def _rising(value: tuple[int, ...]) -> tuple[NumSteps, ...]:
+    if not value or any(a >= b for a, b in pairwise((0, *value, MOST_STEPS + 1))):
         raise ValueError(f"got {list(value)}, expected one or more numbers from 1 to {MOST_STEPS}, the smaller first")
     return value
 
@@ -90,7 +90,7 @@ ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 
 Timesteps = Annotated[tuple[int, ...], AfterValidator(_falling)]
 """Those of 1 to 8 steps, 0 (clean) to 999 (noise), the larger first."""
-Steps = Annotated[tuple[NumSteps, ...], AfterValidator(_rising)]
+Steps = Annotated[tuple[int, ...], AfterValidator(_rising)]
 """Numbers of a sampler's steps, rising."""
 
 

@@ -126,7 +126,11 @@ def sample_latents(
     takes the second step alone, from the base's z1. The later noises may have D times the rows of the first: then D
     samples in a row go on from each. Raises ModelError for steps that the sampler does not have.
     """
-    schedules = [model.steps(n) for n in ([len(noises)] if num_steps is None else num_steps)]
+    if num_steps is None:
+        whole = model.steps(len(noises))
+        schedules = [whole[:n] for n in range(1, len(whole) + 1)]
+    else:
+        schedules = [model.steps(n) for n in num_steps]
     rows, conditionings = None, [conditioning]
     if len(noises) > 1:
         first = torch.arange(len(noises[0]), device=model.device)
@@ -138,7 +142,7 @@ def sample_latents(
         return model.predict_clean(x_t_BCHW, step, conditionings[min(step.index, 1)], of_base)
 
     taken = sample(predict, model.first_input, model.next_input, noises, schedules, rows=rows)
-    return [step.z_BCHW for step in taken[0]] if num_steps is None else [steps[-1].z_BCHW for steps in taken]
+    return [steps[-1].z_BCHW for steps in taken]
 
 
 @torch.no_grad()

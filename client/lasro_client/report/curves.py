@@ -14,8 +14,8 @@ from lasro_client.report.run_data import RunData, points
 from lasro_client.run.round_record import Means, RoundRecord, Stage
 
 KINDS: dict[str, tuple[str, int]] = {
-    "same_z1": ("same z1, other later noise", 3),
-    "between_steps": ("fewer steps against more", 4),
+    "same_z1": ("same z1, other second noise", 3),
+    "between_steps": ("fewer steps against more of them", 4),
     "across_seeds": ("other first noise", 5),
 }
 """Label and tone of the kinds of pairs without a reference sample."""
