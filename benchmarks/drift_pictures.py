@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lasro.config import LoraSettings, ModelSettings, TrainSettings
-from lasro.config.method import TrueGradientSettings
+from lasro.config.method import TrueGradientSettings, weights_of
 from lasro.methods.base import Method
 from lasro.methods.regulariser import distance_to_base
 from lasro.methods.true_gradient import TrueGradient
@@ -53,7 +53,7 @@ def redness(images_BCHW: Tensor, prompts: list[str], metadata: list[object]) -> 
 def towards(rewards: Sequence[tuple[float, TorchReward]]) -> Method:
     """The method without a regulariser: how far it goes is chosen afterwards."""
     settings = TrueGradientSettings(type="true-gradient", regulariser_weight=0.0)
-    return TrueGradient(settings, distance_to_base, rewards, settings.weights_of(ONE_AND_TWO))
+    return TrueGradient(settings, distance_to_base, rewards, weights_of(settings, ONE_AND_TWO))
 
 
 def train(trainer: GeneratorTrainer, reward: TorchReward, sets: Sequence[Sequence[Prompt]]) -> None:

@@ -32,27 +32,6 @@ class AscentSettings(Settings):
     teacher_latents: ConfigPath | None = None
     """Safetensors file of clean `latents` [N, C, H, W], `prompts` in its metadata, for the LCM loss."""
 
-    def weights_of(self, steps: tuple[NumSteps, ...]) -> dict[NumSteps, float]:
-        """c of each number of steps; raises ValueError where the settings do not say one for each."""
-        both = {"one_step_weight": self.one_step_weight, "two_step_weight": self.two_step_weight}
-        if self.step_weights is None and steps == ONE_AND_TWO:
-            return dict(zip(steps, both.values(), strict=True))
-        changed = [name for name, value in both.items() if value != type(self).model_fields[name].default]
-        if changed:
-            raise ValueError(
-                f"method.{changed[0]}: got {both[changed[0]]:g} with train.steps {list(steps)} and step_weights "
-                f"{self.step_weights and list(self.step_weights)}, expected it left out; say method.step_weights, one "
-                "for each of train.steps"
-            )
-        if self.step_weights is None:
-            return dict.fromkeys(steps, 1 / len(steps))
-        if len(self.step_weights) != len(steps):
-            raise ValueError(
-                f"method.step_weights: got {list(self.step_weights)}, expected {len(steps)}, one for each of "
-                f"train.steps {list(steps)}"
-            )
-        return dict(zip(steps, self.step_weights, strict=True))
-
     @model_validator(mode="after")
     def _lcm_needs_a_teacher(self) -> AscentSettings:
         if self.regulariser == "lcm" and (self.teacher is None or self.teacher_latents is None):
@@ -80,6 +59,28 @@ class TrueGradientSettings(AscentSettings):
 
     type: Literal["true-gradient"]
     """Which method these are the settings of."""
+
+
+def weights_of(method: AscentSettings, steps: tuple[NumSteps, ...]) -> dict[NumSteps, float]:
+    """c of each number of steps; raises ValueError where the settings do not say one for each."""
+    both = {"one_step_weight": method.one_step_weight, "two_step_weight": method.two_step_weight}
+    given = method.step_weights
+    if given is None and steps == ONE_AND_TWO:
+        return dict(zip(steps, both.values(), strict=True))
+    fields = type(method).model_fields
+    if changed := [name for name, value in both.items() if name in fields and value != fields[name].default]:
+        raise ValueError(
+            f"method.{changed[0]}: got {both[changed[0]]:g} with train.steps {list(steps)}"
+            + ("" if given is None else f" and method.step_weights {list(given)}")
+            + "; leave it out, and say method.step_weights, one for each of train.steps"
+        )
+    if given is None:
+        return dict.fromkeys(steps, 1 / len(steps))
+    if len(given) != len(steps):
+        raise ValueError(
+            f"method.step_weights: got {list(given)}, expected {len(steps)}, one for each of train.steps {list(steps)}"
+        )
+    return dict(zip(steps, given, strict=True))
 
 
 def _type_of(table: Any) -> Any:

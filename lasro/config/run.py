@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from lasro.config.base import Autocast, Positive, Settings, move_key
-from lasro.config.method import LasroSettings, MethodChoice
+from lasro.config.method import LasroSettings, MethodChoice, weights_of
 from lasro.config.model import LoraSettings, ModelSettings
 from lasro.config.prompts import PromptSettings
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
@@ -195,7 +195,7 @@ class RunSettings(Settings):
     @property
     def step_weights(self) -> dict[NumSteps, float]:
         """Weight of each of `train.steps` in the method's loss."""
-        return self.method.weights_of(self.train.steps)
+        return weights_of(self.method, self.train.steps)
 
     @property
     def reward_objective(self) -> RewardObjective:

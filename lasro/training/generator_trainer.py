@@ -38,8 +38,8 @@ class StepStatistics(NamedTuple):
 
     loss: float
     regulariser: float
-    scores: Mapping[NumSteps, float]
-    """By number of steps, the mean of what a method ascends; LaSRO's S[R] has no dimension."""
+    scores: Mapping[NumSteps, float | None]
+    """By number of steps, the mean of what a method ascends; LaSRO's S[R] has no dimension. None: not known."""
     grad_norm: float
     distance: float | None
     """From the base: root of the mean square distances of latents, summed over the outputs. None: not measured."""
@@ -59,31 +59,23 @@ class TakenStep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepSamples:
-    """What this process has of the samples in one number of steps: `rows` of the `total` that all processes draw."""
+    """What this process has of the last step of some samples: `rows` of the `total` that all processes draw."""
 
-    num_steps: NumSteps
-    trajectory: Sequence[TakenStep]
-    """All steps, noisiest first; a gradient reaches z of the last `train.gradient_steps` of them."""
+    step: SamplingStep
+    x_t_BCHW: Tensor
+    z_BCHW: Tensor
     prompts: list[Prompt]
     conditioning: Conditioning
     rows: slice
     total: int
     predict_base: Callable[[Tensor, SamplingStep, Conditioning], Tensor]
+    trajectory: Sequence[TakenStep] = ()
+    """All steps, noisiest first, this one last; a gradient reaches z of the last `train.gradient_steps`."""
 
     @property
-    def step(self) -> SamplingStep:
-        """The last one."""
-        return self.trajectory[-1].step
-
-    @property
-    def x_t_BCHW(self) -> Tensor:
-        """Input of the last step."""
-        return self.trajectory[-1].x_t_BCHW
-
-    @property
-    def z_BCHW(self) -> Tensor:
-        """Clean latents after the last step: the samples."""
-        return self.trajectory[-1].z_BCHW
+    def num_steps(self) -> NumSteps:
+        """Steps that the samples took."""
+        return self.step.index + 1
 
     @cached_property
     def z_base_BCHW(self) -> Tensor:
@@ -177,28 +169,29 @@ class GeneratorTrainer:
         here = self.peers.share(len(batch))
         later = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
         going_on = torch.arange(later.start * every, here.stop, every, device=model.device)
-        first, kept = model.embed([prompt.text for prompt in batch[here]]), going_on - here.start
-        conditioning = [first, first.rows(kept)]
+        own, kept = [noises[0][here], *(noise[going_on] for noise in noises[1:])], going_on - here.start
+        first = model.embed([prompt.text for prompt in batch[here]])
+        shares = [  # of one step, and of more
+            (list(batch[here]), first, here, len(batch)),
+            ([batch[row] for row in going_on.tolist()], first.rows(kept), later, math.ceil(len(batch) / every)),
+        ]
 
         def predict(x_t_BCHW: Tensor, step: SamplingStep) -> Tensor:
-            by_base = self.base_takes_first and step.index == 0
-            return self.predict(x_t_BCHW, step, conditioning[min(step.index, 1)], by_base)
+            _, conditioning, _, _ = shares[min(step.index, 1)]
+            return self.predict(x_t_BCHW, step, conditioning, self.base_takes_first and step.index == 0)
 
-        own = [noises[0][here], *(noise[going_on] for noise in noises[1:])]
         schedules = [self.schedules[n] if n in self.schedules else model.steps(n) for n in chosen]
         taken = sample(
             predict, model.first_input, model.next_input, own, schedules, self.settings.gradient_steps, rows=kept
         )
-        prompts = [list(batch[here]), [batch[row] for row in going_on.tolist()]]
-        rows, totals = [here, later], [len(batch), math.ceil(len(batch) / every)]
-        base = partial(self.predict, base=True)
         found = []
         for n, schedule, steps in zip(chosen, schedules, taken, strict=True):
-            i = min(n - 1, 1)
             trajectory = [TakenStep(*each) for each in zip(schedule, *zip(*steps, strict=True), own, strict=False)]
-            if i == 1 and every > 1:
+            if n > 1:
                 trajectory[0] = TakenStep(trajectory[0].step, *(part[kept] for part in trajectory[0][1:]))
-            found.append(StepSamples(n, trajectory, prompts[i], conditioning[i], rows[i], totals[i], base))
+            step, x_t_BCHW, z_BCHW, _ = trajectory[-1]
+            share = shares[min(n - 1, 1)]
+            found.append(StepSamples(step, x_t_BCHW, z_BCHW, *share, partial(self.predict, base=True), trajectory))
         return found
 
     def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:

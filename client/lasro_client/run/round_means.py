@@ -110,7 +110,7 @@ def record_generator(
 
     return GeneratorRecord(
         drift=drift,
-        score={n: sum(step.scores[n] for step in steps) / len(steps) for n in steps[0].scores},
+        score={n: _mean([step.scores[n] for step in steps]) for n in steps[0].scores},
         loss=mean("loss"),
         regulariser=mean("regulariser"),
         grad_norm=mean("grad_norm"),
@@ -118,3 +118,9 @@ def record_generator(
         drift_target=target,
         regulariser_weight=mean("regulariser_weight"),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
