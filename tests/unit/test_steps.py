@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,7 +27,11 @@ from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_group_noises, draw_noises, generator_for, sample_groups, sample_latents
 from lasro.wire import GroupStatus, ScoredItem
 from lasro_client.evaluation.num_steps import ByNumSteps, by_name
+from lasro_client.evaluation.result import Evaluation
+from lasro_client.run import held_out
 from lasro_client.run.base_sample_rewards import base_rewards_of, draw_again, read_base_rewards
+from lasro_client.run.folder import RunFolder
+from lasro_client.run.observer import Observer
 from lasro_client.run.submission import RoundHeader, submission
 
 RUN: dict[str, Any] = {
@@ -105,6 +109,24 @@ def test_steps_that_the_sampler_lacks_are_refused_before_anything_is_drawn(tmp_p
     config = run_settings(model={"path": str(folder), "guidance": 1.0, "device": "cpu"}, train={"steps": [3]})
     with pytest.raises(ModelError, match=r"^steps: got 3, expected a number that divides 1000: others end between"):
         create_trainer(config, load_model(config.model))
+
+
+def test_a_base_that_was_evaluated_in_other_steps_is_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a run that was started again in other steps, before its first round, and has no row to compare."""
+    asked: list[tuple[int, ...]] = []
+
+    def evaluated(*_: object, steps: tuple[int, ...], **more: object) -> Evaluation:
+        asked.append(steps)
+        return Evaluation(prompts=["p"], seed=0, rewards={"any": {n: [0.5] for n in steps}})
+
+    monkeypatch.setattr(held_out, "evaluate", evaluated)
+    for steps in ([1, 2], [1, 2], [4]):
+        folder, unused = RunFolder(tmp_path, run_settings(train={"steps": steps}), "train"), cast("Any", None)
+        found = held_out.HeldOut(folder, unused, PROMPTS[:1], [], unused, Observer()).evaluate_base()
+        assert found.steps == tuple(steps)
+    assert asked == [(1, 2), (4,)]
 
 
 def test_values_by_number_of_steps_as_json() -> None:

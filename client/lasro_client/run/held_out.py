@@ -59,7 +59,9 @@ class HeldOut:
         """Rewards of the base, read back where an earlier life of the run has measured them, all that may be scored."""
         path = self._path("before")
         known = load_evaluation(path) if path.exists() else None
-        return self._evaluate("before") if known is None or known.unscored or known.may_improve else known
+        if known is None or known.unscored or known.may_improve or known.steps != self._steps:
+            return self._evaluate("before")
+        return known
 
     def evaluate_adapted(self) -> Evaluation:
         """Rewards of the model with the weights that its adapter has now."""
