@@ -27,15 +27,16 @@ from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
+from lasro.num_steps import JSON_NAMES, ONE_AND_TWO
 from lasro.reward_sdk import Reward, load_reward
 from lasro.training.prompts import read_prompts
 from lasro.training.sampling import draw_noises, draw_prompts, generator_for, sample_latents
 from lasro.training.score_source import LocalSurrogate
-from lasro_client.evaluation.num_steps import JSON_NAMES
 from lasro_client.evaluation.paired_statistics import estimate
 from lasro_client.services.connect import surrogate_weights
 
 Rewards = list[float | None]
+NAMES = [JSON_NAMES[n] for n in ONE_AND_TWO]
 
 
 def local_surrogate(model: GeneratorModel, config: RunSettings, initial: str) -> LocalSurrogate:
@@ -61,7 +62,7 @@ def rewards_of(model: GeneratorModel, reward: Reward, prompts: list[str], seed: 
     """The true reward of each prompt's one- and two-step image, on the same noise at every call."""
     noises = draw_noises(model, len(prompts), torch.Generator().manual_seed(seed))
     latents = sample_latents(model, noises, model.embed(prompts))
-    return {name: true_rewards(model, reward, z, prompts) for name, z in zip(JSON_NAMES.values(), latents, strict=True)}
+    return {name: true_rewards(model, reward, z, prompts) for name, z in zip(NAMES, latents, strict=True)}
 
 
 def change(after: Rewards, before: Rewards) -> dict[str, Any]:
@@ -77,14 +78,14 @@ def measure(config: RunSettings, initial: str, count: int, updates: int, every: 
     held_out = [prompt.text for prompt in read_prompts(config.prompts.held_out)][-count:]
     before = rewards_of(model, reward, held_out, seed)
     result: dict[str, Any] = {"n": len(held_out), "seed": seed, "device": f"{model.device} {platform.machine()}"}
-    result |= {name: {"base": estimate(before[name]).as_dict()} for name in JSON_NAMES.values()}
+    result |= {name: {"base": estimate(before[name]).as_dict()} for name in NAMES}
     draws = generator_for(seed, "climb")
     for update in range(1, updates + 1):
         trainer.step(draw_prompts(train, config.train.batch_size, draws), source)
         if update % every == 0:
             with parameters_set(trainer.parameters, trainer.average):
                 after = rewards_of(model, reward, held_out, seed)
-            for name in JSON_NAMES.values():
+            for name in NAMES:
                 result[name][f"change_after_{update}"] = change(after[name], before[name])
     return result
 
@@ -101,7 +102,7 @@ def main() -> None:
     given = parser.parse_args()
     config = load_config(given.config, given.settings)
     result = measure(config, given.surrogate, given.prompts, given.updates, given.every, given.seed)
-    for steps in JSON_NAMES.values():
+    for steps in NAMES:
         for name, figure in result[steps].items():
             print(f"{steps}  {name:16} {figure['mean']:+.3f} ± {figure['sem']:.3f}")
     print(json.dumps(result, default=float))

@@ -19,18 +19,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lasro.config import LoraSettings, ModelSettings, TrainSettings
-from lasro.config.method import TrueGradientSettings
+from lasro.config.method import TrueGradientSettings, weights_of
 from lasro.methods.base import Method
 from lasro.methods.regulariser import distance_to_base
 from lasro.methods.true_gradient import TrueGradient
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
+from lasro.num_steps import ONE_AND_TWO
 from lasro.torch_reward import TorchReward, torch_reward
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt, read_prompts
 from lasro.training.sampling import draw_prompts, generator_for
 from lasro_client.evaluation.drift import BaseImages, draw_base, measure_movement
-from lasro_client.evaluation.score_prompts import draw_one_and_two_steps
+from lasro_client.evaluation.score_prompts import draw_in_steps
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 PROMPTS = Path(__file__).parents[1] / "configs" / "prompts"
@@ -52,7 +53,7 @@ def redness(images_BCHW: Tensor, prompts: list[str], metadata: list[object]) -> 
 def towards(rewards: Sequence[tuple[float, TorchReward]]) -> Method:
     """The method without a regulariser: how far it goes is chosen afterwards."""
     settings = TrueGradientSettings(type="true-gradient", regulariser_weight=0.0)
-    return TrueGradient(settings, distance_to_base, rewards)
+    return TrueGradient(settings, distance_to_base, rewards, weights_of(settings, ONE_AND_TWO))
 
 
 def train(trainer: GeneratorTrainer, reward: TorchReward, sets: Sequence[Sequence[Prompt]]) -> None:
@@ -90,16 +91,16 @@ def strip(trainer: GeneratorTrainer, fresh: Sequence[Tensor], base: BaseImages) 
 
     def drift_at(scale: float) -> float:
         with parameters_set(trainer.parameters, scaled(scale)):
-            mean = measure_movement(trainer.model, base).two_step.mean
+            mean = measure_movement(trainer.model, base)[2].mean
         assert mean is not None, "the base draws all prompts alike"
         return mean
 
-    columns = [base.images.two_step[:SHOWN]]
+    columns = [base.images[2][:SHOWN]]
     for level in LEVELS:
         scale = scale_of(level, drift_at)
         with parameters_set(trainer.parameters, scaled(scale)):
             texts = [prompt.text for prompt in base.prompts[:SHOWN]]
-            columns.append(list(draw_one_and_two_steps(trainer.model, texts, range(SEED, SEED + SHOWN))[1]))
+            columns.append(list(draw_in_steps(trainer.model, texts, range(SEED, SEED + SHOWN))[2]))
         print(f"drift {level} at scale {scale:.3f}", flush=True)
     return np.concatenate([np.concatenate([_small(image) for image in column]) for column in columns], axis=1)
 

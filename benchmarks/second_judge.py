@@ -35,7 +35,7 @@ from lasro.demo.shapes import (
     parse_prompt,
     random_scene,
 )
-from lasro_client.evaluation.num_steps import JSON_NAMES, NumSteps
+from lasro.num_steps import JSON_NAMES, ONE_AND_TWO, NumSteps
 from lasro_client.evaluation.paired_statistics import estimate
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 
@@ -127,19 +127,20 @@ def judge_run(run: Path) -> Figures:
     for when in ("before", "after"):
         prompts = json.loads((run / "evaluation" / f"{when}.json").read_text())["prompts"]
         parsed = [parse_prompt(text) for text in prompts]
-        for num_steps, name in IMAGE_FOLDERS.items():
-            paths = [run / "evaluation" / when / name / f"{index:05d}.png" for index in range(len(prompts))]
+        for num_steps in ONE_AND_TWO:
+            folder = run / "evaluation" / when / IMAGE_FOLDERS[num_steps]
+            paths = [folder / f"{index:05d}.png" for index in range(len(prompts))]
             scores[num_steps, when] = [
                 judge(np.asarray(Image.open(path).convert("RGB")), prompt)
                 for path, prompt in zip(paths, parsed, strict=True)
                 if prompt is not None
             ]
     result: Figures = {}
-    for num_steps, name in JSON_NAMES.items():
+    for num_steps in ONE_AND_TWO:
         before, after = scores[num_steps, "before"], scores[num_steps, "after"]
         difference = [a - b for a, b in zip(after, before, strict=True)]
         figures = {"before": before, "after": after, "difference": difference}
-        result[name] = {when: estimate(values).as_dict() for when, values in figures.items()}
+        result[JSON_NAMES[num_steps]] = {when: estimate(values).as_dict() for when, values in figures.items()}
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,19 +12,18 @@ import numpy as np
 from PIL import Image
 
 from lasro.models.base import GeneratorModel
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.reward_function import Reward
 from lasro.training.prompts import Prompt, read_prompts
-from lasro.wire import NumSteps
 from lasro_client.evaluation.drift import drift_figure
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
 from lasro_client.evaluation.paired_statistics import Estimate, paired_difference
-from lasro_client.evaluation.score_prompts import batch_size, draw_one_and_two_steps
+from lasro_client.evaluation.score_prompts import batch_size, draw_in_steps
 
 PROMPTS = Path("configs/prompts")
 EMOJI_HELD_OUT, SHAPES_HELD_OUT = 20, 64
 FIRST_SEEDS = (2_000_000, 3_000_000)
 """Prompt i is drawn with seed + i: far from the 10,000 of a run's evaluation, and from all others."""
-Images = ByNumSteps[list[np.ndarray]]
+Images = dict[NumSteps, list[np.ndarray]]
 """uint8 [H, W, 3], a prompt's one after the other's, for each noise in turn."""
 Values = list[float | None]
 T = TypeVar("T")
@@ -77,29 +76,29 @@ class HeldOut:
     def __init__(self, model: GeneratorModel, reward: Reward, split: PromptSplit) -> None:
         self.reward, self.split = reward, split
         first, second = (self._draw(model, first_seed, base=True) for first_seed in FIRST_SEEDS)
-        rewards, others = (ByNumSteps(*map(self._rewards, images.values())) for images in (first, second))
+        rewards, others = ({n: self._rewards(of_n) for n, of_n in images.items()} for images in (first, second))
         self.deviation = within_prompt_deviation(rewards, others)
         if split.noises == 2:
             rewards, first, second = _joined(rewards, others), _joined(first, second), _joined(second, first)
         self.base, self.other_noise, self.base_rewards = first, second, rewards
 
-    def measure(self, model: GeneratorModel) -> ByNumSteps[Measured]:
+    def measure(self, model: GeneratorModel) -> dict[NumSteps, Measured]:
         """Of the model with the adapter that it has now."""
         parts = [self._draw(model, first_seed, base=False) for first_seed in FIRST_SEEDS[: self.split.noises]]
-        return ByNumSteps.of(lambda steps: self._compare(steps, [image for part in parts for image in part[steps]]))
+        return {n: self._compare(n, [image for part in parts for image in part[n]]) for n in ONE_AND_TWO}
 
     def _compare(self, steps: NumSteps, images: list[np.ndarray]) -> Measured:
         gain = paired_difference(self.base_rewards[steps], self._rewards(images))
         return Measured(gain, drift_figure(self.base[steps], images, self.other_noise[steps]).as_dict())
 
     def _draw(self, model: GeneratorModel, first_seed: int, base: bool) -> Images:
-        prompts, images = self.split.held_out, ByNumSteps[list[np.ndarray]]([], [])
+        prompts, images = self.split.held_out, Images({1: [], 2: []})
         size = batch_size(model.latent_shape)
         for start in range(0, len(prompts), size):
             texts = [prompt.text for prompt in prompts[start : start + size]]
             seeds = range(first_seed + start, first_seed + start + len(texts))
-            drawn = draw_one_and_two_steps(model, texts, seeds, base)
-            for num_steps, images_BHWC in zip(ALL_NUM_STEPS, drawn, strict=True):
+            drawn = draw_in_steps(model, texts, seeds, base)
+            for num_steps, images_BHWC in drawn.items():
                 images[num_steps].extend(images_BHWC)
         return images
 
@@ -110,16 +109,16 @@ class HeldOut:
         return [score if isinstance(score, float) else None for score in scores]
 
 
-def _joined(first: ByNumSteps[list[T]], second: ByNumSteps[list[T]]) -> ByNumSteps[list[T]]:
-    return ByNumSteps(first.one_step + second.one_step, first.two_step + second.two_step)
+def _joined(first: Mapping[NumSteps, list[T]], second: Mapping[NumSteps, list[T]]) -> dict[NumSteps, list[T]]:
+    return {n: of_n + second[n] for n, of_n in first.items()}
 
 
-def within_prompt_deviation(first: ByNumSteps[Values], second: ByNumSteps[Values]) -> float:
+def within_prompt_deviation(first: Mapping[NumSteps, Values], second: Mapping[NumSteps, Values]) -> float:
     """Standard deviation of rewards over noises within a prompt, pooled over prompts and both numbers of steps.
 
     Each argument holds a reward per prompt, for one noise. Raises ValueError where no prompt has both.
     """
-    pairs = zip(first.one_step + first.two_step, second.one_step + second.two_step, strict=True)
+    pairs = zip(first[1] + first[2], second[1] + second[2], strict=True)
     variances = [(a - b) ** 2 / 2 for a, b in pairs if a is not None and b is not None]
     if not variances:
         raise ValueError("got no prompt with two rewards, expected at least one")

@@ -28,9 +28,9 @@ from lasro.methods.registry import create_trainer
 from lasro.methods.true_gradient import TrueGradient
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
+from lasro.num_steps import ONE_AND_TWO
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.sampling import draw_prompts, generator_for
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.evaluation.paired_statistics import estimate
 
 MODULE = "benchmarks.frontier.rewards"
@@ -94,7 +94,7 @@ def path(held_out: HeldOut, reward: str, descent: Descent, seed: int) -> Iterato
             continue
         with parameters_set(trainer.parameters, trainer.average):
             measured = held_out.measure(trainer.model)
-        for num_steps in ALL_NUM_STEPS:
+        for num_steps in ONE_AND_TWO:
             one = measured[num_steps]
             yield {
                 "num_steps": num_steps,
@@ -119,7 +119,7 @@ def find_limit(reward: str, prompts: str, seeds: Sequence[int], descent: Descent
     """Train a path for each seed and add it to the file, in place of earlier ones of the same seed and settings."""
     held_out = HeldOut(load_model(ModelSettings()), REWARDS[reward], PROMPT_SPLITS[prompts]())
     result = {"reward": reward, "prompts": prompts, "within_prompt_deviation": held_out.deviation, "paths": []}
-    result["base"] = {str(steps): estimate(held_out.base_rewards[steps]).as_dict() for steps in ALL_NUM_STEPS}
+    result["base"] = {str(steps): estimate(held_out.base_rewards[steps]).as_dict() for steps in ONE_AND_TWO}
     if file.exists():
         result["paths"] = json.loads(file.read_text(encoding="utf-8"))["paths"]
     for seed in seeds:
@@ -175,7 +175,7 @@ def limit_table(result: dict[str, Any]) -> str:
     """Gain at each target by number of steps: mean over seeds, their spread (standard deviation), and how many."""
     lines = ["| num_steps | " + " | ".join(f"drift {target}" for target in TARGETS) + " |"]
     lines.append("| --- |" + " --- |" * len(TARGETS))
-    for num_steps in ALL_NUM_STEPS:
+    for num_steps in ONE_AND_TWO:
         cells = []
         for target in TARGETS:
             gains = [limit.gain for limit in limits_at(result, num_steps, target)]

@@ -20,8 +20,8 @@ from benchmarks.frontier.limit import RESULTS, points_of
 from benchmarks.frontier.rewards import REWARDS
 from lasro.config import load_config
 from lasro.files import write_json
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro_client.evaluation.adapted_model import load_adapted
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
 from lasro_client.run.stopped import STOPPED_FILE
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def measured_run(reward: str, prompts: str, seed: int, out: Path, settings: Sequ
         held_out = HeldOut(model, REWARDS[reward], split)
         model.load_lora(folder / "adapter")
         measured = held_out.measure(model)
-        result["measured"] = {str(steps): measured[steps].as_dict() for steps in ALL_NUM_STEPS}
+        result["measured"] = {str(steps): measured[steps].as_dict() for steps in ONE_AND_TWO}
         result["share_of_limit"] = shares_of_limit(RESULTS / f"{reward}-{prompts}.json", measured)
     write_json(out / RESULT_FILE, result)
     return result
@@ -108,7 +108,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def shares_of_limit(file: Path, measured: ByNumSteps[Measured]) -> dict[str, list[float]] | None:
+def shares_of_limit(file: Path, measured: Mapping[NumSteps, Measured]) -> dict[str, list[float]] | None:
     """Of the limit at the run's own drift, a share for each seed of the limit, by number of steps; None without a file.
 
     Seeds whose paths did not drift so far are left out.
@@ -117,7 +117,7 @@ def shares_of_limit(file: Path, measured: ByNumSteps[Measured]) -> dict[str, lis
         return None
     limits = json.loads(file.read_text(encoding="utf-8"))
     shares = {}
-    for steps in ALL_NUM_STEPS:
+    for steps in ONE_AND_TWO:
         gain, drift = measured[steps].gain.mean, measured[steps].changes_of_seed
         assert gain is not None
         found = [share_of_limit(gain, drift, points) for points in points_of(limits, steps).values()]

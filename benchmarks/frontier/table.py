@@ -12,7 +12,7 @@ from benchmarks.frontier.envelope import Point
 from benchmarks.frontier.limit import RESULTS, points_of
 from benchmarks.frontier.picture import Panel, picture
 from benchmarks.frontier.run import RESULT_FILE
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
+from lasro.num_steps import ONE_AND_TWO
 
 COLUMNS = (
     "reward", "prompts", "seed", "one step: gain at drift", "of the limit", "two steps: gain at drift", "of the limit",
@@ -38,7 +38,7 @@ def _row(run: Run) -> list[str]:
     name = run["reward"] + "".join(f", `{setting}`" for setting in run["settings"])
     calls = " + ".join(f"{count:,} {phase}" for phase, count in run["calls"].items()) or "0"
     status = run["ended"] if run["status"] == 0 else f"status {run['status']}: {run['ended']}"
-    steps = [cell for num_steps in ALL_NUM_STEPS for cell in _cells(run, str(num_steps))]
+    steps = [cell for num_steps in ONE_AND_TWO for cell in _cells(run, str(num_steps))]
     return [name, run["prompts"], str(run["seed"]), *steps, calls, f"{run['minutes']:.1f}", status.replace("|", "/")]
 
 
@@ -65,7 +65,7 @@ def pictures(runs: Sequence[Run], folder: Path, limits: Path = RESULTS) -> list[
             Panel(
                 title, list(points_of(limit, steps).values()), [_point(run["measured"][str(steps)]) for run in chosen]
             )
-            for steps, title in zip(ALL_NUM_STEPS, ("one step", "two steps"), strict=True)
+            for steps, title in zip(ONE_AND_TWO, ("one step", "two steps"), strict=True)
         ]
         written.append(folder / f"{reward}-{prompts}.svg")
         written[-1].write_text(picture(f"{reward}, {prompts}", panels), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Settings of a run: TOML checked by frozen pydantic models, one file a section. Imports no torch."""
 
-from lasro.config.base import BUNDLED, Autocast, Dtype, Settings, Timesteps
+from lasro.config.base import BUNDLED, Autocast, Dtype, Settings, Steps, Timesteps
 from lasro.config.load import differing_keys, load_config
 from lasro.config.method import AscentSettings, LasroSettings, MethodChoice
 from lasro.config.model import LoraSettings, ModelSettings
@@ -38,6 +38,7 @@ __all__ = [
     "SamplingSettings",
     "ServiceSettings",
     "Settings",
+    "Steps",
     "SurrogateRun",
     "SurrogateSettings",
     "Timesteps",

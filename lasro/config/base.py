@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from lasro.num_steps import MOST_STEPS, ONE_AND_TWO, WORDS, NumSteps
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Autocast = Literal["none", "auto", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -17,7 +19,6 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 BUNDLED = "bundled"
-MOST_STEPS = 8
 
 
 class Source(NamedTuple):
@@ -47,21 +48,36 @@ def _folder_or_hub_id(value: str, info: ValidationInfo) -> str:
     return str(path) if value.startswith((".", "~", "/")) or path.exists() else value
 
 
-def _two_falling(value: tuple[int, ...]) -> tuple[int, ...]:
-    if len(value) != 2 or not 999 >= value[0] > value[1] >= 0:
+def _are_falling(value: tuple[int, ...]) -> bool:
+    return all(a > b for a, b in pairwise((1000, *value, -1)))
+
+
+def falling_for(steps: tuple[NumSteps, ...], value: tuple[int, ...]) -> tuple[int, ...]:
+    """Timesteps of a run that samples in these numbers of steps; raises ValueError for others than of the most."""
+    most = max(steps)
+    if len(value) != most or not _are_falling(value):
+        count = f"{WORDS[most - 1]} timestep{'s' if most > 1 else ''}"
+        example = "the larger first, such as [999, 299]" if most == 2 else "the largest first"
+        for_steps = "" if steps == ONE_AND_TWO else f" for steps {list(steps)}"
         raise ValueError(
-            f"got {list(value)}, expected two timesteps from 999 to 0, the larger first, such as [999, 299]; "
+            f"got {list(value)}{for_steps}, expected {count} from 999 to 0, {example}; "
             "leave it out for the scheduler's own"
         )
     return value
 
 
 def _falling(value: tuple[int, ...]) -> tuple[int, ...]:
-    if not 1 <= len(value) <= MOST_STEPS or any(a <= b for a, b in pairwise((1000, *value, -1))):
+    if not 1 <= len(value) <= MOST_STEPS or not _are_falling(value):
         raise ValueError(
             f"got {list(value)}, expected two timesteps from 999 to 0, the larger first, such as [999, 299], or as "
             f"many as there are steps, up to {MOST_STEPS}; leave it out for the scheduler's own"
         )
+    return value
+
+
+def _rising(value: tuple[int, ...]) -> tuple[NumSteps, ...]:
+    if not value or any(a >= b for a, b in pairwise((0, *value, MOST_STEPS + 1))):
+        raise ValueError(f"got {list(value)}, expected one or more numbers from 1 to {MOST_STEPS}, the smaller first")
     return value
 
 
@@ -72,10 +88,10 @@ WeightsFile = Annotated[str, AfterValidator(_weights)]
 ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 """`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder next to the TOML file."""
 
-Timesteps = Annotated[tuple[int, ...], AfterValidator(_two_falling)]
-"""Those of the two steps, 0 (clean) to 999 (noise), the larger first."""
-StepTimesteps = Annotated[tuple[int, ...], AfterValidator(_falling)]
+Timesteps = Annotated[tuple[int, ...], AfterValidator(_falling)]
 """Those of 1 to 8 steps, 0 (clean) to 999 (noise), the larger first."""
+Steps = Annotated[tuple[int, ...], AfterValidator(_rising)]
+"""Numbers of a sampler's steps, rising."""
 
 
 class Settings(BaseModel):

@@ -11,15 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from lasro.config.base import ConfigPath, ModelSource, Positive, Settings, Share
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 
 
 class AscentSettings(Settings):
     """Methods that ascend a gradient: L = c L_reg - c1 S(z1) - c2 S(z2), S what the method makes of a reward."""
 
     one_step_weight: Annotated[float, Field(ge=0)] = 0.5
-    """c1."""
+    """c1, where `train.steps` is [1, 2]."""
     two_step_weight: Annotated[float, Field(ge=0)] = 0.5
-    """c2."""
+    """c2, where `train.steps` is [1, 2]."""
+    step_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """c of each of `train.steps`, in their order; absent: those two of [1, 2], of other steps equal parts of 1."""
     regulariser: Literal["base", "lcm"] = "base"
     """L_reg: squared distance to the frozen base's predictions for the same inputs, or the LCM distillation loss."""
     regulariser_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -56,6 +59,28 @@ class TrueGradientSettings(AscentSettings):
 
     type: Literal["true-gradient"]
     """Which method these are the settings of."""
+
+
+def weights_of(method: AscentSettings, steps: tuple[NumSteps, ...]) -> dict[NumSteps, float]:
+    """c of each number of steps; raises ValueError where the settings do not say one for each."""
+    both = {"one_step_weight": method.one_step_weight, "two_step_weight": method.two_step_weight}
+    given = method.step_weights
+    if given is None and steps == ONE_AND_TWO:
+        return dict(zip(steps, both.values(), strict=True))
+    fields = type(method).model_fields
+    if changed := [name for name, value in both.items() if name in fields and value != fields[name].default]:
+        raise ValueError(
+            f"method.{changed[0]}: got {both[changed[0]]:g} with train.steps {list(steps)}"
+            + ("" if given is None else f" and method.step_weights {list(given)}")
+            + "; leave it out, and say method.step_weights, one for each of train.steps"
+        )
+    if given is None:
+        return dict.fromkeys(steps, 1 / len(steps))
+    if len(given) != len(steps):
+        raise ValueError(
+            f"method.step_weights: got {list(given)}, expected {len(steps)}, one for each of train.steps {list(steps)}"
+        )
+    return dict(zip(steps, given, strict=True))
 
 
 def _type_of(table: Any) -> Any:

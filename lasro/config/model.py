@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings, StepTimesteps
+from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings, Timesteps
 
 UNET_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -16,7 +16,7 @@ UNET_TARGETS = (
 
 
 class ModelSettings(Settings):
-    """The two-step generator."""
+    """The few-step generator."""
 
     path: ModelSource = BUNDLED
     """`bundled`, the diffusers folder of a consistency model, a hub id, or a single `.safetensors` file."""
@@ -72,9 +72,9 @@ class ModelSettings(Settings):
     tiny_vae: ModelSource | None = None
     """Folder or hub id of an AutoencoderTiny that decodes what a run has scored in its rounds; evaluations, exports and
     pictures take the model's own VAE. The change of the reward is told when the run starts; absent: none."""
-    timesteps: Annotated[StepTimesteps | None, Field(exclude=True)] = None
-    """Of the steps, 1 to 8; absent: the scheduler's own. A run says those of its two steps as `train.timesteps`, and
-    only its client samples: so it is in no dump, and the surrogate trainer never hears of it."""
+    timesteps: Annotated[Timesteps | None, Field(exclude=True)] = None
+    """Of the steps, 1 to 8; absent: the scheduler's own. A run says those of its steps as `train.timesteps`, and only
+    its client samples: so it is in no dump, and the surrogate trainer never hears of it."""
 
 
 class LoraSettings(Settings):

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from lasro.config.base import Autocast, Positive, Settings, move_key
-from lasro.config.method import LasroSettings, MethodChoice
+from lasro.config.method import LasroSettings, MethodChoice, weights_of
 from lasro.config.model import LoraSettings, ModelSettings
 from lasro.config.prompts import PromptSettings
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
 from lasro.config.surrogate import SurrogateRun, SurrogateSettings
 from lasro.config.training import PretrainSettings, TrainSettings
 from lasro.functional.reward_totals import RewardObjective
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.wire import Name
 
 MOVED_TO_METHOD = {
@@ -155,6 +156,26 @@ class RunSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _steps_of_the_run(self) -> RunSettings:
+        """Both stages sample in the same numbers of steps."""
+        steps, given = self.train.steps, self.pretrain.steps
+        if "steps" in self.pretrain.model_fields_set and given != steps:
+            raise ValueError(f"pretrain.steps: got {list(given)}; say it as train.steps, which both stages go by")
+        if self.pretrain.probe_steps != "both" and steps != ONE_AND_TWO:
+            raise ValueError(
+                f'pretrain.probe_steps: got "{self.pretrain.probe_steps}" with train.steps {list(steps)}, expected '
+                '"both": the second step is moved by itself in runs of [1, 2] alone'
+            )
+        pretrain = self.pretrain.model_copy(update={"steps": steps})
+        try:
+            pretrain.check_group()
+        except ValueError as error:
+            raise ValueError(f"pretrain.{error}") from error
+        object.__setattr__(self, "pretrain", pretrain)  # frozen for all others
+        self.step_weights  # noqa: B018 - raises where they do not fit
+        return self
+
+    @model_validator(mode="after")
     def _distinct_rewards(self) -> RunSettings:
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
@@ -170,6 +191,11 @@ class RunSettings(Settings):
     def weights(self) -> dict[str, float]:
         """Weight of each reward in the objective."""
         return {reward.name: reward.weight for reward in self.rewards}
+
+    @property
+    def step_weights(self) -> dict[NumSteps, float]:
+        """Weight of each of `train.steps` in the method's loss."""
+        return weights_of(self.method, self.train.steps)
 
     @property
     def reward_objective(self) -> RewardObjective:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Timesteps, WeightsFile
+from lasro.config.base import ConfigPath, Positive, Rate, Settings, Share, Steps, WeightsFile, falling_for
+from lasro.num_steps import MOST_STEPS, ONE_AND_TWO, NumSteps
 
 ROUNDS, MOST_ROUNDS_FROM_NOTHING = 150, 300
 SURROGATE_STEPS = 4
@@ -19,7 +20,7 @@ PERTURBED_PART = 4
 DRIFT_BUDGET = 0.4
 MOST_DRIFT = 2.0
 
-MAX_SAMPLES = 1024
+LEAST_SAMPLES, MAX_SAMPLES = 2, 1024
 """Of a group, as the reward API takes them."""
 
 
@@ -28,12 +29,14 @@ class SamplingSettings(Settings):
 
     renamed: ClassVar[Mapping[str, str]] = {"beside_seeds": "reference_seeds"}
 
+    steps: Steps = ONE_AND_TWO
+    """Numbers of the sampler's steps, 1 to 8, in each of which samples are drawn: `[1, 2]`, `[4]`, `[1, 4]`, ..."""
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 3
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 4
-    """K: noises per prompt; each gives a one-step and a two-step sample."""
+    """K: noises per prompt; each gives a sample in each number of steps, one and two by default."""
     second_step_draws: Annotated[int, Field(ge=1, le=4)] = 1
-    """Second noises for each of them: that many two-step samples share what the first step made."""
+    """Second (and later) noises for each of them: that many samples of several steps share what the first step made."""
     reference_seeds: Annotated[int, Field(ge=1, le=256)] | None = None
     """Noises per prompt that reference samples are drawn from too: the base's in stage 2, a probe generator's in
     stage 1; absent: all K."""
@@ -45,15 +48,34 @@ class SamplingSettings(Settings):
         """`reference_seeds`, at most all."""
         return min(self.reference_seeds or self.seeds_per_prompt, self.seeds_per_prompt)
 
+    @property
+    def samples_per_seed(self) -> dict[NumSteps, int]:
+        """Of one policy, by number of steps."""
+        return {n: 1 if n == 1 else self.second_step_draws for n in self.steps}
+
     @model_validator(mode="after")
     def _group_can_be_posted(self) -> Self:
-        count = (self.seeds_per_prompt + self.num_reference_seeds) * (1 + self.second_step_draws)
+        self.check_group()
+        return self
+
+    def check_group(self) -> None:
+        """Raise ValueError where a group would have too many samples to be posted, or too few to be ranked."""
+        per_seed = sum(self.samples_per_seed.values())
+        count = (self.seeds_per_prompt + self.num_reference_seeds) * per_seed
         if count > MAX_SAMPLES:
             raise ValueError(
                 f"seeds_per_prompt: got {count} samples a group, expected at most {MAX_SAMPLES}; "
                 "lower it, reference_seeds or second_step_draws"
             )
-        return self
+        if self.seeds_per_prompt * per_seed < LEAST_SAMPLES:
+            raise ValueError(
+                f"seeds_per_prompt: got {self.seeds_per_prompt} with steps {list(self.steps)}, expected at least "
+                f"{LEAST_SAMPLES}: the samples of a prompt are ranked against one another"
+            )
+        if self.second_step_draws > 1 and max(self.steps) == 1:
+            raise ValueError(
+                f"second_step_draws: got {self.second_step_draws} with steps [1], expected 1: there is no second step"
+            )
 
 
 class PretrainSettings(SamplingSettings):
@@ -65,6 +87,8 @@ class PretrainSettings(SamplingSettings):
         "scout_rounds": "probe_rounds",
     }
 
+    steps: Annotated[Steps, Field(exclude=True)] = ONE_AND_TWO
+    """Those of the run, which says them as `train.steps`: so they are in no dump."""
     rounds: Annotated[int, Field(ge=0)] = 100
     """Rounds of collecting and training; 0: learn from `initial_samples` alone."""
     initial_surrogate: WeightsFile | None = None
@@ -74,7 +98,7 @@ class PretrainSettings(SamplingSettings):
     prompts_per_round: Annotated[int, Field(ge=1, le=4096)] = 8
     """Groups made per round."""
     seeds_per_prompt: Annotated[int, Field(ge=1, le=256)] = 6
-    """K: noises per prompt; each gives a one-step and a two-step sample."""
+    """K: noises per prompt; each gives a sample in each of `train.steps`."""
     steps_per_round: Annotated[int, Field(ge=0)] = 4
     """Surrogate steps after each round."""
     probe_after: Annotated[int, Field(ge=0)] = 50
@@ -103,6 +127,12 @@ class TrainSettings(SamplingSettings):
         "initial_labels": "initial_base_rewards",
     }
 
+    steps: Steps = ONE_AND_TWO
+    """Numbers of the sampler's steps, 1 to 8, whose samples are scored, ranked, trained and evaluated, in stage 1 too:
+    `[4]`, `[8]`, `[1, 4]`, ..."""
+    gradient_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 1
+    """Last steps of each through which a gradient flows, one into the next; what is before them is a constant. 1: each
+    step is trained by itself. More hold the activations of as many steps."""
     rounds: Annotated[int, Field(ge=1)] | None = None
     """Rounds of collecting, adapting and updating. Absent: 150; of a run that begins from nothing as many as it takes,
     by how long the surrogate took to learn, and at most 300."""
@@ -110,9 +140,10 @@ class TrainSettings(SamplingSettings):
     """How far the exported model may move from the base: its images' distance from the base's of the same noise, in
     distances between the base's images of different prompts (docs/train-your-model.md has pictures). The weight of
     the regulariser follows so that the run arrives there. "none": no limit, as in earlier releases."""
-    timesteps: Timesteps | None = None
+    timesteps: tuple[int, ...] | None = None
     """Of the two steps, as `[999, 299]`, wherever base or adapted model is sampled, in stage 1 too; one-step samples
-    take the first. Absent: the scheduler's own, 999 and 499 for an LCM."""
+    take the first. With other `steps` as many as the most of them. Absent: the scheduler's own, 999 and 499 for an
+    LCM."""
     mode: Literal["gradient", "weights"] = "weights"
     """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
     generator_steps: Annotated[int, Field(ge=1, le=100)] = 4
@@ -122,7 +153,7 @@ class TrainSettings(SamplingSettings):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """How many of them go through the networks together; absent: all. The same update in less memory, a pass more."""
     two_step_every: Annotated[int, Field(ge=1)] = 1
-    """Prompts for each that takes the second step too, whose gradient is several times smaller; 1: all do."""
+    """Prompts for each that takes more steps than one, whose gradient is several times smaller; 1: all do."""
     learning_rate: Rate = 3e-4
     """Of the generator's AdamW."""
     warmup_steps: Annotated[int, Field(ge=1)] = 10
@@ -172,6 +203,29 @@ class TrainSettings(SamplingSettings):
     """Rounds between checkpoints."""
     report_rounds: Annotated[int, Field(ge=1)] = 10
     """Rounds between rewrites of report.html."""
+
+    @field_validator("timesteps")
+    @classmethod
+    def _one_for_each_step(cls, timesteps: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        steps = info.data.get("steps")  # absent where they are refused themselves
+        return timesteps if timesteps is None or steps is None else falling_for(steps, timesteps)
+
+    @model_validator(mode="after")
+    def _settings_of_these_steps(self) -> Self:
+        steps, most = list(self.steps), max(self.steps)
+        if self.gradient_steps > most:
+            raise ValueError(f"gradient_steps: got {self.gradient_steps} with steps {steps}, expected at most {most}")
+        if self.two_step_every > 1 and (1 not in self.steps or most == 1):
+            raise ValueError(
+                f"two_step_every: got {self.two_step_every} with steps {steps}, expected 1: it spares prompts that "
+                "take one step from taking more"
+            )
+        if self.second_step_rounds and self.steps != ONE_AND_TWO:
+            raise ValueError(
+                f"second_step_rounds: got {self.second_step_rounds} with steps {steps}, expected 0: the second step is "
+                "moved by itself in runs of [1, 2] alone"
+            )
+        return self
 
     @field_validator("drift_budget", mode="before")
     @classmethod

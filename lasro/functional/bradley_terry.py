@@ -10,13 +10,15 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lasro.num_steps import JSON_NAMES
+
 
 def ranked_pairs(
     rewards_N: Tensor, num_steps_N: Tensor, margin: float, within_num_steps: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Indices (winners_P, losers_P), int64, of all pairs of one prompt whose rewards differ by more than `margin`.
 
-    `num_steps_N` is the number of denoising steps that made each sample, 1 or 2; with `within_num_steps` only samples
+    `num_steps_N` is the number of denoising steps that made each sample; with `within_num_steps` only samples
     of as many steps are paired. A reward of NaN stands for a failed one and is in no pair.
     """
     better_NN = rewards_N[:, None] - rewards_N[None, :] > margin
@@ -54,21 +56,24 @@ def pair_kinds(
 ) -> dict[str, Tensor]:
     """Which pairs are of which kind, bool [P] by name: kinds differ in what the two samples of a pair share.
 
-    `seeds_N` int64 says which x_tau0 made a sample, `draws_N` int64 which eps of those given that x_tau0, `reference_N`
-    bool whether the other policy drew it. A pair is of one kind, or of none: own against reference of other noise.
+    `seeds_N` int64 says which x_tau0 made a sample, `draws_N` int64 which later noises of those given that x_tau0,
+    `reference_N` bool whether the other policy drew it. Own against reference of the same noise is a kind for each
+    number of steps. A pair is of one kind, or of none: own against reference of other noise.
     """
     num_steps, seeds, draws, reference = (
         (values[winners_P], values[losers_P]) for values in (num_steps_N, seeds_N, draws_N, reference_N)
     )
     same_policy_P, same_seed_P = reference[0] == reference[1], seeds[0] == seeds[1]
-    same_steps_P, one_step_P = num_steps[0] == num_steps[1], num_steps[0] == 1
+    same_steps_P = num_steps[0] == num_steps[1]
     same_noise_P = same_seed_P & same_steps_P & (draws[0] == draws[1])
     return {
         "across_seeds": same_policy_P & ~same_seed_P,
         "same_z1": same_policy_P & same_seed_P & same_steps_P,
         "between_steps": same_policy_P & same_seed_P & ~same_steps_P,
-        "reference_one_step": ~same_policy_P & same_noise_P & one_step_P,
-        "reference_two_step": ~same_policy_P & same_noise_P & ~one_step_P,
+        **{
+            f"reference_{JSON_NAMES[n]}": ~same_policy_P & same_noise_P & (num_steps[0] == n)
+            for n in num_steps_N.unique().tolist()
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""Consistency sampling in one, two or more steps: pure functions of tensors.
+"""Consistency sampling in one, two or more steps, and truncated gradients through them: pure functions of tensors.
 
 Notation of the paper: x_t a noisy latent, z a clean one, eps noise, abar_t the product of alphas up to t,
 f_theta(x_t, t, c) the consistency model's clean prediction. Two steps are tau_0 = 999 and tau_1 = 499.
@@ -9,8 +9,8 @@ Source: LCM (Luo et al., arXiv 2310.04378); two-step notation of LaSRO (Jia et a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,29 +36,61 @@ class StepSample(NamedTuple):
     z_BCHW: Tensor
 
 
-def sample(
-    predict_clean: Callable[[Tensor, int], Tensor],
-    next_input: Callable[[Tensor, Tensor, Tensor, int], Tensor],
-    noises: Sequence[Tensor],
-    rows: Sequence[Tensor] | None = None,
-) -> list[StepSample]:
-    """Every step of consistency sampling; the last z is the sample, nothing is noised after it.
+Step = TypeVar("Step", bound=Hashable)
 
-    `predict_clean(x_t, i)` is f_theta of step i with the prompt bound, `next_input(x_t, z, eps, i)` makes that step's
-    input from the input and the prediction of the step before. `noises` [B, C, H, W] are x_tau0, then one draw per
-    later step. For two steps of an LCM: z1 = f(x_tau0), x_tau1 = sqrt(abar) z1 + sqrt(1 - abar) eps, z2 = f(x_tau1).
-    `rows`, where given, says for each later step which rows of the step before it go on, int64; its noise has one row
-    for each of them. Gradients flow within each step, not from one into the next: z1 enters the second step as a
-    constant. That is our choice, not the paper's: the chain through both would multiply the slopes of two steep maps.
+
+def sample(
+    predict_clean: Callable[[Tensor, Step], Tensor],
+    first_input: Callable[[Tensor, Step], Tensor],
+    next_input: Callable[[Tensor, Tensor, Tensor, Step, Step], Tensor],
+    noises: Sequence[Tensor],
+    schedules: Sequence[Sequence[Step]],
+    gradient_steps: int = 1,
+    rows: Tensor | None = None,
+) -> list[list[StepSample]]:
+    """Every step of each of these schedules, shorter ones first; the last z of each is a sample.
+
+    `predict_clean(x_t, step)` is f_theta with the prompt bound, `first_input(eps, step)` a first step's input and
+    `next_input(x_t, z, eps, step, next_step)` that of a later one, from input and prediction of the step before it.
+    `noises` [B, C, H, W] are x_tau0, then one draw per later step. For two steps of an LCM: z1 = f(x_tau0),
+    x_tau1 = sqrt(abar) z1 + sqrt(1 - abar) eps, z2 = f(x_tau1). Schedules share the steps that they begin with, each
+    taken once. `rows`, where given, says which rows of a first step go on, int64; later noises have one row for each.
+
+    Gradients flow through the last `gradient_steps` of each schedule, and what is before them is a constant (DRaFT-K,
+    Clark et al., arXiv 2309.17400). With 1 they flow within each step, not from one into the next: that is our choice,
+    not the paper's, since the chain through several would multiply the slopes of as many steep maps.
     """
-    x_t, steps = noises[0], []
-    for i in range(len(noises)):
-        if i > 0:
-            before = (steps[-1].x_t_BCHW.detach(), steps[-1].z_BCHW.detach())
-            x_t, z = before if rows is None else (part[rows[i - 1]] for part in before)
-            x_t = next_input(x_t, z, noises[i], i)
-        steps.append(StepSample(x_t, predict_clean(x_t, i)))
-    return steps
+    taken: dict[tuple[tuple[Step, ...], int], StepSample] = {}
+
+    def take(path: tuple[Step, ...], first: int) -> StepSample:
+        """The last step of `path`, with a gradient from step `first` of it on."""
+        if (path, first) not in taken:
+            i = len(path) - 1
+            if i == 0:
+                x_t = first_input(noises[0], path[0])
+            else:
+                x_t, z = take(path[:-1], first) if i > first else constant(path[:-1])
+                if rows is not None and i == 1:
+                    x_t, z = x_t[rows], z[rows]
+                x_t = next_input(x_t, z, noises[i], path[-2], path[-1])
+            taken[path, first] = StepSample(x_t, predict_clean(x_t, path[-1]))
+        return taken[path, first]
+
+    def constant(path: tuple[Step, ...]) -> StepSample:
+        """The same without a gradient; the one that another schedule has trained already, where there is one."""
+        known = next((each for (other, _), each in taken.items() if other == path), None)
+        if known is None:
+            with torch.no_grad():
+                known = take(path, len(path))
+        return StepSample(*(part.detach() for part in known))
+
+    found = []
+    for path in map(tuple, schedules):
+        first = max(0, len(path) - gradient_steps)
+        last = take(path, first)
+        before = (path[: i + 1] for i in range(len(path) - 1))
+        found.append([*(taken.get((each, first)) or constant(each) for each in before), last])
+    return found
 
 
 def guidance_embedding(guidance_B: Tensor, dim: int) -> Tensor:

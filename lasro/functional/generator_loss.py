@@ -1,6 +1,6 @@
 """What the generator descends: pure functions.
 
-    L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
+    L = c L_reg - sum_k c_k mean S[R_psi(z_k, c)],  k each of the numbers of steps, one and two in the paper
 
 S normalises scores and clips them (`score_normalisation`). Source: LaSRO (arXiv 2411.15247), stage 2.
 
@@ -33,9 +33,9 @@ def score_ascent(scores_B: Tensor, gradient_BCHW: Tensor, scale: Scale, weight: 
 
 
 def stay_near_base(z: Tensor, z_base: Tensor) -> Tensor:
-    """mean (z - z_base)^2 against the frozen base's prediction for the same input; L_reg is its sum over both steps.
+    """mean (z - z_base)^2 against the frozen base's prediction for the same input; L_reg is its sum over all z_k.
 
-    The second step's z_base starts from the generator's own x_tau1, so a better first step is not pulled back by it.
+    z_base of a later step starts from the generator's own x_t, so a better first step is not pulled back by it.
     """
     return (z - z_base).square().mean()
 

@@ -1,16 +1,16 @@
 """LaSRO: the generator ascends the gradient of a surrogate reward in latent space (arXiv 2411.15247, stage 2).
 
-    L = c L_reg - c1 mean S[R_psi(z1, c)] - c2 mean S[R_psi(z2, c)]
+    L = c L_reg - sum_k c_k mean S[R_psi(z_k, c)]
 
-z1 and z2 are the clean latents after one step and two; R_psi is the surrogate, S normalises and clips its scores,
-or what these are above the frozen base's (`method.score_baseline`).
+z_k are the clean latents after k steps, for each k of `train.steps`, one and two by default; R_psi is the surrogate, S
+normalises and clips its scores, or what these are above the frozen base's (`method.score_baseline`).
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,8 @@ from lasro.methods.base import Method
 from lasro.methods.regulariser import Regulariser, hold, regulariser_of
 from lasro.models.base import GeneratorModel
 from lasro.models.surrogate import draw_augmentation
-from lasro.training.generator_trainer import NUM_STEPS, GeneratorTrainer, StepSamples, StepStatistics
+from lasro.num_steps import NumSteps
+from lasro.training.generator_trainer import GeneratorTrainer, StepSamples, StepStatistics
 from lasro.training.process_codec import CpuTensor
 from lasro.training.prompts import Prompt
 from lasro.training.score_source import ScoreSource
@@ -35,33 +36,35 @@ EARLIER_SCORES = 16.0
 class SurrogateAscent(Method):
     """LaSRO's update. It remembers moving moments of the scores of each number of steps."""
 
-    def __init__(self, settings: LasroSettings, regulariser: Regulariser) -> None:
-        self.settings, self.regulariser = settings, regulariser
-        self.moments: list[Moments | None] = [None] * NUM_STEPS
-        self.gains: list[Moments | None] = [None] * NUM_STEPS
+    def __init__(self, settings: LasroSettings, regulariser: Regulariser, weights: Mapping[NumSteps, float]) -> None:
+        """`weights`: c_k of each number of steps, in rising order."""
+        self.settings, self.regulariser, self.weights = settings, regulariser, weights
+        self.moments: list[Moments | None] = [None] * len(weights)
+        self.gains: list[Moments | None] = [None] * len(weights)
         """Those of R(z) - R(z_base), where that is the baseline."""
 
     @classmethod
     def create(cls, config: RunSettings, model: GeneratorModel) -> SurrogateAscent:
         assert isinstance(config.method, LasroSettings)
-        return cls(config.method, regulariser_of(config.method, model))
+        return cls(config.method, regulariser_of(config.method, model), config.step_weights)
 
     def update(self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
         assert source is not None, "LaSRO needs a surrogate"
         settings, draws = self.settings, trainer.draws()
-        steps = trainer.sample(batch, draws)  # z1, z2
+        steps = trainer.sample(batch, draws)  # z_k
         L_reg = self.regulariser(trainer, steps, draws)
         L, held = hold(trainer, steps, L_reg, settings)  # c L_reg, c by the distance from the base
         scores = [self._scores(trainer, samples, source, draws) for samples in steps]  # R_psi(z_k, c), dR_psi/dz_k
         scales, loss, means = self._scales(trainer, scores), L.item(), []
-        for k, c_k in enumerate((settings.one_step_weight, settings.two_step_weight)):
+        for k, c_k in enumerate(self.weights.values()):
             R_B, share = scores[k].above_baseline_B, steps[k].share
             term, slope_BCHW = score_ascent(R_B, scores[k].dR_dz_BCHW, scales[k], c_k)  # -c_k mean S[R]
             L = L + share * (steps[k].z_BCHW * slope_BCHW).sum()  # its gradient by theta is that of the term
             loss += share * term.item()
             means.append(share * normalise_and_clip(R_B, scales[k]).mean().item())
-        figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
-        return StepStatistics(*figures, grad_norm=trainer.apply(L), **held._asdict())
+        loss, regulariser, *means = trainer.sum_over_processes([loss, L_reg.item(), *means])
+        by_steps = dict(zip(self.weights, means, strict=True))
+        return StepStatistics(loss, regulariser, by_steps, grad_norm=trainer.apply(L), **held._asdict())
 
     def _scores(
         self, trainer: GeneratorTrainer, samples: StepSamples, source: ScoreSource, draws: torch.Generator

@@ -1,9 +1,10 @@
 """The true gradient: the generator ascends rewards that are torch functions, through the decoder, without a surrogate.
 
-    L = c L_reg - c1 mean r(D(z1), c) - c2 mean r(D(z2), c)
+    L = c L_reg - sum_k c_k mean r(D(z_k), c)
 
-D is the VAE's decoder. It is the limit of what any surrogate of such a reward can teach (as in DRaFT, Clark et al.,
-arXiv 2309.17400, one step of it at a time), and no way to use a reward that cannot be differentiated.
+z_k are the clean latents after k steps, for each k of `train.steps`; D is the VAE's decoder. It is the limit of what
+any surrogate of such a reward can teach (as in DRaFT-K, Clark et al., arXiv 2309.17400, K being
+`train.gradient_steps`), and no way to use a reward that cannot be differentiated.
 
 Shape legend: B batch, C latent channels, H, W latent height and width.
 """
@@ -11,7 +12,7 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from lasro.errors import ConfigError
 from lasro.methods.base import Method
 from lasro.methods.regulariser import Regulariser, hold, regulariser_of
 from lasro.models.base import GeneratorModel
+from lasro.num_steps import NumSteps
 from lasro.reward_function import load_reward
 from lasro.torch_reward import TorchReward
 from lasro.training.generator_trainer import GeneratorTrainer, StepSamples, StepStatistics
@@ -35,10 +37,14 @@ class TrueGradient(Method):
     needs_surrogate = False
 
     def __init__(
-        self, settings: TrueGradientSettings, regulariser: Regulariser, rewards: Sequence[tuple[float, TorchReward]]
+        self,
+        settings: TrueGradientSettings,
+        regulariser: Regulariser,
+        rewards: Sequence[tuple[float, TorchReward]],
+        weights: Mapping[NumSteps, float],
     ) -> None:
-        """`rewards` come with their weights in the sum."""
-        self.settings, self.regulariser, self.rewards = settings, regulariser, rewards
+        """`rewards` come with their weights in the sum; `weights`: c_k of each number of steps, in rising order."""
+        self.settings, self.regulariser, self.rewards, self.weights = settings, regulariser, rewards, weights
 
     @classmethod
     def create(cls, config: RunSettings, model: GeneratorModel) -> TrueGradient:
@@ -46,21 +52,22 @@ class TrueGradient(Method):
         if config.objective.combine != "sum":
             raise ConfigError(f"objective.combine: got {config.objective.combine}, expected sum for the true gradient")
         rewards = [(reward.weight, _torch_reward(reward)) for reward in config.rewards if reward.weight]
-        return cls(config.method, regulariser_of(config.method, model), rewards)
+        return cls(config.method, regulariser_of(config.method, model), rewards, config.step_weights)
 
     def update(self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
         settings, draws = self.settings, trainer.draws()
-        steps = trainer.sample(batch, draws)  # z1, z2
+        steps = trainer.sample(batch, draws)  # z_k
         L_reg = self.regulariser(trainer, steps, draws)
         L, held = hold(trainer, steps, L_reg, settings)  # c L_reg, c by the distance from the base
         loss, means = L.item(), []
-        for samples, c_k in zip(steps, (settings.one_step_weight, settings.two_step_weight), strict=True):
+        for samples, c_k in zip(steps, self.weights.values(), strict=True):
             r_B, dr_dz_BCHW = self._rewards_and_gradient(trainer, samples)
             L = L - c_k * samples.share * (samples.z_BCHW * dr_dz_BCHW).sum() / len(r_B)
             means.append(samples.share * r_B.mean().item())
             loss -= c_k * means[-1]
-        figures = trainer.sum_over_processes([loss, L_reg.item(), *means])
-        return StepStatistics(*figures, grad_norm=trainer.apply(L), **held._asdict())
+        loss, regulariser, *means = trainer.sum_over_processes([loss, L_reg.item(), *means])
+        by_steps = dict(zip(self.weights, means, strict=True))
+        return StepStatistics(loss, regulariser, by_steps, grad_norm=trainer.apply(L), **held._asdict())
 
     def _rewards_and_gradient(self, trainer: GeneratorTrainer, samples: StepSamples) -> tuple[Tensor, Tensor]:
         """r(D(z), c) [B] and its gradient by z [B, C, H, W], a micro-batch's activations held at a time."""

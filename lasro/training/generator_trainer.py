@@ -6,7 +6,7 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,38 +18,48 @@ from torch.utils.checkpoint import checkpoint
 
 from lasro.config import LoraSettings, TrainSettings
 from lasro.errors import NonFiniteError
+from lasro.functional.consistency import sample
 from lasro.functional.generator_loss import ema_update
 from lasro.functional.lr_schedule import learning_rate
 from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
 from lasro.models.device import device_memory
 from lasro.models.lora import parameters_set
+from lasro.num_steps import NumSteps
 from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.prompts import Prompt
-from lasro.training.sampling import draw_noises, generator_for, take_steps
+from lasro.training.sampling import draw_noises, generator_for
 from lasro.training.score_source import ScoreSource
 
 MEMORY_ADVICE = "lower train.micro_batch_size, or set model.gradient_checkpointing = true"
-NUM_STEPS = 2
-"""Each update samples, scores and trains one step and two."""
 
 
 class StepStatistics(NamedTuple):
-    """`score_1`, `score_2`: mean of what a method ascends at one step and two; LaSRO's S[R] has no dimension."""
+    """Of one update, over all processes."""
 
     loss: float
     regulariser: float
-    score_1: float
-    score_2: float
+    scores: Mapping[NumSteps, float | None]
+    """By number of steps, the mean of what a method ascends; LaSRO's S[R] has no dimension. None: not known."""
     grad_norm: float
     distance: float | None
-    """From the base: root of the mean square distances of latents, summed over the steps. None: not measured."""
+    """From the base: root of the mean square distances of latents, summed over the outputs. None: not measured."""
     regulariser_weight: float
     """c, as it was for this update."""
 
 
+class TakenStep(NamedTuple):
+    """A step of a sampler as it was taken: input and clean latents, and the noise that the input was made with."""
+
+    step: SamplingStep
+    x_t_BCHW: Tensor
+    z_BCHW: Tensor
+    noise_BCHW: Tensor
+    """x_tau0 of the first; a sampler that adds none leaves the later ones out."""
+
+
 @dataclass(frozen=True, eq=False)
 class StepSamples:
-    """What this process has of one sampling step: `rows` of the `total` that all processes take to that step."""
+    """What this process has of the last step of some samples: `rows` of the `total` that all processes draw."""
 
     step: SamplingStep
     x_t_BCHW: Tensor
@@ -59,10 +69,17 @@ class StepSamples:
     rows: slice
     total: int
     predict_base: Callable[[Tensor, SamplingStep, Conditioning], Tensor]
+    trajectory: Sequence[TakenStep] = ()
+    """All steps, noisiest first, this one last; a gradient reaches z of the last `train.gradient_steps`."""
+
+    @property
+    def num_steps(self) -> NumSteps:
+        """Steps that the samples took."""
+        return self.step.index + 1
 
     @cached_property
     def z_base_BCHW(self) -> Tensor:
-        """The frozen base's prediction for the same inputs, without a gradient; computed once, when first asked for."""
+        """The frozen base's last step from the same inputs, without a gradient; computed once, when first asked for."""
         with torch.no_grad():
             return self.predict_base(self.x_t_BCHW, self.step, self.conditioning)
 
@@ -117,8 +134,10 @@ class GeneratorTrainer:
         self.allowed_distance: float | None = None
         """Distance from the base, sqrt(L_reg), at which the next update holds the generator; None: it does not."""
         self.decay_steps = settings.decay_steps
-        self.base_steps: tuple[bool, bool] = (False, False)
-        """Which steps of an update the frozen base takes: nothing of them is trained."""
+        self.schedules = {n: model.steps(n) for n in settings.steps}
+        """The sampler's steps for each of `train.steps`."""
+        self.base_takes_first = False
+        """Whether the frozen base takes the first step of an update: nothing of it is trained."""
         self._method_start = method.state()
 
     def step(self, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
@@ -137,31 +156,44 @@ class GeneratorTrainer:
         """What this update draws from: it depends on the seed and the number of the update alone."""
         return generator_for(self.seed, "generator", self.version)
 
-    def sample(self, batch: Sequence[Prompt], draws: torch.Generator) -> list[StepSamples]:
-        """This process's share of one step and of two, with a gradient within each step (see `consistency.sample`).
+    def sample(
+        self, batch: Sequence[Prompt], draws: torch.Generator, num_steps: Sequence[NumSteps] | None = None
+    ) -> list[StepSamples]:
+        """This process's share of the samples in each of `num_steps`, rising; absent: `train.steps`.
 
-        The second step is taken for every `train.two_step_every`-th prompt, for all where the first is the base's.
+        With a gradient through the last `train.gradient_steps` of each (see `consistency.sample`). What has more steps
+        than one is drawn for every `train.two_step_every`-th prompt, for all where the first step is the base's.
         """
-        model, every = self.model, 1 if self.base_steps[0] else self.settings.two_step_every
-        noises = draw_noises(model, len(batch), draws, NUM_STEPS)
+        model, every = self.model, 1 if self.base_takes_first else self.settings.two_step_every
+        chosen = self.settings.steps if num_steps is None else num_steps
+        noises = draw_noises(model, len(batch), draws, max(chosen))
         here = self.peers.share(len(batch))
         later = slice(math.ceil(here.start / every), math.ceil(here.stop / every))
-        chosen = torch.arange(later.start * every, here.stop, every, device=model.device)
-        steps, first = model.steps(NUM_STEPS), model.embed([prompt.text for prompt in batch[here]])
-        conditioning = [first, first.rows(chosen - here.start)]
-        taken = take_steps(
-            model,
-            steps,
-            lambda x_t_BCHW, i: self.predict(x_t_BCHW, steps[i], conditioning[i], self.base_steps[i]),
-            [noises[0][here], noises[1][chosen]],
-            rows=[chosen - here.start],
-        )
-        prompts = [list(batch[here]), [batch[row] for row in chosen.tolist()]]
-        rows, totals = [here, later], [len(batch), math.ceil(len(batch) / every)]
-        base = partial(self.predict, base=True)
-        return [
-            StepSamples(steps[i], *taken[i], prompts[i], conditioning[i], rows[i], totals[i], base) for i in range(2)
+        going_on = torch.arange(later.start * every, here.stop, every, device=model.device)
+        own, kept = [noises[0][here], *(noise[going_on] for noise in noises[1:])], going_on - here.start
+        first = model.embed([prompt.text for prompt in batch[here]])
+        shares = [  # of one step, and of more
+            (list(batch[here]), first, here, len(batch)),
+            ([batch[row] for row in going_on.tolist()], first.rows(kept), later, math.ceil(len(batch) / every)),
         ]
+
+        def predict(x_t_BCHW: Tensor, step: SamplingStep) -> Tensor:
+            _, conditioning, _, _ = shares[min(step.index, 1)]
+            return self.predict(x_t_BCHW, step, conditioning, self.base_takes_first and step.index == 0)
+
+        schedules = [self.schedules[n] if n in self.schedules else model.steps(n) for n in chosen]
+        taken = sample(
+            predict, model.first_input, model.next_input, own, schedules, self.settings.gradient_steps, rows=kept
+        )
+        found = []
+        for n, schedule, steps in zip(chosen, schedules, taken, strict=True):
+            trajectory = [TakenStep(*each) for each in zip(schedule, *zip(*steps, strict=True), own, strict=False)]
+            if n > 1:
+                trajectory[0] = TakenStep(trajectory[0].step, *(part[kept] for part in trajectory[0][1:]))
+            step, x_t_BCHW, z_BCHW, _ = trajectory[-1]
+            share = shares[min(n - 1, 1)]
+            found.append(StepSamples(step, x_t_BCHW, z_BCHW, *share, partial(self.predict, base=True), trajectory))
+        return found
 
     def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:
         """f_theta(x_t, t, c), a micro-batch's activations held at a time: backward computes them once more."""

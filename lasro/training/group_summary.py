@@ -47,7 +47,7 @@ def distances(group: Group, num_steps: int) -> Distances:
 
 def summarise_group(group: Group) -> GroupSummary:
     """What is kept of a group once it is posted."""
-    by_steps = {num_steps: distances(group, num_steps) for num_steps in (1, 2)}
+    by_steps = {num_steps: distances(group, num_steps) for num_steps in sorted(set(group.stages))}
     return GroupSummary(
         group.prompt, group.stages, group.is_reference, by_steps, group.seeds, group.draws, group.image_squares
     )

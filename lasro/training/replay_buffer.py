@@ -52,7 +52,7 @@ def origins_of(
 class ReplayGroup:
     """One prompt's scored samples, as the replay buffer keeps them.
 
-    `num_steps_N` int64 is the number of denoising steps of each sample, 1 or 2; `origins` says the rest of what made
+    `num_steps_N` int64 is the number of denoising steps of each sample, 1 to 8; `origins` says the rest of what made
     it, None where that is unknown. `rewards` has the values of each reward
     by name, [N] float64, NaN where one failed. `latents_NCHW` is float16. Totals are computed when the group is used
     (`ranking.py`).

@@ -11,6 +11,7 @@
 Nothing here imports torch. Every name is found in `lasro.wire` itself.
 """
 
+from lasro.num_steps import NumSteps
 from lasro.wire.codec import (
     MSGPACK_TYPE,
     NAME_PATTERN,
@@ -32,7 +33,6 @@ from lasro.wire.groups import (
     GroupState,
     GroupStatus,
     GroupSubmission,
-    NumSteps,
     ScoredGroup,
 )
 from lasro.wire.problem import BLANK_TYPE, Problem
@@ -57,6 +57,7 @@ from lasro.wire.rewards import (
 )
 from lasro.wire.surrogate import (
     PAIR_KINDS,
+    REFERENCE_KINDS,
     AdaptReply,
     AdaptRequest,
     AdaptStatistics,
@@ -87,6 +88,7 @@ __all__ = [
     "NAME_PATTERN",
     "OUT_OF_RANGE",
     "PAIR_KINDS",
+    "REFERENCE_KINDS",
     "SAFETENSORS_TYPE",
     "SCHEMA_VERSION",
     "TIMEOUT_HEADER",

@@ -1,6 +1,6 @@
 """Messages about groups: submitted by the client, scored by the reward API, read by the surrogate trainer.
 
-Shape legend: K seeds of a prompt, N samples of a group (K of one step, K of two, reference samples), CHW one latent.
+Shape legend: K seeds of a prompt, N samples of a group (K of each number of steps, reference samples), CHW one latent.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lasro.num_steps import MOST_STEPS, NumSteps
 from lasro.wire.codec import SCHEMA_VERSION, Blob, Finite, Message, Name
 from lasro.wire.rewards import ScoredItem
 
 log = logging.getLogger("lasro")
-NumSteps = Literal[1, 2]
-"""Denoising steps that a sample took."""
 
 
 class GroupState(StrEnum):
@@ -57,7 +56,7 @@ class _Samples(Message):
 
 
 class GroupSubmission(_Samples):
-    """One prompt, K seeds, one- and two-step samples of each: the unit of everything.
+    """One prompt, K seeds, a sample of each in each number of steps: the unit of everything.
 
     `images`, `stages` and the leading axis of the `latents` tensor run over the same N samples. A group whose
     rewards are known brings them as `scores` in place of images: nothing is called for it.
@@ -72,7 +71,9 @@ class GroupSubmission(_Samples):
     metadata: Any = None
     policy_version: int = Field(ge=0, description="generator updates made before sampling")
     rewards: list[Name] = Field(min_length=1, max_length=32)
-    stages: list[NumSteps] = Field(min_length=2, max_length=1024, description="1 or 2 denoising steps, per sample")
+    stages: list[NumSteps] = Field(
+        min_length=2, max_length=1024, description=f"denoising steps, 1 to {MOST_STEPS}, per sample"
+    )
     images: list[Blob] = Field(default=[], max_length=1024, description="absent where `scores` are given")
     scores: dict[str, list[Finite | None]] | None = Field(
         default=None,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from lasro.functional.reward_totals import Scale
+from lasro.num_steps import JSON_NAMES
 from lasro.wire.codec import Blob, Finite, Message, Name
 
 # A strict message takes a dataclass from JSON alone, and msgpack has maps.
@@ -30,9 +31,11 @@ class AdaptRequest(Message):
     )
 
 
-PAIR_KINDS = ("across_seeds", "same_z1", "between_steps", "reference_one_step", "reference_two_step")
-"""What the two samples of a pair share, see `lasro.functional.bradley_terry.pair_kinds`. A generator that follows the
-surrogate moves each sample while its noise stays, which is what pairs with a reference sample show."""
+REFERENCE_KINDS = {num_steps: f"reference_{name}" for num_steps, name in JSON_NAMES.items()}
+"""By number of steps: a sample and the reference sample of its noise. A generator that follows the surrogate moves each
+sample while its noise stays, which is what these pairs show."""
+PAIR_KINDS = ("across_seeds", "same_z1", "between_steps", *REFERENCE_KINDS.values())
+"""What the two samples of a pair share, see `lasro.functional.bradley_terry.pair_kinds`."""
 
 
 class KindAccuracy(Message):

@@ -29,23 +29,28 @@ def test_sana_sprint(config_path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.proof
 def test_z_image_turbo(config_path: Path, tmp_path: Path) -> None:
-    """Guards against the same where a sampler adds no noise and prompts have lengths of their own."""
+    """Guards against the same in the eight steps that a model is made for, where a sampler adds no noise and prompts
+    have lengths of their own."""
     options = {"guidance_scale": 0.0, "height": 16, "width": 16}
     family = Family(write_tiny_z_image(tmp_path / "model"), "ZImagePipeline", lambda _: options)
-    train_and_compare(config_path, tmp_path, family)
+    train_and_compare(config_path, tmp_path, family, 8)
 
 
 @pytest.mark.proof
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of a norm, which then is not fused
 def test_flux2_klein(config_path: Path, tmp_path: Path) -> None:
-    """Guards against the same where latents are patches, and the text encoder is a model with a head."""
+    """Guards against the same in four steps, where latents are patches, and the text encoder is a model with a head."""
     options = {"guidance_scale": 1.0, "height": 16, "width": 16}
     folder = write_tiny_flux2(tmp_path / "model")
-    train_and_compare(config_path, tmp_path, Family(folder, "Flux2KleinPipeline", lambda _: options, 1.0, normalised))
+    train_and_compare(
+        config_path, tmp_path, Family(folder, "Flux2KleinPipeline", lambda _: options, 1.0, normalised), 4
+    )
 
 
-def train_and_compare(config_path: Path, tmp_path: Path, family: Family) -> None:
+def train_and_compare(config_path: Path, tmp_path: Path, family: Family, num_steps: int | None = None) -> None:
+    """In one step and two, or in so many alone."""
     own = [f"model.path={family.folder}", f"model.guidance={family.guidance}"]
+    own += [f"train.steps=[{num_steps}]"] if num_steps else []
     config = load_config(config_path, [*own, *SHORT])
     summary: dict[str, Any] = train(config, tmp_path / "run")
     assert summary["rounds"] == 2
@@ -53,9 +58,10 @@ def train_and_compare(config_path: Path, tmp_path: Path, family: Family) -> None
     assert last["policy_version"] == 1
     assert last["failed_samples"] == 0
     pipeline, model = checks.stock(family), checks.load(family.folder, family.guidance)
-    before = checks.our_latents(model, 2)
+    num_steps = num_steps or 2
+    before = checks.our_latents(model, num_steps)
     pipeline.load_lora_weights(tmp_path / "run" / "adapter")
     model.load_lora(tmp_path / "run" / "adapter")
-    ours = checks.our_latents(model, 2)
-    assert (ours - checks.stock_latents(family, pipeline, 2)).abs().max() <= 1e-4
+    ours = checks.our_latents(model, num_steps)
+    assert (ours - checks.stock_latents(family, pipeline, num_steps)).abs().max() <= 1e-4
     assert (ours - before).any(), "the run trained nothing"

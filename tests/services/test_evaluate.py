@@ -28,9 +28,8 @@ from lasro_client.evaluation.drift import (
     measure_movement,
     stored_base,
 )
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import load_evaluation, save_evaluation
-from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, evaluate
+from lasro_client.evaluation.score_prompts import draw_in_steps, evaluate
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.held_out import HeldOut
 from lasro_client.run.observer import Observer
@@ -127,8 +126,8 @@ def test_one_pass_gives_the_images_of_two_stock_calls(model, tiny_model_path):
     stock.scheduler = diffusers.LCMScheduler.from_config(stock.scheduler.config)
     stock.set_progress_bar_config(disable=True)
     texts = [prompt.text for prompt in PROMPTS[:3]]
-    ours = draw_one_and_two_steps(model, texts, range(SEED, SEED + 3))
-    for steps, images in zip((1, 2), ours, strict=True):
+    ours = draw_in_steps(model, texts, range(SEED, SEED + 3))
+    for steps, images in ours.items():
         for index, text in enumerate(texts):
             expected = stock(
                 prompt=text,
@@ -179,15 +178,15 @@ def test_drift_is_zero_without_change_and_grows_with_it(model, tmp_path):
 def test_held_out_drift_is_that_of_the_evaluated_images(model, api, tmp_path):
     """Bug: nothing was measured on held-out prompts. Guards against other noise than the evaluation's."""
     base = draw_base(model, PROMPTS[:2], SEED)
-    assert measure_movement(model, base).two_step.mean == 0
+    assert measure_movement(model, base)[2].mean == 0
     moved = with_adapter(model, 0.3)
     for name in ("before", "after"):
         evaluate(moved, PROMPTS[:2], ["brightness"], api, SEED, tmp_path / name, base=name == "before")
     found, movement = measure_held_out_drift(moved, PROMPTS[:2], SEED, tmp_path), measure_movement(moved, base)
-    assert found.one_step.distance == movement.one_step
-    assert found.two_step.distance == movement.two_step
+    assert found[1].distance == movement[1]
+    assert found[2].distance == movement[2]
     assert all(each.mean is not None and each.mean > 0.001 for each in movement.values())
-    assert found.two_step.ratio.n == 2
+    assert found[2].ratio.n == 2
 
 
 def test_the_bases_images_are_those_of_its_evaluation(model, api, tmp_path, monkeypatch):
@@ -208,7 +207,7 @@ def test_the_movement_of_one_prompt_is_in_changes_of_seed(model):
     """Guards against a run about one prompt that has no figure, or divides by zero."""
     base = draw_base(model, PROMPTS[:1], SEED)
     assert all(base.units.values())
-    assert measure_movement(with_adapter(model, 0.0), base).one_step.mean == 0
+    assert measure_movement(with_adapter(model, 0.0), base)[1].mean == 0
 
 
 def test_a_broken_adapter_is_not_scored(model, api):
@@ -247,7 +246,7 @@ def test_an_evaluation_of_a_cold_reward_is_taken_again(held_out, tmp_path):
     found = evaluated(evaluation.evaluate_base, evaluation, watch)
     assert found.rewards["cold"].values() == ([0.5], [0.5])
     assert load_evaluation(tmp_path / "evaluation" / "before.json") == found
-    empty = found.model_copy(update={"rewards": {"cold": ByNumSteps([None], [None])}})
+    empty = found.model_copy(update={"rewards": {"cold": {1: [None], 2: [None]}}})
     save_evaluation(tmp_path / "evaluation" / "before.json", empty)
     assert evaluation.evaluate_base() == found, "one that an earlier release stored so is not read back"
 
@@ -260,7 +259,7 @@ def test_a_resumed_run_scores_what_its_base_lacks(held_out, tmp_path, status, ag
     found = evaluation.evaluate_base()
     partial = found.model_copy(
         update={
-            "rewards": {"cold": ByNumSteps([0.25], [None])},
+            "rewards": {"cold": {1: [0.25], 2: [None]}},
             "failures": {"cold": {status: 1}},
             "errors": {"cold": f"{status}: no"},
         }

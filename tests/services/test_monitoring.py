@@ -26,7 +26,6 @@ from lasro.config import ModelSettings, SurrogateRun, SurrogateSettings
 from lasro.errors import ModelError
 from lasro.reward_sdk import create_reward_app, load_reward
 from lasro.service.serve import bind
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observers, RunInfo
 from lasro_client.run.round_record import RewardRecord, RoundRecord
 from lasro_client.services.surrogate_client import SurrogateClient
@@ -38,7 +37,7 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 Serve = Callable[[ASGIApp], str]
-RECORD = RoundRecord("train", 1, rewards=RewardRecord(rewards={"monitored": ByNumSteps(0.1, 0.1)}))
+RECORD = RoundRecord("train", 1, rewards=RewardRecord(rewards={"monitored": {1: 0.1, 2: 0.1}}))
 # These are there once a run has been trained for a while, which test_surrogate_trainer.py does.
 MEASURED = {"lasro_surrogate_held_out_pair_accuracy", "lasro_surrogate_reward_gap"}
 OF_PROMETHEUS = {"up"}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lasro.images import png_bytes
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 
 TRAIN = ["a red | blue circle", "two cats", "a dog on a bench"]
@@ -55,5 +54,5 @@ def write_finished_run(folder: Path, model: Path, **model_settings: Any) -> Path
 
 def _evaluation(shift: float) -> Evaluation:
     scores: list[float | None] = [index / 10 + shift for index in range(len(HELD_OUT))]
-    rewards = {name: ByNumSteps(scores, scores) for name in ("sharpness", "safe")}
+    rewards = {name: {1: scores, 2: scores} for name in ("sharpness", "safe")}
     return Evaluation(prompts=HELD_OUT, seed=10_000, rewards=rewards)

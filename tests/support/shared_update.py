@@ -54,7 +54,9 @@ def updates(model_path: str, two_step_every: int, peers: DistributedContext) -> 
     )
     trainer = create_trainer(config, load_model(config.model), peers)
     steps = [trainer.step(PROMPTS, CurvedScore()) for _ in range(4)]
-    figures = [[figure for figure in step if figure is not None] for step in steps]
+    figures = [
+        [step.loss, step.regulariser, *step.scores.values(), step.grad_norm, step.distance or 0.0] for step in steps
+    ]
     return [*figures, [parameter.norm().item() for parameter in trainer.parameters]]
 
 

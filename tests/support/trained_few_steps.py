@@ -20,10 +20,15 @@ def train_and_compare(
     settings: Mapping[str, Any] = NOTHING,
     from_config: FromConfig | None = None,
     call: Mapping[str, Any] = NOTHING,
+    num_steps: int | None = None,
 ) -> None:
-    """Two rounds; what they wrote moves the model, and draws the same here and in stock diffusers."""
+    """Two rounds; what they wrote moves the model, and draws the same here and in stock diffusers.
+
+    In one step and two, or in `num_steps` alone.
+    """
     given = {"path": folder, "guidance": 1.0, **settings}
     options = [f"{'train' if name == 'timesteps' else 'model'}.{name}={value}" for name, value in given.items()]
+    options += [f"train.steps=[{num_steps}]"] if num_steps else []
     rounds = ["train.rounds=2", "train.warmup_rounds=0", "train.learning_rate=1e-2", "train.drift_budget=none"]
     summary = train(load_config(config_path, [f"name={tmp_path.name}", *services, *options, *rounds]), tmp_path / "run")
     assert summary["rounds"] == 2
@@ -31,11 +36,12 @@ def train_and_compare(
     if "base_adapter" in settings:
         pipeline.load_lora_weights(settings["base_adapter"], adapter_name="few steps")
         adapters.append("few steps")
-    before = stock_latents(pipeline, 2, **call)
+    num_steps = num_steps or 2
+    before = stock_latents(pipeline, num_steps, **call)
     pipeline.load_lora_weights(tmp_path / "run" / "adapter", adapter_name="ours")
     pipeline.set_adapters([*adapters, "ours"])
-    after = stock_latents(pipeline, 2, **call)
+    after = stock_latents(pipeline, num_steps, **call)
     model = load(folder, **settings)
     model.load_lora(tmp_path / "run" / "adapter")
-    assert difference(our_latents(model, 2), after) <= 1e-4
+    assert difference(our_latents(model, num_steps), after) <= 1e-4
     assert (after - before).abs().max() > 1e-4, "nothing was learned"

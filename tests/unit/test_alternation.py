@@ -453,9 +453,9 @@ def test_rounds_of_the_second_step_alone_say_nothing_of_gain_or_drift(tiny_model
     """Guards against a gain of the second step alone that is taken for the whole, and a drift that seems to halve."""
     made = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, train={"second_step_rounds": 2})
     records = made.run(until=6)
-    measured = [record.rewards.gain.two_step is not None for record in records]
+    measured = [record.rewards.gain[2] is not None for record in records]
     assert measured == [False, False, True, False, True, False]  # the first round's generator is the base
-    assert [record.generator.drift.two_step is not None for record in records] == measured
+    assert [record.generator.drift[2] is not None for record in records] == measured
 
 
 def test_a_pilot_without_a_sign_of_a_gain_is_taken_back(tiny_model_path: Path, tmp_path: Path) -> None:

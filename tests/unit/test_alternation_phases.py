@@ -19,7 +19,6 @@ from lasro.methods.registry import create_trainer
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.alternation import Alternation
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_record import RoundRecord
@@ -125,7 +124,7 @@ def run_in(model_path: Path, folder: Path, written: Written, **train: Any) -> Al
     trainer = create_trainer(config, load_model(config.model))
     alternation = Alternation(run_folder, trainer, services, services, [Prompt("a red star"), Prompt("a heart")])
     alternation.begin(0)
-    alternation.measure_by(ByNumSteps(2000.0, 2000.0))
+    alternation.measure_by({1: 2000.0, 2: 2000.0})
     written.follow(alternation.surrogate_version)
     return alternation
 

@@ -71,7 +71,11 @@ def test_kinds_of_pairs_by_hand() -> None:
         "reference_one_step": {(5, 0)},
         "reference_two_step": {(6, 2), (7, 3)},
     }
-    assert tuple(kinds) == wire.PAIR_KINDS
+    assert tuple(kinds) == wire.PAIR_KINDS[:5]
+    others = pair_kinds(torch.where(num_steps == 1, 4, 8), seeds, draws, reference, winners, losers)
+    assert tuple(others) == (*wire.PAIR_KINDS[:3], "reference_four_step", "reference_eight_step")
+    assert set(others) <= set(wire.PAIR_KINDS)
+    assert all(torch.equal(a, b) for a, b in zip(kinds.values(), others.values(), strict=True))
 
 
 def test_loss_by_hand() -> None:

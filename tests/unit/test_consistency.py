@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 from lasro.functional import consistency, noise_schedule
 from lasro.functional.consistency import sample
@@ -55,10 +58,21 @@ def test_unknown_parameterisation_is_refused() -> None:
         noise_schedule.clean_from_output(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), "flow")
 
 
-def renoise(x_t: torch.Tensor, z: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
-    """With abar_499 = 0.36, and never for the first step."""
-    assert i == 1
-    return noise_schedule.add_noise(z, noise, torch.tensor(0.36, dtype=torch.float64))
+ABAR = torch.tensor(0.36, dtype=torch.float64)
+
+
+def as_it_is(noise: Tensor, step: int) -> Tensor:
+    return noise
+
+
+def renoise(x_t: Tensor, z: Tensor, noise: Tensor, step: int, next_step: int) -> Tensor:
+    """With abar = 0.36, and never for the first step."""
+    assert next_step > 0
+    return noise_schedule.add_noise(z, noise, ABAR)
+
+
+def full(*values: float) -> list[Tensor]:
+    return [torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in values]
 
 
 def test_two_steps_by_hand() -> None:
@@ -66,35 +80,105 @@ def test_two_steps_by_hand() -> None:
 
     f(x, t) = x / 2; x_999 = 4 gives z1 = 2; abar_499 = 0.36 gives x_499 = 0.6 * 2 + 0.8 * 5 = 5.2, z2 = 2.6.
     """
-    noises = [torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (4.0, 5.0)]
-    first, second = sample(lambda x_t, i: x_t / 2, renoise, noises)
+    [[first, second]] = sample(lambda x_t, step: x_t / 2, as_it_is, renoise, full(4.0, 5.0), [(0, 1)])
     assert first.z_BCHW.item() == pytest.approx(2.0)
     assert second.x_t_BCHW.item() == pytest.approx(5.2)
     assert second.z_BCHW.item() == pytest.approx(2.6)
 
 
-def test_no_gradient_through_the_second_step_into_the_first() -> None:
-    """Guards against backpropagating through the chain: z2 = theta (0.6 z1 + ...) must see z1 as a constant.
+@pytest.mark.parametrize(
+    ("gradient_steps", "expected"), [(1, 6.36), (2, 6.36 + 0.3 * 5.2), (3, 6.36 + 0.3 * (5.2 + 0.3 * 4))]
+)
+def test_the_gradient_goes_back_so_many_steps(gradient_steps: int, expected: float) -> None:
+    """Guards against a chain that is cut one step early or late, or not at all, as in a one-step-at-a-time run.
 
-    theta = 0.5, z1 = 2: d z2 / d theta = x_499 = 5.2, not 5.2 + theta * 0.6 * d z1 / d theta.
+    f(x) = theta x with theta = 0.5: x_0 = 4, x_1 = 0.6 * 2 + 0.8 * 5 = 5.2, x_2 = 0.6 * 2.6 + 0.8 * 6 = 6.36.
+    d z_3 / d theta = x_2 + 0.6 theta (x_1 + 0.6 theta x_0), the terms of the steps before the last as far as it goes.
     """
     theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    noises = [torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (4.0, 5.0)]
-    sample(lambda x_t, i: theta * x_t, renoise, noises)[1].z_BCHW.sum().backward()
-    assert theta.grad is not None
-    assert theta.grad.item() == pytest.approx(5.2)
+    noises = full(4.0, 5.0, 6.0)
+    [steps] = sample(lambda x_t, step: theta * x_t, as_it_is, renoise, noises, [(0, 1, 2)], gradient_steps)
+    assert [step.z_BCHW.requires_grad for step in steps] == [i >= 3 - gradient_steps for i in range(3)]
+    (found,) = torch.autograd.grad(steps[-1].z_BCHW.sum(), theta)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_truncated_sampling_passes_gradcheck() -> None:
+    """Guards against a next input that no gradient, or half of one, goes through: all steps are differentiated."""
+    noises = [
+        torch.randn(1, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
+
+    def last(theta: Tensor) -> Tensor:
+        [steps] = sample(
+            lambda x_t, step: torch.tanh(theta[step] * x_t), as_it_is, renoise, noises, [(0, 1, 2)], gradient_steps=3
+        )
+        return steps[-1].z_BCHW
+
+    assert torch.autograd.gradcheck(last, torch.tensor([0.3, 0.7, 1.1], dtype=torch.float64, requires_grad=True))
+
+
+def alone(theta: Tensor, noises: list[Tensor], path: tuple[int, ...], gradient_steps: int) -> Tensor:
+    """The last z of one schedule, step by step: what a longer chain is a constant of is detached."""
+    x_t, z = noises[0], torch.zeros(())
+    for i, step in enumerate(path):
+        if i > 0:
+            before = z.detach() if i == len(path) - gradient_steps else z
+            x_t = renoise(x_t, before, noises[i], path[i - 1], step)
+        z = torch.sin((1 + theta) * (step + 1) * x_t)
+    return z
+
+
+SCHEDULES = st.lists(st.lists(st.integers(1, 3), max_size=4), min_size=1, max_size=4).map(
+    lambda found: sorted({(0, *rest) for rest in found}, key=len)
+)
+
+
+@given(SCHEDULES, st.integers(1, 5))
+def test_schedules_that_share_steps_are_what_they_are_alone(
+    schedules: list[tuple[int, ...]], gradient_steps: int
+) -> None:
+    """Guards against a shared step that is taken twice, or whose gradient for one schedule reaches through to another.
+
+    Values and the gradient of their sum are those of each schedule by itself, and a step is predicted once where no
+    two schedules want its gradient from another step on.
+    """
+    theta, calls = torch.tensor(0.2, dtype=torch.float64, requires_grad=True), []
+    noises = full(0.9, -0.4, 0.7, 0.3, -0.8)
+
+    def predict(x_t: Tensor, step: int) -> Tensor:
+        calls.append(step)
+        return torch.sin((1 + theta) * (step + 1) * x_t)
+
+    taken = sample(predict, as_it_is, renoise, noises, schedules, gradient_steps)
+    expected = [alone(theta, noises, path, gradient_steps) for path in schedules]
+    assert [steps[-1].z_BCHW.item() for steps in taken] == [z.item() for z in expected]
+    assert [len(steps) for steps in taken] == [len(path) for path in schedules]
+    sums = (sum(z.sum() for z in each) for each in ([steps[-1].z_BCHW for steps in taken], expected))
+    (found,), (wanted,) = (torch.autograd.grad(total, theta) for total in sums)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-9, abs=1e-12)
+    if gradient_steps == 1:
+        assert len(calls) <= len({path[:i] for path in schedules for i in range(1, len(path) + 1)})
+
+
+def test_one_and_two_steps_take_two_predictions() -> None:
+    """Guards against a run of one and two steps that pays for its one-step samples."""
+    calls = []
+    sample(lambda x_t, step: calls.append(step) or x_t, as_it_is, renoise, full(1.0, 2.0), [(0,), (0, 1)])
+    assert calls == [0, 1]
 
 
 def test_only_the_named_rows_go_on_to_the_second_step() -> None:
     """Guards against a row that meets another row's noise: of z1 = 1, 2, 3 the last one goes on, with its own noise.
 
-    x = 0.6 * 3 + 0.8 * 5 = 5.8, z2 = 2.9.
+    x = 0.6 * 3 + 0.8 * 5 = 5.8, z2 = 2.9. A third step takes all that are left: x = 0.6 * 2.9 + 0.8 * 5, z3 = 2.87.
     """
     first = torch.tensor([2.0, 4.0, 6.0], dtype=torch.float64).reshape(3, 1, 1, 1)
-    noises = [first, torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)]
-    taken = sample(lambda x_t, i: x_t / 2, renoise, noises, rows=[torch.tensor([2])])
-    assert [len(step.z_BCHW) for step in taken] == [3, 1]
+    noises, rows = [first, *full(5.0, 5.0)], torch.tensor([2])
+    [taken] = sample(lambda x_t, step: x_t / 2, as_it_is, renoise, noises, [(0, 1, 2)], rows=rows)
+    assert [len(step.z_BCHW) for step in taken] == [3, 1, 1]
     assert taken[1].z_BCHW.item() == pytest.approx(2.9)
+    assert taken[2].z_BCHW.item() == pytest.approx(2.87)
 
 
 def test_a_step_may_go_on_from_the_input_before_it() -> None:
@@ -104,10 +188,12 @@ def test_a_step_may_go_on_from_the_input_before_it() -> None:
     """
     theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     first = torch.tensor([2.0, 6.0], dtype=torch.float64).reshape(2, 1, 1, 1)
-    noises = [first, torch.zeros(1, 1, 1, 1, dtype=torch.float64)]
-    taken = sample(
-        lambda x_t, i: theta * x_t, lambda x_t, z, noise, i: (x_t + z) / 2 + noise, noises, rows=[torch.tensor([1])]
-    )
+    noises, rows = [first, torch.zeros(1, 1, 1, 1, dtype=torch.float64)], torch.tensor([1])
+
+    def halfway(x_t: Tensor, z: Tensor, noise: Tensor, step: int, next_step: int) -> Tensor:
+        return (x_t + z) / 2 + noise
+
+    [taken] = sample(lambda x_t, step: theta * x_t, as_it_is, halfway, noises, [(0, 1)], rows=rows)
     taken[1].z_BCHW.sum().backward()
     assert taken[1].z_BCHW.item() == pytest.approx(2.25)
     assert theta.grad is not None

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.errors import StorageError, WireError
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.paired_statistics import compare, estimate, paired_difference, ratio_of_means
 from lasro_client.evaluation.result import (
     Evaluation,
@@ -24,7 +23,7 @@ scores = st.lists(st.none() | st.floats(-10, 10), min_size=1, max_size=30)
 
 def evaluation(one_step, two_step, seed=7):
     prompts = [f"prompt {i}" for i in range(len(one_step))]
-    return Evaluation(prompts=prompts, seed=seed, rewards={"binding": ByNumSteps(one_step=one_step, two_step=two_step)})
+    return Evaluation(prompts=prompts, seed=seed, rewards={"binding": {1: one_step, 2: two_step}})
 
 
 def test_standard_error_of_a_mean():

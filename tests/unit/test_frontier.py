@@ -21,7 +21,6 @@ from benchmarks.frontier.run import calls_by_phase, how_it_ended, write_run
 from benchmarks.frontier.table import find_runs, markdown, pictures
 from lasro.config import load_config
 from lasro.reward_function import load_reward
-from lasro_client.evaluation.num_steps import ByNumSteps
 
 BASE, LOW, HIGH = Point(0, 0), Point(0.5, 3.0, 0.2), Point(1.5, 4.0, 0.4)
 MEASURED = [HIGH, LOW, Point(1.0, 3.2), Point(0.25, 1.0), Point(2.0, 3.9)]
@@ -69,8 +68,8 @@ def test_no_point_is_above_the_limit(measured: list[Point]) -> None:
 
 def test_deviation_is_within_prompts_alone() -> None:
     """Guards against a scale that prompts of different rewards make, which no noise changes."""
-    first: ByNumSteps[Values] = ByNumSteps([0.0, 10.0], [5.0, None])
-    second: ByNumSteps[Values] = ByNumSteps([2.0, 10.0], [5.0, 7.0])
+    first: dict[int, Values] = {1: [0.0, 10.0], 2: [5.0, None]}
+    second: dict[int, Values] = {1: [2.0, 10.0], 2: [5.0, 7.0]}
     assert within_prompt_deviation(first, second) == pytest.approx(math.sqrt(2 / 3))
 
 

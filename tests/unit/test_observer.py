@@ -10,7 +10,6 @@ from rich.console import Console
 
 from lasro.errors import ConfigError
 from lasro_client.cli.output import print_table
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.round_record import (
     GeneratorRecord,
@@ -83,8 +82,8 @@ def test_a_log_gets_plain_lines_that_are_not_wrapped() -> None:
         "train",
         0,
         num_rounds=1,
-        rewards=RewardRecord(total=ByNumSteps(0.5, None), reference=ByNumSteps(0.4, 0.3)),
-        generator=GeneratorRecord(score=ByNumSteps(-1.0, 0.25)),
+        rewards=RewardRecord(total={1: 0.5, 2: None}, reference={1: 0.4, 2: 0.3}),
+        generator=GeneratorRecord(score={1: -1.0, 2: 0.25}),
         reward_calls=12,
     )
     assert lines_of([record]) == [

@@ -27,7 +27,7 @@ from lasro.training.surrogate_trainer import SurrogateTrainer
 from lasro_client.cli import main
 from lasro_client.evaluation.drift import measure_drift
 from lasro_client.evaluation.generate import draw
-from lasro_client.evaluation.score_prompts import draw_one_and_two_steps
+from lasro_client.evaluation.score_prompts import draw_in_steps
 from lasro_client.run.base_sample_rewards import GroupRewards, RewardedSeeds, draw_again
 from lasro_surrogate_trainer.published_surrogate import PublishedSurrogate
 from lasro_surrogate_trainer.readiness import ReadinessProbe
@@ -94,7 +94,7 @@ WHERE: dict[str, tuple[str, Callable[[UNetGenerator, Path], Any], str]] = {
     "prompts": ("text_encoder", lambda m, _: m.embed(["not embedded yet"]), "embedding a prompt: .*; set model.dtype"),
     "encoding": ("vae.encoder", lambda m, _: m.encode(np.zeros((6, 16, 16, 3), np.uint8)), "encoding 4 images at once"),
     "generate": ("unet", lambda m, _: draw(m, [PROMPT.text], [0], 2), "drawing 1 images at once: .*; lower model.max_"),
-    "evaluation": ("unet", lambda m, _: draw_one_and_two_steps(m, ["a"] * 3, [1, 2, 3]), "drawing 3 images at once"),
+    "evaluation": ("unet", lambda m, _: draw_in_steps(m, ["a"] * 3, [1, 2, 3]), "drawing 3 images at once"),
     "drift": ("unet", drifted, "drawing 1 images at once: .*; lower model.max_batch"),
     "base samples": ("base", drawn_again, "drawing 2 base samples again: .*; lower train.carried_seeds"),
     "gradients": ("base.mid_block", gradients, "surrogate scores of 40 samples, 32 at once: .*; send fewer than 32"),

@@ -204,7 +204,7 @@ def test_probes_of_both_kinds_take_turns(probe: ProbeGenerator) -> None:
         [group, _] = probe.sample_groups(round, PROMPTS, "seed", round)
         compared.append({num_steps for num_steps, other in zip(group.stages, group.is_reference, strict=True) if other})
         probe.update(round, PROMPTS, generator_for("test", round), Uphill())
-        updated.append(probe.trainer.base_steps[0])
+        updated.append(probe.trainer.base_takes_first)
     assert updated == [False] * 5 + [True] * 3 + [False]
     assert compared == [set(), set(), set(), {1, 2}, {1, 2}, set(), {2}, {2}, set()]
     settings = probe.settings.model_copy(update={"rounds": 9, "second_step_draws": 3, "reference_seeds": 1})

@@ -15,7 +15,6 @@ from lasro.functional.score_normalisation import Moments
 from lasro.training.group_summary import Distances, GroupSummary
 from lasro.training.process_codec import CpuTensor, decode, encode, encode_error
 from lasro.training.prompts import Prompt
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation
 from lasro_client.run.collect import Collected
 from lasro_client.run.progress import Progress
@@ -29,7 +28,7 @@ SUMMARY = GroupSummary(
     [False, True],
     {1: Distances([0.1], []), 2: Distances([], [0.2])},
 )
-EVALUATION = Evaluation(prompts=["p"], seed=3, rewards={"r": ByNumSteps([0.5], [None])})
+EVALUATION = Evaluation(prompts=["p"], seed=3, rewards={"r": {1: [0.5], 2: [None]}})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from lasro.config import ServiceSettings
 from lasro.errors import ConfigError
 from lasro.wire import KindAccuracy
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.observer import Observers, RunInfo
 from lasro_client.run.round_record import GeneratorRecord, RewardRecord, RoundRecord, SurrogateRecord
 from lasro_client.services.connect import Urls, urls
@@ -25,8 +24,8 @@ RECORD = RoundRecord(
     "train",
     round=4,
     reward_calls=90,
-    rewards=RewardRecord(rewards={"binding": ByNumSteps(0.25, 0.5)}, total=ByNumSteps(0.25, 0.5)),
-    generator=GeneratorRecord(drift=ByNumSteps(0.1, None)),
+    rewards=RewardRecord(rewards={"binding": {1: 0.25, 2: 0.5}}, total={1: 0.25, 2: 0.5}),
+    generator=GeneratorRecord(drift={1: 0.1, 2: None}),
     surrogate=SurrogateRecord(accuracy_by_kind={"same_z1": KindAccuracy(accuracy=0.75, pairs=8)}),
 )
 DEMO = RunInfo("demo", "train", Path("unused"), None)

@@ -12,7 +12,6 @@ import pytest
 from lasro.errors import NotFoundError, RewardError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.report.charts import Series, chart, moving_average, nice_ticks, tick_label
 from lasro_client.report.curves import curves
@@ -82,7 +81,7 @@ def evaluation(shift, prompts):
     return Evaluation(
         prompts=prompts,
         seed=1,
-        rewards={"binding": ByNumSteps(one_step=scores, two_step=[0.5 + shift] * len(prompts))},
+        rewards={"binding": {1: scores, 2: [0.5 + shift] * len(prompts)}},
         failures={"binding": {"timeout": 1}},
     )
 
@@ -412,7 +411,7 @@ def guarded_run(folder, before, after, **settings):
     rewards = [{"name": "r", "normalise": settings.pop("normalise", False)}, {"name": "g", "weight": 0.0, "floor": 0.5}]
     write_json(folder / "config.json", {"name": "guarded", "rewards": rewards, "objective": settings})
     found = [
-        Evaluation(prompts=prompts, seed=1, rewards={n: ByNumSteps(one_step=v, two_step=v) for n, v in scores.items()})
+        Evaluation(prompts=prompts, seed=1, rewards={n: {1: v, 2: v} for n, v in scores.items()})
         for scores in (before, after)
     ]
     for name, evaluation in zip(("before", "after"), found, strict=True):

@@ -151,8 +151,8 @@ def test_the_stage_share_of_a_spread_by_hand():
 def test_means_leave_out_what_failed():
     """A failed measurement counted as 0 would halve the mean; a prompt without any has none."""
     rewards_PGKR = np.array([[[[2, NAN], [4, 4]], [[1, 1], [1, 1]]], [[[NAN, NAN], [NAN, NAN]], [[0, 0], [1, 1]]]])
-    assert prompt_means(rewards_PGKR, 1) == [pytest.approx(10 / 3), None]
-    assert prompt_means(rewards_PGKR, 2) == [1, 0.5]
+    assert prompt_means(rewards_PGKR[:, 0]) == [pytest.approx(10 / 3), None]
+    assert prompt_means(rewards_PGKR[:, 1]) == [1, 0.5]
 
 
 @pytest.mark.parametrize(("unit", "margin"), [("spread", 0.1 * math.sqrt(6)), ("absolute", 0.1 / 0.5)])

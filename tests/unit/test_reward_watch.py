@@ -14,7 +14,6 @@ from lasro.config import RunSettings
 from lasro.errors import BudgetError, RewardError
 from lasro.training.distributed import DistributedContext
 from lasro.wire import RewardValue, ScoredItem, Status
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run import reward_watch
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observer
@@ -174,7 +173,7 @@ def test_a_budget_without_room_for_a_round_is_an_error(monkeypatch: pytest.Monke
 
 
 def tied_round(ranked: int, tied: int, spread: float, margin: float, vetoed: float = 0.0) -> RoundRecord:
-    rewards = RewardRecord(samples=24, scored_samples=24, vetoed=ByNumSteps(vetoed, vetoed))
+    rewards = RewardRecord(samples=24, scored_samples=24, vetoed={1: vetoed, 2: vetoed})
     surrogate = SurrogateRecord(ranked_pairs=ranked, tied_pairs=tied, spread=spread, tie_margin=margin)
     return RoundRecord("train", 5, rewards=rewards, surrogate=surrogate)
 

@@ -10,7 +10,6 @@ import pytest
 from lasro.errors import WireError
 from lasro.functional.reward_totals import Scale
 from lasro.wire import KindAccuracy
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.round_record import (
     GeneratorRecord,
     HealthRecord,
@@ -29,11 +28,11 @@ TRAIN = RoundRecord(
     num_rounds=8,
     elapsed_s=12.5,
     rewards=RewardRecord(
-        rewards={"binding": ByNumSteps(0.25, None)},
-        total=ByNumSteps(0.25, 0.5),
-        vetoed=ByNumSteps(0.0, 0.5),
-        reference=ByNumSteps(0.2, 0.4),
-        gain=ByNumSteps(0.05, 0.1),
+        rewards={"binding": {1: 0.25, 2: None}},
+        total={1: 0.25, 2: 0.5},
+        vetoed={1: 0.0, 2: 0.5},
+        reference={1: 0.2, 2: 0.4},
+        gain={1: 0.05, 2: 0.1},
         versions={"binding": 2},
         samples=24,
         scored_samples=20,
@@ -53,7 +52,7 @@ TRAIN = RoundRecord(
         scales={"binding": Scale(0.1, 0.2)},
         version=9,
     ),
-    generator=GeneratorRecord(ByNumSteps(0.1, 0.2), ByNumSteps(1.5, -0.5), 0.3, 1e-5, 0.7),
+    generator=GeneratorRecord({1: 0.1, 2: 0.2}, {1: 1.5, 2: -0.5}, 0.3, 1e-5, 0.7),
     reward_calls=96,
     policy_version=4,
     unranked_rounds=0,
@@ -97,7 +96,7 @@ def test_old_lines_are_read() -> None:
     line["beside"] = line.pop("reference")
     assert from_json(json.dumps(line)) == TRAIN
     bare = from_json('{"stage": "train", "round": 2}')
-    assert (bare.round, bare.rewards.total, bare.surrogate.loss) == (2, ByNumSteps(None, None), None)
+    assert (bare.round, bare.rewards.total, bare.surrogate.loss) == (2, {1: None, 2: None}, None)
 
 
 @pytest.mark.parametrize(

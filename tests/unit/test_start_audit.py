@@ -24,7 +24,6 @@ from lasro.wire import (
     Status,
     pack_tensors,
 )
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.evaluation.result import Evaluation
 from lasro_client.run.least_budget import check_calls, check_minutes
 from lasro_client.run.observer import Observer
@@ -173,7 +172,7 @@ def posted(round: int, index: int, values: list[float | None]) -> tuple[GroupSub
     return post, GroupStatus(group_id=post.group_id, state=GroupState.SCORED, items=items, reward_calls=0)
 
 
-BEFORE = Evaluation(prompts=["p"], seed=0, rewards={name: ByNumSteps([0.3], [None]) for name in ("r", "log")})
+BEFORE = Evaluation(prompts=["p"], seed=0, rewards={name: {1: [0.3], 2: [None]} for name in ("r", "log")})
 RECORD = RoundRecord("train", 0, surrogate=RANKED)
 
 

@@ -84,7 +84,7 @@ def test_a_baseline_lets_an_untouched_generator_start(tiny_model_path: Path) -> 
     trainer = trainer_of(tiny_model_path, {"score_baseline": "base"})
     statistics = trainer.step(FIVE, CurvedScore())
     assert statistics.grad_norm > 0
-    assert statistics.score_1 == pytest.approx(0.0, abs=1e-6)
+    assert statistics.scores[1] == pytest.approx(0.0, abs=1e-6)
     plain = trainer_of(tiny_model_path).step(FIVE, CurvedScore())
     assert statistics.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4), "the width is that of the scores"
 

@@ -26,7 +26,7 @@ from lasro.wire import GroupState, GroupStatus, RewardValue, ScoredItem, Status
 from lasro_client.cli.main import app
 from lasro_client.evaluation.adapted_model import load_adapted
 from lasro_client.evaluation.drift import measure_drift
-from lasro_client.evaluation.score_prompts import draw_one_and_two_steps
+from lasro_client.evaluation.score_prompts import draw_in_steps
 from lasro_client.report.page import write_report
 from lasro_client.run.base_sample_rewards import base_rewards_of, draw_again, read_base_rewards
 from lasro_client.run.folder import RunFolder
@@ -103,9 +103,9 @@ def test_training_evaluation_and_drift_go_by_them(tiny_model_path: Path, tmp_pat
     trained = [trainer.sample([Prompt(PROMPT)], trainer.draws()) for trainer in trainers]
     assert torch.equal(trained[0][0].z_BCHW, trained[1][0].z_BCHW)
     assert not torch.allclose(trained[0][1].z_BCHW, trained[1][1].z_BCHW, atol=1e-2)
-    images, own_images = (draw_one_and_two_steps(each, [PROMPT], [0]) for each in (model, own))
-    assert (images[0] == own_images[0]).all()
-    assert (images[1] != own_images[1]).any()
+    images, own_images = (draw_in_steps(each, [PROMPT], [0]) for each in (model, own))
+    assert (images[1] == own_images[1]).all()
+    assert (images[2] != own_images[2]).any()
     for each, name in ((model, "chosen"), (own, "own")):
         measure_drift(each, [Prompt(PROMPT)], 0, tmp_path / name)
     assert len({path.read_bytes() for path in tmp_path.glob("*/before/00000.png")}) == 2

@@ -62,7 +62,7 @@ def test_the_update_has_the_gradient_of_the_reward(tiny_model_path: Path, micro_
     expected = torch.autograd.grad(loss, trainer.parameters)
     statistics = trainer.step(BATCH, None)
     assert statistics.loss == pytest.approx(loss.item(), rel=1e-5)
-    assert (statistics.score_1, statistics.score_2) == pytest.approx((one_step.item(), two_steps.item()), rel=1e-5)
+    assert (statistics.scores[1], statistics.scores[2]) == pytest.approx((one_step.item(), two_steps.item()), rel=1e-5)
     for parameter, gradient in zip(trainer.parameters, expected, strict=True):
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradient, atol=1e-5 * max(1.0, gradient.abs().max().item()))

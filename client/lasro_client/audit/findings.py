@@ -23,7 +23,7 @@ MANY_CONSTANT = 0.5
 MOST_TIED, MANY_TIED = 0.9, 0.5
 """Of the pairs: a group of 12 images ranks fewer than 7, or 33, of its 66."""
 MOST_BETWEEN_STAGES, MANY_BETWEEN_STAGES = 0.9, 0.5
-"""Of the spread within a prompt: all but a tenth, or more than half, tells one step from two, not good from bad."""
+"""Of the spread within a prompt: all but a tenth, or more than half, tells few steps from many, not good from bad."""
 NEAR_TIMEOUT = 0.5
 """A scorer that takes half of its time when it is asked by one will run out of it when others ask too."""
 
@@ -59,7 +59,7 @@ class Facts:
     """Ties at a margin of 0."""
     margin: float
     within_num_steps: bool
-    """Whether the run ranks one-step and two-step images apart."""
+    """Whether the run ranks images of each number of steps apart."""
     between_stages: float | None
     """Share of the spread within a prompt."""
     slowest_s: float | None
@@ -156,7 +156,7 @@ def _stages(facts: Facts) -> Finding | None:
     share = facts.between_stages
     if share is None or share < MANY_BETWEEN_STAGES or facts.within_num_steps:
         return None
-    says = f"{share:.0%} of the spread within a prompt is between its one-step and its two-step images."
+    says = f"{share:.0%} of the spread within a prompt is between its images of different numbers of steps."
     level: Level = "doubtful" if share >= MOST_BETWEEN_STAGES else "note"
     return Finding("stages", level, says, "set surrogate.rank_within_num_steps = true, or it may learn little else")
 

@@ -1,6 +1,6 @@
-"""audit.png: what a reward likes. Per prompt its worst and its best image, of one step and of two.
+"""audit.png: what a reward likes. Per prompt its worst and its best image, of each number of steps.
 
-Shape legend: P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
+Shape legend: P prompts, G numbers of denoising steps, K seeds, R repeats.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lasro.images import MAX_PIXELS, decode_image
+from lasro.num_steps import title as step_title
 from lasro.training.sampling import Group
 
 EDGE_PX, GAP_PX, MARGIN_PX = 160, 10, 24
 TEXT_PX, TITLE_PX, LINE_PX = 14, 22, 20
-COLUMNS = ("one step: worst", "one step: best", "two steps: worst", "two steps: best")
-WIDTH_PX = 2 * MARGIN_PX + len(COLUMNS) * EDGE_PX + (len(COLUMNS) - 1) * GAP_PX
+FEWEST_COLUMNS = 4
+"""So that the sentences fit."""
 ROW_PX = 2 * LINE_PX + EDGE_PX + LINE_PX + GAP_PX
 PAPER, INK, FAINT, BLANK, RULE = "#ffffff", "#1c1c1c", "#6a6a6a", "#eeeeee", "#d0d0d0"
 VERDICTS = {"yes": "#1a7f37", "doubtful": "#9a6700", "no": "#cf222e"}
@@ -29,11 +30,13 @@ VERDICTS = {"yes": "#1a7f37", "doubtful": "#9a6700", "no": "#cf222e"}
 def draw_picture(summary: dict[str, Any], groups: Sequence[Group], rewards_PGKR: np.ndarray) -> bytes:
     """PNG: verdict and findings, then a row per prompt; below each image the mean of its repeats, and their range."""
     text, title = ImageFont.load_default(TEXT_PX), ImageFont.load_default(TITLE_PX)
+    columns = [f"{step_title(n).lower()}: {end}" for n in sorted(set(groups[0].stages)) for end in ("worst", "best")]
+    width_px = _left(max(FEWEST_COLUMNS, len(columns))) - GAP_PX + MARGIN_PX
     sentences = [_figures(summary, rewards_PGKR), *(_sentence(finding) for finding in summary["findings"])]
-    lines = [line for sentence in sentences for line in _wrapped(sentence, text, 3)]
+    lines = [line for sentence in sentences for line in _wrapped(sentence, text, 3, width_px)]
     head_px = MARGIN_PX + 2 * LINE_PX + LINE_PX * len(lines) + GAP_PX
     height_px = head_px + LINE_PX + ROW_PX * len(groups) + MARGIN_PX
-    image = Image.new("RGB", (WIDTH_PX, height_px), PAPER)
+    image = Image.new("RGB", (width_px, height_px), PAPER)
     draw = ImageDraw.Draw(image)
     heading = f"{summary['reward']}, version {summary['version']}: "
     draw.text((MARGIN_PX, MARGIN_PX), heading, INK, title)
@@ -41,7 +44,7 @@ def draw_picture(summary: dict[str, Any], groups: Sequence[Group], rewards_PGKR:
     draw.text((verdict_px, MARGIN_PX), f"trainable: {summary['trainable']}", VERDICTS[summary["trainable"]], title)
     for index, line in enumerate(lines):
         draw.text((MARGIN_PX, MARGIN_PX + 2 * LINE_PX + index * LINE_PX), line, INK, text)
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(columns):
         draw.text((_left(column), head_px), name, FAINT, text)
     for row, group in enumerate(groups):
         _draw_row(image, head_px + LINE_PX + row * ROW_PX, row + 1, group, rewards_PGKR[row], text)
@@ -68,7 +71,7 @@ def _draw_row(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     draw = ImageDraw.Draw(image)
-    prompt = _wrapped(f"{number}. {group.prompt.text}", font, 1)[0]
+    prompt = _wrapped(f"{number}. {group.prompt.text}", font, 1, image.width)[0]
     draw.text((MARGIN_PX, top_px + LINE_PX), prompt, INK, font)
     cells = [(steps, found) for steps, rewards_KR in enumerate(rewards_GKR) for found in extremes(rewards_KR)]
     for column, (steps, found) in enumerate(cells):
@@ -110,9 +113,9 @@ def _sentence(finding: dict[str, str]) -> str:
     return f"{finding['name']} ({finding['level']}): {finding['says']}"
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int, picture_px: int) -> list[str]:
     """At most that many lines that fit the picture, broken at spaces; the last ends in dots where text is left."""
-    width_px = WIDTH_PX - 2 * MARGIN_PX
+    width_px = picture_px - 2 * MARGIN_PX
     lines, words = [""], text.split()
     for index, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()

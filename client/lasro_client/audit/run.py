@@ -4,7 +4,7 @@ Images are drawn and grouped as in a run, and scored through the reward API with
 signal from noise, `run.cost` computes what a run will ask of the reward, `findings` judges both, `summary` puts all of
 it together, and `picture` shows what the reward likes.
 
-Shape legend: N images, P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
+Shape legend: N images, P prompts, G numbers of denoising steps, K seeds, R repeats.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from lasro.training.sampling import Group, draw_prompts, generator_for, sample_g
 from lasro.wire import RewardInfo, RewardValue, Status
 from lasro_client.audit.picture import draw_picture
 from lasro_client.audit.summary import Measured, summarise
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.evaluation.score_prompts import Progress, batch_size, score_images
 from lasro_client.run.cost import Speed, images_per_round, run_costs
 from lasro_client.services.reward_client import RewardClient
@@ -69,7 +68,7 @@ def audit(
     size, speed = request_size(info, images_per_round(config.train, 2)), Speed.registered(info)
     with progress_bar("scoring") as progress:
         rewards_NR, scores, speed = _measure(client, info.name, images, repeats, size, speed, config.seed, progress)
-    measured = Measured(rewards_NR.reshape(len(groups), len(ALL_NUM_STEPS), -1, repeats), scores, speed)
+    measured = Measured(rewards_NR.reshape(len(groups), len(config.train.steps), -1, repeats), scores, speed)
     _, channels, height, width = groups[0].latents_BCHW.shape
     costs = run_costs(
         config.train, config.pretrain, len(held_out), batch_size((channels, height, width)), measured.speed
@@ -88,7 +87,7 @@ def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]
 def _draw(config: RunSettings, prompts: list[Prompt], seeds: int, progress_bar: ProgressBar) -> list[Group]:
     model = load_model(config.model)
     model.check_prompts([prompt.text for prompt in prompts])
-    settings = SamplingSettings(prompts_per_round=1, seeds_per_prompt=seeds)
+    settings = SamplingSettings(steps=config.train.steps, prompts_per_round=1, seeds_per_prompt=seeds)
     groups = []
     with progress_bar("drawing") as progress:
         for index, prompt in enumerate(prompts):

@@ -1,6 +1,6 @@
 """audit.json: what an audit measured, what follows from it, and every single measurement.
 
-Shape legend: P prompts, G numbers of denoising steps (one and two), K seeds, R repeats.
+Shape legend: P prompts, G numbers of denoising steps, K seeds, R repeats.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 from lasro.config import RunSettings
 from lasro.functional.reward_totals import tie_margin
+from lasro.num_steps import JSON_NAMES, NumSteps
 from lasro.training.prompts import Prompt
 from lasro.wire import OUT_OF_RANGE, RewardInfo, RewardValue, Status
 from lasro_client.audit.findings import Facts, judge, verdict
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, NumSteps
 from lasro_client.evaluation.paired_statistics import estimate, paired_difference
 from lasro_client.evaluation.reward_spread import (
     Components,
@@ -57,7 +57,7 @@ def summarise(
         "timesteps": config.train.timesteps and list(config.train.timesteps),
         "seed": config.seed,
         "spread": {"as_ranked": _spread(facts.within)}
-        | {JSON_NAMES[num_steps]: _spread_within(measured.rewards_PGKR, num_steps) for num_steps in ALL_NUM_STEPS},
+        | {JSON_NAMES[n]: _spread_within(measured.rewards_PGKR[:, [i]]) for i, n in enumerate(config.train.steps)},
         "between_stages": facts.between_stages,
         "ties": {
             "margin": facts.margin,
@@ -74,7 +74,7 @@ def summarise(
             "out_of_range": facts.out_of_range,
             "first_error": facts.error,
         },
-        "mean": _means(measured.rewards_PGKR),
+        "mean": _means(measured.rewards_PGKR, config.train.steps),
         "latency_s": _latency(measured.scores),
         "cost": {name: asdict(cost) for name, cost in costs.items()}
         | {
@@ -84,7 +84,7 @@ def summarise(
             "round_s": facts.round_s,
             "max_reward_calls": config.budget.max_reward_calls,
         },
-        "measured": _measurements(prompts, measured.rewards_PGKR),
+        "measured": _measurements(prompts, measured.rewards_PGKR, config.train.steps),
     }
 
 
@@ -126,9 +126,8 @@ def _tie_margin(config: RunSettings, name: str, rewards_PGKR: np.ndarray) -> flo
     return margin / weight  # it is in units of the weighted total
 
 
-def _spread_within(rewards_PGKR: np.ndarray, num_steps: NumSteps) -> dict[str, float | None]:
-    """Of images of that many denoising steps alone."""
-    rewards_P1KR = rewards_PGKR[:, [num_steps - 1]]
+def _spread_within(rewards_P1KR: np.ndarray) -> dict[str, float | None]:
+    """Of images of one number of denoising steps alone."""
     return _spread(variance_components(ranked_groups(rewards_P1KR, within_num_steps=True)))
 
 
@@ -143,10 +142,15 @@ def _spread(found: Components) -> dict[str, float | None]:
     }
 
 
-def _means(rewards_PGKR: np.ndarray) -> dict[str, dict[str, float | None]]:
-    """Over prompts, so that the standard errors are those of other prompts like these."""
-    one, two = (prompt_means(rewards_PGKR, num_steps) for num_steps in ALL_NUM_STEPS)
-    means = {JSON_NAMES[1]: estimate(one), JSON_NAMES[2]: estimate(two), "difference": paired_difference(one, two)}
+def _means(rewards_PGKR: np.ndarray, steps: Sequence[NumSteps]) -> dict[str, dict[str, float | None]]:
+    """Over prompts, so that the standard errors are those of other prompts like these.
+
+    `difference`: the most steps minus the fewest, where there are several numbers of them.
+    """
+    of_prompts = [prompt_means(rewards_PKR) for rewards_PKR in rewards_PGKR.swapaxes(0, 1)]
+    means = {JSON_NAMES[n]: estimate(found) for n, found in zip(steps, of_prompts, strict=True)}
+    if len(of_prompts) > 1:
+        means["difference"] = paired_difference(of_prompts[0], of_prompts[-1])
     return {name: found.as_dict() for name, found in means.items()}
 
 
@@ -158,13 +162,15 @@ def _latency(scores: Sequence[RewardValue]) -> dict[str, float | None]:
     return {name: float(np.quantile(latencies_s, share)) for name, share in QUANTILES.items()}
 
 
-def _measurements(prompts: Sequence[Prompt], rewards_PGKR: np.ndarray) -> list[dict[str, Any]]:
+def _measurements(
+    prompts: Sequence[Prompt], rewards_PGKR: np.ndarray, steps: Sequence[NumSteps]
+) -> list[dict[str, Any]]:
     """Per prompt and number of steps, for every seed its repeats; None where one failed."""
     return [
         {"prompt": prompt.text}
         | {
-            name: [[None if np.isnan(value) else value for value in row] for row in rewards_KR.tolist()]
-            for name, rewards_KR in zip(JSON_NAMES.values(), rewards_GKR, strict=True)
+            JSON_NAMES[n]: [[None if np.isnan(value) else value for value in row] for row in rewards_KR.tolist()]
+            for n, rewards_KR in zip(steps, rewards_GKR, strict=True)
         }
         for prompt, rewards_GKR in zip(prompts, rewards_PGKR, strict=True)
     ]

@@ -36,7 +36,7 @@ def audit_reward(
     ] = None,
     comments: Comments = False,
     count: Annotated[int, typer.Option(min=1, help="Prompts drawn from them.")] = 8,
-    seeds: Annotated[int, typer.Option(min=2, max=256, help="Per prompt, each in one step and in two.")] = 6,
+    seeds: Annotated[int, typer.Option(min=2, max=256, help="Per prompt, each in each number of steps.")] = 6,
     repeats: Annotated[int, typer.Option(min=2, max=32, help="Times that each image is scored.")] = 2,
     out: Annotated[
         Path | None, typer.Option(help="Folder for audit.png and audit.json.", show_default="runs/audit-NAME")
@@ -83,17 +83,20 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    from lasro_client.evaluation.num_steps import JSON_NAMES  # numpy, by way of the messages
+    from lasro.num_steps import JSON_NAMES, title
 
-    spread, ties, failures = summary["spread"]["as_ranked"], summary["ties"], summary["failures"]
+    spread_of, ties, failures = summary["spread"], summary["ties"], summary["failures"]
+    spread = spread_of["as_ranked"]
     mean, latency, cost = summary["mean"], summary["latency_s"], summary["cost"]
-    within = [_standard_deviation(summary["spread"][steps]["image_variance"]) for steps in JSON_NAMES.values()]
+    steps = {name: title(n).lower() for n, name in JSON_NAMES.items() if name in spread_of}
+    within = [_standard_deviation(spread_of[name]["image_variance"]) for name in steps]
+    sampled = " / ".join(steps.values())
     rounds = _range(cost["least_rounds"], cost["rounds"])
     return [
-        ("mean, one step / two steps", " / ".join(_estimate(mean[steps]) for steps in JSON_NAMES.values())),
+        (f"mean, {sampled}", " / ".join(_estimate(mean[name]) for name in steps)),
         ("standard deviation between prompts", _standard_deviation(spread["prompt_variance"])),
         ("standard deviation between images of a prompt", _standard_deviation(spread["image_variance"])),
-        ("  within one step / two steps", " / ".join(within)),
+        (f"  within {sampled}", " / ".join(within)),
         ("standard deviation between repeats of an image", _standard_deviation(spread["repeat_variance"])),
         ("pairs that can be ranked right, at best", _share(spread["best_pair_accuracy"])),
         (f"pairs within the tie margin of {ties['margin']:.3g}", _share(ties["tied_share"])),

@@ -27,6 +27,9 @@ Timesteps = Annotated[
     str | None,
     typer.Option(help="Of the steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
 ]
+NumbersOfSteps = Annotated[
+    str, typer.Option("--steps", help="Numbers of steps to draw in, 1 to 8, fewer first, as 1,4.")
+]
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
 ]
@@ -81,6 +84,7 @@ def evaluate(
     partial: Partial = False,
     guidance: Guidance = 4.0,
     timesteps: Timesteps = None,
+    steps: NumbersOfSteps = "1,2",
     device: Device = "auto",
     settings: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
@@ -92,7 +96,8 @@ def evaluate(
     comments: Comments = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score one- and two-step images with any rewards, trained on or not; with an adapter, compared with the base."""
+    """Score images of few steps with any rewards, trained on or not; with an adapter, compared with the base."""
+    numbers = _steps(steps)
     chosen = _model_settings(model, guidance, device, settings or [], timesteps)
     texts = read_checked_prompts(prompts, comments, chosen)
     from lasro.models.adapter_file import read_adapter
@@ -101,7 +106,7 @@ def evaluate(
     if adapter is not None:
         read_adapter(adapter)  # services take seconds to start, and a broken file would end them again
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
-        table, keys = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress, partial)
+        table, keys = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress, partial, numbers)
     if as_json:
         about: dict[str, Any] = {"prompts": len(texts), "seed": seed}
         if chosen.timesteps is not None:
@@ -158,6 +163,18 @@ def export(
         return
     result = {"model": str(out)} if form in (None, "merged") else {"adapter": str(done.path), "format": form}
     print_json(result | _as_json(done.keys) | ({} if done.url is None else {"repo": done.url}))
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from lasro.config import Steps
+
+    try:
+        return TypeAdapter[tuple[int, ...]](Steps).validate_python(tuple(text.split(",")))
+    except ValidationError as error:
+        got = f"got {text}, expected one or more numbers from 1 to 8, the smaller first, such as 1,4"
+        raise typer.BadParameter(got, param_hint="--steps") from error
 
 
 def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:

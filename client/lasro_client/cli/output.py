@@ -72,7 +72,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
-    """Table of mean ± standard error: reward -> `one_step` or `two_step` -> row.
+    """Table of mean ± standard error: reward -> `one_step`, `two_step`, ... -> row.
 
     A row has `n`, `failed`, and for each column its mean and standard error (`sem`).
     """

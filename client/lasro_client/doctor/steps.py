@@ -43,8 +43,8 @@ class ClientSteps:
         conditioning = _conditioning(model, prompts)
         taken = []
         for seeds, base in ((K, False), (R, True)):
-            noises = [_latents(model, prompts * seeds * draws) for draws in (1, D)]
-            taken += sample_latents(model, noises, conditioning.repeat_each(seeds), base)
+            noises = [_latents(model, prompts * seeds * (D if i else 1)) for i in range(max(settings.steps))]
+            taken += sample_latents(model, noises, conditioning.repeat_each(seeds), base, settings.steps)
         for start in range(prompts):
             model.decode_pixels(torch.cat([z[start::prompts] for z in taken]))
 
@@ -78,7 +78,7 @@ class TrainerSteps:
     def step(self) -> None:
         """One optimiser step on as many groups as the settings say."""
         settings, train = self.config.surrogate, self.config.train
-        of_group = (train.seeds_per_prompt + train.num_reference_seeds) * (1 + train.second_step_draws)
+        of_group = (train.seeds_per_prompt + train.num_reference_seeds) * sum(train.samples_per_seed.values())
         latents = _latents(self.model, settings.groups_per_step * of_group)
         count = len(latents)
         scores_B = self.trained(latents, *_augmentation(latents), _conditioning(self.model, count), settings.autocast)

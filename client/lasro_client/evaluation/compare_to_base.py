@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
 from lasro.models.base import AdapterKeys
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import Prompt
 from lasro.validation import explain
 from lasro_client.evaluation.adapted_model import load_adapted
+from lasro_client.evaluation.num_steps import by_name
 from lasro_client.evaluation.paired_statistics import estimate
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
 from lasro_client.evaluation.score_prompts import Progress, evaluate
@@ -42,8 +44,9 @@ def evaluate_beside_base(
     out: Path | None,
     progress: Progress,
     partial: bool = False,
+    steps: Sequence[NumSteps] = ONE_AND_TWO,
 ) -> Comparison:
-    """Reward -> `one_step` or `two_step` -> `base` (mean, sem), `n`, `failed`.
+    """Reward -> `one_step`, `two_step`, ... -> `base` (mean, sem), `n`, `failed`; of each of `steps`.
 
     With an adapter also `adapted` and `difference`, which is paired: same prompts, same seeds. With `out`, images and
     scores are kept in its folders `base` and `adapted`. `partial` is that of `GeneratorModel.load_lora`. Raises
@@ -55,7 +58,9 @@ def evaluate_beside_base(
     found = []
     for name in ("base", "adapted") if adapter is not None else ("base",):
         folder = None if out is None else out / name
-        found.append(evaluate(model, prompts, rewards, client, seed, folder, progress, base=name == "base"))
+        found.append(
+            evaluate(model, prompts, rewards, client, seed, folder, progress, base=name == "base", steps=steps)
+        )
         found[-1].check_scored()
         if folder is not None:
             save_evaluation(folder / "evaluation.json", found[-1])
@@ -69,7 +74,7 @@ def evaluate_beside_base(
 def _alone(found: Evaluation) -> Table:
     table: Table = {}
     for name, scores in found.rewards.items():
-        estimates = {key: estimate(values) for key, values in scores.by_name().items()}
+        estimates = {key: estimate(values) for key, values in by_name(scores).items()}
         table[name] = {key: {"base": one.as_dict(), "n": one.n, "failed": one.failed} for key, one in estimates.items()}
     return table
 

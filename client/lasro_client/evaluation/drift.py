@@ -22,11 +22,11 @@ from lasro.files import write_atomically, write_json
 from lasro.functional.drift import drift_distance, mean_square_between, mean_square_difference
 from lasro.images import MAX_PIXELS, decode_image, png_bytes
 from lasro.models.base import GeneratorModel
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import Prompt
-from lasro_client.evaluation.num_steps import ByNumSteps, NumSteps
 from lasro_client.evaluation.paired_statistics import Estimate, estimate, ratio_of_means
 from lasro_client.evaluation.result import IMAGE_FOLDERS
-from lasro_client.evaluation.score_prompts import batch_size, draw_one_and_two_steps
+from lasro_client.evaluation.score_prompts import batch_size, draw_in_steps
 
 # Far from seed + i of any prompt, so that no image of one set is an image of the other.
 OTHER_SEED_OFFSET = 1_000_000
@@ -125,14 +125,16 @@ def _distance(squares_N: Sequence[float], unit: float | None) -> Estimate:
     return Estimate(mean, sem, 0, len(squares_N)) if mean is None else Estimate(mean, sem, len(squares_N), 0)
 
 
-def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None) -> Drift:
-    """Draw each prompt in two steps with seed + i by the base and by the adapted model, and compare.
+def measure_drift(
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path | None = None, num_steps: NumSteps = 2
+) -> Drift:
+    """Draw each prompt in so many steps with seed + i by the base and by the adapted model, and compare.
 
     The images go to `folder`/before and /after, the prompts to prompts.json, where a folder is given.
     """
-    base = _draw(model, prompts, seed, base=True).two_step
-    adapted = _draw(model, prompts, seed, base=False).two_step
-    other_seed = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True).two_step
+    base = _draw(model, prompts, seed, True, [num_steps])[num_steps]
+    adapted = _draw(model, prompts, seed, False, [num_steps])[num_steps]
+    other_seed = _draw(model, prompts, seed + OTHER_SEED_OFFSET, True, [num_steps])[num_steps]
     if folder is not None:
         write_json(folder / "prompts.json", [prompt.text for prompt in prompts])
         for name, images in (("before", base), ("after", adapted)):
@@ -142,13 +144,17 @@ def measure_drift(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, f
 
 
 def measure_held_out_drift(
-    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path
-) -> ByNumSteps[Drift]:
+    model: GeneratorModel,
+    prompts: Sequence[Prompt],
+    seed: int,
+    folder: Path,
+    steps: Sequence[NumSteps] = ONE_AND_TWO,
+) -> dict[NumSteps, Drift]:
     """From the images that `evaluate` left of these prompts and this seed in `folder`/before and /after.
 
     The base draws the first prompts with another seed too. Raises FileNotFoundError where an image is gone.
     """
-    other_seed = _draw(model, prompts[:OTHER_SEED_PROMPTS], seed + OTHER_SEED_OFFSET, base=True)
+    other_seed = _draw(model, prompts[:OTHER_SEED_PROMPTS], seed + OTHER_SEED_OFFSET, True, steps)
 
     def measure(num_steps: NumSteps) -> Drift:
         base, adapted = (
@@ -156,7 +162,7 @@ def measure_held_out_drift(
         )
         return drift_figure(base, adapted, other_seed[num_steps])
 
-    return ByNumSteps.of(measure)
+    return {num_steps: measure(num_steps) for num_steps in steps}
 
 
 class BaseImages(NamedTuple):
@@ -164,52 +170,60 @@ class BaseImages(NamedTuple):
 
     prompts: list[Prompt]
     seed: int
-    images: ByNumSteps[list[np.ndarray]]
-    units: ByNumSteps[float | None]
+    images: dict[NumSteps, list[np.ndarray]]
+    units: dict[NumSteps, float | None]
     """The mean square difference that counts as 1: between prompts or, where that is 0 or unknown, between seeds."""
 
 
-def draw_base(model: GeneratorModel, prompts: Sequence[Prompt], seed: int) -> BaseImages:
+def draw_base(
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, steps: Sequence[NumSteps] = ONE_AND_TWO
+) -> BaseImages:
     """Draw them once, to be compared with at every `measure_movement`."""
-    return _with_units(model, prompts, seed, _draw(model, prompts, seed, base=True))
+    return _with_units(model, prompts, seed, _draw(model, prompts, seed, True, steps))
 
 
-def stored_base(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, folder: Path) -> BaseImages:
+def stored_base(
+    model: GeneratorModel,
+    prompts: Sequence[Prompt],
+    seed: int,
+    folder: Path,
+    steps: Sequence[NumSteps] = ONE_AND_TWO,
+) -> BaseImages:
     """The same from the images that `evaluate` left of these prompts and this seed in `folder`.
 
     Raises FileNotFoundError where one is gone.
     """
-    images = ByNumSteps.of(lambda num_steps: list(StoredImages(folder / IMAGE_FOLDERS[num_steps], len(prompts))))
+    images = {n: list(StoredImages(folder / IMAGE_FOLDERS[n], len(prompts))) for n in steps}
     return _with_units(model, prompts, seed, images)
 
 
 def _with_units(
-    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, images: ByNumSteps[list[np.ndarray]]
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, images: dict[NumSteps, list[np.ndarray]]
 ) -> BaseImages:
-    units = ByNumSteps.of(lambda num_steps: mean_square_between(map(torch.from_numpy, images[num_steps])))
+    units = {n: mean_square_between(map(torch.from_numpy, of_n)) for n, of_n in images.items()}
     if not all(units.values()):
-        other = _draw(model, prompts, seed + OTHER_SEED_OFFSET, base=True)
-        seeds = ByNumSteps.of(lambda num_steps: estimate(_mean_squares(images[num_steps], other[num_steps])).mean)
-        units = ByNumSteps(units.one_step or seeds.one_step, units.two_step or seeds.two_step)
+        other = _draw(model, prompts, seed + OTHER_SEED_OFFSET, True, list(images))
+        units = {n: unit or estimate(_mean_squares(images[n], other[n])).mean for n, unit in units.items()}
     return BaseImages(list(prompts), seed, images, units)
 
 
-def measure_movement(model: GeneratorModel, base: BaseImages) -> ByNumSteps[Estimate]:
-    """`Drift.distance` in one and two steps of the model with the weights that its adapter has now.
+def measure_movement(model: GeneratorModel, base: BaseImages) -> dict[NumSteps, Estimate]:
+    """`Drift.distance` in each number of steps of the model with the weights that its adapter has now.
 
     To judge what a run would export, set the averaged ones: `with parameters_set(trainer.parameters, trainer.average)`.
     """
-    adapted = _draw(model, base.prompts, base.seed, base=False)
-    return ByNumSteps.of(
-        lambda num_steps: _distance(_mean_squares(base.images[num_steps], adapted[num_steps]), base.units[num_steps])
-    )
+    adapted = _draw(model, base.prompts, base.seed, False, list(base.images))
+    return {n: _distance(_mean_squares(of_n, adapted[n]), base.units[n]) for n, of_n in base.images.items()}
 
 
-def _draw(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool) -> ByNumSteps[list[np.ndarray]]:
-    step, images = batch_size(model.latent_shape, model.settings.max_batch), ByNumSteps[list[np.ndarray]]([], [])
-    for start in range(0, len(prompts), step):
-        texts = [prompt.text for prompt in prompts[start : start + step]]
-        drawn = draw_one_and_two_steps(model, texts, range(seed + start, seed + start + len(texts)), base)
-        for found, images_BHWC in zip(images.values(), drawn, strict=True):
-            found += list(images_BHWC)
+def _draw(
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, base: bool, steps: Sequence[NumSteps]
+) -> dict[NumSteps, list[np.ndarray]]:
+    size = batch_size(model.latent_shape, model.settings.max_batch)
+    images: dict[NumSteps, list[np.ndarray]] = {n: [] for n in steps}
+    for start in range(0, len(prompts), size):
+        texts = [prompt.text for prompt in prompts[start : start + size]]
+        drawn = draw_in_steps(model, texts, range(seed + start, seed + start + len(texts)), base, steps)
+        for n, images_BHWC in drawn.items():
+            images[n] += list(images_BHWC)
     return images

@@ -1,38 +1,36 @@
-"""One step or two: everything is sampled, scored and reported for both numbers of denoising steps. Imports no torch."""
+"""Everything is sampled, scored and reported for each number of denoising steps of a run. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 
-from lasro.wire import NumSteps
+from pydantic import BeforeValidator, PlainSerializer
 
-ALL_NUM_STEPS: tuple[NumSteps, NumSteps] = (1, 2)
-JSON_NAMES: dict[NumSteps, str] = {1: "one_step", 2: "two_step"}
-"""Keys of every JSON file, which are also the fields of `ByNumSteps`."""
+from lasro.num_steps import JSON_NAMES, NumSteps
+
 T = TypeVar("T")
+NUMBERS = {name: num_steps for num_steps, name in JSON_NAMES.items()}
 
 
-@dataclass(frozen=True)
-class ByNumSteps(Generic[T]):
-    """A value of the one-step samples and one of the two-step samples. `by[2]` is the latter."""
+def by_name(values: Mapping[NumSteps, T]) -> dict[str, T]:
+    """Under the JSON names, `one_step` first."""
+    return {JSON_NAMES[num_steps]: values[num_steps] for num_steps in sorted(values)}
 
-    one_step: T
-    two_step: T
 
-    @classmethod
-    def of(cls, measure: Callable[[NumSteps], T]) -> ByNumSteps[T]:
-        """What `measure` gives for each number of steps, one step first."""
-        return cls(measure(1), measure(2))
+def _by_number(values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    try:
+        return {NUMBERS[key] if isinstance(key, str) else key: value for key, value in values.items()}
+    except KeyError as error:
+        raise ValueError(f"got {error.args[0]!r}, expected a number of steps such as one_step") from error
 
-    def __getitem__(self, num_steps: NumSteps) -> T:
-        return self.one_step if num_steps == 1 else self.two_step
 
-    def values(self) -> tuple[T, T]:
-        """Both, one step first."""
-        return self.one_step, self.two_step
+ByNumSteps = Annotated[dict[NumSteps, T], BeforeValidator(_by_number), PlainSerializer(by_name)]
+"""A value of each number of steps, fewest first; in JSON under their names."""
 
-    def by_name(self) -> dict[str, T]:
-        """Both under their JSON names, one step first."""
-        return {name: self[num_steps] for num_steps, name in JSON_NAMES.items()}
+
+def unmeasured(steps: Iterable[NumSteps]) -> dict[NumSteps, float | None]:
+    """No value of any of them."""
+    return dict.fromkeys(steps)

@@ -9,12 +9,13 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from lasro.errors import NotFoundError, RewardError, StorageError, WireError
 from lasro.files import write_atomically
+from lasro.num_steps import JSON_NAMES, WORDS, NumSteps
 from lasro.validation import explain
 from lasro.wire import Finite, Message, Name, Status
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, JSON_NAMES, ByNumSteps, NumSteps
+from lasro_client.evaluation.num_steps import ByNumSteps, by_name
 from lasro_client.evaluation.paired_statistics import Comparison, Estimate, compare, estimate
 
-IMAGE_FOLDERS: dict[NumSteps, str] = {1: "one", 2: "two"}
+IMAGE_FOLDERS: dict[NumSteps, str] = dict(enumerate(WORDS, 1))
 """Folders of an evaluation's images."""
 PromptRewards = ByNumSteps[list[Finite | None]]
 """One reward of every prompt, in prompt order; None where scoring failed."""
@@ -23,7 +24,7 @@ PromptRewards = ByNumSteps[list[Finite | None]]
 class Evaluation(Message):
     """What `evaluate` found; prompt i was drawn with `seed + i`."""
 
-    model_config = ConfigDict(strict=False)  # JSON and msgpack have no type for ByNumSteps
+    model_config = ConfigDict(strict=False)  # JSON and msgpack have no keys that are numbers
 
     prompts: list[str] = Field(min_length=1)
     seed: int
@@ -35,10 +36,15 @@ class Evaluation(Message):
         default_factory=dict, description="what these rewards said, in the words of the commonest failure"
     )
 
+    @property
+    def steps(self) -> tuple[NumSteps, ...]:
+        """Numbers of steps in which each prompt was drawn; empty where no reward was asked for."""
+        return tuple(next(iter(self.rewards.values()), {}))
+
     @model_validator(mode="after")
     def _one_score_per_prompt(self) -> Evaluation:
         for name, scores in self.rewards.items():
-            for key, values in scores.by_name().items():
+            for key, values in by_name(scores).items():
                 if len(values) != len(self.prompts):
                     raise ValueError(f"rewards.{name}.{key}: got {len(values)} scores, expected {len(self.prompts)}")
         return self
@@ -60,7 +66,7 @@ class Evaluation(Message):
 
     def describe_failures(self) -> str:
         """One line about the rewards that did not score every image: how many they scored, and what they said."""
-        images = 2 * len(self.prompts)
+        images = len(self.steps) * len(self.prompts)
         return "; ".join(
             f"reward {name} scored {images - sum(self.failures[name].values())} of {images} images ({error})"
             for name, error in self.errors.items()
@@ -83,7 +89,7 @@ def load_evaluation(path: Path) -> Evaluation:
 
 
 Table = dict[str, dict[str, dict[str, Any]]]
-"""The `rewards` of summary.json: reward -> `one_step` or `two_step` -> before, after, difference, n and failed."""
+"""The `rewards` of summary.json: reward -> `one_step`, `two_step`, ... -> before, after, difference, n and failed."""
 
 
 def summary_table(before: Evaluation, after: Evaluation) -> Table:
@@ -91,10 +97,10 @@ def summary_table(before: Evaluation, after: Evaluation) -> Table:
 
     All three figures of a row are over the items scored both times.
     """
-    if before.prompts != after.prompts or before.seed != after.seed:
-        raise WireError("evaluations of different prompts or seeds, expected the same for a paired difference")
+    if (before.prompts, before.seed, before.steps) != (after.prompts, after.seed, after.steps):
+        raise WireError("evaluations of different prompts, seeds or steps, expected the same for a paired difference")
     return {
-        name: {JSON_NAMES[n]: _row(compare(scores[n], after.rewards[name][n])) for n in ALL_NUM_STEPS}
+        name: {JSON_NAMES[n]: _row(compare(values, after.rewards[name][n])) for n, values in scores.items()}
         for name, scores in before.rewards.items()
         if name in after.rewards
     }
@@ -104,7 +110,7 @@ def base_table(before: Evaluation) -> Table:
     """The same rows where nothing is adapted yet: after and difference have no value."""
     nothing = Estimate(None, None, 0, 0)
     return {
-        name: {key: _row(Comparison(estimate(values), nothing, nothing)) for key, values in scores.by_name().items()}
+        name: {key: _row(Comparison(estimate(values), nothing, nothing)) for key, values in by_name(scores).items()}
         for name, scores in before.rewards.items()
     }
 

@@ -3,8 +3,8 @@
 A group is what the run ranks pairs within: a prompt's images, or those of one number of denoising steps. NaN is a
 measurement that failed; it counts in nothing.
 
-Shape legend: A groups, J images of a group, R repeats of the same image; P prompts, G numbers of denoising steps (one
-and two), K seeds.
+Shape legend: A groups, J images of a group, R repeats of the same image; P prompts, G numbers of denoising steps, K
+seeds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-
-from lasro_client.evaluation.num_steps import NumSteps
 
 # Of a value as large as the largest: rounding alone makes a constant reward "vary" by some 1e-16 of it.
 ROUNDING = 1e-12
@@ -138,7 +136,7 @@ def count_ties(rewards_AJR: np.ndarray, margin: float) -> Ties:
 
 
 def stage_share(rewards_PGKR: np.ndarray) -> float | None:
-    """Of the spread within a prompt, how much is between its one-step and two-step images; in [0, 1]."""
+    """Of the spread within a prompt, how much is between its images of different numbers of steps; in [0, 1]."""
     together = variance_components(ranked_groups(rewards_PGKR, within_num_steps=False)).images
     apart = variance_components(ranked_groups(rewards_PGKR, within_num_steps=True)).images
     if not together or apart is None:
@@ -146,10 +144,10 @@ def stage_share(rewards_PGKR: np.ndarray) -> float | None:
     return max(0.0, 1 - apart / together)
 
 
-def prompt_means(rewards_PGKR: np.ndarray, num_steps: NumSteps) -> list[float | None]:
-    """Mean reward of each prompt's images of that many denoising steps; None where none was scored."""
+def prompt_means(rewards_PKR: np.ndarray) -> list[float | None]:
+    """Mean reward of each prompt's images, those of one number of steps; None where none was scored."""
     means = []
-    for rewards_KR in rewards_PGKR[:, num_steps - 1]:
+    for rewards_KR in rewards_PKR:
         known = rewards_KR[np.isfinite(rewards_KR)]
         means.append(float(known.mean()) if known.size else None)
     return means

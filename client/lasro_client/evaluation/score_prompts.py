@@ -1,4 +1,4 @@
-"""Draw held-out prompts with fixed seeds in one and two steps, and score them through the reward API.
+"""Draw held-out prompts with fixed seeds in each number of steps, and score them through the reward API.
 
 base = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000, base=True)
 adapted = evaluate(model, prompts, ["attribute-binding"], client, seed=10_000)
@@ -21,11 +21,11 @@ from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
 from lasro.wire import ScoredItem, ScoreRequest, scores_of
 from lasro_client.evaluation.diffusers_noise import diffusers_noises
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps, NumSteps
 from lasro_client.evaluation.result import IMAGE_FOLDERS, Evaluation
 from lasro_client.services.failures import failures_of
 from lasro_client.services.reward_client import RewardClient
@@ -43,25 +43,30 @@ def batch_size(latent_shape: tuple[int, int, int], most: int | None = None) -> i
     return min(LARGEST_BATCH, max(1, LATENT_CELLS_PER_BATCH // (height * width)), most or LARGEST_BATCH)
 
 
-def draw_one_and_two_steps(
-    model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], base: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """One-step and two-step images of each prompt, both uint8 [B, H, W, 3], as stock diffusers draws them.
+def draw_in_steps(
+    model: GeneratorModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    base: bool = False,
+    steps: Sequence[NumSteps] = ONE_AND_TWO,
+) -> dict[NumSteps, np.ndarray]:
+    """By number of steps, images uint8 [B, H, W, 3] of each prompt, as stock diffusers draws them in so many.
 
     By the model with its adapter, or by the frozen base where `base` is set.
 
-    Both come from one pass: a single-step sample uses the first noise at timestep 999 and ends there, which is
-    exactly the clean latent that the two-step sampler noises again. Raises NonFiniteError naming the prompt.
+    What the numbers have in common comes from one pass: of an LCM, a single-step sample uses the first noise at
+    timestep 999 and ends there, which is exactly the clean latent that the two-step sampler noises again. Raises
+    NonFiniteError naming the prompt.
     """
-    noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=2)]
+    noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps=max(steps))]
     with torch.no_grad(), device_memory(f"drawing {len(prompts)} images at once", MEMORY_ADVICE):
         conditioning = model.embed(list(prompts), base)
-        one_step, last = sample_latents(model, noises, conditioning, base)
-        for prompt, *latents in zip(prompts, one_step, last, strict=True):
+        found = sample_latents(model, noises, conditioning, base, steps)
+        for prompt, *latents in zip(prompts, *found, strict=True):
             # A decoder turns NaN into a black image, which a reward would score like any other.
             if not all(part.isfinite().all() for part in latents):
                 raise NonFiniteError(f"latents of {prompt[:60]!r} are not finite; the adapter or model is broken")
-        return model.decode(one_step), model.decode(last)
+        return {num_steps: model.decode(z_BCHW) for num_steps, z_BCHW in zip(steps, found, strict=True)}
 
 
 def evaluate(
@@ -73,21 +78,24 @@ def evaluate(
     folder: Path | None = None,
     progress: Progress | None = None,
     base: bool = False,
+    steps: Sequence[NumSteps] = ONE_AND_TWO,
 ) -> Evaluation:
-    """Score one- and two-step images of all prompts with any registered rewards; prompt i is drawn with seed + i.
+    """Score images of all prompts in each of `steps`, rising, with any registered rewards.
+
+    Prompt i is drawn with seed + i.
 
     By the model with its adapter, or by the frozen base where `base` is set.
 
-    Images go to `folder`/one and /two as 00000.png ... where a folder is given. An item that a reward could not
+    Images go to `folder`/one, /two, ... as 00000.png ... where a folder is given. An item that a reward could not
     score stays None and is counted in `failures`; whole requests that fail raise what the client raises.
     """
-    items: dict[NumSteps, list[ScoredItem]] = {num_steps: [] for num_steps in ALL_NUM_STEPS}
-    step = batch_size(model.latent_shape, model.settings.max_batch)
-    for start in range(0, len(prompts), step):
-        batch = prompts[start : start + step]
+    items: dict[NumSteps, list[ScoredItem]] = {num_steps: [] for num_steps in steps}
+    size = batch_size(model.latent_shape, model.settings.max_batch)
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
         seeds = range(seed + start, seed + start + len(batch))
-        images = draw_one_and_two_steps(model, [prompt.text for prompt in batch], seeds, base)
-        for num_steps, images_BHWC in zip(ALL_NUM_STEPS, images, strict=True):
+        images = draw_in_steps(model, [prompt.text for prompt in batch], seeds, base, steps)
+        for num_steps, images_BHWC in images.items():
             pngs = [png_bytes(image) for image in images_BHWC]
             if folder is not None:
                 _save(folder / IMAGE_FOLDERS[num_steps], start, pngs)
@@ -128,8 +136,8 @@ def score_images(
 def _gather(
     prompts: list[str], seed: int, rewards: Sequence[str], items: dict[NumSteps, list[ScoredItem]]
 ) -> Evaluation:
-    scores = {name: ByNumSteps(scores_of(items[1], name), scores_of(items[2], name)) for name in rewards}
-    failed = failures_of([*items[1], *items[2]], rewards)
+    scores = {name: {n: scores_of(found, name) for n, found in items.items()} for name in rewards}
+    failed = failures_of([item for found in items.values() for item in found], rewards)
     return Evaluation(
         prompts=prompts,
         seed=seed,

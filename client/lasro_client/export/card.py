@@ -19,6 +19,7 @@ import lasro
 from lasro.errors import LasroError, WireError
 from lasro.images import MAX_PIXELS, decode_image
 from lasro.models.base import AdapterKeys
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.export.metadata import describe
@@ -95,6 +96,11 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 def guidance_of(run: RunData | None) -> float | None:
     """The guidance scale at which the run sampled."""
     return None if run is None else run.config.get("model", {}).get("guidance")
+
+
+def steps_of(run: RunData | None) -> tuple[NumSteps, ...]:
+    """Numbers of steps that the run trained; one and two where it is not known."""
+    return ONE_AND_TWO if run is None else run.steps
 
 
 def _card_data(facts: CardFacts, summary: dict[str, Any], pictures: Sequence[Picture]) -> ModelCardData:
@@ -209,7 +215,7 @@ def _pictures(folder: Path, run: RunData | None) -> list[Picture]:
     for index in random_pick(len(run.before.prompts), PICTURES):
         names = {which: f"images/{which}-{index:05d}.webp" for which in ("before", "after")}
         evaluation = run.folder / "evaluation"
-        sources = {which: evaluation / which / IMAGE_FOLDERS[2] / f"{index:05d}.png" for which in names}
+        sources = {which: evaluation / which / IMAGE_FOLDERS[max(run.steps)] / f"{index:05d}.png" for which in names}
         try:
             images = {which: decode_image(path.read_bytes(), MAX_PIXELS) for which, path in sources.items()}
         except (OSError, WireError):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lasro.models.published_names import PublishedNames
+from lasro.num_steps import NumSteps
 from lasro_client.export.source import Base
 
 AdapterForm = Literal["diffusers", "kohya", "peft"]
@@ -43,9 +44,9 @@ def merged_usage(place: str, sampling: Sequence[str]) -> str:
     return _code([*lines, _draw(sampling)], None, "")
 
 
-def sampling_arguments(timesteps: Sequence[int] | None, guidance: float | None) -> list[str]:
-    """Of the pipeline's call: two steps, at these timesteps where there are any."""
-    steps = "num_inference_steps=2" if timesteps is None else f"timesteps={list(timesteps)}"
+def sampling_arguments(timesteps: Sequence[int] | None, guidance: float | None, num_steps: NumSteps = 2) -> list[str]:
+    """Of the pipeline's call: so many steps, at these timesteps where there are any."""
+    steps = f"num_inference_steps={num_steps}" if timesteps is None else f"timesteps={list(timesteps)}"
     return [steps] if guidance is None else [steps, f"guidance_scale={guidance:g}"]
 
 

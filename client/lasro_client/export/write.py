@@ -23,7 +23,8 @@ from lasro.models.published_names import PublishedNames
 from lasro.models.registry import load_model
 from lasro_client.evaluation.adapted_model import warn_of_difference
 from lasro_client.evaluation.export import check_new, export, new_folder
-from lasro_client.export.card import CardFacts, guidance_of, write_card
+from lasro_client.evaluation.result import IMAGE_FOLDERS
+from lasro_client.export.card import CardFacts, guidance_of, steps_of, write_card
 from lasro_client.export.hub import check_repo, push
 from lasro_client.export.metadata import FIRST_UNET, describe, modelspec, sd_scripts, tensors_sha256
 from lasro_client.export.source import Base, Source, base_of
@@ -88,7 +89,7 @@ def _export_merged(request: ExportRequest) -> AdapterKeys | None:
     def write(folder: Path, keys: AdapterKeys | None) -> None:
         assert keys is not None, "there is an adapter"
         timesteps = noted_timesteps(request.source.adapter)
-        sampling = sampling_arguments(timesteps, guidance_of(request.source.run))
+        sampling = sampling_arguments(timesteps, guidance_of(request.source.run), steps_of(request.source.run)[-1])
         dtype = request.dtype or request.settings.dtype
         usage = merged_usage(request.repo or request.out.name, sampling)
         _forget_paths(folder)
@@ -125,7 +126,7 @@ def _export_adapter(request: ExportRequest, form: AdapterForm) -> tuple[AdapterK
     if (on := noted_base_adapter(source.adapter)) is not None:
         metadata[BASE_ADAPTER_METADATA] = json.dumps(on._asdict())
     file = {"diffusers": ADAPTER_FILE, "kohya": f"{title}.safetensors", "peft": PEFT_FILE}[form]
-    sampling = sampling_arguments(timesteps, guidance_of(source.run))
+    sampling = sampling_arguments(timesteps, guidance_of(source.run), steps_of(source.run)[-1])
     usage = adapter_usage(form, file, request.repo or title, names, base, sampling)
     with new_folder(request.out) as folder:
         save_file(tensors, folder / file, {"format": "pt", **metadata})
@@ -153,9 +154,10 @@ def _metadata(
 ) -> dict[str, str]:
     run, title = request.source.run, request.out.name
     sha256, guidance = tensors_sha256(tensors), guidance_of(run)
+    counts = f"{' or '.join(map(str, steps_of(run)))} steps"
     is_first = form == "kohya" and names.architecture.startswith("stable-diffusion-xl")
     more = {
-        "usage_hint": None if guidance is None else f"1 or 2 steps, guidance scale {guidance:g}",
+        "usage_hint": None if guidance is None else f"{counts}, guidance scale {guidance:g}",
         "thumbnail": _thumbnail(run),
         "tags": "few-step,reward fine-tuning",
     }
@@ -171,7 +173,7 @@ def _thumbnail(run: RunData | None) -> str | None:
     if run is None or run.after is None:
         return None
     index = random_pick(len(run.after.prompts), 1)[0]
-    return data_uri(run.folder / "evaluation" / "after" / "two" / f"{index:05d}.png")
+    return data_uri(run.folder / "evaluation" / "after" / IMAGE_FOLDERS[max(run.steps)] / f"{index:05d}.png")
 
 
 def _card_facts(

@@ -14,6 +14,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 30
 CLEAR = 8
 """Pixels from the left edge in which no tick of x stands: its number would run into the title."""
 SMOOTHING = 0.9
+NUM_TONES = 5
+"""Colours that the style sheet has."""
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lasro_client.evaluation.num_steps import NumSteps
+from lasro.num_steps import NumSteps, title
+from lasro.wire import REFERENCE_KINDS
 from lasro_client.report.charts import Chart, Series, chart, moving_average
 from lasro_client.report.frontier import frontier
 from lasro_client.report.phases import beginnings
 from lasro_client.report.run_data import RunData, points
 from lasro_client.run.round_record import Means, RoundRecord, Stage
 
-STEP_TITLES: dict[NumSteps, str] = {2: "Two steps", 1: "One step"}
-TONES: dict[NumSteps, int] = {1: 1, 2: 2}
 KINDS: dict[str, tuple[str, int]] = {
-    "reference_one_step": ("reference, one step", 1),
-    "reference_two_step": ("reference, two steps", 2),
     "same_z1": ("same z1, other second noise", 3),
-    "between_steps": ("one step against two", 4),
+    "between_steps": ("fewer steps against more of them", 4),
     "across_seeds": ("other first noise", 5),
 }
-"""Label and tone of each kind of pairs."""
+"""Label and tone of the kinds of pairs without a reference sample."""
 COMBINATIONS = {
     "sum": "Weighted sum that is trained on.",
     "product": "Product of powers that is trained on.",
@@ -34,9 +31,9 @@ def curves(run: RunData, stage: Stage) -> list[Chart]:
     rounds = run.stage(stage)
     found = [
         *_reward_curves(run, rounds),
-        *_reference_curves(rounds, stage),
-        frontier(run, STEP_TITLES, TONES) if stage == "train" else None,
-        *_surrogate_curves(rounds),
+        *_reference_curves(run, rounds, stage),
+        frontier(run) if stage == "train" else None,
+        *_surrogate_curves(run, rounds),
         _one("Generator loss", "Minus the surrogate scores plus the regulariser.", rounds, lambda r: r.generator.loss),
         _one(
             "Regulariser",
@@ -61,7 +58,7 @@ def _reward_curves(run: RunData, rounds: list[RoundRecord]) -> list[Chart | None
             rounds,
             f"Reward: {name}",
             "From the reward itself, on each round's own prompts.",
-            _both(rounds, lambda r, name=name: r.rewards.rewards.get(name)),
+            _both(run, rounds, lambda r, name=name: r.rewards.rewards.get(name)),
         )
         for name in names
     ]
@@ -71,14 +68,14 @@ def _reward_curves(run: RunData, rounds: list[RoundRecord]) -> list[Chart | None
             note += (
                 " Normalised by what the replay holds, which follows the run: growth shows in the rewards themselves."
             )
-        found.append(_chart(rounds, "Total reward", note, _both(rounds, lambda r: r.rewards.total)))
+        found.append(_chart(rounds, "Total reward", note, _both(run, rounds, lambda r: r.rewards.total)))
     if run.objective.floors:
         note = "Share of samples below the floor of a guard. They are left out of the total."
-        found.append(_chart(rounds, "Vetoed", note, _both(rounds, lambda r: r.rewards.vetoed), floor=0.0))
+        found.append(_chart(rounds, "Vetoed", note, _both(run, rounds, lambda r: r.rewards.vetoed), floor=0.0))
     return found
 
 
-def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | None]:
+def _reference_curves(run: RunData, rounds: list[RoundRecord], stage: Stage) -> list[Chart | None]:
     """The reference samples: in stage 1 those of the probe generator, in stage 2 the base's."""
     policy = "probe generator" if stage == "pretrain" else "base"
     found = [
@@ -86,7 +83,7 @@ def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | N
             rounds,
             f"The {policy} for comparison",
             f"Total reward of the {policy} on the same prompts and noise: compare with the curve above.",
-            _both(rounds, lambda r: r.rewards.reference),
+            _both(run, rounds, lambda r: r.rewards.reference),
         )
     ]
     if stage == "train":
@@ -95,21 +92,21 @@ def _reference_curves(rounds: list[RoundRecord], stage: Stage) -> list[Chart | N
                 rounds,
                 "Gain over the base",
                 "Reward minus the base's on the same noise, what a run is stopped by; 0 (dashed) is the base.",
-                _both(rounds, lambda r: r.rewards.gain),
+                _both(run, rounds, lambda r: r.rewards.gain),
                 reference=0.0,
             ),
             _chart(
                 rounds,
                 "Drift on the prompts trained on",
                 "Distance of latents from the base's of the same noise; 1: as another seed, 0.71: one picture for all.",
-                _both(rounds, lambda r: r.generator.drift),
+                _both(run, rounds, lambda r: r.generator.drift),
                 floor=0.0,
             ),
             _chart(
                 rounds,
                 "Drift in changes of prompt",
                 "Distance from the base's images of the same noise; 1: as its image of another prompt.",
-                [*_both(rounds, lambda r: r.generator.distance), _drift_target(rounds)],
+                [*_both(run, rounds, lambda r: r.generator.distance), _drift_target(rounds)],
                 floor=0.0,
             ),
         ]
@@ -120,7 +117,9 @@ def _drift_target(rounds: list[RoundRecord]) -> Series:
     return Series("allowed by then", 3, points(rounds, lambda r: r.generator.drift_target), smooth=False)
 
 
-def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
+def _surrogate_curves(run: RunData, rounds: list[RoundRecord]) -> list[Chart | None]:
+    references = {REFERENCE_KINDS[n]: (f"reference, {title(n).lower()}", tone) for n, tone in run.tones.items()}
+    kinds = references | KINDS
     accuracies = [
         Series("fresh, before training on them", 2, points(rounds, lambda r: r.surrogate.fresh_pair_accuracy)),
         Series("held out", 1, points(rounds, lambda r: r.surrogate.held_out_pair_accuracy)),
@@ -132,7 +131,7 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             "Surrogate score",
             "Normalised, so only its direction says something. It rising while the reward falls means that the "
             "generator fools the surrogate.",
-            _both(rounds, lambda r: r.generator.score),
+            _both(run, rounds, lambda r: r.generator.score),
         ),
         _chart(
             rounds,
@@ -149,7 +148,7 @@ def _surrogate_curves(rounds: list[RoundRecord]) -> list[Chart | None]:
             "Pair accuracy by kind",
             "Fresh pairs by what their samples share, averaged over rounds by number of pairs. A generator moves each "
             "sample while its noise stays: the curves of reference samples say whether the gradient helps.",
-            [_kind(rounds, kind) for kind in KINDS],
+            [_kind(rounds, kind, *drawn) for kind, drawn in kinds.items()],
             floor=0.45,
             ceiling=1.0,
             reference=0.5,
@@ -176,9 +175,8 @@ def _chart(rounds: list[RoundRecord], title: str, note: str, series: Sequence[Se
     return chart(title, note, series, marks=beginnings(rounds), **view)
 
 
-def _kind(rounds: list[RoundRecord], kind: str) -> Series:
+def _kind(rounds: list[RoundRecord], kind: str, label: str, tone: int) -> Series:
     """Averages alone: five curves with their single rounds are a tangle."""
-    label, tone = KINDS[kind]
     found = [
         (record.round + 1, record.surrogate.accuracy_by_kind[kind])
         for record in rounds
@@ -188,17 +186,17 @@ def _kind(rounds: list[RoundRecord], kind: str) -> Series:
     return Series(label, tone, [(done, y) for (done, _), y in zip(found, averages, strict=True)], smooth=False)
 
 
-def _both(rounds: list[RoundRecord], read: Callable[[RoundRecord], Means | None]) -> list[Series]:
-    """The two-step and the one-step curve of a value."""
+def _both(run: RunData, rounds: list[RoundRecord], read: Callable[[RoundRecord], Means | None]) -> list[Series]:
+    """The curves of a value, that of the most steps first."""
 
     def series(num_steps: NumSteps) -> Series:
         def value(record: RoundRecord) -> float | None:
             means = read(record)
-            return None if means is None else means[num_steps]
+            return None if means is None else means.get(num_steps)
 
-        return Series(STEP_TITLES[num_steps], TONES[num_steps], points(rounds, value))
+        return Series(title(num_steps), run.tones[num_steps], points(rounds, value))
 
-    return [series(num_steps) for num_steps in STEP_TITLES]
+    return [series(num_steps) for num_steps in reversed(run.steps)]
 
 
 def _one(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lasro_client.evaluation.num_steps import JSON_NAMES, NumSteps
+from lasro.num_steps import JSON_NAMES, NumSteps, title
 from lasro_client.evaluation.paired_statistics import Estimate, estimate
 from lasro_client.report.charts import Axes, Chart, Point, Series, drawing, moving_average, path
 from lasro_client.report.run_data import RunData, read_object
@@ -30,7 +30,7 @@ class Trade:
     """What the true gradient gains at some drifts, by increasing drift."""
 
 
-def frontier(run: RunData, titles: dict[NumSteps, str], tones: dict[NumSteps, int]) -> Chart | None:
+def frontier(run: RunData) -> Chart | None:
     """The chart of a run of stage 2; None without rounds or a summary that tell both.
 
     The drift is in changes of prompt where the rounds tell it so, or where the run has a budget of it or a line to
@@ -41,8 +41,8 @@ def frontier(run: RunData, titles: dict[NumSteps, str], tones: dict[NumSteps, in
     by_prompt = any(value is not None for record in run.rounds for value in record.generator.distance.values())
     by_prompt = by_prompt or budget is not None or bool(known)
     trades = [
-        Trade(title, tones[n], _rounds(run, n, by_prompt), _taken(run, n, by_prompt), _limit(known, n))
-        for n, title in titles.items()
+        Trade(title(n), run.tones[n], _rounds(run, n, by_prompt), _taken(run, n, by_prompt), _limit(known, n))
+        for n in reversed(run.steps)
     ]
     shown = [trade for trade in trades if trade.rounds or trade.taken]
     if not shown:
@@ -54,8 +54,8 @@ def frontier(run: RunData, titles: dict[NumSteps, str], tones: dict[NumSteps, in
 def _rounds(run: RunData, num_steps: NumSteps, by_prompt: bool) -> list[Point]:
     values = []
     for record in run.stage("train"):
-        drift = (record.generator.distance if by_prompt else record.generator.drift)[num_steps]
-        gain = record.rewards.gain[num_steps]
+        drift = (record.generator.distance if by_prompt else record.generator.drift).get(num_steps)
+        gain = record.rewards.gain.get(num_steps)
         if drift is not None and gain is not None and math.isfinite(drift) and math.isfinite(gain):
             values.append((drift, gain))
     drifts, gains = ([value[i] for value in values] for i in range(2))

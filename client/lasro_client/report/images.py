@@ -14,7 +14,7 @@ from PIL import Image
 
 from lasro.errors import WireError
 from lasro.images import MAX_PIXELS, decode_image
-from lasro_client.evaluation.num_steps import NumSteps
+from lasro.num_steps import NumSteps
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.report.run_data import RunData, read_strings
 
@@ -164,7 +164,7 @@ def progress_strips(run: RunData) -> tuple[list[str], list[Strip]]:
     rounds = spread(sorted(numbered), PROGRESS_ROUNDS)
     if not rounds:
         return [], []
-    base = run.folder / "evaluation" / "before" / IMAGE_FOLDERS[2]
+    base = run.folder / "evaluation" / "before" / IMAGE_FOLDERS[max(run.steps)]
     strips = []
     for index, prompt in enumerate(prompts):
         paths = [base / f"{index:05d}.png", *(numbered[number] / f"{index}.png" for number in rounds)]

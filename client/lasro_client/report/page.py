@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lasro.files import write_atomically
-from lasro_client.evaluation.num_steps import JSON_NAMES
+from lasro.num_steps import JSON_NAMES, title
 from lasro_client.evaluation.result import Evaluation, base_table
-from lasro_client.report.curves import STEP_TITLES, curves
+from lasro_client.report.curves import curves
 from lasro_client.report.images import drift_pairs, pair_groups, progress_strips
 from lasro_client.report.phases import NEWEST, beginnings, events, phase_rows, worrying_events
 from lasro_client.report.run_data import RunData, read_run, seconds_left
@@ -63,9 +63,11 @@ def render(run: RunData) -> str:
     )
     environment.filters.update(number=number, signed=signed, duration=duration, capitalised=capitalised)
     columns, strips = progress_strips(run)
+    most_first = list(reversed(run.steps))
     return environment.get_template("report.html.jinja").render(
         run=run,
-        step_titles={JSON_NAMES[n]: title for n, title in STEP_TITLES.items()},
+        step_titles={JSON_NAMES[n]: title(n) for n in most_first},
+        tones={JSON_NAMES[n]: tone for n, tone in run.tones.items()},
         table=_table(run),
         held_out_drift=(run.summary or {}).get("held_out_drift"),
         status=_status(run),
@@ -75,12 +77,12 @@ def render(run: RunData) -> str:
         train_title=CURVE_TITLES["train"],
         marked=bool(beginnings(run.stage("train"))),
         charts=[(title, found) for stage, title in CURVE_TITLES.items() if (found := curves(run, stage))],
-        images={JSON_NAMES[n]: groups for n in STEP_TITLES if (groups := pair_groups(run, n))},
+        images={JSON_NAMES[n]: groups for n in most_first if (groups := pair_groups(run, n))},
         columns=columns,
         strips=strips,
         drift_pairs=drift_pairs(run),
         notices=_notices(run),
-        changes={JSON_NAMES[n]: _count_changes(run.gains(n)) for n in STEP_TITLES},
+        changes={JSON_NAMES[n]: _count_changes(run.gains(n)) for n in most_first},
         settings=json.dumps(run.config, indent=2, ensure_ascii=False),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
@@ -182,10 +184,10 @@ def _notices(run: RunData) -> list[str]:
 
 
 def _veto_notice(run: RunData, when: str, evaluation: Evaluation) -> list[str]:
-    counts = {title: sum(run.vetoed(evaluation, num_steps)) for num_steps, title in STEP_TITLES.items()}
+    counts = {num_steps: sum(run.vetoed(evaluation, num_steps)) for num_steps in reversed(run.steps)}
     if not any(counts.values()):
         return []
-    parts = ", ".join(f"{count} at {title.lower()}" for title, count in counts.items())
+    parts = ", ".join(f"{count} at {title(num_steps).lower()}" for num_steps, count in counts.items())
     return [
         f"Images of the {when} model that a guard vetoed, of {len(evaluation.prompts)}: {parts}. "
         "They count in the table of rewards, not in the gains."

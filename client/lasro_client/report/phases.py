@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.report.run_data import RunData
 from lasro_client.run.round_record import Means, RoundRecord
 
@@ -80,7 +79,7 @@ def _row(records: Sequence[RoundRecord], before: RoundRecord | None) -> PhaseRow
         last.reward_calls - (before.reward_calls if before else 0),
         last.elapsed_s - (before.elapsed_s if before else 0.0),
         sum(accuracy * count for accuracy, count in accuracies) / pairs if pairs else None,
-        ByNumSteps.of(lambda num_steps: _mean([record.rewards.gain[num_steps] for record in newest])),
+        {n: _mean([record.rewards.gain.get(n) for record in newest]) for n in last.rewards.gain},
     )
 
 

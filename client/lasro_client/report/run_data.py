@@ -14,9 +14,10 @@ import numpy as np
 
 from lasro.errors import LasroError, NotFoundError, WireError
 from lasro.functional.reward_totals import RewardObjective, Scale, Totals, Values, scale_of, totals
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro_client.evaluation.paired_statistics import differences
 from lasro_client.evaluation.result import Evaluation, load_evaluation
+from lasro_client.report.charts import NUM_TONES
 from lasro_client.run.round_record import RoundRecord, Stage, read_log
 from lasro_client.run.start_findings import read_audit
 from lasro_client.run.stopped import STOPPED_FILE
@@ -55,8 +56,18 @@ class RunData:
         return self.rounds[-1] if self.rounds else None
 
     @property
+    def steps(self) -> tuple[NumSteps, ...]:
+        """Numbers of steps that it samples, trains and evaluates, fewest first."""
+        return tuple((self.config.get("train") or {}).get("steps", ONE_AND_TWO))
+
+    @property
+    def tones(self) -> dict[NumSteps, int]:
+        """In which the curves of each number of steps are drawn."""
+        return {num_steps: i % NUM_TONES + 1 for i, num_steps in enumerate(self.steps)}
+
+    @property
     def timesteps(self) -> list[int] | None:
-        """Of the two steps; None for the scheduler's own."""
+        """Of the steps; None for the scheduler's own."""
         return self.config.get("train", {}).get("timesteps")
 
     def stage(self, stage: Stage) -> list[RoundRecord]:
@@ -78,7 +89,7 @@ class RunData:
         return found if found.required_rewards else RewardObjective(dict.fromkeys(scored, 1.0))
 
     def combined(self, evaluation: Evaluation, num_steps: NumSteps) -> Totals:
-        """Totals per prompt by the run's objective; normalised rewards by the base's, of one and two steps together.
+        """Totals per prompt by the run's objective; normalised rewards by the base's, of all numbers of steps together.
 
         All NaN without a base or without rewards, and where the objective cannot combine them, which the trainer
         reports.
@@ -113,11 +124,12 @@ class RunData:
 
 def _column(evaluation: Evaluation, name: str, num_steps: NumSteps) -> Values:
     rewards = evaluation.rewards.get(name)
-    return np.array(rewards[num_steps] if rewards else [None] * len(evaluation.prompts), dtype=float)
+    found = (rewards or {}).get(num_steps)
+    return np.array([None] * len(evaluation.prompts) if found is None else found, dtype=float)
 
 
 def _scales(before: Evaluation, rewards: Iterable[str]) -> dict[str, Scale]:
-    return {name: scale_of([_column(before, name, num_steps) for num_steps in ALL_NUM_STEPS]) for name in rewards}
+    return {name: scale_of([_column(before, name, num_steps) for num_steps in before.steps]) for name in rewards}
 
 
 def read_run(folder: Path) -> RunData:

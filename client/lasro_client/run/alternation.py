@@ -8,6 +8,7 @@ services answer them from what they have stored.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -15,19 +16,20 @@ from functools import partial
 
 from lasro.errors import BudgetError, ConfigError
 from lasro.functional.drift import drift_distance
+from lasro.num_steps import NumSteps
 from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.group_summary import drift_from_base
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import draw_prompts
 from lasro.wire import AdaptReply
-from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.evaluation.num_steps import unmeasured
 from lasro_client.run.collect import Collected
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.drift_budget import DriftBudget, largest
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.round_means import by_weight, record_generator, record_rewards, record_surrogate
 from lasro_client.run.round_plan import RoundPlan
-from lasro_client.run.round_record import NOT_MEASURED, HealthRecord, Means, RoundRecord
+from lasro_client.run.round_record import HealthRecord, Means, RoundRecord
 from lasro_client.run.round_sampler import RoundSampler
 from lasro_client.run.run_surrogate import RunSurrogate
 from lasro_client.run.time_budget import TimeBudget
@@ -62,12 +64,16 @@ class Alternation:
         self.drift = DriftBudget(settings.drift_budget, settings.is_from_nothing)
         self._parts = {"health": self.monitor, "schedule": self.schedule, "drift": self.drift}
         self.progress, self.best = folder.start(trainer, self._parts)
-        self._image_unit = ByNumSteps[float | None](None, None)
+        self._image_unit = self._unmeasured
         self._clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
         self._plan = RoundPlan(self.config, self.schedule, self._clock)
         self.sampler = RoundSampler(folder, trainer, feedback, self.schedule, prompts)
         self._ahead: Collected | None = None
         self._let_rate_fall()
+
+    @property
+    def _unmeasured(self) -> Means:
+        return unmeasured(self.config.train.steps)
 
     @property
     def num_rounds(self) -> int:
@@ -86,7 +92,7 @@ class Alternation:
         assert version is not None, "begin() comes first"
         return version
 
-    def measure_by(self, units: ByNumSteps[float | None]) -> None:
+    def measure_by(self, units: Mapping[NumSteps, float | None]) -> None:
         """Measure drift by these mean square pixel differences, which count as 1 (`BaseImages.units`)."""
         self._image_unit = units
 
@@ -107,10 +113,12 @@ class Alternation:
         self._clock.check()
         is_compared = self.sampler.compares_with_base(round)
         collected, self._ahead = self._ahead or self.sampler.collect(round), None
-        drift = ByNumSteps.of(partial(drift_from_base, collected.groups)) if is_compared else NOT_MEASURED
-        distance = self._observe_drift(collected) if is_compared else NOT_MEASURED
+        drift = distance = self._unmeasured
+        if is_compared:
+            drift = {n: drift_from_base(collected.groups, n) for n in config.train.steps}
+            distance = self._observe_drift(collected)
         target = None if self.schedule.phase == "ranking" else self._advance_drift()
-        reply, steps = self._improve(collected, by_weight(drift, config.method))
+        reply, steps = self._improve(collected, by_weight(drift, config.step_weights))
         self.progress = self.progress._replace(
             round=round + 1,
             unranked=self.progress.unranked + 1 if collected.is_unranked(reply) else 0,
@@ -122,7 +130,7 @@ class Alternation:
         self._let_rate_fall()
         rewards = record_rewards(collected, config.reward_objective, reply.statistics.scales)
         if not is_compared:
-            rewards = replace(rewards, reference=NOT_MEASURED, gain=NOT_MEASURED)
+            rewards = replace(rewards, reference=self._unmeasured, gain=self._unmeasured)
         record = RoundRecord(
             stage="train",
             round=round,
@@ -167,8 +175,8 @@ class Alternation:
     def _observe_drift(self, collected: Collected) -> Means:
         """How far the round's images are from the base's, and what that says of the distance of latents."""
         if self.trainer.is_base:
-            return NOT_MEASURED
-        found = ByNumSteps.of(lambda n: drift_distance(collected.image_squares(n), self._image_unit[n])[0])
+            return self._unmeasured
+        found = {n: drift_distance(collected.image_squares(n), unit)[0] for n, unit in self._image_unit.items()}
         self.drift.observe(largest(found.values()), self.progress.distance)
         return found
 
@@ -180,7 +188,7 @@ class Alternation:
 
     def _proceed(self, record: RoundRecord) -> str | None:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
-        gain = by_weight(record.rewards.gain, self.config.method)
+        gain = by_weight(record.rewards.gain, self.config.step_weights)
         step = self.schedule.observe(record, gain, self._plan.fitting(self.progress))
         if gain is not None and self.config.train.is_from_nothing:
             self.drift.trust(self.schedule.newest_gain)
@@ -255,11 +263,11 @@ class Alternation:
 
     def _judge(self, record: RoundRecord) -> HealthRecord:
         """Say whether the run diverges, and end it or roll it back as `health` in the settings says."""
-        settings, method = self.config.health, self.config.method
+        settings, weights = self.config.health, self.config.step_weights
         figures = Figures(
-            by_weight(record.rewards.gain, method),
+            by_weight(record.rewards.gain, weights),
             record.surrogate.reward_gap,
-            by_weight(record.generator.drift, method),
+            by_weight(record.generator.drift, weights),
         )
         if self.monitor.observe(record.round, figures):
             self.best = {name: tensor.clone() for name, tensor in self.trainer.state().items()}

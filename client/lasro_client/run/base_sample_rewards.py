@@ -6,7 +6,7 @@ hand. `lasro pretrain` writes `base_rewards.jsonl`, a line per round; `train.ini
 names it.
 
 Shape legend: K seeds of a prompt, D second-step draws of each; lists of rewards have the K one-step samples first, then
-the K D two-step ones.
+the K D two-step ones, or those of other numbers of steps, fewer ones first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import NamedTuple
 import torch
 from pydantic import Field, ValidationError
 
-from lasro.config import Timesteps, TrainSettings
+from lasro.config import Steps, Timesteps, TrainSettings
 from lasro.errors import ConfigError
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.group_summary import GroupSummary
 from lasro.training.sampling import draw_group_noises, generator_for, label_samples, sample_latents
 from lasro.validation import explain
@@ -40,7 +41,7 @@ class GroupRewards(Message):
     """Rewards of one group's base samples."""
 
     prompt: str
-    rewards: dict[str, list[Finite | None]] = Field(description="K + K D each, null where one failed")
+    rewards: dict[str, list[Finite | None]] = Field(description="K + K D each of steps 1, 2; null where one failed")
     second_step_draws: int = Field(default=1, ge=1, description="D")
 
 
@@ -49,7 +50,8 @@ class RoundRewards(Message):
 
     seed: int
     round: int
-    timesteps: Timesteps | None = Field(default=None, description="of the two steps; absent: the scheduler's own")
+    timesteps: Timesteps | None = Field(default=None, description="of the steps; absent: the scheduler's own")
+    steps: Steps | None = Field(default=None, description="numbers of steps of the samples; absent: 1 and 2")
     groups: list[GroupRewards]
 
 
@@ -61,6 +63,18 @@ class RewardedSeeds(NamedTuple):
     group: GroupRewards
     timesteps: Timesteps | None = None
     """At which it was sampled."""
+    steps: tuple[NumSteps, ...] = ONE_AND_TWO
+    """In which."""
+
+    @property
+    def samples_per_seed(self) -> list[int]:
+        """Of each number of steps, fewest first."""
+        return _samples_per_seed(self.group, self.steps)
+
+    @property
+    def seeds(self) -> int:
+        """K, of those that are drawn again."""
+        return _num_seeds(self.group, self.steps)
 
 
 def base_rewards_of(
@@ -69,6 +83,7 @@ def base_rewards_of(
     groups: list[GroupSummary],
     scored: list[GroupStatus],
     timesteps: Timesteps | None = None,
+    steps: tuple[NumSteps, ...] = ONE_AND_TWO,
 ) -> RoundRewards:
     """The rewards of the groups' own samples, which in stage 1 are the base's."""
 
@@ -88,7 +103,8 @@ def base_rewards_of(
         )
         for group, status in zip(groups, scored, strict=True)
     ]
-    return RoundRewards(seed=seed, round=round, timesteps=timesteps, groups=found)
+    said = None if steps == ONE_AND_TWO else steps
+    return RoundRewards(seed=seed, round=round, timesteps=timesteps, steps=said, groups=found)
 
 
 def find_base_rewards(path: Path) -> Path:
@@ -100,7 +116,7 @@ def find_base_rewards(path: Path) -> Path:
 def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | None = None) -> list[RewardedSeeds]:
     """The `newest` groups of the file, oldest first, of each the first `seeds`; None: all of them.
 
-    Raises ConfigError where one lacks a reward of `rewards`, or where they were not all sampled at the same timesteps.
+    Raises ConfigError where one lacks a reward of `rewards`, or where they were not all sampled alike.
     """
     path = find_base_rewards(path)
     try:
@@ -114,15 +130,25 @@ def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | N
         why = explain(error) if isinstance(error, ValidationError) else error
         raise ConfigError(f"train.initial_base_rewards: {path}: {why}; `lasro pretrain` writes such files") from error
     found = [
-        _first(seeds, RewardedSeeds((line.seed, "pretrain", line.round, i), _num_seeds(group), group, line.timesteps))
+        _first(
+            seeds,
+            RewardedSeeds(
+                (line.seed, "pretrain", line.round, i),
+                _num_seeds(group, _steps_of(line)),
+                group,
+                line.timesteps,
+                _steps_of(line),
+            ),
+        )
         for line in rounds
         for i, group in enumerate(line.groups)
     ]
-    if len({line.timesteps for line in rounds}) > 1:
-        raise ConfigError(
-            f"train.initial_base_rewards: {path}: got rounds of runs with different train.timesteps, expected those of "
-            "one `lasro pretrain`"
-        )
+    for name, values in (("timesteps", {line.timesteps for line in rounds}), ("steps", set(map(_steps_of, rounds)))):
+        if len(values) > 1:
+            raise ConfigError(
+                f"train.initial_base_rewards: {path}: got rounds of runs with different train.{name}, expected those "
+                "of one `lasro pretrain`"
+            )
     for seeded in found:
         if missing := rewards - set(seeded.group.rewards):
             raise ConfigError(
@@ -132,14 +158,30 @@ def read_base_rewards(path: Path, newest: int, rewards: set[str], seeds: int | N
     return found[-newest:]
 
 
-def _num_seeds(group: GroupRewards) -> int:
-    return len(next(iter(group.rewards.values()))) // (1 + group.second_step_draws)
+def _steps_of(line: RoundRewards) -> tuple[NumSteps, ...]:
+    return line.steps or ONE_AND_TWO
+
+
+def _samples_per_seed(group: GroupRewards, steps: Sequence[NumSteps]) -> list[int]:
+    return [1 if n == 1 else group.second_step_draws for n in steps]
+
+
+def _num_seeds(group: GroupRewards, steps: Sequence[NumSteps]) -> int:
+    return len(next(iter(group.rewards.values()))) // sum(_samples_per_seed(group, steps))
 
 
 def _first(seeds: int | None, whole: RewardedSeeds) -> RewardedSeeds:
-    K, D = whole.drawn, whole.group.second_step_draws
-    later = None if seeds is None else seeds * D
-    columns = {name: r[:K][:seeds] + r[K:][:later] for name, r in whole.group.rewards.items()}
+    if seeds is None:
+        return whole
+
+    def first(rewards: list[float | None]) -> list[float | None]:
+        kept, start = list[float | None](), 0
+        for count in whole.samples_per_seed:
+            kept += rewards[start : start + min(seeds, whole.seeds) * count]
+            start += whole.seeds * count
+        return kept
+
+    columns = {name: first(rewards) for name, rewards in whole.group.rewards.items()}
     return whole._replace(group=whole.group.model_copy(update={"rewards": columns}))
 
 
@@ -160,7 +202,7 @@ def preload_replay(
         batch = groups[start : start + GROUPS_PER_BATCH]
         latents = draw_again(model, batch)
         posts = [
-            _submission(seeds.group, latents_NCHW, list(rewards), start + i)
+            _submission(seeds, latents_NCHW, list(rewards), start + i)
             for i, (seeds, latents_NCHW) in enumerate(zip(batch, latents, strict=True))
         ]
         scored += feedback.post(posts)
@@ -171,24 +213,24 @@ def preload_replay(
 def draw_again(model: GeneratorModel, batch: list[RewardedSeeds]) -> Iterator[torch.Tensor]:
     """The base's samples of each group [K + K D, C, H, W], float16 on the CPU. All groups of a run have the same D.
 
-    At the timesteps at which they were rewarded, whatever those of this run are.
+    At the timesteps and in the numbers of steps in which they were rewarded, whatever those of this run are.
     """
-    model = model.with_timesteps(batch[0].timesteps)
-    counts, D = [_num_seeds(seeds.group) for seeds in batch], batch[0].group.second_step_draws
-    whole = (draw_group_noises(model, seeds.drawn, D, generator_for(*seeds.seed)) for seeds in batch)
-    draws = [[x_tau0[:K], eps[: K * D]] for K, (x_tau0, eps) in zip(counts, whole, strict=True)]
+    model, steps = model.with_timesteps(batch[0].timesteps), batch[0].steps
+    counts, D = [seeds.seeds for seeds in batch], batch[0].group.second_step_draws
+    whole = (draw_group_noises(model, seeds.drawn, D, generator_for(*seeds.seed), max(steps)) for seeds in batch)
+    draws = [[x_tau0[:K], *(eps[: K * D] for eps in later)] for K, (x_tau0, *later) in zip(counts, whole, strict=True)]
     noises = [torch.cat(parts) for parts in zip(*draws, strict=True)]
     with device_memory(f"drawing {sum(counts)} base samples again", "lower train.carried_seeds"):
         rows = model.embed([seeds.group.prompt for seeds in batch])
         conditioning = rows.repeat_each(torch.tensor(counts, device=model.device))
-        taken = sample_latents(model, noises, conditioning, base=True)
-    of_each = (counts, [K * D for K in counts])
+        taken = sample_latents(model, noises, conditioning, base=True, num_steps=steps)
+    of_each = ([K * per_seed for K in counts] for per_seed in batch[0].samples_per_seed)
     samples = [z.to(torch.float16).cpu().split(sizes) for z, sizes in zip(taken, of_each, strict=True)]
     return (torch.cat(parts) for parts in zip(*samples, strict=True))
 
 
-def _submission(group: GroupRewards, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
-    labels = label_samples(_num_seeds(group), group.second_step_draws)
+def _submission(seeds: RewardedSeeds, latents_NCHW: torch.Tensor, rewards: list[str], index: int) -> GroupSubmission:
+    group, labels = seeds.group, label_samples(seeds.seeds, seeds.group.second_step_draws, seeds.steps)
     return GroupSubmission(
         group_id=f"stage1-{index:04d}",
         round=BEFORE_THE_FIRST_ROUND,

@@ -15,8 +15,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from lasro.config import PretrainSettings, SamplingSettings, TrainSettings
+from lasro.num_steps import NumSteps
 from lasro.wire import RewardInfo
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, NumSteps
 from lasro_client.run.probe_generator import moves_second_step_alone, probe_age
 from lasro_client.run.ranking import FIRST_GOAL, WINDOW
 from lasro_client.run.train_schedule import FEWEST_TRAINING_ROUNDS, PROOF_ROUNDS, most_ranking_rounds
@@ -67,21 +67,22 @@ def run_costs(
     return {
         "train": train_cost(train, speed),
         "train_least": least_train_cost(train, speed),
-        "evaluations": evaluation_cost(held_out, batch, speed),
+        "evaluations": evaluation_cost(held_out, batch, speed, len(train.steps)),
         "pretrain": pretrain_cost(pretrain, speed),
     }
 
 
 def images_per_round(
-    settings: SamplingSettings, policies: int, reference_steps: Sequence[NumSteps] = ALL_NUM_STEPS
+    settings: SamplingSettings, policies: int, reference_steps: Sequence[NumSteps] | None = None
 ) -> int:
-    """One- and two-step images of all prompts, seeds and second-step draws.
+    """Images of all prompts, seeds, second-step draws and numbers of steps.
 
-    Without (1) or with (2) those of a reference policy, which has images of the numbers of steps in `reference_steps`.
+    Without (1) or with (2) those of a reference policy, which has images of the numbers of steps in `reference_steps`;
+    absent: of all.
     """
-    per_seed = {1: 1, 2: settings.second_step_draws}
+    per_seed = settings.samples_per_seed
     own = settings.seeds_per_prompt * sum(per_seed.values())
-    reference = settings.num_reference_seeds * sum(per_seed[num_steps] for num_steps in reference_steps)
+    reference = settings.num_reference_seeds * sum(per_seed[n] for n in reference_steps or settings.steps)
     return settings.prompts_per_round * (own + (policies - 1) * reference)
 
 
@@ -140,14 +141,14 @@ def pretrain_cost(settings: PretrainSettings, speed: Speed) -> Cost:
 def _images_of_stage1(settings: PretrainSettings, round: int) -> int:
     if probe_age(settings, round) == 0:
         return images_per_round(settings, 1)
-    return images_per_round(settings, 2, (2,) if moves_second_step_alone(settings, round) else ALL_NUM_STEPS)
+    return images_per_round(settings, 2, (2,) if moves_second_step_alone(settings, round) else None)
 
 
-def evaluation_cost(prompts: int, batch: int, speed: Speed) -> Cost:
-    """Before and after, in one step and in two, `batch` images a request, one by one. No budget counts these."""
+def evaluation_cost(prompts: int, batch: int, speed: Speed, numbers_of_steps: int = 2) -> Cost:
+    """Before and after, in each number of steps, `batch` images a request, one by one. No budget counts these."""
     full, rest = divmod(prompts, batch)
     scoring_s = full * speed.seconds(batch) + speed.seconds(rest)
-    evaluations = 2 * len(ALL_NUM_STEPS)
+    evaluations = 2 * numbers_of_steps
     return Cost(evaluations * prompts * speed.repeats, evaluations * scoring_s)
 
 

@@ -81,5 +81,5 @@ class DriftBudget:
 
 
 def largest(drifts: Iterable[float | None]) -> float | None:
-    """Of those that were measured: a budget holds for one step and for two."""
+    """Of those that were measured: a budget holds for each number of steps."""
     return max((drift for drift in drifts if drift is not None), default=None)

@@ -23,7 +23,7 @@ POWERS = (0.2, 5.0)
 
 
 def fit_to_budget(trainer: GeneratorTrainer, base: BaseImages, budget: float, most: float = 1.0) -> float:
-    """The factor, at most `most`, by which the averaged LoRA keeps within the budget in one step and in two.
+    """The factor, at most `most`, by which the averaged LoRA keeps within the budget in each number of steps.
 
     It is one at which this was measured: 0 is the base. Where the base draws everything alike there is nothing to
     measure by, and the factor is 1. So it is, or above, for an adapter within the budget.

@@ -71,6 +71,6 @@ class ProbeGenerator:
             self.trainer.restart(self.seed + round)
         if unranked:
             return
-        self.trainer.base_steps = (moves_second_step_alone(self.settings, round), False)
+        self.trainer.base_takes_first = moves_second_step_alone(self.settings, round)
         batch = draw_prompts(prompts, self.batch_size, generator)
         self.trainer.step(batch, source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lasro.wire import KindAccuracy
+from lasro.wire import REFERENCE_KINDS, KindAccuracy
 from lasro_client.run.round_estimate import Estimate, sure_errors
 from lasro_client.run.round_record import SurrogateRecord
 
@@ -26,7 +26,7 @@ FIRST_GOAL, HOPELESS_ROUNDS = 12, 16
 NEXT_GOAL = 3
 """Times the rounds so far, before the next try: each costs about as many calls as a dozen rounds."""
 ACROSS_SEEDS = ("across_seeds",)
-AGAINST_BASE = ("reference_one_step", "reference_two_step")
+AGAINST_BASE = tuple(REFERENCE_KINDS.values())
 """Kinds of pairs. The latter are of the generator's and the base's sample of the same noise, in pilot and training."""
 
 

@@ -20,10 +20,11 @@ from lasro.config import RunSettings
 from lasro.errors import BudgetError, RewardError
 from lasro.images import png_bytes
 from lasro.models.base import GeneratorModel
+from lasro.num_steps import NumSteps
 from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
 from lasro.wire import ScoredItem, Status
-from lasro_client.evaluation.score_prompts import draw_one_and_two_steps, score_images
+from lasro_client.evaluation.score_prompts import draw_in_steps, score_images
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observer
 from lasro_client.run.progress import Progress
@@ -125,14 +126,16 @@ class RewardWatch:
         )
 
 
-def probe_with(model: GeneratorModel, prompts: Sequence[Prompt], seed: int, client: RewardClient) -> Probe:
-    """Scores a sample of the base, since a reward may need real ones, each time for the next of the prompts: a reward
-    that fails for one of them only does answer."""
+def probe_with(
+    model: GeneratorModel, prompts: Sequence[Prompt], seed: int, client: RewardClient, num_steps: NumSteps = 2
+) -> Probe:
+    """Scores a sample of the base in so many steps, since a reward may need real ones, each time for the next of the
+    prompts: a reward that fails for one of them only does answer."""
     turns = itertools.cycle(prompts)
 
     def probe(rewards: Sequence[str]) -> Sequence[ScoredItem]:
         prompt = next(turns)
-        _, images_BHWC = draw_one_and_two_steps(model, [prompt.text], [seed], base=True)
+        images_BHWC = draw_in_steps(model, [prompt.text], [seed], base=True, steps=[num_steps])[num_steps]
         return score_images(client, [prompt], [png_bytes(images_BHWC[0])], rewards, fresh=True)
 
     return probe

@@ -5,16 +5,16 @@ Shape legend: N samples of a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lasro.config import MethodChoice
 from lasro.functional.reward_totals import RewardObjective, Scale, totals
+from lasro.num_steps import NumSteps
 from lasro.training.generator_trainer import StepStatistics
 from lasro.training.group_summary import GroupSummary
 from lasro.wire import AdaptReply, scores_of, version_of
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS, ByNumSteps
+from lasro_client.evaluation.num_steps import unmeasured
 from lasro_client.run.collect import Collected
 from lasro_client.run.round_record import GeneratorRecord, Means, RewardRecord, SurrogateRecord
 from lasro_client.services.failures import failures_of
@@ -25,18 +25,19 @@ def record_rewards(collected: Collected, objective: RewardObjective, scales: Map
     groups, items = collected.groups, collected.items
     is_reference_N = np.concatenate([group.is_reference for group in groups])
     num_steps_N = np.concatenate([group.stages for group in groups])
-    own_steps_N = np.where(is_reference_N, 0, num_steps_N)
+    own_steps_N, reference_steps_N = np.where(is_reference_N, 0, num_steps_N), np.where(is_reference_N, num_steps_N, 0)
+    steps = sorted(set(num_steps_N.tolist()))
     rewards = {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
     found = totals(rewards, objective, scales)
     gain_N = np.full(len(is_reference_N), np.nan)
     own_total_N = found.valid_total_N[_own_of_the_same_noise(groups)]
     gain_N[is_reference_N] = own_total_N - found.valid_total_N[is_reference_N]
     return RewardRecord(
-        rewards={name: _means(values_N, own_steps_N) for name, values_N in rewards.items()},
-        total=_means(found.valid_total_N, own_steps_N),
-        vetoed=_means(np.where(np.isnan(found.total_N), np.nan, found.vetoed_N), own_steps_N),
-        reference=_means(found.valid_total_N, np.where(is_reference_N, num_steps_N, 0)),
-        gain=_means(gain_N, num_steps_N),
+        rewards={name: _means(values_N, own_steps_N, steps) for name, values_N in rewards.items()},
+        total=_means(found.valid_total_N, own_steps_N, steps),
+        vetoed=_means(np.where(np.isnan(found.total_N), np.nan, found.vetoed_N), own_steps_N, steps),
+        reference=_means(found.valid_total_N, reference_steps_N, steps),
+        gain=_means(gain_N, num_steps_N, steps),
         versions={name: version_of(items, name) for name in objective.weights},
         samples=len(items),
         scored_samples=int(np.isfinite(found.total_N).sum()),
@@ -49,21 +50,21 @@ def _own_of_the_same_noise(groups: list[GroupSummary]) -> np.ndarray:
     found, start = [], 0
     for group in groups:
         is_reference_N, num_steps_N = np.array(group.is_reference), np.array(group.stages)
-        for num_steps in ALL_NUM_STEPS:
+        for num_steps in sorted(set(group.stages)):
             count = np.count_nonzero(is_reference_N & (num_steps_N == num_steps))
             found.append(start + np.flatnonzero(~is_reference_N & (num_steps_N == num_steps))[:count])
         start += len(num_steps_N)
     return np.concatenate(found)
 
 
-def _means(values_N: np.ndarray, num_steps_N: np.ndarray) -> Means:
+def _means(values_N: np.ndarray, num_steps_N: np.ndarray, steps: Sequence[NumSteps]) -> Means:
     """Means of the finite values of each number of steps."""
 
-    def mean(num_steps: int) -> float | None:
+    def mean(num_steps: NumSteps) -> float | None:
         known = values_N[(num_steps_N == num_steps) & np.isfinite(values_N)]
         return float(known.mean()) if len(known) else None
 
-    return ByNumSteps.of(mean)
+    return {num_steps: mean(num_steps) for num_steps in steps}
 
 
 def record_surrogate(reply: AdaptReply) -> SurrogateRecord:
@@ -88,10 +89,9 @@ def record_surrogate(reply: AdaptReply) -> SurrogateRecord:
     )
 
 
-def by_weight(values: Means, method: MethodChoice) -> float | None:
-    """Mean over one and two steps, weighted as in the method's loss; None where a value with a weight is missing."""
-    weights = (method.one_step_weight, method.two_step_weight)
-    terms = [(weight, value) for weight, value in zip(weights, values.values(), strict=True) if weight > 0]
+def by_weight(values: Means, weights: Mapping[NumSteps, float]) -> float | None:
+    """Mean over the numbers of steps, by weights as in the method's loss; None where one with a weight is missing."""
+    terms = [(weight, values.get(num_steps)) for num_steps, weight in weights.items() if weight > 0]
     known = [(weight, value) for weight, value in terms if value is not None]
     if not terms or len(known) < len(terms):
         return None
@@ -103,14 +103,14 @@ def record_generator(
 ) -> GeneratorRecord:
     """The generator's updates of a round, averaged."""
     if not steps:
-        return GeneratorRecord(drift, distance=distance)
+        return GeneratorRecord(drift, unmeasured(drift), distance=distance)
 
     def mean(name: str) -> float:
         return sum(getattr(step, name) for step in steps) / len(steps)
 
     return GeneratorRecord(
         drift=drift,
-        score=ByNumSteps(mean("score_1"), mean("score_2")),
+        score={n: _mean([step.scores[n] for step in steps]) for n in steps[0].scores},
         loss=mean("loss"),
         regulariser=mean("regulariser"),
         grad_norm=mean("grad_norm"),
@@ -118,3 +118,9 @@ def record_generator(
         drift_target=target,
         regulariser_weight=mean("regulariser_weight"),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,16 +17,18 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from lasro.errors import WireError
 from lasro.functional.reward_totals import Scale
+from lasro.num_steps import ONE_AND_TWO
 from lasro.validation import explain
 from lasro.wire import KindAccuracy
-from lasro_client.evaluation.num_steps import ByNumSteps
+from lasro_client.evaluation.num_steps import ByNumSteps, unmeasured
 from lasro_client.services.failures import Failure
 
 Stage = Literal["pretrain", "train"]
 Action = Literal["stop", "roll_back"]
 Phase = Literal["ranking", "pilot", "training"]
 Means = ByNumSteps[float | None]
-NOT_MEASURED: Means = ByNumSteps(None, None)
+not_measured = partial(unmeasured, ONE_AND_TWO)
+"""Of a log that lacks the key."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,13 @@ class RewardRecord:
     """
 
     rewards: Annotated[Mapping[str, Means], Field(alias="reward")] = field(default_factory=dict)
-    total: Means = NOT_MEASURED
-    vetoed: Means = NOT_MEASURED
+    total: Means = field(default_factory=not_measured)
+    vetoed: Means = field(default_factory=not_measured)
     # Logs of version 0.1 call it `beside`; read until 0.3.
     reference: Annotated[
         Means, Field(validation_alias=AliasChoices("reference", "beside"), serialization_alias="reference")
-    ] = NOT_MEASURED
-    gain: Means = NOT_MEASURED
+    ] = field(default_factory=not_measured)
+    gain: Means = field(default_factory=not_measured)
     versions: Annotated[Mapping[str, int], Field(alias="reward_versions")] = field(default_factory=dict)
     """Newest registration of each reward that scored a sample."""
     samples: int = 0
@@ -84,12 +87,12 @@ class GeneratorRecord:
     where the updates were to take it in this unit, `regulariser_weight` what held it there.
     """
 
-    drift: Means = NOT_MEASURED
-    score: Means = NOT_MEASURED
+    drift: Means = field(default_factory=not_measured)
+    score: Means = field(default_factory=not_measured)
     loss: float | None = None
     regulariser: float | None = None
     grad_norm: float | None = None
-    distance: Means = NOT_MEASURED
+    distance: Means = field(default_factory=not_measured)
     drift_target: float | None = None
     regulariser_weight: float | None = None
 

@@ -78,7 +78,7 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
     with services(config.services, config.rewards, folder.path, peers) as connected:
-        ask = probe_with(trainer.model, prompts, config.seed, connected.rewards)
+        ask = probe_with(trainer.model, prompts, config.seed, connected.rewards, max(config.train.steps))
         watch = RewardWatch(config, ask, observer, peers, progress.round)
         if progress.round < config.pretrain.rounds:
             watch.wait(list(config.weights))
@@ -200,7 +200,9 @@ class Pretraining:
         )
         if self._peers.is_main:
             self.folder.log(record)
-            self.folder.add_base_rewards(base_rewards_of(config.seed, round, *collected, config.train.timesteps))
+            self.folder.add_base_rewards(
+                base_rewards_of(config.seed, round, *collected, config.train.timesteps, config.train.steps)
+            )
         return record
 
     def _sample(self, prompts: list[Prompt], first: int) -> list[Group]:

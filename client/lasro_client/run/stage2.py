@@ -21,7 +21,6 @@ from lasro.methods.registry import create_trainer, method_of
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
-from lasro_client.evaluation.num_steps import ByNumSteps
 from lasro_client.run.alternation import Alternation
 from lasro_client.run.embed_ahead import EMPTY, embed_for_stage2
 from lasro_client.run.first_round import check_budget, judge_first_round
@@ -85,7 +84,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         resumed_s = alternation.progress.elapsed_s
         drift_prompts = [] if prompts.drift is None else prompts.drift.prompts
         held_out = HeldOut(folder, model, prompts.held_out.prompts, drift_prompts, connected.rewards, observer)
-        probe = probe_with(model, prompts.train.prompts, config.seed, connected.rewards)
+        probe = probe_with(model, prompts.train.prompts, config.seed, connected.rewards, max(config.train.steps))
         watch = RewardWatch(config, probe, observer, peers, alternation.progress.round)
         watch.wait(held_out.rewards)
         peers.on_main_and_broadcast(lambda: check_budget(folder, connected.rewards), None)
@@ -94,7 +93,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         check = partial(check_tiny_vae, config, folder.path, model, prompts.train.prompts, connected.rewards, observer)
         peers.on_main_and_broadcast(check, None)
         units = peers.on_main_and_broadcast(lambda: list(held_out.base_images.units.values()), list[float | None])
-        alternation.measure_by(ByNumSteps(*units))
+        alternation.measure_by(dict(zip(config.train.steps, units, strict=True)))
         audit = StartAudit(config, folder.path, connected.rewards, observer, peers)
         with _shared_cores(config.train.overlap and connected.local and model.device.type == "cpu"):
             _run_rounds(alternation, held_out, watch, observer, judge_first_round(alternation, audit, before))

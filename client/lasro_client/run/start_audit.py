@@ -23,7 +23,6 @@ from lasro.functional.reward_totals import Values, totals
 from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
 from lasro.wire import GroupStatus, GroupSubmission, RewardInfo, ScoredItem, scores_of
-from lasro_client.evaluation.num_steps import ALL_NUM_STEPS
 from lasro_client.evaluation.result import Evaluation
 from lasro_client.evaluation.reward_spread import best_pair_accuracy
 from lasro_client.evaluation.score_prompts import LARGEST_BATCH, score_images
@@ -135,9 +134,8 @@ def _variation(total_N: Values) -> float:
 
 
 def _evaluated(before: Evaluation, name: str) -> Values:
-    """One-step and two-step images, one after the other."""
-    rewards = before.rewards[name]
-    return np.concatenate([np.array(rewards[num_steps], dtype=float) for num_steps in ALL_NUM_STEPS])
+    """The images of each number of steps, one after the other."""
+    return np.concatenate([np.array(rewards, dtype=float) for rewards in before.rewards[name].values()])
 
 
 def _bound(config: RunSettings, infos: Mapping[str, RewardInfo]) -> float | None:

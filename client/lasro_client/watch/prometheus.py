@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from lasro.errors import ConfigError
-from lasro.wire import PAIR_KINDS
+from lasro.num_steps import NumSteps
+from lasro.wire import PAIR_KINDS, REFERENCE_KINDS
+from lasro_client.evaluation.num_steps import by_name
 from lasro_client.run.observer import Observer, RunInfo
 from lasro_client.run.round_record import Means, RoundRecord
 
@@ -75,7 +77,7 @@ def gauges(run: str, registry: Any) -> Callable[[RoundRecord], None]:
 
     def set_means(gauge: Gauge, means: Means, *labels: str) -> None:
         # Not a number where nothing was measured: the value of another round would be taken for this one's.
-        for name, value in means.by_name().items():
+        for name, value in by_name(means).items():
             gauge.labels(run, *labels, name).set(float("nan") if value is None else value)
 
     def set_all(record: RoundRecord) -> None:
@@ -87,8 +89,14 @@ def gauges(run: str, registry: Any) -> Callable[[RoundRecord], None]:
         set_means(total, record.rewards.total)
         set_means(gain, record.rewards.gain)
         set_means(drift, record.generator.drift)
-        for kind in PAIR_KINDS:
+        for kind in _kinds(record.rewards.total):
             found = record.surrogate.accuracy_by_kind.get(kind)
             accuracy.labels(run, kind).set(float("nan") if found is None else found.accuracy)
 
     return set_all
+
+
+def _kinds(steps: Collection[NumSteps]) -> list[str]:
+    """Of pairs, in a run that samples in these numbers of steps."""
+    others = {kind for num_steps, kind in REFERENCE_KINDS.items() if num_steps not in steps}
+    return [kind for kind in PAIR_KINDS if kind not in others]

@@ -147,7 +147,7 @@ def describe(record: RoundRecord) -> str:
     parts = [f"reward {pair(rewards.total)}"]
     if any(rewards.vetoed.values()):
         parts.append(f"vetoed {pair(rewards.vetoed)}")
-    if rewards.reference[1] is not None:
+    if any(value is not None for value in rewards.reference.values()):
         parts.append(f"{REFERENCES[record.stage]} {pair(rewards.reference)}")
     drift, target = largest(record.generator.distance.values()), record.generator.drift_target
     if drift is not None:
@@ -170,7 +170,7 @@ def describe(record: RoundRecord) -> str:
 
 
 def pair(means: Means, signed: bool = False) -> str:
-    """One-step and two-step value, with a slash in between."""
+    """The value of each number of steps, fewest first, with slashes in between."""
     shape = "{:+.3f}" if signed else "{:.3f}"
     return "/".join("-" if value is None else shape.format(value) for value in means.values())
 
