@@ -71,6 +71,10 @@ class ModelSettings(Settings):
     only its client samples: so it is in no dump, and the surrogate trainer never hears of it."""
 
 
+class BackboneModelSettings(ModelSettings):
+    """A model of which only the network is used, for a surrogate to stand on: nothing is drawn with it."""
+
+
 class LoraSettings(Settings):
     """What of the generator's UNet or transformer is trained."""
 

@@ -39,7 +39,7 @@ from lasro.models.prompt_embeddings import PromptEmbeddings
 from lasro.models.prompt_encoder import MEMORY_ADVICE
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
 from lasro.models.rendered_prompts import RenderedPrompts
-from lasro.models.shared_view import shared_view
+from lasro.models.shared_view import free_all_but, shared_view
 from lasro.models.transformer_trunk import TransformerTrunk
 
 TEXT_ENCODER = "text_encoder"
@@ -208,6 +208,9 @@ class TransformerGenerator(PipelineGenerator):
         view = shared_view(self.base)
         trained_parts, width = self.cut(view)
         return TransformerTrunk(view, trained_parts, self._features, width)
+
+    def keep_only_trunk(self) -> None:
+        free_all_but(self.feature_extractor(), self.transformer, self.base)
 
     def _features(self, network: Any, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         return self.features(network, x_t_BCHW, self.time_of(timesteps_B), conditioning)

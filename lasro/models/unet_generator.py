@@ -48,7 +48,7 @@ from lasro.models.prompt_tokens import PromptTokens, limit_tokens
 from lasro.models.published_names import PublishedNames, published_names
 from lasro.models.samplers.choose import choose_sampler
 from lasro.models.samplers.lcm import LcmSampler
-from lasro.models.shared_view import shared_view
+from lasro.models.shared_view import free_all_but, shared_view
 from lasro.models.text_encoders import TextEncoders
 from lasro.models.unet_checks import check_micro_conditioning, check_pipeline, image_size
 from lasro.models.unet_encoder import UNetEncoder
@@ -217,6 +217,9 @@ class UNetGenerator(PipelineGenerator):
 
     def feature_extractor(self) -> FeatureExtractor:
         return UNetEncoder(self.base, self.unet_arguments)
+
+    def keep_only_trunk(self) -> None:
+        free_all_but(self.feature_extractor(), self.unet, self.base)
 
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
         return add_lora(self.unet, settings, self.lora_targets, seed)

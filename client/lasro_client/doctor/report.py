@@ -10,7 +10,7 @@ from typing import Any
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
 from lasro.models.device import pick_device
-from lasro_client.doctor.needs import Computed, Need, compute_needs
+from lasro_client.doctor.needs import Computed, Need, compute_needs, sized
 from lasro_client.doctor.room import free_memory
 from lasro_client.doctor.trial import Seen, try_steps
 from lasro_client.run.cost import Speed, least_and_most_rounds, least_train_cost, train_cost
@@ -42,7 +42,8 @@ def examine(config: RunSettings, run: bool) -> dict[str, Any]:
     report = _about(config, computed) | {"device": device.type, "free_memory": free}
     if run:
         _check_room(computed.needs, free)
-        seen = [each for process in _processes(computed.needs) for each in try_steps(config, process)]
+        tried = sized(config, computed.image_size)
+        seen = [each for process in _processes(computed.needs) for each in try_steps(tried, process)]
         report["seconds_a_round"] = _seconds_a_round(config, seen)
         report["memory"] = _beside(report["memory"], seen)
     return report

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lasro.config import ModelSettings
+from lasro.config import BackboneModelSettings, ModelSettings
 from lasro.models.base import GeneratorModel
 from lasro.models.device import pick_device
 from lasro.models.registry import load_shapes
@@ -55,19 +55,23 @@ def _by_values(steps: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def shapes_of(settings: ModelSettings) -> Shapes:
-    """The model of these settings; raises ModelError for one that `load_model` would refuse by its configuration."""
-    mode, device = FakeTensorMode(allow_non_fake_inputs=True), pick_device(settings.device)
-    parts: list[Part] = []
+def shapes_of(settings: ModelSettings, beside: Shapes | None = None) -> Shapes:
+    """The model of these settings, of a backbone its trunk; raises ModelError for one that `load_model` would refuse by
+    its configuration. `beside`: shapes that it is computed with."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if beside is None else beside.mode
+    device, found = pick_device(settings.device), dict[str, nn.Module]()
 
     def without_memory(networks: dict[str, nn.Module]) -> None:
         with mode:
             for network in networks.values():
                 _apply(network, lambda tensor: torch.empty_like(tensor, device=device))
-        parts.extend(_part(name, network, device.type == "cpu") for name, network in networks.items())
+        found.update(networks)
 
     with patch.object(nn.Module, "_apply", _apply):
-        return Shapes(load_shapes(settings, without_memory), mode, parts)
+        model = load_shapes(settings, without_memory)
+    if isinstance(settings, BackboneModelSettings):
+        model.keep_only_trunk()
+    return Shapes(model, mode, [_part(name, network, device.type == "cpu") for name, network in found.items()])
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -88,12 +92,13 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
 
 
 def _part(name: str, network: Any, on_cpu: bool) -> Part:
-    weights = [*network.parameters(), *network.buffers()]
+    parameters = [each for each in network.parameters() if each.device.type != "meta"]
+    weights = [*parameters, *(each for each in network.buffers() if each.device.type != "meta")]
     copied = [weight for weight in weights if weight.ndim == 4 and max(weight.shape[2:]) > 1]
     return Part(
         name,
         type(network).__name__,
-        sum(parameter.numel() for parameter in network.parameters()),
+        sum(parameter.numel() for parameter in parameters),
         sum(weight.nbytes for weight in weights),
         sum(weight.nbytes for weight in copied) if on_cpu and name in ("unet", "vae") else 0,
     )
