@@ -43,11 +43,8 @@ MODELS = {
     "SDXL-Turbo, v": Published(TURBO | {"prediction_type": "v_prediction"}),
     "SDXL-Lightning": Published(SDXL_BASE, {"scheduler": "euler"}, EULER, steps=(1, 2, 4, 8)),
     "a file that says no spacing": Published(
-        {
-            name: SDXL_BASE[name]
-            for name in ("beta_start", "beta_end", "beta_schedule", "steps_offset", "skip_prk_steps")
-        }
-        | {"_class_name": "PNDMScheduler"},
+        {name: SDXL_BASE[name] for name in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+        | {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
         {"scheduler": "euler"},
         EULER,
     ),
