@@ -26,7 +26,7 @@ def _as_tuple(value: Any) -> Any:
 class BackboneSettings(Settings):
     """A model of the generator's latent space whose network the surrogate stands on; it need not be a few-step one.
 
-    Device, dtype and size of images are those of `[model]`.
+    Device, dtype, quantization and size of images are those of `[model]`.
     """
 
     path: ModelSource
@@ -157,7 +157,7 @@ class SurrogateRun(Settings):
         if (backbone := self.surrogate.backbone) is None:
             return self.model
         size = self.model if self.latents is None else self.latents
-        of_generator = {name: getattr(self.model, name) for name in ("device", "dtype")}
+        of_generator = {name: getattr(self.model, name) for name in ("device", "dtype", "quantization")}
         return BackboneModelSettings(**dict(backbone), **of_generator, height=size.height, width=size.width)
 
     @property

@@ -38,6 +38,7 @@ from lasro.models.pipeline_generator import PipelineGenerator
 from lasro.models.prompt_embeddings import PromptEmbeddings
 from lasro.models.prompt_encoder import MEMORY_ADVICE
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
+from lasro.models.quantization import check_fusable, quantize
 from lasro.models.rendered_prompts import RenderedPrompts
 from lasro.models.shared_view import free_all_but, shared_view
 from lasro.models.transformer_trunk import TransformerTrunk
@@ -122,6 +123,7 @@ class TransformerGenerator(PipelineGenerator):
             pipeline.to(self.device)
         self.codec = ImageCodec(pipeline.vae, settings, self.device, kind=self.parts.codec)
         self.transformer, self.dtype = pipeline.transformer, pipeline.transformer.dtype
+        quantize(self.transformer, settings)
         self.base = shared_view(self.transformer)
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
@@ -228,6 +230,7 @@ class TransformerGenerator(PipelineGenerator):
         return find_adapter(path, ModuleNames({TRANSFORMER: self.base}), partial)
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
+        check_fusable(self.settings)
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
             fuse_adapter(self.pipeline, dtype)
             self.pipeline.save_pretrained(folder, safe_serialization=True)

@@ -46,6 +46,7 @@ from lasro.models.pipeline_generator import PipelineGenerator
 from lasro.models.prompt_encoder import PromptEncoder
 from lasro.models.prompt_tokens import PromptTokens, limit_tokens
 from lasro.models.published_names import PublishedNames, published_names
+from lasro.models.quantization import check_fusable, quantize
 from lasro.models.samplers.choose import choose_sampler
 from lasro.models.samplers.lcm import LcmSampler
 from lasro.models.shared_view import free_all_but, shared_view
@@ -121,6 +122,8 @@ class UNetGenerator(PipelineGenerator):
             pipeline.vae.to(memory_format=torch.channels_last)
         self.codec = ImageCodec(pipeline.vae, settings, self.device, self.normalises)
         compute_ends_in_float32(self.unet)
+        if not of_shapes:
+            quantize(self.unet, settings)
         self.base = shared_view(self.unet)
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -251,6 +254,7 @@ class UNetGenerator(PipelineGenerator):
         return published_names(self.pipeline, self._adaptable_networks(), self.sampler.settings.prediction_type)
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
+        check_fusable(self.settings)
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
             self.prompt_encoder.encoders.load()
             fuse_adapter(self.pipeline, dtype)

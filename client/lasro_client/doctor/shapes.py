@@ -71,7 +71,9 @@ def shapes_of(settings: ModelSettings, beside: Shapes | None = None) -> Shapes:
         model = load_shapes(settings, without_memory)
     if isinstance(settings, BackboneModelSettings):
         model.keep_only_trunk()
-    return Shapes(model, mode, [_part(name, network, device.type == "cpu") for name, network in found.items()])
+    quantised = {"unet"} if settings.quantization is not None else set()
+    parts = [_part(name, each, device.type == "cpu", name in quantised) for name, each in found.items()]
+    return Shapes(model, mode, parts)
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -91,7 +93,7 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
     return self
 
 
-def _part(name: str, network: Any, on_cpu: bool) -> Part:
+def _part(name: str, network: Any, on_cpu: bool, quantised: bool) -> Part:
     parameters = [each for each in network.parameters() if each.device.type != "meta"]
     weights = [*parameters, *(each for each in network.buffers() if each.device.type != "meta")]
     copied = [weight for weight in weights if weight.ndim == 4 and max(weight.shape[2:]) > 1]
@@ -99,6 +101,12 @@ def _part(name: str, network: Any, on_cpu: bool) -> Part:
         name,
         type(network).__name__,
         sum(parameter.numel() for parameter in parameters),
-        sum(weight.nbytes for weight in weights),
+        sum(weight.nbytes for weight in weights) - (_saved_by_8_bits(network) if quantised else 0),
         sum(weight.nbytes for weight in copied) if on_cpu and name in ("unet", "vae") else 0,
     )
+
+
+def _saved_by_8_bits(network: nn.Module) -> int:
+    """Bytes that linear layers need less, with a scale for each output."""
+    layers = [each.weight for each in network.modules() if isinstance(each, nn.Linear)]
+    return sum(w.nbytes - w.numel() - len(w) * w.itemsize for w in layers if w.device.type != "meta")
