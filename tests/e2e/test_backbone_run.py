@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from few_step_models import SDXL_BASE, with_scheduler
+from few_step_models import SDXL_BASE, stock_latents, stock_pipeline, with_scheduler
 from tiny_model import write_tiny_model
 
 from lasro.config import RewardSettings, RunSettings, load_config
@@ -46,3 +46,18 @@ def test_both_stages_and_modes_on_a_backbone(config_path: Path, services: list[s
     own = settings.model_copy(update={"surrogate": settings.surrogate.model_copy(update={"backbone": None})})
     with pytest.raises(WireError, match=r"got some on surrogate\.backbone sdxl, expected them on its generator; set"):
         train(own, tmp_path / "own")
+
+
+def test_a_run_in_8_bits(config_path: Path, services: list[str], tmp_path: Path) -> None:
+    """Guards against a trainer, or a generator, that stands on other weights than the client says."""
+    pytest.importorskip("torchao", reason="an extra: pip install 'lasro[quantize]'")
+    plain = write_tiny_model(tmp_path / "plain", guidance_embedding=False)
+    backbone = with_scheduler(plain, tmp_path / "sdxl", SDXL_BASE)
+    settings = ["train.rounds=1", "train.warmup_rounds=0", "train.drift_budget=none", "surrogate.trunk=adapter"]
+    settings += [f"surrogate.backbone={backbone}", "model.quantization=8bit", "name=eight-bits", *services]
+    assert train(load_config(config_path, settings), tmp_path / "run")["rounds"] == 1
+    adapter = tmp_path / "run" / "adapter"
+    pipeline = stock_pipeline(Path(load_config(config_path).model.path))
+    before = stock_latents(pipeline, 2)
+    pipeline.load_lora_weights(adapter)
+    assert (stock_latents(pipeline, 2) - before).abs().max() > 0, "stock's whole weights take it"
