@@ -7,8 +7,9 @@ back.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +60,10 @@ def quantize(network: Any, settings: ModelSettings) -> None:
         )
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
     from diffusers.quantizers.quantization_config import TorchAoConfig
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    kind = Int8WeightOnlyConfig()
-    quantize_(network, kind)
+    torchao: Any = importlib.import_module("torchao.quantization")
+    kind = torchao.Int8WeightOnlyConfig()
+    torchao.quantize_(network, kind)
     for module in network.modules():
         if type(module) is nn.Linear:
             module.weight.requires_grad_(False)
@@ -81,12 +82,12 @@ def check_fusable(settings: ModelSettings) -> None:
 
 def float32_values(weight: Any) -> Tensor:
     """A copy of a weight's values, also of one that is quantised."""
-    values = weight.dequantize() if is_traceable_wrapper_subclass(weight) else weight
+    values: Tensor = cast(Any, weight).dequantize() if is_traceable_wrapper_subclass(weight) else weight
     return values.to(torch.float32, copy=True)
 
 
 def as_plain_linear(network: nn.Module) -> None:
     """Have the linear layers, whose weights are whole again, compute as any other."""
-    for module in network.modules():
-        if type(module) is QuantizedLinear:
-            module.__class__ = nn.Linear
+    layers: list[Any] = [module for module in network.modules() if type(module) is QuantizedLinear]
+    for layer in layers:
+        layer.__class__ = nn.Linear
