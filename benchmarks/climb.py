@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lasro.config import RunSettings, load_config
 from lasro.methods.registry import create_trainer
+from lasro.models.backbone import trunk_of
 from lasro.models.base import GeneratorModel
 from lasro.models.lora import parameters_set
 from lasro.models.registry import load_model
@@ -40,7 +41,7 @@ NAMES = [JSON_NAMES[n] for n in ONE_AND_TWO]
 
 
 def local_surrogate(model: GeneratorModel, config: RunSettings, initial: str) -> LocalSurrogate:
-    surrogate = build_surrogate(model, config.surrogate)
+    surrogate = build_surrogate(trunk_of(config.surrogate_run, model), config.surrogate)
     surrogate.load_safetensors(surrogate_weights(initial))
     return LocalSurrogate(surrogate)
 

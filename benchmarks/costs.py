@@ -24,6 +24,7 @@ from lasro.config import RunSettings, load_config
 from lasro.functional.reward_totals import RewardObjective
 from lasro.images import png_bytes
 from lasro.methods.registry import create_trainer
+from lasro.models.backbone import trunk_of
 from lasro.models.base import GeneratorModel
 from lasro.models.frozen import FrozenModel
 from lasro.models.registry import load_model
@@ -86,7 +87,7 @@ def sampling_costs(model: GeneratorModel, config: RunSettings, prompts: list[Pro
 def update_costs(model: GeneratorModel, config: RunSettings, prompts: list[Prompt], repeats: int) -> list[Cost]:
     """One update of the generator, and what processes or services exchange for it."""
     trainer = create_trainer(config, model)
-    surrogate = build_surrogate(model, config.surrogate)
+    surrogate = build_surrogate(trunk_of(config.surrogate_run, model), config.surrogate)
     source, batch = LocalSurrogate(surrogate), prompts[: config.train.batch_size]
     update = seconds(lambda: trainer.step(batch, source), repeats)
     weights = pack_tensors({name: tensor.numpy() for name, tensor in surrogate.trained_state().items()})
@@ -109,7 +110,8 @@ def surrogate_costs(model: GeneratorModel, config: RunSettings, prompts: list[Pr
         stages = torch.tensor(group.stages).numpy()
         replay.add(ReplayGroup(f"{index}", 0, index, group.prompt.text, stages, {name: rewards}, latents))
     replay.activate([f"{index}" for index in range(len(groups))])
-    trainer = SurrogateTrainer(FrozenModel(model), config.surrogate, RewardObjective({name: 1.0}))
+    trunk = FrozenModel(trunk_of(config.surrogate_run, model))
+    trainer = SurrogateTrainer(trunk, config.surrogate, RewardObjective({name: 1.0}))
     step = seconds(lambda: trainer.step(replay), repeats)
     samples = sum(len(group.stages) for group in groups)
     body = len(posted(groups[0], config)) / len(groups[0].stages)

@@ -3,7 +3,7 @@
 from lasro.config.base import BUNDLED, Autocast, Dtype, Settings, Steps, Timesteps
 from lasro.config.load import differing_keys, load_config
 from lasro.config.method import AscentSettings, LasroSettings, MethodChoice
-from lasro.config.model import LoraSettings, ModelSettings
+from lasro.config.model import BackboneModelSettings, LoraSettings, ModelSettings
 from lasro.config.prompts import DatasetSettings, PromptSettings, PromptSource
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
 from lasro.config.run import (
@@ -13,19 +13,22 @@ from lasro.config.run import (
     RunSettings,
     ServiceSettings,
 )
-from lasro.config.surrogate import SurrogateRun, SurrogateSettings
+from lasro.config.surrogate import BackboneSettings, LatentSpace, SurrogateRun, SurrogateSettings
 from lasro.config.training import PretrainSettings, SamplingSettings, TrainSettings
 
 __all__ = [
     "BUNDLED",
     "AscentSettings",
     "Autocast",
+    "BackboneModelSettings",
+    "BackboneSettings",
     "BudgetSettings",
     "DatasetSettings",
     "Dtype",
     "EvaluationSettings",
     "HealthSettings",
     "LasroSettings",
+    "LatentSpace",
     "LoraSettings",
     "MethodChoice",
     "ModelSettings",

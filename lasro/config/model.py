@@ -40,6 +40,9 @@ class ModelSettings(Settings):
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"
     """Of the weights of frozen parts; what is trained stays in float32."""
+    quantization: Literal["8bit"] | None = None
+    """Of the linear layers of the frozen UNet or transformer: 8 bits a weight, by torchao (`pip install
+    'lasro[quantize]'`); absent: they are in `dtype` like the rest."""
     autocast: Autocast = "none"
     """Dtype of the arithmetic in sampling and training; `auto` takes bfloat16 where the device computes in it."""
     guidance: Annotated[float, Field(ge=0, le=50)] = 4.0
@@ -75,6 +78,10 @@ class ModelSettings(Settings):
     timesteps: Annotated[Timesteps | None, Field(exclude=True)] = None
     """Of the steps, 1 to 8; absent: the scheduler's own. A run says those of its steps as `train.timesteps`, and only
     its client samples: so it is in no dump, and the surrogate trainer never hears of it."""
+
+
+class BackboneModelSettings(ModelSettings):
+    """A model of which only the network is used, for a surrogate to stand on: nothing is drawn with it."""
 
 
 class LoraSettings(Settings):

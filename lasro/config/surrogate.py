@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from lasro.config.base import Autocast, Device, Positive, Rate, Settings, Share, Source
-from lasro.config.model import ModelSettings
+from lasro.config.base import Autocast, Device, ModelSource, Positive, Rate, Settings, Share, Source
+from lasro.config.model import BackboneModelSettings, ModelSettings
 from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.wire import Finite, Name
 
@@ -22,11 +23,39 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+class BackboneSettings(Settings):
+    """A model of the generator's latent space whose network the surrogate stands on; it need not be a few-step one.
+
+    Device, dtype, quantization and size of images are those of `[model]`.
+    """
+
+    path: ModelSource
+    """`bundled`, a diffusers folder, a hub id, or a single `.safetensors` file."""
+    revision: str | None = None
+    """Commit of a hub id; absent: the newest."""
+    config: ModelSource | None = None
+    """Diffusers folder or hub id whose configuration a single file takes; absent: the hub's for what it looks like."""
+    guidance: Annotated[float, Field(ge=0, le=50)] = 1.0
+    """Guidance scale that its network is told; at most 1 where it is told none, as that of a many-step model."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on any machine: the hub id, or the last part of a path."""
+        return Path(self.path).name if Path(self.path).is_absolute() else self.path
+
+
+def _as_backbone(value: Any) -> Any:
+    """A string is a path alone."""
+    return {"path": value} if isinstance(value, str) else value
+
+
 class SurrogateSettings(Settings):
     """The surrogate R_psi(z, c) and how it is trained."""
 
     renamed: ClassVar[Mapping[str, str]] = {"rank_within_stage": "rank_within_num_steps"}
 
+    backbone: Annotated[BackboneSettings | None, BeforeValidator(_as_backbone)] = None
+    """Model whose network it stands on, as a path or a table; absent: the generator itself."""
     trunk: Literal["full", "adapter"] = "full"
     """Train conv_in, down and mid blocks themselves, or LoRA adapters on them."""
     adapter_rank: Annotated[int, Field(ge=1, le=512)] = 32
@@ -88,11 +117,26 @@ def with_stored_unit(stored: SurrogateSettings) -> SurrogateSettings:
     return stored if UNIT in stored.model_fields_set else stored.model_copy(update={UNIT: "absolute"})
 
 
+class LatentSpace(Settings):
+    """How a generator's VAE sees a known picture: a backbone of another model must see it alike."""
+
+    height: Annotated[int, Field(ge=8, le=8192)]
+    """Of the generator's images, in pixels."""
+    width: Annotated[int, Field(ge=8, le=8192)]
+    """Of the generator's images, in pixels."""
+    downscale: Annotated[int, Field(ge=1, le=1024)]
+    """Pixels of a latent's side."""
+    test_card: Annotated[list[Finite], Field(min_length=1, max_length=65_536)]
+    """Latents C x 4 x 4 of the picture, scaled as the network takes them, flattened."""
+
+
 class SurrogateRun(Settings):
     """Body of `PUT /v1/runs/{run}`: all that the trainer needs to know of a run."""
 
     model: ModelSettings = ModelSettings()
     surrogate: SurrogateSettings = SurrogateSettings()
+    latents: LatentSpace | None = None
+    """The generator's, by which `surrogate.backbone` is checked; absent: it is not, and images are of its own size."""
     weights: dict[Name, Finite] = Field(min_length=1, max_length=MAX_REWARDS)
     """Weight of each reward in the total that is ranked."""
     combine: Combine = "sum"
@@ -106,6 +150,15 @@ class SurrogateRun(Settings):
     def _rewards_combine(self) -> SurrogateRun:
         self.reward_objective  # noqa: B018 - raises where they do not
         return self
+
+    @property
+    def trunk_model(self) -> ModelSettings:
+        """The model that the surrogate stands on: the generator, or the backbone for images of the generator's size."""
+        if (backbone := self.surrogate.backbone) is None:
+            return self.model
+        size = self.model if self.latents is None else self.latents
+        of_generator = {name: getattr(self.model, name) for name in ("device", "dtype", "quantization")}
+        return BackboneModelSettings(**dict(backbone), **of_generator, height=size.height, width=size.width)
 
     @property
     def reward_objective(self) -> RewardObjective:

@@ -239,11 +239,21 @@ class GeneratorModel(ABC):
     def encode(self, images_BhwC: np.ndarray) -> Tensor:
         """Latents float32 [B, C, H, W] of uint8 images of the model's own size; raises WireError for another size."""
 
+    def encode_any_size(self, images_BhwC: np.ndarray) -> Tensor:
+        """`encode` of images of another size than the model's own, with sides that its VAE takes."""
+        raise ModelError(f"surrogate.backbone: latents of a {type(self).__name__} cannot be compared; leave it out")
+
     # --- what is trained -------------------------------------------------------------------------------------
 
     @abstractmethod
     def feature_extractor(self) -> FeatureExtractor:
         """A new one over the base's weights, nothing of it trainable yet."""
+
+    def keep_only_trunk(self) -> None:  # noqa: B027  (a family need not)
+        """Free the weights that a `feature_extractor` does not use; nothing can be drawn any more.
+
+        Here, for a family that does not tell them apart, all are kept.
+        """
 
     @abstractmethod
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:

@@ -6,8 +6,8 @@ import threading
 import weakref
 
 from lasro.config import ModelSettings
+from lasro.models.backbone import load_trunk
 from lasro.models.base import Conditioning, GeneratorModel
-from lasro.models.registry import load_model
 
 
 class FrozenModel:
@@ -31,10 +31,10 @@ class ModelCache:
         self._models: weakref.WeakValueDictionary[ModelSettings, FrozenModel] = weakref.WeakValueDictionary()
 
     def get(self, model: ModelSettings, device: str) -> FrozenModel:
-        """The model on `device`, loaded unless a run already holds it; raises ModelError."""
+        """The model or backbone on `device`, loaded unless a run already holds it; raises ModelError."""
         settings = model.model_copy(update={"device": device})
         with self._lock:
             frozen = self._models.get(settings)
             if frozen is None:
-                frozen = self._models[settings] = FrozenModel(load_model(settings))
+                frozen = self._models[settings] = FrozenModel(load_trunk(settings))
             return frozen

@@ -59,9 +59,8 @@ class ImageCodec:
         return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     @torch.no_grad()
-    def encode(self, images_BhwC: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """Latents float32 [B, C, H, W] of uint8 images; raises WireError for others than of `size`, h and w."""
-        expected = (*size, 3)
-        if images_BhwC.shape[1:] != expected:
+    def encode(self, images_BhwC: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """Latents float32 [B, C, H, W] of uint8 images; raises WireError for others than of `size`, h and w, if any."""
+        if size is not None and images_BhwC.shape[1:] != (expected := (*size, 3)):
             raise WireError(f"images: got {images_BhwC.shape[1:]}, expected {expected}")
         return self.true.encode(images_BhwC)

@@ -42,6 +42,9 @@ class PipelineGenerator(GeneratorModel):
     def encode(self, images_BhwC: np.ndarray) -> Tensor:
         return self.codec.encode(images_BhwC, self.image_size)
 
+    def encode_any_size(self, images_BhwC: np.ndarray) -> Tensor:
+        return self.codec.encode(images_BhwC)
+
     # --- adapters --------------------------------------------------------------------------------------------
 
     def load_lora(self, path: Path, partial: bool = False) -> AdapterKeys:

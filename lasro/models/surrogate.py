@@ -1,5 +1,7 @@
 """The surrogate reward R_psi(z, c): a part of the generator's network with a CNN head, on noise-augmented latents.
 
+The network may be that of another model of the same latent space, `surrogate.backbone`.
+
 Source: LaSRO (Jia et al., arXiv 2411.15247), stage 1. The augmentation is ours: the latent is diffused to a small
 random timestep, in training and in use, which keeps the gradient from finding adversarial latents.
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from lasro.config import SurrogateSettings
 from lasro.errors import WireError
+from lasro.models.backbone import check_is_trunk
 from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.compiled import compile_network
 from lasro.models.device import autocast, device_memory
@@ -51,7 +54,9 @@ class SurrogateReward(nn.Module):
     """R_psi(z, c). Several may share one frozen UNet; what each trains is its own."""
 
     def __init__(self, model: GeneratorModel, settings: SurrogateSettings) -> None:
+        """Raises ModelError for a generator where the settings name a backbone, which `trunk_of` loads."""
         super().__init__()
+        check_is_trunk(model, settings.backbone)
         self.model, self.settings = model, settings
         self.trunk = model.feature_extractor()
         with torch.random.fork_rng(devices=[]):
@@ -108,7 +113,7 @@ class SurrogateReward(nn.Module):
 
 
 def build_surrogate(model: GeneratorModel, settings: SurrogateSettings) -> SurrogateReward:
-    """An untrained surrogate over `model`'s frozen UNet; raises DeviceMemoryError."""
+    """An untrained surrogate over `model`'s frozen network; raises DeviceMemoryError."""
     with device_memory(f'a surrogate with trunk = "{settings.trunk}"', MEMORY_ADVICE):
         return SurrogateReward(model, settings)
 

@@ -39,9 +39,10 @@ from lasro.models.pipeline_generator import PipelineGenerator
 from lasro.models.prompt_embeddings import PromptEmbeddings
 from lasro.models.prompt_encoder import MEMORY_ADVICE
 from lasro.models.prompt_tokens import PromptTokens, check_tokenizer
+from lasro.models.quantization import check_fusable, quantize
 from lasro.models.rendered_prompts import RenderedPrompts
 from lasro.models.sharding import WithoutAdapter, shard_network
-from lasro.models.shared_view import shared_view
+from lasro.models.shared_view import free_all_but, shared_view
 from lasro.models.transformer_trunk import TransformerTrunk
 
 TEXT_ENCODER = "text_encoder"
@@ -124,6 +125,7 @@ class TransformerGenerator(PipelineGenerator):
             move_pipeline(pipeline, self.device, left=(TRANSFORMER,) if settings.shard else ())
         self.codec = ImageCodec(pipeline.vae, settings, self.device, kind=self.parts.codec)
         self.transformer, self.dtype = pipeline.transformer, pipeline.transformer.dtype
+        quantize(self.transformer, settings)
         self.base: Any = shared_view(self.transformer)
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
@@ -215,6 +217,9 @@ class TransformerGenerator(PipelineGenerator):
         trained_parts, width = self.cut(view)
         return TransformerTrunk(view, trained_parts, self._features, width)
 
+    def keep_only_trunk(self) -> None:
+        free_all_but(self.feature_extractor(), self.transformer, self.base)
+
     def _features(self, network: Any, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         return self.features(network, x_t_BCHW, self.time_of(timesteps_B), conditioning)
 
@@ -236,6 +241,7 @@ class TransformerGenerator(PipelineGenerator):
         return find_adapter(path, ModuleNames({TRANSFORMER: self.base}), partial)
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
+        check_fusable(self.settings)
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
             fuse_adapter(self.pipeline, dtype)
             self.pipeline.save_pretrained(folder, safe_serialization=True)

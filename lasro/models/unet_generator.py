@@ -47,10 +47,11 @@ from lasro.models.pipeline_generator import PipelineGenerator
 from lasro.models.prompt_encoder import PromptEncoder
 from lasro.models.prompt_tokens import PromptTokens, limit_tokens
 from lasro.models.published_names import PublishedNames, published_names
+from lasro.models.quantization import check_fusable, quantize
 from lasro.models.samplers.choose import choose_sampler
 from lasro.models.samplers.lcm import LcmSampler
 from lasro.models.sharding import WithoutAdapter, shard_network
-from lasro.models.shared_view import shared_view
+from lasro.models.shared_view import free_all_but, shared_view
 from lasro.models.text_encoders import TextEncoders
 from lasro.models.unet_checks import check_micro_conditioning, check_pipeline, image_size
 from lasro.models.unet_encoder import UNetEncoder
@@ -126,6 +127,8 @@ class UNetGenerator(PipelineGenerator):
             pipeline.vae.to(memory_format=torch.channels_last)
         self.codec = ImageCodec(pipeline.vae, settings, self.device, self.normalises)
         compute_ends_in_float32(self.unet)
+        if not of_shapes:
+            quantize(self.unet, settings)
         self.base: Any = shared_view(self.unet)
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -227,6 +230,9 @@ class UNetGenerator(PipelineGenerator):
     def feature_extractor(self) -> FeatureExtractor:
         return UNetEncoder(self.base, self.unet_arguments)
 
+    def keep_only_trunk(self) -> None:
+        free_all_but(self.feature_extractor(), self.unet, self.base)
+
     def add_lora(self, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
         return add_lora(self.unet, settings, self.lora_targets, seed, self.device)
 
@@ -262,6 +268,7 @@ class UNetGenerator(PipelineGenerator):
         return published_names(self.pipeline, self._adaptable_networks(), self.sampler.settings.prediction_type)
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
+        check_fusable(self.settings)
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
             self.prompt_encoder.encoders.load()
             fuse_adapter(self.pipeline, dtype)

@@ -26,7 +26,7 @@ def check_prompts(files: Sequence[PromptFile], model: ModelSettings) -> list[str
     """
     for file in files:
         _check_metadata(file)
-    _check_lengths(files, model)
+    check_lengths(files, model)
     return [note for file in files for note in _notes(file)]
 
 
@@ -54,7 +54,8 @@ def shared_prompts(file: PromptFile, train: PromptFile) -> list[str]:
     return [f"{where}, such as {preview(text)}; they are trained on, so that a gain on them says little of others"]
 
 
-def _check_lengths(files: Sequence[PromptFile], model: ModelSettings) -> None:
+def check_lengths(files: Sequence[PromptFile], model: ModelSettings) -> None:
+    """Raise PromptTooLongError for prompts that the model cannot take, as `check_prompts` does; ModelError."""
     tokens = load_prompt_tokens(model)
     if tokens is None:  # a family that cannot tell; its `embed` refuses them
         return

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from few_step_models import SDXL_BASE, with_scheduler
+from tiny_model import write_tiny_model
 
-from lasro.config import RunSettings, SurrogateRun
+from lasro.config import RunSettings
 from lasro.methods.registry import create_trainer
+from lasro.models.backbone import trunk_of, with_latents
 from lasro.models.registry import load_model
 from lasro.models.surrogate import build_surrogate
 from lasro.training.prompts import Prompt
@@ -21,14 +24,20 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 PROMPTS = ["a red star", "a blue square", "a green ring and a pink heart"]
 
 
-def settings(model_path: str, trunk: str) -> RunSettings:
+def settings(model_path: str, trunk: str, backbone: Path | None) -> RunSettings:
     return RunSettings.model_validate(
         {
-            "name": f"modes-{trunk}",
+            "name": f"modes-{trunk}-{'own' if backbone is None else 'backbone'}",
             "model": {"path": model_path, "device": "cpu"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
-            "surrogate": {"trunk": trunk, "adapter_rank": 4, "head_channels": 16},
+            "surrogate": {
+                "trunk": trunk,
+                "backbone": backbone and str(backbone),
+                "adapter_rank": 4,
+                "head_channels": 16,
+                "device": "cpu",
+            },
             "lora": {"rank": 4, "alpha": 8.0},
         }
     )
@@ -48,18 +57,24 @@ def gradients(config: RunSettings, source: ScoreSource, monkeypatch: pytest.Monk
     return found
 
 
-@pytest.mark.parametrize("trunk", ["full", "adapter"])
+@pytest.mark.parametrize(("trunk", "own"), [("full", True), ("adapter", True), ("adapter", False)])
 def test_both_modes_give_the_same_generator_gradient(
-    tiny_model_path: Path, redis_url: str, tmp_path: Path, serve, monkeypatch: pytest.MonkeyPatch, trunk: str
+    tiny_model_path: Path, redis_url: str, tmp_path: Path, serve, monkeypatch: pytest.MonkeyPatch, trunk: str, own: bool
 ) -> None:
-    """Guards against the modes drifting apart in noise, dtype, normalisation or weights: relative error <= 1e-4."""
-    config = settings(str(tiny_model_path), trunk)
+    """Guards against the modes drifting apart in noise, dtype, normalisation or weights: relative error <= 1e-4.
+
+    Where the surrogate does not stand on the generator's own network, also in prompts' embeddings and noise schedule.
+    """
+    plain = None if own else write_tiny_model(tmp_path / "plain", guidance_embedding=False)
+    backbone = plain and with_scheduler(plain, tmp_path / "backbone", SDXL_BASE)
+    config = settings(str(tiny_model_path), trunk, backbone)
+    model = load_model(config.model)
     environment = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
     with SurrogateClient(serve(create_app(environment)), timeout_s=60) as client:
-        body = SurrogateRun(model=config.model, surrogate=config.surrogate, weights={"any": 1.0})
-        version = client.create(config.name, body).version
+        version = client.create(config.name, with_latents(config.surrogate_run, model)).version
         remote = RemoteSurrogate(client, config.name, config.surrogate.max_timestep)
-        local = FetchedSurrogate(client, config.name, build_surrogate(load_model(config.model), config.surrogate))
+        trunk_model = trunk_of(config.surrogate_run, model)
+        local = FetchedSurrogate(client, config.name, build_surrogate(trunk_model, config.surrogate))
         remote.refresh(version)
         local.refresh(version)
         by_gradient = gradients(config, remote, monkeypatch)

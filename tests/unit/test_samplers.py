@@ -42,6 +42,12 @@ MODELS = {
     "SDXL-Turbo": Published(TURBO),
     "SDXL-Turbo, v": Published(TURBO | {"prediction_type": "v_prediction"}),
     "SDXL-Lightning": Published(SDXL_BASE, {"scheduler": "euler"}, EULER, steps=(1, 2, 4, 8)),
+    "a file that says no spacing": Published(
+        {name: SDXL_BASE[name] for name in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+        | {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+        {"scheduler": "euler"},
+        EULER,
+    ),
     "SDXL-Lightning, one step": Published(
         SDXL_BASE,
         {"scheduler": "euler", "prediction_type": "sample"},

@@ -63,6 +63,7 @@ def test_settings_that_fit() -> None:
         ({}, "train", 1, r"model\.shard: got true with one process; start several by accelerate launch"),
         ({}, "pretrain", 2, r"model\.shard: got true in stage 1"),
         ({"model": {"compile": True}}, "train", 2, r"model\.shard: got true together with model\.compile"),
+        ({"model": {"quantization": "8bit"}}, "train", 2, r"model\.shard: got true together with model\.quantization"),
         (
             {"train": {"mode": "weights"}},
             "train",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lasro.config import ModelSettings, RunSettings
+from lasro.methods.registry import method_of
 from lasro.models.device import pick_device
 from lasro_client.doctor.live_bytes import LiveBytes
 from lasro_client.doctor.shapes import Part, Shapes, shapes_of
@@ -56,35 +57,57 @@ def compute_needs(config: RunSettings, processes: int = 1) -> Computed:
     `processes`: of the client, which share its network out where the settings say so.
     """
     program = program_bytes() if pick_device(config.model.device).type == "cpu" else 0
-    client, trainer = shapes_of(config.model), shapes_of(_at_trainer(config))
+    client = shapes_of(config.model)
+    config = sized(config, client.model.image_size)
+    backbone, trainer = _at_client(config, client), shapes_of(at_trainer(config))
     needs, live = [], LiveBytes()
     pieces = {"client": processes if config.model.shard else 1, "trainer": 1}
 
-    def note(process: str, step: str, shapes: Shapes, work: Callable[[], None]) -> None:
+    def note(process: str, step: str, parts: list[Part], work: Callable[[], None]) -> None:
         for _ in range(2):  # gradients and moments are there from the first on
             live.peak_since()
             work()
-        needs.append(Need(process, step, program, _weights(shapes.parts, pieces[process]), live.peak_since()))
+            needs.append(Need(process, step, program, _weights(parts, pieces[process]), live.peak_since()))
 
+    held = client.parts + ([] if backbone is None else backbone.parts)
     with client.active(), live:
-        steps = ClientSteps(config, client.model)
-        note("client", "generation", client, steps.generate)
-        note("client", "update", client, steps.update)
+        steps = ClientSteps(config, client.model, None if backbone is None else backbone.model)
+        note("client", "generation", held, steps.generate)
+        note("client", "update", held, steps.update)
     lora = sum(parameter.numel() for parameter in steps.trainer.parameters)
     surrogate, live = 0, LiveBytes()
     if steps.trainer.method.needs_surrogate:
         with trainer.active(), live:
             of_trainer = TrainerSteps(config, trainer.model)
-            note("trainer", "serving", trainer, of_trainer.serve)
-            note("trainer", "surrogate step", trainer, of_trainer.step)
+            note("trainer", "serving", trainer.parts, of_trainer.serve)
+            note("trainer", "surrogate step", trainer.parts, of_trainer.step)
         surrogate = sum(parameter.numel() for parameter in of_trainer.parameters)
-    encoders = sum(part.bytes for part in client.parts if part.name not in HELD)
-    model = client.model
-    return Computed(type(model).__name__, model.image_size, client.parts, needs, encoders, lora, surrogate)
+    model, parts, encoders = client.model, client.parts, max(_encoders(client.parts), _encoders(trainer.parts))
+    if config.surrogate.backbone is not None:
+        parts = parts + [part._replace(name=f"backbone {part.name}") for part in trainer.parts]
+    return Computed(type(model).__name__, model.image_size, parts, needs, encoders, lora, surrogate)
 
 
-def _at_trainer(config: RunSettings) -> ModelSettings:
-    return config.surrogate_run.model.model_copy(update={"device": config.surrogate.device})
+def sized(config: RunSettings, image_size: tuple[int, int]) -> RunSettings:
+    """The same with the size of images that the generator turned out to have, which a backbone takes over."""
+    height, width = image_size
+    return config.model_copy(update={"model": config.model.model_copy(update={"height": height, "width": width})})
+
+
+def at_trainer(config: RunSettings) -> ModelSettings:
+    """What the trainer loads for settings that are `sized`."""
+    return config.surrogate_run.trunk_model.model_copy(update={"device": config.surrogate.device})
+
+
+def _at_client(config: RunSettings, client: Shapes) -> Shapes | None:
+    """The backbone of a client that holds one besides its generator."""
+    if config.surrogate.backbone is None or config.train.mode == "gradient" or not method_of(config).needs_surrogate:
+        return None
+    return shapes_of(config.surrogate_run.trunk_model, beside=client)
+
+
+def _encoders(parts: list[Part]) -> int:
+    return sum(part.bytes for part in parts if part.name not in HELD)
 
 
 def _weights(parts: list[Part], pieces: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError
 from lasro.models.device import pick_device
-from lasro_client.doctor.needs import Computed, Need, compute_needs
+from lasro_client.doctor.needs import Computed, Need, compute_needs, sized
 from lasro_client.doctor.room import free_memory
 from lasro_client.doctor.trial import Seen, try_steps
 from lasro_client.run.cost import Speed, least_and_most_rounds, least_train_cost, train_cost
@@ -45,8 +45,9 @@ def examine(config: RunSettings, run: bool, processes: int = 1) -> dict[str, Any
     report = _about(config, computed) | {"device": device.type, "free_memory": free}
     if run:
         _check_room(computed.needs, free)
+        sized_run = sized(config, computed.image_size)
         tried = [each for each in _processes(computed.needs) if each != "client" or not config.model.shard]
-        seen = [each for process in tried for each in try_steps(config, process)]
+        seen = [each for process in tried for each in try_steps(sized_run, process)]
         report["seconds_a_round"] = None if config.model.shard else _seconds_a_round(config, seen)
         report["memory"] = _beside(report["memory"], seen)
     return report

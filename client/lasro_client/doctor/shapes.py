@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lasro.config import ModelSettings
+from lasro.config import BackboneModelSettings, ModelSettings
 from lasro.models.base import GeneratorModel
 from lasro.models.device import pick_device
 from lasro.models.registry import load_shapes
@@ -64,20 +64,26 @@ def _by_values(steps: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def shapes_of(settings: ModelSettings) -> Shapes:
-    """The model of these settings; raises ModelError for one that `load_model` would refuse by its configuration."""
-    mode, device = FakeTensorMode(allow_non_fake_inputs=True), pick_device(settings.device)
-    parts: list[Part] = []
+def shapes_of(settings: ModelSettings, beside: Shapes | None = None) -> Shapes:
+    """The model of these settings, of a backbone its trunk; raises ModelError for one that `load_model` would refuse by
+    its configuration. `beside`: shapes that it is computed with."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if beside is None else beside.mode
+    device, found = pick_device(settings.device), dict[str, nn.Module]()
 
     def without_memory(networks: dict[str, nn.Module]) -> None:
         with mode:
             for network in networks.values():
                 _apply(network, lambda tensor: torch.empty_like(tensor, device=device))
-        parts.extend(_part(name, network, device.type == "cpu") for name, network in networks.items())
+        found.update(networks)
 
     uncompiled = settings.model_copy(update={"compile": False})
     with patch.object(nn.Module, "_apply", _apply):
-        return Shapes(load_shapes(uncompiled, without_memory), mode, parts)
+        model = load_shapes(uncompiled, without_memory)
+    if isinstance(settings, BackboneModelSettings):
+        model.keep_only_trunk()
+    quantised = {"unet"} if settings.quantization is not None else set()
+    parts = [_part(name, each, device.type == "cpu", name in quantised) for name, each in found.items()]
+    return Shapes(model, mode, parts)
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -97,14 +103,21 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
     return self
 
 
-def _part(name: str, network: Any, on_cpu: bool) -> Part:
-    weights = [*network.parameters(), *network.buffers()]
+def _part(name: str, network: Any, on_cpu: bool, quantised: bool) -> Part:
+    parameters = [each for each in network.parameters() if each.device.type != "meta"]
+    weights = [*parameters, *(each for each in network.buffers() if each.device.type != "meta")]
     copied = [weight for weight in weights if weight.ndim == 4 and max(weight.shape[2:]) > 1]
     return Part(
         name,
         type(network).__name__,
-        sum(parameter.numel() for parameter in network.parameters()),
-        sum(weight.nbytes for weight in weights),
+        sum(parameter.numel() for parameter in parameters),
+        sum(weight.nbytes for weight in weights) - (_saved_by_8_bits(network) if quantised else 0),
         sum(weight.nbytes for weight in copied) if on_cpu and name in ("unet", "vae") else 0,
         gathered_bytes(network) if name == "unet" else 0,
     )
+
+
+def _saved_by_8_bits(network: nn.Module) -> int:
+    """Bytes that linear layers need less, with a scale for each output."""
+    layers = [each.weight for each in network.modules() if isinstance(each, nn.Linear)]
+    return sum(w.nbytes - w.numel() - len(w) * w.itemsize for w in layers if w.device.type != "meta")

@@ -26,13 +26,14 @@ SERVED_TOGETHER = 32
 class ClientSteps:
     """What the client holds, and what it does in a round."""
 
-    def __init__(self, config: RunSettings, model: GeneratorModel) -> None:
+    def __init__(self, config: RunSettings, model: GeneratorModel, backbone: GeneratorModel | None = None) -> None:
+        """`backbone`: what the surrogate stands on in weights mode, None for `model`."""
         self.config, self.model = config, model
         self.trainer = create_trainer(config, model)
         self.source: ScoreSource | None = None
         if method_of(config).needs_surrogate:
-            weights = config.train.mode == "weights"
-            self.source = LocalSurrogate(build_surrogate(model, config.surrogate)) if weights else Asked(config)
+            weights, trunk = config.train.mode == "weights", backbone or model
+            self.source = LocalSurrogate(build_surrogate(trunk, config.surrogate)) if weights else Asked(config)
 
     @torch.no_grad()
     def generate(self) -> None:

@@ -12,15 +12,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError, LasroError
+from lasro.models.backbone import load_trunk
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
+from lasro_client.doctor.needs import at_trainer
 from lasro_client.doctor.steps import PROMPT, ClientSteps, TrainerSteps
+from lasro_client.run.held_trunk import held_trunk
 
 MODULE = "lasro_client.doctor.trial"
 RESET = Path("/proc/self/clear_refs")
@@ -65,21 +68,20 @@ def main(process: str) -> None:
 
 
 def _client(config: RunSettings) -> list[Seen]:
-    model = _loaded(config.model)
-    steps = ClientSteps(config, model)
+    model = _embedded(load_model(config.model))
+    backbone = held_trunk(config, model, _embedded)
+    steps = ClientSteps(config, model, backbone)
     return [_seen(model, "client", "generation", steps.generate), _seen(model, "client", "update", steps.update)]
 
 
 def _trainer(config: RunSettings) -> list[Seen]:
-    settings = config.surrogate_run.model.model_copy(update={"device": config.surrogate.device})
-    model = _loaded(settings)
+    model = _embedded(load_trunk(at_trainer(config)))
     steps = TrainerSteps(config, model)
     # In the heap that a step leaves behind, the memory of serving would not show.
     return [_seen(model, "trainer", "serving", steps.serve), _seen(model, "trainer", "surrogate step", steps.step)]
 
 
-def _loaded(settings: Any) -> GeneratorModel:
-    model = load_model(settings)
+def _embedded(model: GeneratorModel) -> GeneratorModel:
     model.embed_ahead([PROMPT.text])
     return model
 

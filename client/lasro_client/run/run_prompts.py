@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lasro.config import DatasetSettings, PromptSource, RunSettings
 from lasro.training.distributed import DistributedContext
-from lasro.training.prompt_checks import check_prompts, shared_prompts
+from lasro.training.prompt_checks import check_lengths, check_prompts, shared_prompts
 from lasro.training.prompts import PromptFile, read_prompt_file
 from lasro_client.run.frozen_prompts import FrozenPrompts, freeze
 
@@ -23,6 +23,8 @@ class RunPrompts(NamedTuple):
         """What the user should know of them; raises as `check_prompts` for what cannot be drawn or scored."""
         measured = [file for file in (self.held_out, self.drift) if file is not None]
         notes = check_prompts([self.train, *measured], config.model)
+        if config.surrogate.backbone is not None:
+            check_lengths([self.train, *measured], config.surrogate_run.trunk_model)
         return notes + [note for file in measured for note in shared_prompts(file, self.train)]
 
 

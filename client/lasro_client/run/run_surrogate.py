@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lasro.config import RunSettings
+from lasro.models.backbone import with_latents
 from lasro.models.base import GeneratorModel
 from lasro.training.score_source import ScoreSource
 from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus, ScoredItem
@@ -63,15 +64,21 @@ class TrainedSurrogate:
     """At the surrogate trainer."""
 
     def __init__(
-        self, config: RunSettings, model: GeneratorModel, connected: Services, feedback: FeedbackClient
+        self,
+        config: RunSettings,
+        model: GeneratorModel,
+        trunk: GeneratorModel | None,
+        connected: Services,
+        feedback: FeedbackClient,
     ) -> None:
+        """Of the generator `model`; `trunk` as `held_trunk` has it."""
         self.config, self.model, self.connected, self.feedback = config, model, connected, feedback
-        mode, settings = config.train.mode, config.surrogate
-        self.source = score_source(mode, config.name, settings, model, connected.surrogates)
+        self.source = score_source(config.name, config.surrogate, trunk, connected.surrogates)
 
     def open(self, resumed: int | None, observer: Observers) -> int:
         config, connected = self.config, self.connected
-        version = open_surrogate(connected, config.name, config.surrogate_run, config.train.initial_surrogate, resumed)
+        body = with_latents(config.surrogate_run, self.model)
+        version = open_surrogate(connected, config.name, body, config.train.initial_surrogate, resumed)
         if resumed is None:
             alone = FeedbackClient(connected, config.name, config.services.timeout_s)
             accuracy = preload_replay(

@@ -23,6 +23,8 @@ def check_shard(config: RunSettings, stage: Stage, count: int) -> None:
         raise ConfigError(
             "model.shard: got true with one process; start several by accelerate launch, or set it to false"
         )
+    if config.model.quantization is not None:
+        raise ConfigError("model.shard: got true together with model.quantization; leave one of them out")
     if config.model.compile:
         raise ConfigError("model.shard: got true together with model.compile; set one of them to false")
     if method_of(config).needs_surrogate and train.mode != "gradient":

@@ -15,6 +15,8 @@ from pathlib import Path
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, ConfigError, RewardError
 from lasro.methods.registry import create_trainer
+from lasro.models.backbone import with_latents
+from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.prompts import Prompt
@@ -24,6 +26,7 @@ from lasro_client.run.base_sample_rewards import BASE_REWARDS_FILE, base_rewards
 from lasro_client.run.collect import collect
 from lasro_client.run.embed_ahead import embed_for_stage1
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
+from lasro_client.run.held_trunk import held_trunk
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.probe_generator import ProbeGenerator
 from lasro_client.run.progress import Progress
@@ -71,6 +74,7 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
     config = folder.config
     model = load_model(config.model)
     embed_for_stage1(model, prompts, config, peers)
+    trunk = held_trunk(config, model, lambda trunk: embed_for_stage1(trunk, prompts, config, peers))
     trainer = create_trainer(config, model, peers)
     probe = ProbeGenerator(trainer, config.pretrain, config.train.batch_size)
     if not trainer.method.needs_surrogate:
@@ -83,7 +87,7 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
         if progress.round < config.pretrain.rounds:
             watch.wait(list(config.weights))
         with observer.rounds(config.pretrain.rounds, progress.round), StopRequest() as stop:
-            pretraining = Pretraining(folder, probe, connected, prompts, progress, budget, observer)
+            pretraining = Pretraining(folder, probe, trunk, connected, prompts, progress, budget, observer)
             pretraining.begin()
             pretraining.run_rounds(stop, watch)
             if config.pretrain.rounds:
@@ -105,6 +109,7 @@ class Pretraining:
         self,
         folder: RunFolder,
         probe: ProbeGenerator,
+        trunk: GeneratorModel | None,
         connected: Services,
         prompts: list[Prompt],
         progress: Progress,
@@ -115,19 +120,15 @@ class Pretraining:
         self.probe, self.progress, self.observer = probe, progress, observer
         self.run = f"{self.config.name}-pretrain"
         self._budget, self._connected, self._peers = budget, connected, probe.trainer.peers
-        self._source = score_source(
-            self.config.train.mode, self.run, self.config.surrogate, probe.trainer.model, connected.surrogates
-        )
+        self._source = score_source(self.run, self.config.surrogate, trunk, connected.surrogates)
         self._feedback = FeedbackClient(connected, self.run, self.config.services.timeout_s, self._peers)
 
     def begin(self) -> None:
         """Create or join the run at the trainer. A new one gets the samples of earlier runs and a checkpoint."""
         config, resumed = self.config.pretrain, self.progress.surrogate_version
+        described = with_latents(self.config.surrogate_run, self.probe.trainer.model)
         version = self._peers.on_main_and_broadcast(
-            lambda: open_surrogate(
-                self._connected, self.run, self.config.surrogate_run, config.initial_surrogate, resumed
-            ),
-            int,
+            lambda: open_surrogate(self._connected, self.run, described, config.initial_surrogate, resumed), int
         )
         if resumed is None:
             if config.initial_samples:

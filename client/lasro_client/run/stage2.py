@@ -18,6 +18,7 @@ import torch
 from lasro.config import RunSettings
 from lasro.errors import BudgetError, RewardError
 from lasro.methods.registry import create_trainer, method_of
+from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.training.distributed import DistributedContext, processes
 from lasro.training.generator_trainer import GeneratorTrainer
@@ -26,6 +27,7 @@ from lasro_client.run.embed_ahead import EMPTY, embed_for_stage2
 from lasro_client.run.first_round import check_budget, judge_first_round
 from lasro_client.run.folder import RunFolder, Summary
 from lasro_client.run.held_out import HeldOut
+from lasro_client.run.held_trunk import held_trunk
 from lasro_client.run.initial_adapter import start_from_adapter
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.outcome import evaluated, keep_to_budget, measured, summarise
@@ -73,6 +75,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     started, config = time.monotonic(), folder.config
     model = load_model(config.model, config.model.shard)
     embed_for_stage2(model, prompts, config, peers)
+    trunk = held_trunk(config, model, lambda trunk: embed_for_stage2(trunk, prompts, config, peers))
     trainer = create_trainer(config, model, peers)
     start_from_adapter(folder, trainer)
     if config.model.shard:
@@ -80,7 +83,7 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     trainer_cores = (0.5 if config.train.overlap else 1.0) if trainer.method.needs_surrogate else 0.0
     scored = config.evaluation.rewards
     with services(config.services, config.rewards, folder.path, peers, trainer_cores, scored) as connected:
-        alternation = _alternation(folder, trainer, connected, prompts)
+        alternation = _alternation(folder, trainer, trunk, connected, prompts)
         resumed_s = alternation.progress.elapsed_s
         drift_prompts = [] if prompts.drift is None else prompts.drift.prompts
         held_out = HeldOut(folder, model, prompts.held_out.prompts, drift_prompts, connected.rewards, observer)
@@ -109,12 +112,18 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     return summary
 
 
-def _alternation(folder: RunFolder, trainer: GeneratorTrainer, connected: Services, prompts: RunPrompts) -> Alternation:
+def _alternation(
+    folder: RunFolder,
+    trainer: GeneratorTrainer,
+    trunk: GeneratorModel | None,
+    connected: Services,
+    prompts: RunPrompts,
+) -> Alternation:
     """The run's rounds, with a surrogate where the method follows one."""
     config = folder.config
     feedback = FeedbackClient(connected, config.name, config.services.timeout_s, trainer.peers)
     surrogate = (
-        TrainedSurrogate(config, trainer.model, connected, feedback)
+        TrainedSurrogate(config, trainer.model, trunk, connected, feedback)
         if trainer.method.needs_surrogate
         else NoSurrogate(config.reward_objective.required_rewards)
     )

@@ -5,8 +5,6 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -53,13 +51,12 @@ class FetchedSurrogate(LocalSurrogate):
 
 
 def score_source(
-    mode: Literal["gradient", "weights"],
     run: str,
     settings: SurrogateSettings,
-    model: GeneratorModel,
+    trunk: GeneratorModel | None,
     client: SurrogateClient,
 ) -> RemoteSurrogate | FetchedSurrogate:
-    """The one that `train.mode` names."""
-    if mode == "gradient":
+    """One over `trunk`, in weights mode; one that asks the trainer where there is none here, in gradient mode."""
+    if trunk is None:
         return RemoteSurrogate(client, run, settings.max_timestep)
-    return FetchedSurrogate(client, run, build_surrogate(model, settings))
+    return FetchedSurrogate(client, run, build_surrogate(trunk, settings))

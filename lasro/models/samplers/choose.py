@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lasro.config import ModelSettings
+from lasro.config import BackboneModelSettings, ModelSettings
 from lasro.errors import ModelError
 from lasro.models.samplers.base import Sampler
 from lasro.models.samplers.ddim import DdimSampler
@@ -19,6 +19,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "tcd": TcdSampler,
     "ddim": DdimSampler,
 }
+DEFAULTED = "_use_default_values"
+"""Keys that a stock configuration's file left out: for them `from_config` of another class takes its own defaults."""
 NAMES = ", ".join(f'"{name}"' for name in SAMPLERS)
 
 
@@ -28,10 +30,17 @@ def choose_sampler(scheduler: Any, settings: ModelSettings, where: str) -> Sampl
     A UNet that was distilled apart from its pipeline is published to be used with `LCMScheduler.from_config(...)`, so
     it is without being asked for. Raises ModelError, beginning with `where`, for a scheduler by which no few-step model
     is sampled here, and for settings that it does not go by.
+
+    Of a backbone nothing is sampled, so any scheduler does that adds noise by betas.
     """
+    if isinstance(settings, BackboneModelSettings):
+        return _of_any_betas(scheduler, where)
     name = "lcm" if settings.scheduler == "own" and settings.unet is not None else settings.scheduler
     kind = _own(scheduler, where) if name == "own" else SAMPLERS[name]
-    config = dict(scheduler.config) | (dict(kind.converted) if name != "own" else {})
+    config = dict(scheduler.config)
+    if name != "own":
+        defaulted = [key for key in config.get(DEFAULTED, []) if key not in kind.converted]
+        config |= dict(kind.converted) | {DEFAULTED: defaulted}
     if settings.prediction_type is not None:
         config["prediction_type"] = settings.prediction_type
     if kind is TcdSampler:
@@ -44,6 +53,17 @@ def choose_sampler(scheduler: Any, settings: ModelSettings, where: str) -> Sampl
         got = list(settings.timesteps)
         raise ModelError(f"timesteps: got {got}, but a {sampler.name} takes none; leave them out for its own")
     return sampler
+
+
+def _of_any_betas(scheduler: Any, where: str) -> Sampler:
+    """One that adds the scheduler's noise, whatever that samples by."""
+    if "beta_schedule" not in scheduler.config:
+        raise ModelError(
+            f"{where}: got a {type(scheduler).__name__}, expected one whose noise levels are made of betas, as those "
+            "of DDPM, DDIM, Euler and DPM-Solver are"
+        )
+    of_ddim = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
+    return DdimSampler(dict(scheduler.config) | of_ddim | {DEFAULTED: []}, where)
 
 
 def _own(scheduler: Any, where: str) -> type[Sampler]:

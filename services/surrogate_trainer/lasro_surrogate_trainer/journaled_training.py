@@ -16,6 +16,7 @@ import numpy as np
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import ConflictError
+from lasro.models.backbone import note_of
 from lasro.models.frozen import FrozenModel
 from lasro.training.adaptation import adapt
 from lasro.training.replay_buffer import ReplayBuffer
@@ -44,7 +45,7 @@ class JournaledTrainer:
     def __init__(
         self, config: SurrogateRun, frozen: FrozenModel, buffer: GroupBuffer, store: RunStore, redo_s: float
     ) -> None:
-        self._run = store.folder.name
+        self._run, self._header = store.folder.name, note_of(config.surrogate.backbone)
         self._buffer, self._store, self._journal = buffer, store, Journal(store.folder)
         self._trainer = SurrogateTrainer(frozen, config.surrogate, config.reward_objective)
         self._redo_s, self._unsaved_s = redo_s, 0.0
@@ -133,7 +134,7 @@ class JournaledTrainer:
 
     def _commit(self, commit: Commit, publish: bool) -> None:
         if publish:
-            header = {"version": str(commit.version), "steps": str(commit.steps)}
+            header = {"version": str(commit.version), "steps": str(commit.steps), **self._header}
             self._store.publish(commit.version, self._trainer.state(), header)
         self._journal.commit(commit)
         self.history = [*self.history, commit]

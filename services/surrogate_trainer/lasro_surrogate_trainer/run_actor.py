@@ -20,6 +20,7 @@ import numpy as np
 from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import BusyError, ConflictError, LasroError, NotFoundError
+from lasro.models.backbone import check_note
 from lasro.models.frozen import FrozenModel
 from lasro.redis_store.sample_stream import SampleStream
 from lasro_surrogate_trainer.journaled_training import JournaledTrainer, request_digest
@@ -66,9 +67,10 @@ class RunActor:
     async def upload(self, body: bytes) -> None:
         """Start from these weights, as a new version.
 
-        Raises ConflictError once the run is trained, WireError for weights of another shape.
+        Raises ConflictError once the run is trained, WireError for weights of another shape or backbone.
         """
-        tensors, _ = await asyncio.to_thread(wire.unpack_tensors, body)
+        tensors, header = await asyncio.to_thread(wire.unpack_tensors, body)
+        check_note(header, self.config.surrogate.backbone)
         async with self._adapting:
             await self._on(self._training_thread, self._trainer.upload, tensors, hashlib.sha256(body).hexdigest())
         self._notifier.notify()

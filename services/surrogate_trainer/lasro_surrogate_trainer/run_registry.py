@@ -18,6 +18,7 @@ from lasro.errors import (
     StorageError,
     UnreachableError,
 )
+from lasro.models.backbone import check_latents
 from lasro.models.frozen import ModelCache
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.redis_store.server import check_server
@@ -27,8 +28,8 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
 
 log = logging.getLogger("lasro.trainer")
-ONLY_MEMORY = {"model": {"max_batch", "vae_slicing"}}
-"""Settings that change what is held in memory at once, and no weight."""
+CHANGES_NO_WEIGHT = {"model": {"max_batch": True, "vae_slicing": True}, "latents": True}
+"""Settings of what is held in memory at once, and what another machine computes with another last bit."""
 
 
 class RunRegistry:
@@ -67,7 +68,8 @@ class RunRegistry:
 
     async def _open(self, name: str, config: SurrogateRun, store: RunStore) -> RunActor:
         def load() -> RunActor:
-            frozen = self._models.get(config.model, config.surrogate.device)
+            frozen = self._models.get(config.trunk_model, config.surrogate.device)
+            check_latents(frozen.model, config)
             store.save_config(config)
             return RunActor(name, config, frozen, store, self._settings.redo_s)
 
@@ -133,7 +135,7 @@ class RunRegistry:
 
 
 def _check_same(name: str, old: SurrogateRun, new: SurrogateRun) -> None:
-    before, now = (run.model_dump(mode="json", exclude=ONLY_MEMORY) for run in (old, new))
+    before, now = (run.model_dump(mode="json", exclude=CHANGES_NO_WEIGHT) for run in (old, new))
     differing = differing_keys(before, now)
     if differing:
         raise ConflictError(
