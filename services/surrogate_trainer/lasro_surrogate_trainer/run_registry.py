@@ -18,7 +18,7 @@ from lasro.errors import (
     StorageError,
     UnreachableError,
 )
-from lasro.models.frozen import ModelCache
+from lasro.models.frozen import ONLY_MEMORY, ModelCache
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.redis_store.server import check_server
 from lasro_surrogate_trainer.readiness import ReadinessProbe
@@ -27,17 +27,14 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
 
 log = logging.getLogger("lasro.trainer")
-ONLY_MEMORY = {"model": {"max_batch", "vae_slicing"}}
-"""Settings that change what is held in memory at once, and no weight."""
 
 
 class RunRegistry:
     """The runs by name. All coroutines belong to one event loop; blocking work is done on other threads."""
 
-    def __init__(self, settings: TrainerEnvironment, client: redis.Redis) -> None:
+    def __init__(self, settings: TrainerEnvironment, client: redis.Redis, models: ModelCache) -> None:
         """Raises ModelError where the model of the readiness check cannot be loaded."""
-        self._settings, self._redis = settings, client
-        self._models = ModelCache()
+        self._settings, self._redis, self._models = settings, client, models
         self._runs: dict[str, RunActor] = {}
         self._changing = asyncio.Lock()
         self._warned: set[str] = set()
@@ -133,7 +130,7 @@ class RunRegistry:
 
 
 def _check_same(name: str, old: SurrogateRun, new: SurrogateRun) -> None:
-    before, now = (run.model_dump(mode="json", exclude=ONLY_MEMORY) for run in (old, new))
+    before, now = (run.model_dump(mode="json", exclude={"model": ONLY_MEMORY}) for run in (old, new))
     differing = differing_keys(before, now)
     if differing:
         raise ConflictError(
