@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from torch import Tensor
+
 from lasro.config import ModelSettings, RunSettings
+from lasro.methods.registry import method_of
 from lasro.models.device import pick_device
 from lasro_client.doctor.live_bytes import LiveBytes
 from lasro_client.doctor.shapes import Part, Shapes, shapes_of
@@ -50,10 +53,10 @@ class Computed(NamedTuple):
 
 
 def compute_needs(config: RunSettings) -> Computed:
-    """Of client and surrogate trainer; raises ModelError for a model that is not supported."""
+    """Of client and surrogate trainer, or of the client that has both; raises ModelError for a model that is not
+    supported."""
     program = program_bytes() if pick_device(config.model.device).type == "cpu" else 0
-    client, trainer = shapes_of(config.model), shapes_of(_at_trainer(config))
-    needs, live = [], LiveBytes()
+    client, needs, live = shapes_of(config.model), [], LiveBytes()
 
     def note(process: str, step: str, shapes: Shapes, work: Callable[[], None]) -> None:
         for _ in range(2):  # gradients and moments are there from the first on
@@ -61,18 +64,22 @@ def compute_needs(config: RunSettings) -> Computed:
             work()
         needs.append(Need(process, step, program, _weights(shapes.parts), live.peak_since()))
 
+    needs_surrogate, of_trainer = method_of(config).needs_surrogate, None
     with client.active(), live:
         steps = ClientSteps(config, client.model)
+        if needs_surrogate and config.services.in_process_trainer:  # what it holds counts in the client's steps too
+            of_trainer = TrainerSteps(config, client.model)
+            note("client", "serving", client, of_trainer.serve)
+            note("client", "surrogate step", client, of_trainer.step)
         note("client", "generation", client, steps.generate)
         note("client", "update", client, steps.update)
-    lora = sum(parameter.numel() for parameter in steps.trainer.parameters)
-    surrogate, live = 0, LiveBytes()
-    if steps.trainer.method.needs_surrogate:
+    if needs_surrogate and of_trainer is None:
+        trainer, live = shapes_of(_at_trainer(config)), LiveBytes()
         with trainer.active(), live:
             of_trainer = TrainerSteps(config, trainer.model)
             note("trainer", "serving", trainer, of_trainer.serve)
             note("trainer", "surrogate step", trainer, of_trainer.step)
-        surrogate = sum(parameter.numel() for parameter in of_trainer.parameters)
+    lora, surrogate = _count(steps.trainer.parameters), _count([] if of_trainer is None else of_trainer.parameters)
     encoders = sum(part.bytes for part in client.parts if part.name not in HELD)
     model = client.model
     return Computed(type(model).__name__, model.image_size, client.parts, needs, encoders, lora, surrogate)
@@ -80,6 +87,10 @@ def compute_needs(config: RunSettings) -> Computed:
 
 def _at_trainer(config: RunSettings) -> ModelSettings:
     return config.surrogate_run.model.model_copy(update={"device": config.surrogate.device})
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _weights(parts: list[Part]) -> int:
