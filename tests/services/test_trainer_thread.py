@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ from lasro_client.services.surrogate_client import SurrogateClient
 from lasro_surrogate_trainer import app
 
 PROMPTS = ["a red star", "a blue square", "a green ring"]
-IN_PROCESS = {"services": {"in_process_trainer": True}}
+IN_PROCESS: dict[str, Any] = {"services": {"in_process_trainer": True}}
 
 
-def settings(path: Path | str = "bundled", **more: object) -> RunSettings:
-    tree: dict[str, object] = {
+def settings(path: Path | str = "bundled", **more: Any) -> RunSettings:
+    tree: dict[str, Any] = {
         "name": "thread",
         "model": {"path": str(path), "device": "cpu"},
         "prompts": {"train": "unread", "held_out": "unread"},
@@ -134,7 +135,7 @@ def test_a_folder_that_another_trainer_holds_ends_it(
     ],
 )
 def test_what_cannot_be_in_one_process_is_refused_in_a_line(
-    change: dict[str, object], processes: int, local: bool, words: str
+    change: dict[str, Any], processes: int, local: bool, words: str
 ) -> None:
     """Bug: a trainer that is there already is left idle, each process starts one, or the surrogate is on a device that
     was not asked for."""

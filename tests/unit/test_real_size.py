@@ -44,7 +44,8 @@ def test_memory_is_that_of_the_command_and_a_shared_page_counts_once(tmp_path: P
     parent = tmp_path / "parent.py"
     parent.write_text(
         "import mmap, os, sys, time\n"
-        "file = mmap.mmap(open(sys.argv[1], 'rb').fileno(), 0, access=mmap.ACCESS_READ)\n"
+        "opened = open(sys.argv[1], 'rb')\n"
+        "file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)\n"
         "sum(file[::4096])\n"
         "if child := os.fork():\n"
         "    os.waitpid(child, 0)\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from lasro.config import SurrogateRun
 from lasro.errors import ConfigError
@@ -28,13 +28,15 @@ def serve(frozen: FrozenModel, run: SurrogateRun, redis_url: str, data_dir: Path
     Settings that are not given here are read from `LASRO_*` variables, but for threads, which are those of the process.
     """
     try:
-        settings = TrainerEnvironment(
-            host="127.0.0.1",
-            port=0,
-            listen_fd=None,
-            redis_url=SecretStr(redis_url),
-            data_dir=data_dir,
-            probe_model=None,
+        settings = TrainerEnvironment.model_validate(
+            {
+                "host": "127.0.0.1",
+                "port": 0,
+                "listen_fd": None,
+                "redis_url": redis_url,
+                "data_dir": data_dir,
+                "probe_model": None,
+            }
         )
     except ValidationError as error:
         raise ConfigError(f"surrogate trainer: {explain(error)}") from error
