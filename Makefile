@@ -6,11 +6,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier chaos fuzz openapi-lint compose-test \
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier real-size chaos fuzz openapi-lint compose-test \
 	tiny-model tiny-model-report clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
+REAL_SIZE ?=
 REWARD ?= brightness
 SEED ?= 0
 BUDGET_MINUTES ?=
@@ -26,6 +27,8 @@ help:
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
 	@echo "make bench-frontier  what a run with default settings gains at its drift, compared with the true gradient;"
 	@echo "                   tens of minutes; REWARD=redness SEED=1 for another of benchmarks/frontier/rewards.py"
+	@echo "make real-size     a model of SSD-1B's size, random weights, through both stages on the CPU: memory and time; 12 GB,"
+	@echo "                   tens of minutes; REAL_SIZE='--device cuda --size 1024' on a GPU, '--tiny --size 64' to try it"
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; tens of minutes;"
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
@@ -64,6 +67,9 @@ bench-rewards: $(INSTALLED)
 bench-frontier: $(INSTALLED)
 	$(BIN)/python -m benchmarks.frontier run $(REWARD) --seed $(SEED) --out runs/frontier/$(REWARD)-$(SEED)
 	$(BIN)/python -m benchmarks.frontier table runs/frontier --pictures runs/frontier
+
+real-size: $(INSTALLED)
+	$(BIN)/python -m benchmarks.real_size $(REAL_SIZE)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(CHAOS)

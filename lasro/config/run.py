@@ -88,11 +88,16 @@ class ServiceSettings(Settings):
     reward_wait_s: Annotated[float, Field(ge=0)] = 180.0
     """How long rewards that do not answer are waited for: at the start, after an evaluation in which one scored
     nothing, and after a round in which no sample got a total. Then the run ends with status 1 and its own words."""
+    in_process_trainer: bool = False
+    """Run the local stack's surrogate trainer as a thread of the client, over the frozen model that the client has
+    loaded, in place of a process that loads it once more."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ServiceSettings:
         if (self.reward_api is None) != (self.surrogate_trainer is None):
             raise ValueError("give both reward_api and surrogate_trainer, or neither to start a local stack")
+        if self.in_process_trainer and self.surrogate_trainer is not None:
+            raise ValueError("in_process_trainer: got true with the URL of a surrogate_trainer; leave one of them out")
         return self
 
 
@@ -173,6 +178,20 @@ class RunSettings(Settings):
             raise ValueError(f"pretrain.{error}") from error
         object.__setattr__(self, "pretrain", pretrain)  # frozen for all others
         self.step_weights  # noqa: B018 - raises where they do not fit
+        return self
+
+    @model_validator(mode="after")
+    def _one_at_a_time_in_one_process(self) -> RunSettings:
+        if self.services.in_process_trainer and self.train.overlap:
+            raise ValueError(
+                "services.in_process_trainer: got true with train.overlap, whose trainer computes beside the client in "
+                "a process of its own; leave one of them out"
+            )
+        if self.services.in_process_trainer and self.surrogate.backbone is not None:
+            raise ValueError(
+                "services.in_process_trainer: got true with surrogate.backbone, so there is no base to share; leave one "
+                "of them out"
+            )
         return self
 
     @model_validator(mode="after")

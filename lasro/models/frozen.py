@@ -23,6 +23,10 @@ class FrozenModel:
             return self.model.embed(prompts)
 
 
+ONLY_MEMORY = {"max_batch", "vae_slicing"}
+"""Settings of a model that change what is held in memory at once, and no number."""
+
+
 class ModelCache:
     """Loaded models by their settings. A model is freed once no run holds it."""
 
@@ -32,9 +36,20 @@ class ModelCache:
 
     def get(self, model: ModelSettings, device: str) -> FrozenModel:
         """The model or backbone on `device`, loaded unless a run already holds it; raises ModelError."""
-        settings = model.model_copy(update={"device": device})
+        key = _key(model, device)
         with self._lock:
-            frozen = self._models.get(settings)
+            frozen = self._models.get(key)
             if frozen is None:
-                frozen = self._models[settings] = FrozenModel(load_trunk(settings))
+                frozen = FrozenModel(load_trunk(model.model_copy(update={"device": device})))
+                self._models[key] = frozen
             return frozen
+
+    def put(self, model: ModelSettings, device: str, frozen: FrozenModel) -> None:
+        """Have `get` find a model that was loaded elsewhere in this process, while somebody holds `frozen`."""
+        with self._lock:
+            self._models[_key(model, device)] = frozen
+
+
+def _key(model: ModelSettings, device: str) -> ModelSettings:
+    plain = {name: type(model).model_fields[name].default for name in ONLY_MEMORY}
+    return model.model_copy(update={"device": device, **plain})

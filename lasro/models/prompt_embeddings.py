@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,8 @@ DISK_SHARE = 0.5
 
 
 class PromptEmbeddings:
-    """Rows by prompt. Those of adapted text encoders stay in memory: no digest of an adapter's values is taken."""
+    """Rows by prompt, for any number of threads. Those of adapted text encoders stay in memory: no digest of an
+    adapter's values is taken."""
 
     def __init__(
         self,
@@ -39,17 +41,24 @@ class PromptEmbeddings:
         """
         self._device, self._store, self._compute = device, store, compute
         self._identity, self._known_identity = identity, ""
+        self.lock = threading.RLock()
+        """Held while rows are looked up and computed; by the owner, while it changes what computes them."""
         self._rows: OrderedDict[tuple[str, bool], Row] = OrderedDict()
         self._bytes, self._max_bytes = 0, MEMORY_BYTES_ALONE if store is None else MEMORY_BYTES
 
     def stacked(self, prompts: Sequence[str], adapted: bool = False) -> Conditioning:
         """Of all prompts, in their order; `adapted`: of text encoders that carry an adapter."""
-        rows = {prompt: self._row(prompt, adapted) for prompt in dict.fromkeys(prompts)}
+        with self.lock:
+            rows = {prompt: self._row(prompt, adapted) for prompt in dict.fromkeys(prompts)}
         first = next(iter(rows.values()))
         return Conditioning({name: torch.stack([rows[prompt][name] for prompt in prompts]) for name in first})
 
     def keep(self, prompts: Sequence[str]) -> bool:
         """Compute those that are in neither place; False where there is no room for all, and the rest was left out."""
+        with self.lock:
+            return self._keep(prompts)
+
+    def _keep(self, prompts: Sequence[str]) -> bool:
         for prompt in dict.fromkeys(prompts):
             if (prompt, False) in self._rows or (self._store is not None and self._store.has(self._key(prompt))):
                 continue
@@ -63,8 +72,9 @@ class PromptEmbeddings:
 
     def clear(self) -> None:
         """Forget the rows in memory."""
-        self._rows.clear()
-        self._bytes = 0
+        with self.lock:
+            self._rows.clear()
+            self._bytes = 0
 
     def _row(self, prompt: str, adapted: bool) -> Row:
         name = prompt, adapted

@@ -21,7 +21,7 @@ MEMORY_ADVICE = 'set model.dtype = "bfloat16", or free memory on the device'
 
 
 class PromptEncoder:
-    """The text encoders of one pipeline, and the embeddings that they made."""
+    """The text encoders of one pipeline, and the embeddings that they made. For any number of threads."""
 
     def __init__(
         self,
@@ -38,26 +38,29 @@ class PromptEncoder:
 
     def embed(self, prompts: Sequence[str], base: bool = False) -> Conditioning:
         """As `GeneratorModel.embed`; kept in memory and on disk."""
-        of_base = base and self._adapted
-        with torch.no_grad(), without_adapters(self._pipeline) if of_base else nullcontext():
-            found = self.embeddings.stacked(prompts, adapted=self._adapted and not base)
-        self.encoders.release_idle()
-        return found
+        with self.embeddings.lock:
+            of_base = base and self._adapted
+            with torch.no_grad(), without_adapters(self._pipeline) if of_base else nullcontext():
+                found = self.embeddings.stacked(prompts, adapted=self._adapted and not base)
+            self.encoders.release_idle()
+            return found
 
     def embed_ahead(self, prompts: Sequence[str]) -> None:
         """As `GeneratorModel.embed_ahead`."""
-        if self._adapted:
-            return
-        with torch.no_grad():
-            kept = self.embeddings.keep(prompts)
-        if kept:
-            self.encoders.release()
+        with self.embeddings.lock:
+            if self._adapted:
+                return
+            with torch.no_grad():
+                kept = self.embeddings.keep(prompts)
+            if kept:
+                self.encoders.release()
 
     def adapt(self) -> None:
         """Make the encoders ready for an adapter that is to be put on them: read, and kept from now on."""
-        self.encoders.pin()
-        self._adapted = True
-        self.embeddings.clear()
+        with self.embeddings.lock:
+            self.encoders.pin()
+            self._adapted = True
+            self.embeddings.clear()
 
     def _embed_unknown(self, prompt: str) -> dict[str, Tensor]:
         self._tokens.check([prompt])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -62,7 +65,32 @@ def set_up_logs(level: str, form: Literal["json", "text"]) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # pyright: ignore[reportAttributeAccessIssue] - the way that logging's HOWTO names
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT_FORMAT))
+    handler.setFormatter(_formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     for name in ("httpx", "httpcore"):  # they log every request with its URL and headers
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def logs_in_file(path: Path, names: Sequence[str], level: str, form: Literal["json", "text"]) -> Iterator[None]:
+    """Send what these loggers get to a file while inside, and nowhere else: of a service that is a thread."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(_formatter(form))
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level.upper())
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (old_level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old_level)
+            logger.propagate = propagate
+        handler.close()
+
+
+def _formatter(form: Literal["json", "text"]) -> logging.Formatter:
+    return JsonFormatter() if form == "json" else logging.Formatter(TEXT_FORMAT)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,3 +32,26 @@ def test_the_reward_benchmark_measures_everything_it_promises() -> None:
     assert all(figure["low"] <= figure["median"] <= figure["high"] for figure in report["figures"])
     assert all(figure["met"] is None for figure in report["figures"]), "a smoke test judges nothing"
     assert report["memory_mib"]
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(600)
+def test_real_size_goes_all_the_way_with_a_tiny_model(tmp_path: Path) -> None:
+    """Bug: a change of a run, of the doctor or of what stock diffusers reads breaks the script, and it is found out
+    only after the half hour that it takes in full."""
+    command = [sys.executable, "-m", "benchmarks.real_size", "--tiny", "--size", "64"]
+    command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stderr
+    [file] = (tmp_path / "results").glob("*.json")
+    report = json.loads(file.read_text())
+    assert file.with_suffix(".md").read_text().strip() in done.stdout
+    train = report["stages"]["train"]
+    assert "lasro_surrogate_trainer" not in train["peaks"]
+    assert train["peaks"]["lasro_client.cli.main"] >= train["shares"]["lasro_client.cli.main"] > 100 << 20
+    assert sum(train["shares"].values()) == train["together"] >= train["of_files"] > 0
+    assert report["round"]["grad_norm"] > 0
+    assert report["stock"]["adapted_layers"] > 100
+    assert report["stock"]["image"] == [64, 64, 3]
+    assert set(report["doctor"]) == {"client"}
+    assert 0.7 < report["doctor"]["client"]["ratio"] < 1.6

@@ -175,6 +175,10 @@ def test_an_unknown_key_is_refused(minimal: Path) -> None:
         ('rewards=[{name="r"},{name="r"}]', r"run\.toml: rewards: got \['r', 'r'\], expected each name once$"),
         ('rewards=[{name="r",floor=nan}]', "rewards.0.floor"),
         ('services.reward_api="http://x"', "give both"),
+        (
+            'services={reward_api="http://x",surrogate_trainer="http://y",in_process_trainer=true}',
+            "services: in_process_trainer: got true with the URL",
+        ),
         ("name.x=1", "not a table"),
         ("rounds", "expected KEY=VALUE"),
     ],

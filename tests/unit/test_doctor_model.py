@@ -209,6 +209,22 @@ def test_a_network_in_pieces(tiny_model_path: Path) -> None:
         examine(settings(tiny_model_path, model={"shard": True}, train=train), run=False)
 
 
+@pytest.mark.proof
+def test_a_trainer_in_the_clients_process_counts_there(tiny_model_path: Path) -> None:
+    """Bug: what the trainer holds is left out of the client's steps, or the model is counted twice. And a batch of one:
+    shapes were asked for the index of a prompt, and named the second."""
+    train = {"batch_size": 1, "prompts_per_round": 1, "seeds_per_prompt": 2}
+    apart = examine(settings(tiny_model_path, train=train), run=False)["memory"]
+    shared = {"services": {"in_process_trainer": True}}
+    together = examine(settings(tiny_model_path, train=train, **shared), run=False)["memory"]
+    assert {row["process"] for row in together} == {"client"}
+    alone, both = ({row["step"]: row["computing"] for row in rows} for rows in (apart, together))
+    assert both.keys() == alone.keys()
+    assert all(both[step] > alone[step] for step in alone)
+    assert both["update"] < alone["update"] + alone["surrogate step"]
+    assert {row["weights"] for row in together} == {row["weights"] for row in apart}
+
+
 def test_too_little_memory_is_told_before_anything_is_loaded(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.rounds=20. Repeatable."),
 ]
+InProcessTrainer = Annotated[
+    bool,
+    typer.Option(
+        "--in-process-trainer",
+        help="Run the surrogate trainer as a thread here, over the same loaded model: half the memory.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")]
 
 
@@ -48,22 +55,34 @@ def demo(
     _train(config, out, as_json)
 
 
-def train(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
+def train(
+    config: Config,
+    settings: Set = None,
+    out: Out = None,
+    in_process_trainer: InProcessTrainer = False,
+    as_json: AsJson = False,
+) -> None:
     """Fine-tune a model as a TOML file says (stage 2); a run folder that exists is resumed.
 
     Without service URLs in the file or the environment, the services are started for the run.
     """
     from lasro.config import load_config
 
-    run = load_config(config, settings or [])
+    run = load_config(config, _with_option(settings, in_process_trainer))
     _train(run, out or Path("runs") / run.name, as_json)
 
 
-def pretrain(config: Config, settings: Set = None, out: Out = None, as_json: AsJson = False) -> None:
+def pretrain(
+    config: Config,
+    settings: Set = None,
+    out: Out = None,
+    in_process_trainer: InProcessTrainer = False,
+    as_json: AsJson = False,
+) -> None:
     """Pre-train the surrogate on samples of the base model (stage 1)."""
     from lasro.config import load_config
 
-    run = load_config(config, settings or [])
+    run = load_config(config, _with_option(settings, in_process_trainer))
     folder = _free(out or Path("runs") / run.name)
     from lasro_client.run.stage1 import pretrain as run_pretrain  # torch, once the folder is known to be free
 
@@ -123,6 +142,10 @@ def worker(
     }
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "lasro_reward_api", "worker"])
+
+
+def _with_option(settings: list[str] | None, in_process_trainer: bool) -> list[str]:
+    return [*(settings or []), *(["services.in_process_trainer=true"] if in_process_trainer else [])]
 
 
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:

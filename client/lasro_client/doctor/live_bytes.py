@@ -19,7 +19,8 @@ class LiveBytes(TorchDispatchMode):
     """Context manager: bytes of the storages made inside that are alive now, and of the most at one time.
 
     With tensors of a FakeTensorMode nothing is computed and no memory is taken, but the same tensors are kept for the
-    backward pass. Code that asks such a tensor for its value gets 1, or True, as if every check had passed.
+    backward pass. Code that asks such a tensor for its value gets 1.0, or True, as if every check had passed, and for
+    an integer 0, which is a place in any list.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is READ_A_VALUE and isinstance(args[0], FakeTensor):
-            return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 1)
+            return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 0)
         for storage in _storages((args, kwargs)):  # what was made before is not counted, nor are views of it
             self._seen.setdefault(storage)
         found = func(*args, **(kwargs or {}))

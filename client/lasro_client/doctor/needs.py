@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from torch import Tensor
 
 from lasro.config import ModelSettings, RunSettings
 from lasro.methods.registry import method_of
@@ -52,36 +54,41 @@ class Computed(NamedTuple):
 
 
 def compute_needs(config: RunSettings, processes: int = 1) -> Computed:
-    """Of client and surrogate trainer; raises ModelError for a model that is not supported.
+    """Of client and surrogate trainer, or of the client that has both; raises ModelError for a model that is not
+    supported.
 
     `processes`: of the client, which share its network out where the settings say so.
     """
     program = program_bytes() if pick_device(config.model.device).type == "cpu" else 0
     client = shapes_of(config.model)
     config = sized(config, client.model.image_size)
-    backbone, trainer = _at_client(config, client), shapes_of(at_trainer(config))
-    needs, live = [], LiveBytes()
+    backbone, needs, live = _at_client(config, client), [], LiveBytes()
     pieces = {"client": processes if config.model.shard else 1, "trainer": 1}
 
     def note(process: str, step: str, parts: list[Part], work: Callable[[], None]) -> None:
         for _ in range(2):  # gradients and moments are there from the first on
             live.peak_since()
             work()
-            needs.append(Need(process, step, program, _weights(parts, pieces[process]), live.peak_since()))
+        needs.append(Need(process, step, program, _weights(parts, pieces[process]), live.peak_since()))
 
     held = client.parts + ([] if backbone is None else backbone.parts)
+    needs_surrogate, of_trainer = method_of(config).needs_surrogate, None
     with client.active(), live:
         steps = ClientSteps(config, client.model, None if backbone is None else backbone.model)
+        if needs_surrogate and config.services.in_process_trainer:  # what it holds counts in the client's steps too
+            of_trainer = TrainerSteps(config, client.model)
+            note("client", "serving", held, of_trainer.serve)
+            note("client", "surrogate step", held, of_trainer.step)
         note("client", "generation", held, steps.generate)
         note("client", "update", held, steps.update)
-    lora = sum(parameter.numel() for parameter in steps.trainer.parameters)
-    surrogate, live = 0, LiveBytes()
-    if steps.trainer.method.needs_surrogate:
+    trainer = client if of_trainer is not None else shapes_of(at_trainer(config))
+    if needs_surrogate and of_trainer is None:
+        live = LiveBytes()
         with trainer.active(), live:
             of_trainer = TrainerSteps(config, trainer.model)
             note("trainer", "serving", trainer.parts, of_trainer.serve)
             note("trainer", "surrogate step", trainer.parts, of_trainer.step)
-        surrogate = sum(parameter.numel() for parameter in of_trainer.parameters)
+    lora, surrogate = _count(steps.trainer.parameters), _count([] if of_trainer is None else of_trainer.parameters)
     model, parts, encoders = client.model, client.parts, max(_encoders(client.parts), _encoders(trainer.parts))
     if config.surrogate.backbone is not None:
         parts = parts + [part._replace(name=f"backbone {part.name}") for part in trainer.parts]
@@ -104,6 +111,10 @@ def _at_client(config: RunSettings, client: Shapes) -> Shapes | None:
     if config.surrogate.backbone is None or config.train.mode == "gradient" or not method_of(config).needs_surrogate:
         return None
     return shapes_of(config.surrogate_run.trunk_model, beside=client)
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _encoders(parts: list[Part]) -> int:

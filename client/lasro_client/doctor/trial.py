@@ -18,6 +18,7 @@ import torch
 
 from lasro.config import RunSettings
 from lasro.errors import DeviceMemoryError, LasroError
+from lasro.methods.registry import method_of
 from lasro.models.backbone import load_trunk
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
@@ -70,15 +71,24 @@ def main(process: str) -> None:
 def _client(config: RunSettings) -> list[Seen]:
     model = _embedded(load_model(config.model))
     backbone = held_trunk(config, model, _embedded)
-    steps = ClientSteps(config, model, backbone)
-    return [_seen(model, "client", "generation", steps.generate), _seen(model, "client", "update", steps.update)]
+    steps, seen = ClientSteps(config, model, backbone), []
+    if config.services.in_process_trainer and method_of(config).needs_surrogate:
+        seen = _trainer_steps(config, model, "client")
+    return [
+        *seen,
+        _seen(model, "client", "generation", steps.generate),
+        _seen(model, "client", "update", steps.update),
+    ]
 
 
 def _trainer(config: RunSettings) -> list[Seen]:
-    model = _embedded(load_trunk(at_trainer(config)))
+    return _trainer_steps(config, _embedded(load_trunk(at_trainer(config))), "trainer")
+
+
+def _trainer_steps(config: RunSettings, model: GeneratorModel, process: str) -> list[Seen]:
     steps = TrainerSteps(config, model)
     # In the heap that a step leaves behind, the memory of serving would not show.
-    return [_seen(model, "trainer", "serving", steps.serve), _seen(model, "trainer", "surrogate step", steps.step)]
+    return [_seen(model, process, "serving", steps.serve), _seen(model, process, "surrogate step", steps.step)]
 
 
 def _embedded(model: GeneratorModel) -> GeneratorModel:

@@ -40,8 +40,9 @@ from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
 from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
-from lasro_client.services.connect import Services, open_surrogate, services
+from lasro_client.services.connect import Services, open_surrogate, services, urls
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.in_process_trainer import InProcessTrainer, check_in_process
 from lasro_client.services.surrogate_scores import score_source
 
 FINAL_STEPS_PER_CALL = 50
@@ -72,6 +73,7 @@ def pretrain(config: RunSettings, out: Path, observers: Sequence[Observer] = ())
 
 def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContext, observer: Observers) -> None:
     config = folder.config
+    check_in_process(config, peers, local=urls(config.services) is None)
     model = load_model(config.model)
     embed_for_stage1(model, prompts, config, peers)
     trunk = held_trunk(config, model, lambda trunk: embed_for_stage1(trunk, prompts, config, peers))
@@ -81,7 +83,8 @@ def _pretrain(folder: RunFolder, prompts: list[Prompt], peers: DistributedContex
         raise ConfigError(f"method.type: got {config.method.type}, which needs no surrogate; run stage 2 at once")
     progress, _ = folder.start(probe.trainer)
     budget = TimeBudget(config.budget.max_minutes, progress.elapsed_s, peers)
-    with services(config.services, config.rewards, folder.path, peers) as connected:
+    in_process = InProcessTrainer(model, config.surrogate_run) if config.services.in_process_trainer else None
+    with services(config.services, config.rewards, folder.path, peers, in_process=in_process) as connected:
         ask = probe_with(trainer.model, prompts, config.seed, connected.rewards, max(config.train.steps))
         watch = RewardWatch(config, ask, observer, peers, progress.round)
         if progress.round < config.pretrain.rounds:

@@ -40,8 +40,9 @@ from lasro_client.run.start_audit import StartAudit
 from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
 from lasro_client.run.tiny_vae_check import check_tiny_vae
-from lasro_client.services.connect import Services, services
+from lasro_client.services.connect import Services, services, urls
 from lasro_client.services.feedback import FeedbackClient
+from lasro_client.services.in_process_trainer import InProcessTrainer, check_in_process
 
 
 def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) -> Summary:
@@ -73,6 +74,7 @@ def train(config: RunSettings, out: Path, observers: Sequence[Observer] = ()) ->
 
 def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, observer: Observers) -> Summary:
     started, config = time.monotonic(), folder.config
+    check_in_process(config, peers, local=urls(config.services) is None)
     model = load_model(config.model, config.model.shard)
     embed_for_stage2(model, prompts, config, peers)
     trunk = held_trunk(config, model, lambda trunk: embed_for_stage2(trunk, prompts, config, peers))
@@ -81,8 +83,10 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
     if config.model.shard:
         shard_generator(trainer, EMPTY)
     trainer_cores = (0.5 if config.train.overlap else 1.0) if trainer.method.needs_surrogate else 0.0
-    scored = config.evaluation.rewards
-    with services(config.services, config.rewards, folder.path, peers, trainer_cores, scored) as connected:
+    scored, in_process = config.evaluation.rewards, None
+    if config.services.in_process_trainer and trainer_cores:
+        in_process = InProcessTrainer(model, config.surrogate_run)
+    with services(config.services, config.rewards, folder.path, peers, trainer_cores, scored, in_process) as connected:
         alternation = _alternation(folder, trainer, trunk, connected, prompts)
         resumed_s = alternation.progress.elapsed_s
         drift_prompts = [] if prompts.drift is None else prompts.drift.prompts

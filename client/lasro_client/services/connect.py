@@ -6,6 +6,7 @@ import lzma
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from lasro.errors import ConfigError, ConflictError, NotFoundError
 from lasro.service.api_key import api_key_from_environment
 from lasro.training.distributed import DistributedContext, on_one_machine
 from lasro.wire import RewardInfo, RewardSpec
+from lasro_client.services.in_process_trainer import InProcessTrainer
 from lasro_client.services.local_stack import LocalStack
 from lasro_client.services.reward_client import RewardClient
 from lasro_client.services.surrogate_client import SurrogateClient
@@ -56,20 +58,22 @@ def services(
     peers: DistributedContext | None = None,
     trainer_cores: float = 1.0,
     also_scored: Sequence[str] = (),
+    in_process: InProcessTrainer | None = None,
 ) -> Iterator[Services]:
     """Connect to the services' URLs, or start everything here with these rewards; `folder` then keeps their data.
 
     Raises ConfigError for a reward, or one of the names `also_scored`, that is not registered.
 
     Of several processes the main one starts them. A trainer started here has threads for `trainer_cores` of all cores;
-    with 0 none is started.
+    with 0 none is started. `in_process`: the trainer to be started instead, in this process.
     """
     api_key, timeout_s, peers = api_key_from_environment(), settings.timeout_s, peers or DistributedContext()
     with ExitStack() as exits:
         known = urls(settings)
         local = known is None
         if known is None:
-            known = peers.on_main_and_broadcast(lambda: _started_here(exits, rewards, folder, trainer_cores), Urls)
+            start = partial(_started_here, exits, rewards, folder, trainer_cores, in_process)
+            known = peers.on_main_and_broadcast(start, Urls)
         reward_client = exits.enter_context(RewardClient(known.reward_api, api_key, timeout_s, known.own_rewards))
         trainer = None
         if known.surrogate_trainer:
@@ -82,14 +86,20 @@ def services(
         yield connected
 
 
-def _started_here(exits: ExitStack, rewards: Sequence[RewardSettings], folder: Path, trainer_cores: float) -> Urls:
+def _started_here(
+    exits: ExitStack,
+    rewards: Sequence[RewardSettings],
+    folder: Path,
+    trainer_cores: float,
+    in_process: InProcessTrainer | None,
+) -> Urls:
     if not on_one_machine():
         raise ConfigError(
             "services: got no URLs, but processes on several machines; start the services where all reach them and "
             f"set {' and '.join(URL_VARIABLES)}"
         )
     with_trainer = trainer_cores > 0
-    stack = LocalStack(folder / "services", rewards, trainer=with_trainer, trainer_cores=trainer_cores)
+    stack = LocalStack(folder / "services", rewards, with_trainer, trainer_cores, in_process=in_process)
     exits.enter_context(stack)
     return Urls(stack.reward_api, stack.surrogate_trainer, tuple(stack.registered))
 

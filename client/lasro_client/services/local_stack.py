@@ -4,7 +4,7 @@ with LocalStack(Path("runs/demo/services"), config.rewards) as stack:
     reward_client = RewardClient(stack.reward_api, ...)
 
 Services are child processes on free loopback ports, never imports. What dies is started again; nothing is left
-running afterwards, whatever ends this process.
+running afterwards, whatever ends this process. The trainer alone may be a thread here, over a model that is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -31,6 +31,9 @@ from lasro.wire import Protocol, RewardInfo, RewardSpec
 from lasro_client.services import http
 from lasro_client.services.retry import with_retry
 from lasro_client.services.supervisor import Child, Supervisor
+
+if TYPE_CHECKING:
+    from lasro_client.services.in_process_trainer import InProcessTrainer  # torch, for which `lasro up` does not wait
 
 LOOPBACK = "127.0.0.0/8,::1/128"
 REDIS_START_S = 20.0
@@ -54,7 +57,8 @@ class LocalStack:
 
     `folder` keeps logs (`*.log`), Redis data and the trainer's runs; entered again, it goes on from there.
     Rewards with `serve` are served and registered. `trainer=False` leaves the surrogate trainer out, which otherwise
-    has threads for this share of all cores (`trainer_cores`); `workers` processes score queued groups beside the API.
+    has threads for this share of all cores (`trainer_cores`); where `in_process` is given, that one is started in its
+    place, without a process. `workers` processes score queued groups beside the API.
     LASRO_REDIS_URL replaces the embedded Redis, LASRO_API_KEY protects both services.
     """
 
@@ -66,12 +70,13 @@ class LocalStack:
         trainer_cores: float = 1.0,
         workers: int = 0,
         start_timeout_s: float = 180.0,
+        in_process: InProcessTrainer | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.start_timeout_s = start_timeout_s
         self.reward_api = self.surrogate_trainer = self.redis = ""
         self.registered: list[RewardSpec] = []
-        self._with_trainer, self._worker_count = trainer, workers
+        self._with_trainer, self._worker_count, self._in_process = trainer, workers, in_process
         self._trainer_threads = max(1, int(trainer_cores * cores()))
         self._served = [reward for reward in rewards if reward.serve is not None]
         self._api_key = api_key_from_environment()
@@ -93,9 +98,13 @@ class LocalStack:
     def check(self) -> None:
         """Raise UnreachableError when a service died for good."""
         self._supervisor.check()
+        if self._in_process is not None:
+            self._in_process.check()
 
     def close(self) -> None:
-        """End every process, within 10 s."""
+        """End every process, within 10 s. A trainer in this one comes before them, as long as its step takes."""
+        if self._in_process is not None:
+            self._in_process.stop()
         self._supervisor.stop()
         if self._embedded is not None:
             self._embedded.release()
@@ -112,9 +121,13 @@ class LocalStack:
         self.redis = check_url(given) if given else self._start_redis()
         reward_api, self.reward_api = self._service("reward_api", ["lasro_reward_api"], ONE_THREAD)
         children, health = [reward_api], [self.reward_api + "/health/ready"]
-        if self._with_trainer:
+        if self._in_process is not None:
+            log_path = self.folder / "surrogate_trainer.log"
+            self.surrogate_trainer = self._in_process.start(self.redis, self._trainer_folder, log_path)
+        elif self._with_trainer:
             trainer, self.surrogate_trainer = self._trainer()
             children.append(trainer)
+        if self.surrogate_trainer:
             health.append(self.surrogate_trainer + "/health/ready")
         for number in range(1, self._worker_count + 1):
             worker, url = self._service(f"worker-{number}", ["lasro_reward_api", "worker"], ONE_THREAD)
@@ -136,10 +149,13 @@ class LocalStack:
         self._supervisor.started()
         with_retry(lambda: self._register(urls), deadline)
 
+    @property
+    def _trainer_folder(self) -> Path:
+        return self.folder / "surrogate_trainer"
+
     def _trainer(self) -> tuple[Child, str]:
         threads = os.environ.get("LASRO_TORCH_THREADS", str(self._trainer_threads))
-        data_dir = str(self.folder / "surrogate_trainer")
-        environment = {"LASRO_TORCH_THREADS": threads, "LASRO_DATA_DIR": data_dir}
+        environment = {"LASRO_TORCH_THREADS": threads, "LASRO_DATA_DIR": str(self._trainer_folder)}
         return self._service("surrogate_trainer", ["lasro_surrogate_trainer"], environment)
 
     def _start_redis(self) -> str:

@@ -15,6 +15,7 @@ from lasro import wire
 from lasro.config import SurrogateRun
 from lasro.errors import BusyError, WireError
 from lasro.folder_lock import hold_folder
+from lasro.models.frozen import ModelCache
 from lasro.redis_store.connection import connect
 from lasro.service.app import create_service, parse_message, read_message, reply
 from lasro.service.content_types import JSON_TYPE, MESSAGE_TYPES, read_body
@@ -50,10 +51,13 @@ Registry = Annotated[RunRegistry, Depends(_registry)]
 Found = Annotated[RunActor, Depends(_find)]
 
 
-def create_app(settings: TrainerEnvironment) -> FastAPI:
-    """The service; raises ConfigError without a usable LASRO_REDIS_URL. Runs on disk are recovered when it starts."""
+def create_app(settings: TrainerEnvironment, models: ModelCache | None = None) -> FastAPI:
+    """The service; raises ConfigError without a usable LASRO_REDIS_URL. Runs on disk are recovered when it starts.
+
+    `models`: those that are loaded already.
+    """
     url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    runs = RunRegistry(settings, connect(url))
+    runs = RunRegistry(settings, connect(url), models or ModelCache())
     metrics = CollectorRegistry()
 
     async def ready() -> None:

@@ -19,7 +19,7 @@ from lasro.errors import (
     UnreachableError,
 )
 from lasro.models.backbone import check_latents
-from lasro.models.frozen import ModelCache
+from lasro.models.frozen import ONLY_MEMORY, ModelCache
 from lasro.redis_store.sample_stream import SampleStream
 from lasro.redis_store.server import check_server
 from lasro_surrogate_trainer.readiness import ReadinessProbe
@@ -28,17 +28,16 @@ from lasro_surrogate_trainer.settings import TrainerEnvironment
 from lasro_surrogate_trainer.store import RunStore, clean
 
 log = logging.getLogger("lasro.trainer")
-CHANGES_NO_WEIGHT = {"model": {"max_batch": True, "vae_slicing": True}, "latents": True}
+CHANGES_NO_WEIGHT = {"model": ONLY_MEMORY, "latents": True}
 """Settings of what is held in memory at once, and what another machine computes with another last bit."""
 
 
 class RunRegistry:
     """The runs by name. All coroutines belong to one event loop; blocking work is done on other threads."""
 
-    def __init__(self, settings: TrainerEnvironment, client: redis.Redis) -> None:
+    def __init__(self, settings: TrainerEnvironment, client: redis.Redis, models: ModelCache) -> None:
         """Raises ModelError where the model of the readiness check cannot be loaded."""
-        self._settings, self._redis = settings, client
-        self._models = ModelCache()
+        self._settings, self._redis, self._models = settings, client, models
         self._runs: dict[str, RunActor] = {}
         self._changing = asyncio.Lock()
         self._warned: set[str] = set()

@@ -1,0 +1,69 @@
+"""What `make real-size` runs with; the whole of it is tried in `tests/integration/test_benchmarks.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.peak_memory import watch
+from benchmarks.real_size.__main__ import CONFIG
+from benchmarks.real_size.model import DRAWN, filled
+from lasro.config import load_config
+
+
+def test_the_run_is_one_that_the_configuration_allows() -> None:
+    """Bug: a setting is renamed, and the script ends after it has written nine gigabytes."""
+    config = load_config(CONFIG, ["services.in_process_trainer=true"])
+    assert (config.pretrain.rounds, config.train.rounds, config.train.batch_size) == (1, 1, 1)
+    assert (CONFIG.parent / "prompts.txt").exists()
+
+
+def test_weights_are_filled_fast_and_no_two_rows_alike() -> None:
+    """Bug: rows that repeat, of which a matrix of rank one is made, or weights by which activations overflow."""
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(1000, 2003), nn.LayerNorm(2003), nn.Conv2d(8, 8, 3))
+    weights = filled(network, torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)))
+    assert weights.keys() == network.state_dict().keys()
+    linear = weights["0.weight"]
+    assert linear.numel() > DRAWN, "long enough to come round"
+    assert len(torch.unique(linear, dim=0)) == len(linear)
+    assert linear.std() * 1000**0.5 == pytest.approx(1, rel=0.01)
+    assert weights["2.weight"].std() * 72**0.5 == pytest.approx(1, rel=0.1)
+    assert not torch.equal(weights["2.weight"].flatten()[:9] * 72**0.5, linear.flatten()[:9] * 1000**0.5)
+    assert weights["1.weight"].eq(1).all()
+    assert not weights["0.bias"].any()
+
+
+def test_memory_is_that_of_the_command_and_a_shared_page_counts_once(tmp_path: Path) -> None:
+    """Bug: a model that two processes have mapped is counted twice, or a process that has ended is missing."""
+    file, size = tmp_path / "mapped", 64 << 20
+    file.write_bytes(bytes(size))
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "import mmap, os, sys, time\n"
+        "opened = open(sys.argv[1], 'rb')\n"
+        "file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)\n"
+        "sum(file[::4096])\n"
+        "if child := os.fork():\n"
+        "    os.waitpid(child, 0)\n"
+        "else:\n"
+        "    sum(file[::4096])\n"
+        "    time.sleep(2)\n"
+    )
+    found = watch(["python3", str(parent), str(file)])
+    assert found.status == 0
+    assert list(found.peaks) == ["python3 parent.py"]
+    assert found.peaks["python3 parent.py"] > size
+    assert size < found.together < 1.5 * size
+    assert size <= found.of_files + (1 << 20)
+    assert found.seconds >= 2 > found.cpu_seconds > 0
+
+
+def test_what_would_take_the_last_memory_is_ended() -> None:
+    """Bug: a machine that is out of memory ends whatever it likes."""
+    found = watch(["python3", "-c", "import time; time.sleep(60)"], least_free_bytes=1 << 60)
+    assert found.status == -9
+    assert found.seconds < 30
