@@ -77,7 +77,9 @@ def write_weights(kind: Any, folder: Path, dtype: str) -> None:
     weight_map: dict[str, str] = {}
     for name, names in zip(shards, _shards(network, dtype), strict=True):
         state = network.state_dict()
-        save_file({key: _random(key, state[key], getattr(torch, dtype)) for key in names}, folder / name)
+        save_file(
+            {key: _random(key, state[key], getattr(torch, dtype)) for key in names}, folder / name, {"format": "pt"}
+        )
         weight_map |= dict.fromkeys(names, name)
     whole = folder / f"{stem}.safetensors"
     if len(shards) == 1:

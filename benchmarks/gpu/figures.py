@@ -46,9 +46,10 @@ def judged(figure: Figure) -> dict[str, Any]:
 class Recorder:
     """Writes each figure as soon as it is there: what is killed later loses nothing of it."""
 
-    def __init__(self, file: Path, until: float) -> None:
-        """`until`: of `time.monotonic()`, when no further repeat should begin."""
-        self.file, self.until = file, until
+    def __init__(self, file: Path, seconds: float) -> None:
+        """`seconds`: after the first measurement, when no further one should begin."""
+        self.file, self.seconds = file, seconds
+        self._began: float | None = None
 
     def add(self, figure: Figure) -> None:
         """A later one of the same name takes its place."""
@@ -69,12 +70,17 @@ class Recorder:
     def parts(self, count: int) -> Iterator[Recorder]:
         """One for each of so many things to measure, which share the time that is left."""
         for left in range(count, 0, -1):
-            now = time.monotonic()
-            yield Recorder(self.file, now + (self.until - now) / left)
+            yield Recorder(self.file, self._left_s() / left)
 
     def has_time(self, done: int) -> bool:
         """Whether to measure once more."""
-        return done < LEAST_REPEATS or (done < MOST_REPEATS and time.monotonic() < self.until)
+        left_s = self._left_s()
+        return done < LEAST_REPEATS or (done < MOST_REPEATS and left_s > 0)
+
+    def _left_s(self) -> float:
+        now = time.monotonic()
+        self._began = self._began or now
+        return max(0.0, self._began + self.seconds - now)
 
 
 class Turns(NamedTuple):

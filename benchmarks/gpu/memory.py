@@ -25,13 +25,7 @@ def memory(sizes: Sizes, folder: Path, recorder: Recorder, number: int) -> None:
     name = f"{trained.architecture} trains on {trained.card_gb} GB"
     path = write_model(trained.architecture, folder / trained.architecture, sizes.dtype)
     model = {"path": str(path), "guidance": trained.guidance}
-    config = run_settings(sizes, folder, model, train=sizes.recipe)
-    try:
-        needs = compute_needs(config).needs
-        most = [max(need.total for need in needs if need.process == process) for process in PROCESSES]
-        recorder.add(Figure(f"{name}: computed", "GB", [sum(most) / GB], at_most=trained.card_gb))
-    except ModelError as error:
-        recorder.note(f"{name}: {error}")
+    config = run_settings(sizes, folder, model, **trained.recipe)
     with Card() as card:
         steps = [each for process in PROCESSES for each in try_steps(config, process)]
     most = [max(each.peak for each in steps if each.process == process) for process in PROCESSES]
@@ -40,6 +34,13 @@ def memory(sizes: Sizes, folder: Path, recorder: Recorder, number: int) -> None:
     if card.most is not None:
         note = "with allocator and context, the larger of both processes"
         recorder.add(Figure(f"{name}: card in use", "GB", [card.most / GB], note=note))
+    try:  # last: on shapes a large network takes a minute
+        needs = compute_needs(config).needs
+    except ModelError as error:
+        recorder.note(f"{name}: {error}")
+        return
+    most = [max(need.total for need in needs if need.process == process) for process in PROCESSES]
+    recorder.add(Figure(f"{name}: computed", "GB", [sum(most) / GB], at_most=trained.card_gb))
 
 
 def _described(seen: Seen) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    recorder = Recorder(given.records, time.monotonic() + given.seconds)
+    recorder = Recorder(given.records, given.seconds)
     try:
         SECTIONS[given.name](TINY if given.tiny else FULL, given.folder, recorder)
     except LasroError as error:

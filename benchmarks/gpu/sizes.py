@@ -12,8 +12,26 @@ PROMPTS = [
 ]
 REWARD = {"name": "jpeg-compressibility", "serve": "lasro_rewards.jpeg:compressibility"}
 """Takes next to no time, needs no weights, and differs between any two images."""
-RECIPE = {"prompts_per_round": 8, "batch_size": 32, "micro_batch_size": 4, "mode": "gradient"}
-"""Of `train` in the recipes of `configs/`."""
+RECIPE = {
+    "train": {"prompts_per_round": 8, "batch_size": 8, "micro_batch_size": 4, "mode": "gradient"},
+    "surrogate": {"groups_per_step": 6},
+}
+"""Of the recipes in `configs/`, but for fewer micro-batches of the same size."""
+LARGE_RECIPE = {
+    "train": {"prompts_per_round": 2, "batch_size": 4, "micro_batch_size": 2, "mode": "gradient"},
+    "surrogate": {"groups_per_step": 2},
+}
+"""The same, of the largest models."""
+TINY_RECIPE = {
+    "train": {
+        "prompts_per_round": 1,
+        "seeds_per_prompt": 2,
+        "batch_size": 2,
+        "micro_batch_size": 1,
+        "mode": "gradient",
+    },
+    "surrogate": {"groups_per_step": 1},
+}
 
 
 class Trained(NamedTuple):
@@ -22,7 +40,7 @@ class Trained(NamedTuple):
     architecture: str
     card_gb: int
     guidance: float
-    trunk_autocast: str = "auto"
+    recipe: dict[str, dict[str, Any]]
 
 
 class Sizes(NamedTuple):
@@ -36,27 +54,31 @@ class Sizes(NamedTuple):
     """Images drawn together, and prompts of an update."""
     groups: int
     """Of a round, and of a step of the surrogate."""
-    recipe: dict[str, Any]
-    """`train` of the runs whose memory is measured."""
 
 
 FULL = Sizes(
     "ssd-1b",
     "taesdxl",
-    (Trained("ssd-1b", 24, 8.0), Trained("sdxl", 40, 8.0), Trained("z-image-turbo", 80, 1.0)),
+    (
+        Trained("ssd-1b", 24, 8.0, RECIPE),
+        Trained("sdxl", 40, 8.0, RECIPE),
+        Trained("z-image-turbo", 80, 1.0, LARGE_RECIPE),
+    ),
     "bfloat16",
     batch=4,
     groups=2,
-    recipe=RECIPE,
 )
 TINY = Sizes(
     "tiny-sdxl",
     "tiny-taesdxl",
-    (Trained("tiny-sdxl", 24, 8.0), Trained("tiny-z-image", 80, 1.0)),
+    (
+        Trained("tiny-sdxl", 24, 8.0, TINY_RECIPE),
+        Trained("tiny-sdxl", 40, 8.0, TINY_RECIPE),
+        Trained("tiny-z-image", 80, 1.0, TINY_RECIPE),
+    ),
     "float32",
     batch=2,
     groups=1,
-    recipe={"prompts_per_round": 1, "seeds_per_prompt": 2, "batch_size": 2, "micro_batch_size": 1, "mode": "gradient"},
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import random_weights
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.figures import Figure, Recorder, judged
 from benchmarks.gpu.table import markdown
@@ -62,10 +63,12 @@ def test_what_a_section_found_before_its_end_is_kept(tmp_path: Path, monkeypatch
     assert "| images | 2 images/s | 1 images/s | stock | 2.00 | at least 3 | no |" in table
 
 
-def test_random_weights_make_a_model(tmp_path: Path) -> None:
-    """Guards against rows that repeat, weights that a loader misses, and activations that grow out of bounds."""
+def test_random_weights_make_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against rows that repeat, shards that a loader misses, and activations that grow out of bounds."""
+    monkeypatch.setattr(random_weights, "SHARD_BYTES", 1 << 13)
     model = load_model(ModelSettings(path=str(write_model("tiny-sdxl", tmp_path, "float32")), device="cpu"))
     assert isinstance(model, UNetGenerator)
+    assert len([*(tmp_path / "unet").glob("*.safetensors")]) > 1
     weight = model.unet.get_parameter("down_blocks.1.attentions.0.proj_in.weight")
     assert len(weight.unique(dim=0)) == len(weight)
     with torch.no_grad():
