@@ -45,7 +45,8 @@ class LoraStep:
         self, folder: Path, dtype: torch.dtype, device: torch.device, rank: int, targets: Sequence[str]
     ) -> None:
         self.unet = _unet(folder, dtype, device, rank, targets)
-        self.scheduler, self.device, self.dtype = LCMScheduler.from_pretrained(folder / "scheduler"), device, dtype
+        self.scheduler: Any = LCMScheduler.from_pretrained(folder / "scheduler")
+        self.device, self.dtype = device, dtype
         self.scheduler.set_timesteps(2)
         self.timesteps: list[int] = self.scheduler.timesteps.tolist()
         self.parameters = [each for each in self.unet.parameters() if each.requires_grad]
@@ -100,8 +101,9 @@ class SurrogateStep:
 
 
 def _encoder_layers(folder: Path) -> list[str]:
+    config: Any = UNet2DConditionModel.load_config(folder / "unet")
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        unet: Any = UNet2DConditionModel.from_config(config)
     parts = ("conv_in", "down_blocks", "mid_block")
     layers = (nn.Linear, nn.Conv2d)
     return [name for name, each in unet.named_modules() if name.split(".")[0] in parts and isinstance(each, layers)]
