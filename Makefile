@@ -6,15 +6,19 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier real-size chaos fuzz openapi-lint compose-test \
-	tiny-model tiny-model-report clean
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier real-size \
+	bench-gpu bench-gpu-wheels bench-gpu-offline chaos fuzz openapi-lint compose-test tiny-model tiny-model-report clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
 REAL_SIZE ?=
 REWARD ?= brightness
+BENCH_GPU ?=
+GPU_PYTHON ?= 3.12
+WITHOUT ?= numpy
 SEED ?= 0
 BUDGET_MINUTES ?=
+SERVICES := $(CURDIR)/services/reward_api:$(CURDIR)/services/surrogate_trainer:$(CURDIR)/services/rewards
 TINY_RECIPE := PYTHONPATH=recipes/tiny-sdxl-lcm $(BIN)/python -m tiny_recipe
 
 help:
@@ -29,6 +33,9 @@ help:
 	@echo "                   tens of minutes; REWARD=redness SEED=1 for another of benchmarks/frontier/rewards.py"
 	@echo "make real-size     a model of SSD-1B's size, random weights, through both stages on the CPU: memory and time; 12 GB,"
 	@echo "                   tens of minutes; REAL_SIZE='--device cuda --size 1024' on a GPU, '--tiny --size 64' to try it"
+	@echo "make bench-gpu     one GPU beside plain diffusers and peft, random weights, ten minutes; BENCH_GPU=--tiny rehearses"
+	@echo "                   it anywhere. For a machine without a network: make bench-gpu-wheels here, which takes"
+	@echo "                   GPU_PYTHON=3.12 WITHOUT='numpy transformers', then make bench-gpu-offline PYTHON=python3 there"
 	@echo "make chaos         a thousand faults over real processes, and no sample lost; tens of minutes;"
 	@echo "                   CHAOS='--faults 100 --rounds 25' for less"
 	@echo "make fuzz          look for bodies that a decoder chokes on; FUZZ_SECONDS=60 for each decoder"
@@ -70,6 +77,19 @@ bench-frontier: $(INSTALLED)
 
 real-size: $(INSTALLED)
 	$(BIN)/python -m benchmarks.real_size $(REAL_SIZE)
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU)
+
+# What it imports but for torch, and for what the machine with the GPU has besides; these are no part of the repository.
+bench-gpu-wheels: $(INSTALLED)
+	rm -rf .whl
+	$(BIN)/python -m benchmarks.gpu.wheels .whl --python $(GPU_PYTHON) --without $(WITHOUT)
+
+# Needs a Python that has torch, and nothing else of the network than what was carried in .whl.
+bench-gpu-offline:
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target .whl/site .whl/*.whl
+	PYTHONPATH=$(CURDIR)/.whl/site:$(CURDIR):$(CURDIR)/client:$(SERVICES) $(PYTHON) -m benchmarks.gpu $(BENCH_GPU)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(CHAOS)

@@ -189,8 +189,8 @@ class RunSettings(Settings):
             )
         if self.services.in_process_trainer and self.surrogate.backbone is not None:
             raise ValueError(
-                "services.in_process_trainer: got true with surrogate.backbone, so there is no base to share; leave one "
-                "of them out"
+                "services.in_process_trainer: got true with surrogate.backbone, so that there is no base to share; "
+                "leave one of them out"
             )
         return self
 

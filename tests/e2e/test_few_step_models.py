@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from few_step_models import SDXL_BASE, TRAILING, load, with_scheduler
 from tiny_model import diffusers, write_tiny_model
-from tiny_sd15 import write_tiny_sd2
+from tiny_sd15 import write_tiny_sd2, write_tiny_sd15
 from trained_few_steps import train_and_compare
 
 from lasro.config import LoraSettings, RewardSettings
@@ -64,6 +64,19 @@ def test_hyper_sd(config_path: Path, services: list[str], tmp_path: Path) -> Non
     )
 
 
+def test_hyper_sd_of_two_steps(config_path: Path, services: list[str], tmp_path: Path) -> None:
+    """Guards against the same with no noise between steps, by a sampler that takes no timesteps of one's own."""
+    trailing = {"timestep_spacing": "trailing"}
+    train_and_compare(
+        config_path,
+        services,
+        tmp_path,
+        sdxl(tmp_path, SDXL_BASE),
+        {"scheduler": "ddim"},
+        lambda config: diffusers.DDIMScheduler.from_config(config, **trailing),
+    )
+
+
 def test_lcm_lora_on_a_stock_checkpoint(config_path: Path, services: list[str], tmp_path: Path) -> None:
     """Guards against a trainer whose trunk lacks the base adapter, or one that is in what is written."""
     folder = sdxl(tmp_path, SDXL_BASE)
@@ -87,3 +100,8 @@ def test_sd_turbo(config_path: Path, services: list[str], tmp_path: Path) -> Non
     """Guards against the same with one text encoder and v-prediction."""
     scheduler = diffusers.EulerDiscreteScheduler.from_config(TRAILING | {"prediction_type": "v_prediction"})
     train_and_compare(config_path, services, tmp_path, write_tiny_sd2(tmp_path / "model", scheduler))
+
+
+def test_an_lcm_of_the_sd15_class(config_path: Path, services: list[str], tmp_path: Path) -> None:
+    """Guards against a run that takes a second text encoder, or the micro-conditioning of SDXL, for granted."""
+    train_and_compare(config_path, services, tmp_path, write_tiny_sd15(tmp_path / "model", guidance_embedding=False))
