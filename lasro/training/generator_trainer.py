@@ -6,7 +6,7 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from lasro.models.device import device_memory
 from lasro.models.lora import parameters_set
 from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.prompts import Prompt
+from lasro.training.rewarded_group import RewardedGroup
 from lasro.training.sampling import draw_noises, generator_for, take_steps
 from lasro.training.score_source import ScoreSource
 
@@ -34,12 +35,13 @@ NUM_STEPS = 2
 
 
 class StepStatistics(NamedTuple):
-    """`score_1`, `score_2`: mean of what a method ascends at one step and two; LaSRO's S[R] has no dimension."""
+    """`score_1`, `score_2`: mean of what a method ascends at one step and two; LaSRO's S[R] has no dimension. None: of
+    no sample known."""
 
     loss: float
     regulariser: float
-    score_1: float
-    score_2: float
+    score_1: float | None
+    score_2: float | None
     grad_norm: float
     distance: float | None
     """From the base: root of the mean square distances of latents, summed over the steps. None: not measured."""
@@ -76,6 +78,9 @@ class UpdateRule(Protocol):
     """What the trainer asks of a method; `lasro.methods.base.Method` says it in full."""
 
     needs_surrogate: ClassVar[bool]
+    learns_from_rewards: ClassVar[bool]
+
+    def observe(self, trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> bool: ...
 
     def update(
         self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None
@@ -83,7 +88,11 @@ class UpdateRule(Protocol):
 
     def state(self) -> dict[str, Any]: ...
 
+    def tensors(self) -> dict[str, Tensor]: ...
+
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class GeneratorTrainer:
@@ -120,6 +129,11 @@ class GeneratorTrainer:
         self.base_steps: tuple[bool, bool] = (False, False)
         """Which steps of an update the frozen base takes: nothing of them is trained."""
         self._method_start = method.state()
+
+    def observe(self, groups: Sequence[RewardedGroup]) -> bool:
+        """Show the method a round's rewards; returns whether it can update by them. Raises DeviceMemoryError."""
+        with device_memory(f"drawing {len(groups)} prompts again", MEMORY_ADVICE):
+            return self.method.observe(self, groups)
 
     def step(self, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
         """One update by the method, on these prompts.

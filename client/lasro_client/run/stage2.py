@@ -113,7 +113,7 @@ def _alternation(folder: RunFolder, trainer: GeneratorTrainer, connected: Servic
     surrogate = (
         TrainedSurrogate(config, trainer.model, connected, feedback)
         if trainer.method.needs_surrogate
-        else NoSurrogate(config.reward_objective.required_rewards)
+        else NoSurrogate(config.reward_objective, trainer.method.learns_from_rewards)
     )
     return Alternation(folder, trainer, feedback, surrogate, prompts.train.prompts)
 
