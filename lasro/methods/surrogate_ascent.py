@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lasro.config import LasroSettings, RunSettings
+from lasro.config.method import NoiseTiltingSettings, RewardGuidedLcdSettings
 from lasro.functional.generator_loss import score_ascent
 from lasro.functional.score_normalisation import Moments, Scale, normalise_and_clip, score_scale, update_moments
 from lasro.methods.base import Method
@@ -35,7 +36,9 @@ EARLIER_SCORES = 16.0
 class SurrogateAscent(Method):
     """LaSRO's update. It remembers moving moments of the scores of each number of steps."""
 
-    def __init__(self, settings: LasroSettings, regulariser: Regulariser) -> None:
+    def __init__(
+        self, settings: LasroSettings | RewardGuidedLcdSettings | NoiseTiltingSettings, regulariser: Regulariser
+    ) -> None:
         self.settings, self.regulariser = settings, regulariser
         self.moments: list[Moments | None] = [None] * NUM_STEPS
         self.gains: list[Moments | None] = [None] * NUM_STEPS
