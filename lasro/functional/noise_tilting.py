@@ -4,7 +4,7 @@
 
 e is the network's output, so that D is 0 for an untrained adapter. Where the base maps N(0, I) to its samples, D that
 ascends a reward with the penalty |D|^2 / 2 approaches the distribution that the reward tilts (HyperNoise: Eyring et
-al., arXiv 2508.09968, section 4).
+al., arXiv 2508.09968).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ ROUNDING = 1e-9
 """A standard deviation below this share of the largest total is rounding, not variation."""
 
 
-def log_probability(action_ACHW: Tensor, mean_ACHW: Tensor, sigma: float) -> Tensor:
+def log_probability(action_ACHW: Tensor, mean_ACHW: Tensor, sigma: float | Tensor) -> Tensor:
     """log pi(a) [A], without the constant that no gradient sees."""
     return -(action_ACHW - mean_ACHW).square().mean((1, 2, 3)) / (2 * sigma**2)
 

@@ -90,5 +90,5 @@ def _log_pi(model: GeneratorModel, states: StepSamples, next_step: SamplingStep,
     with_noise, without = (
         model.next_input(nothing[:1], nothing[:1], noise, states.step, next_step) for noise in (one, nothing[:1])
     )
-    sigma = (with_noise - without).mean().item()
+    sigma = (with_noise - without).mean()
     return log_probability(actions_ACHW, mean_SCHW.repeat_interleave(len(actions_ACHW) // len(z_SCHW), 0), sigma)
