@@ -62,8 +62,15 @@ def policy_steps(trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> 
     for chosen in rows:
         conditioning.append(conditioning[-1].rows(chosen))
     taken = take_steps(
-        model, steps, lambda x_t_BCHW, i: trainer.predict(x_t_BCHW, steps[i], conditioning[i]), noises, rows
+        model,
+        steps[:-1],
+        lambda x_t_BCHW, i: trainer.predict(x_t_BCHW, steps[i], conditioning[i]),
+        noises[:-1],
+        rows[:-1],
     )
+    x_t_BCHW, z_BCHW = (part[rows[-1]] for part in taken[-1])
+    last = model.next_input(x_t_BCHW, z_BCHW, noises[-1], *steps[-2:])
+    actions = [*(each.x_t_BCHW for each in taken[1:]), last]
     found = []
     for i, (step, next_step) in enumerate(pairwise(steps)):
         each = len(noises[i]) // len(share)
@@ -77,8 +84,7 @@ def policy_steps(trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> 
             len(groups) * each,
             lambda x_t_BCHW, at, c: trainer.predict(x_t_BCHW, at, c, base=True),
         )
-        actions_ACHW = taken[i + 1].x_t_BCHW
-        found.append(PolicyStep(before, next_step, actions_ACHW, _log_pi(model, before, next_step, actions_ACHW)))
+        found.append(PolicyStep(before, next_step, actions[i], _log_pi(model, before, next_step, actions[i])))
     return found
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from rewarded_rounds import PROMPTS, gain, linear_reward, rewarded_groups, train_rounds
 from thread_peers import in_threads
 from toy_generator import ToyGenerator, toy_trainer
 
+from benchmarks.easy_reward import PROMPTS, gain, linear_reward, rewarded_groups, train_rounds
 from lasro.errors import ConfigError
 from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from rewarded_rounds import PROMPTS, gain, linear_reward, rewarded_groups, train_rounds
 from small_trainer import trainer_of as small_trainer
 from thread_peers import in_threads
 from toy_generator import ToyGenerator, toy_trainer
 
+from benchmarks.easy_reward import PROMPTS, gain, linear_reward, rewarded_groups, train_rounds
 from lasro.errors import ConfigError, ModelError
 from lasro.methods.gors import Gors
 from lasro.methods.offline_pairs import OfflinePairs, signal_to_noise
