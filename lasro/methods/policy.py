@@ -9,7 +9,8 @@ Shape legend: G prompts, K first noises (x_tau0) of each, D second noises (eps) 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -75,9 +76,9 @@ class PolicyMethod(RewardedMethod[P], Generic[P]):
         """Keep what `loss` needs to know of the totals, for the groups `here`; returns whether they teach anything."""
 
     @abstractmethod
-    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base_A: Tensor) -> Tensor:
+    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base: Callable[[], Tensor]) -> Tensor:
         """This process's part of the mean loss of all processes, a scalar; of the generator as it is, as it was when it
-        drew the samples, and of the frozen base."""
+        drew the samples, and of the frozen base, which is predicted where it is asked for."""
 
     def update(self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
         model, now = trainer.model, [step.now(trainer) for step in self._steps]
@@ -85,9 +86,8 @@ class PolicyMethod(RewardedMethod[P], Generic[P]):
         L, held = hold(trainer, now, L_reg, self.settings)  # c L_reg, c by the distance from the base
         loss = torch.zeros((), device=model.device)
         for step, samples in zip(self._steps, now, strict=True):
-            log_pi_A = step.log_pi(model, samples.z_BCHW)
-            log_pi_base_A = step.log_pi(model, samples.z_base_BCHW)
-            loss = loss + self.loss(log_pi_A, step.log_pi_old_A, log_pi_base_A) / len(now)
+            part = self.loss(step.log_pi(model, samples.z_BCHW), step.log_pi_old_A, partial(step.log_pi_base, model))
+            loss = loss + part / len(now)
         mean_loss, regulariser = trainer.sum_over_processes([loss.item() + L.item(), L_reg.item()])
         grad_norm = trainer.apply(L + loss / self.scale)
         return StepStatistics(mean_loss, regulariser, *self._means, grad_norm=grad_norm, **held._asdict())

@@ -43,6 +43,10 @@ class PolicyStep:
         """log pi(a) [A] of a policy that predicts z."""
         return _log_pi(model, replace(self.before, z_BCHW=z_SCHW), self.next_step, self.actions_ACHW)
 
+    def log_pi_base(self, model: GeneratorModel) -> Tensor:
+        """log pi(a) [A] of the frozen base."""
+        return self.log_pi(model, self.before.z_base_BCHW)
+
 
 @torch.no_grad()
 def policy_steps(trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> list[PolicyStep]:

@@ -10,6 +10,8 @@ Shape legend: G prompts, K first noises of each, D second noises for each, A act
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ class PsoOnline(PolicyMethod[PsoOnlineSettings]):
         self._count = len(action_pairs(totals_GKD, margin, within_noise)[0])
         return self._count > 0
 
-    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base_A: Tensor) -> Tensor:
-        l_A = clipped_log_ratio(log_pi_A, log_pi_base_A, self.settings.clip_range)
+    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base: Callable[[], Tensor]) -> Tensor:
+        l_A = clipped_log_ratio(log_pi_A, log_pi_base(), self.settings.clip_range)
         winners_P, losers_P = self._pairs
         return preference_loss(l_A[winners_P], l_A[losers_P], self.settings.beta).sum() / self._count

@@ -13,6 +13,7 @@ Shape legend: G prompts, K first noises of each, D second noises for each, A act
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
@@ -39,14 +40,14 @@ class AdvantageMethod(PolicyMethod[S], Generic[S]):
 class Rlcm(AdvantageMethod[RlcmSettings]):
     """PPO: a ratio that left its clip, in the direction that the advantage asks for, gives no gradient."""
 
-    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base_A: Tensor) -> Tensor:
+    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base: Callable[[], Tensor]) -> Tensor:
         return clipped_ratio_loss(log_pi_A, log_pi_old_A, self._A_A, self.settings.clip_range).sum() / self._known
 
 
 class Ddpo(AdvantageMethod[DdpoSettings]):
     """The score function estimator, corrected by the ratio in later updates of a round."""
 
-    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base_A: Tensor) -> Tensor:
+    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base: Callable[[], Tensor]) -> Tensor:
         return clipped_ratio_loss(log_pi_A, log_pi_old_A, self._A_A, math.inf).sum() / self._known
 
 
@@ -59,7 +60,7 @@ class Rebel(AdvantageMethod[RebelSettings]):
         self._count = max(1, len(action_pairs(totals_GKD, None, within_noise)[0]))
         return super().compare(totals_GKD, here, device)
 
-    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base_A: Tensor) -> Tensor:
+    def loss(self, log_pi_A: Tensor, log_pi_old_A: Tensor, log_pi_base: Callable[[], Tensor]) -> Tensor:
         log_rho_A = log_pi_A - log_pi_old_A
         first_P, second_P = self._pairs
         return rebel_loss(log_rho_A, self._A_A, first_P, second_P, self.settings.eta).sum() / self._count
