@@ -95,7 +95,7 @@ def _drawn_again(trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> 
         for of_base, totals in ((False, group.own_totals), (True, group.base_totals)):
             if not totals:
                 continue
-            seeds = len(totals[1])
+            seeds = _num_seeds(group, totals)
             noises = [noise[: len(noise) // len(group.noises[0]) * seeds].to(model.device) for noise in group.noises]
             taken = sample_latents(model, noises, conditioning.repeat_each(seeds), of_base)
             found += [taken[num_steps - 1].cpu() for num_steps in totals]
@@ -104,3 +104,9 @@ def _drawn_again(trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> 
     here = trainer.peers.share(len(groups))
     shares = trainer.peers.all_gather(lambda: [of(group) for group in groups[here]], list[list[CpuTensor]])
     return [latents for share in shares for latents in share]
+
+
+def _num_seeds(group: RewardedGroup, totals: Mapping[int, Tensor]) -> int:
+    """First noises that samples with these totals are of: what takes more steps than one goes on D times from each."""
+    num_steps, values = next(iter(totals.items()))
+    return len(values) * len(group.noises[0]) // len(group.noises[min(num_steps, 2) - 1])
