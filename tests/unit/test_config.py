@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lasro.config import DatasetSettings, RunSettings, Settings, SurrogateRun, differing_keys, load_config
+from lasro.config import (
+    DatasetSettings,
+    LasroSettings,
+    RunSettings,
+    Settings,
+    SurrogateRun,
+    differing_keys,
+    load_config,
+)
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ConfigError, ConflictError
 from lasro.functional.reward_totals import RewardObjective
@@ -278,6 +286,7 @@ def test_every_kind_of_path_is_taken_from_the_folder_of_the_file(minimal: Path) 
     keys = ("model.path", "model.unet", "method.teacher")
     config = load_config(minimal, [*(f"{key}=models/x" for key in keys), "method.teacher_latents=z.safetensors"])
     beside = str(minimal.parent / "models" / "x")
+    assert isinstance(config.method, LasroSettings)
     assert (config.model.path, config.model.unet, config.method.teacher) == (beside, beside, beside)
     assert config.method.teacher_latents == minimal.parent / "z.safetensors"
     assert config.rewards[0].import_path == minimal.parent
@@ -319,7 +328,7 @@ def test_names_of_the_last_release_are_read_with_a_warning(
 
 def test_an_unknown_method_is_told_with_the_known_ones(minimal: Path) -> None:
     """Guards against pydantic's account of a union in place of the names that there are."""
-    with pytest.raises(ConfigError, match=r"method\.type: got 'ppo', expected one of lasro, true-gradient$"):
+    with pytest.raises(ConfigError, match=r"method\.type: got 'ppo', expected one of lasro, true-gradient, rlcm, "):
         load_config(minimal, ["method.type=ppo"])
     with pytest.raises(ConfigError, match=r"method\.score_clip: no such setting; expected one of .*two_step_weight"):
         load_config(minimal, ["method.type=true-gradient", "method.score_clip=2"])

@@ -5,14 +5,17 @@ Shape legend: B samples, CHW one latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from lasro.config import RunSettings
 from lasro.functional.bradley_terry import bradley_terry_loss
+from lasro.methods.policy import PolicyMethod
 from lasro.methods.registry import create_trainer, method_of
-from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
@@ -50,8 +53,26 @@ class ClientSteps:
             model.decode_pixels(torch.cat([z[start::prompts] for z in taken]))
 
     def update(self) -> None:
-        """One update of the generator."""
-        self.trainer.step([PROMPT] * self.config.train.batch_size, self.source)
+        """One update of the generator; of a method that learns from rewards, whose values shapes cannot tell, the
+        predictions that it makes with a gradient."""
+        train, trainer = self.config.train, self.trainer
+        if not trainer.method.learns_from_rewards:
+            trainer.step([PROMPT] * train.batch_size, self.source)
+        elif isinstance(trainer.method, PolicyMethod):
+            trainer.apply(_mean([self._predict(step, count) for step, count in self._policy_steps()]))
+        else:  # fresh samples, and pairs of stored ones
+            fresh = [samples.z_BCHW for samples in trainer.sample([PROMPT] * train.batch_size, trainer.draws())]
+            trainer.apply(_mean([*fresh, self._predict(self.model.steps(1)[0], 2 * train.batch_size)]))
+
+    def _policy_steps(self) -> list[tuple[SamplingStep, int]]:
+        """The steps that add noise, and how many states of a round each is taken from."""
+        train = self.config.train
+        seeds = train.prompts_per_round * train.seeds_per_prompt
+        steps = [step for schedule in self.trainer.schedules.values() for step in schedule[:-1]]
+        return [(step, seeds * (train.second_step_draws if step.index else 1)) for step in steps]
+
+    def _predict(self, step: SamplingStep, count: int) -> Tensor:
+        return self.trainer.predict(_latents(self.model, count), step, _conditioning(self.model, count))
 
 
 class Asked:
@@ -96,6 +117,11 @@ class TrainerSteps:
         latents = _latents(self.model, min(asked, SERVED_TOGETHER) if train.mode == "gradient" else 1)
         conditioning, dtype = _conditioning(self.model, len(latents)), self.config.surrogate.serve_autocast
         score_and_gradient(self.published, latents, *_augmentation(latents), conditioning, dtype)
+
+
+def _mean(predictions: Sequence[Tensor]) -> Tensor:
+    """Of all, held together until backward."""
+    return torch.stack([z_BCHW.mean() for z_BCHW in predictions]).mean()
 
 
 def _latents(model: GeneratorModel, count: int) -> Tensor:

@@ -1,0 +1,54 @@
+"""What methods have in common that learn from rewards themselves, and train no surrogate."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Self, TypeVar
+
+from lasro.config import RunSettings
+from lasro.config.method import RewardedSettings
+from lasro.errors import ConfigError
+from lasro.methods.base import Method
+from lasro.methods.regulariser import Regulariser, regulariser_of
+from lasro.models.base import GeneratorModel
+
+S = TypeVar("S", bound=RewardedSettings)
+
+
+class RewardedMethod(Method, Generic[S]):
+    """Made of its settings and the regulariser that they name."""
+
+    needs_surrogate = False
+    learns_from_rewards = True
+
+    def __init__(self, settings: S, regulariser: Regulariser) -> None:
+        self.settings, self.regulariser = settings, regulariser
+
+    @classmethod
+    def create(cls, config: RunSettings, model: GeneratorModel) -> Self:
+        settings: Any = config.method
+        kind, train = settings.type, config.train
+        for name, got, expected in (
+            ("overlap", train.overlap, False),
+            ("second_step_rounds", train.second_step_rounds, 0),
+            ("gradient_steps", train.gradient_steps, 1),
+        ):
+            if got != expected:
+                raise ConfigError(
+                    f"train.{name}: got {got}, expected {expected} for method.type {kind}, which follows no surrogate"
+                )
+        if train.seeds_per_prompt < 2:
+            raise ConfigError(
+                f"train.seeds_per_prompt: got {train.seeds_per_prompt}, expected at least 2 for method.type {kind}, "
+                "which compares samples of a prompt"
+            )
+        cls.check(config, model)
+        return cls.build(config, settings, regulariser_of(settings, model), model)
+
+    @classmethod
+    def build(cls, config: RunSettings, settings: S, regulariser: Regulariser, model: GeneratorModel) -> Self:
+        """The method; raises ModelError where the model lacks what it needs."""
+        return cls(settings, regulariser)
+
+    @classmethod
+    def check(cls, config: RunSettings, model: GeneratorModel) -> None:
+        """Raise ConfigError or ModelError for what this method cannot work with."""
