@@ -9,6 +9,7 @@
 
 A mean over CHW in place of the density's sum makes rho - 1 as small as 1e-4, which k and eta are made for. Of two steps
 only the noise between them is drawn: a = x_tau1. The last step ends in its sample, without noise, and has no density.
+Of more steps each but the last is a draw, with an s and sigma of its own, and L is the mean of theirs.
 
 Source: RLCM (Oertell et al., arXiv 2404.03673); DDPO (Black et al., arXiv 2305.13301); PPO (Schulman et al.,
 arXiv 1707.06347); REBEL (Gao et al., arXiv 2404.16767), whose L is 2 / eta times the one here: so its gradient at the

@@ -13,6 +13,7 @@ from changed_model import change_json, copy_model
 from few_step_models import SDXL_BASE, with_scheduler
 from tiny_model import write_tiny_model
 
+from benchmarks.easy_reward import PROMPTS, linear_reward, rewarded_groups
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, ModelError
 from lasro.models.backbone import trunk_of
@@ -87,6 +88,22 @@ def test_shapes_take_the_bytes_of_tensors(tiny_model_path: Path, tables: dict[st
     with LiveBytes() as real:
         of_tensors = peaks(real, ClientSteps(config, model), TrainerSteps(config, model))
     assert of_shapes == pytest.approx(of_tensors, rel=0.15)
+
+
+@pytest.mark.proof  # seconds each: whole networks
+@pytest.mark.parametrize("kind", ["rlcm", "diffusion-dpo"])
+def test_what_learns_from_rewards_takes_the_bytes_of_its_update(tiny_model_path: Path, kind: str) -> None:
+    """Guards against steps that a policy method holds at once and nobody counted: its real update, on a real round."""
+    train = {"steps": (2, 3), "batch_size": 4, "prompts_per_round": 4, "seeds_per_prompt": 3, "second_step_draws": 2}
+    config = settings(tiny_model_path, method={"type": kind}, train=train)
+    steps = ClientSteps(config, load_model(config.model))
+    trainer = steps.trainer
+    with LiveBytes() as live:
+        computed = peak(live, steps.update)
+    trainer.restart(0)
+    assert trainer.observe(rewarded_groups(trainer, linear_reward(trainer.model)))
+    with LiveBytes() as live:
+        assert peak(live, lambda: trainer.step(PROMPTS, None)) == pytest.approx(computed, rel=0.15)
 
 
 @pytest.mark.proof  # seconds each: shapes go through whole networks

@@ -70,6 +70,12 @@ def test_settings_that_fit() -> None:
             2,
             r'train\.mode: got weights with model\.shard, expected "gradient"',
         ),
+        (
+            {"method": {"type": "rlcm"}, "train": {"prompts_per_round": 3}},
+            "train",
+            2,
+            r"train\.prompts_per_round: got 3, expected a multiple of 2, the processes, for method.type rlcm",
+        ),
         ({"train": {"two_step_every": 2}}, "train", 3, r"train\.batch_size: got 8, expected a multiple of 6"),
         (
             {"method": {"regulariser": "lcm", "teacher": "t", "teacher_latents": "l"}},

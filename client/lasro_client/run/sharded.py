@@ -38,6 +38,11 @@ def check_shard(config: RunSettings, stage: Stage, count: int) -> None:
             f"train.batch_size: got {train.batch_size}, expected a multiple of {count * train.two_step_every}, the "
             "processes times train.two_step_every: with model.shard all make the same passes"
         )
+    if method_of(config).learns_from_rewards and train.prompts_per_round % count:
+        raise ConfigError(
+            f"train.prompts_per_round: got {train.prompts_per_round}, expected a multiple of {count}, the processes, "
+            f"for method.type {config.method.type}: with model.shard all make the same passes"
+        )
 
 
 def shard_generator(trainer: GeneratorTrainer, embedded: str) -> None:
