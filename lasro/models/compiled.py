@@ -2,8 +2,8 @@
 
 All blocks of a kind share their code, so one that is compiled serves the others: a network of seventy takes no longer
 than one of seven. Of each kind there is one variant for each width, with an adapter and without, with a gradient and
-without, and one more once the batch changes, in which its size is free. None is thrown away for another: base and
-adapted network are modules of their own, so to go from one to the other compiles nothing.
+without; one more once the batch changes, in which its size is free, and one for a batch of one. None is thrown away for
+another: base and adapted network are modules of their own, so to go from one to the other compiles nothing.
 """
 
 from __future__ import annotations
