@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from benchmarks.peak_memory import watch
@@ -39,6 +40,15 @@ def test_memory_is_that_of_the_command_and_a_shared_page_counts_once(tmp_path: P
     assert size < found.together < 1.5 * size
     assert size <= found.of_files + (1 << 20)
     assert found.seconds >= 2 > found.cpu_seconds > 0
+
+
+def test_memory_of_gpus_is_that_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the check on a GPU reports the memory of its processors' side alone."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 40000\necho 12\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert watch(["sleep", "1"]).gpu == 40_012 << 20
 
 
 def test_what_would_take_the_last_memory_is_ended() -> None:
