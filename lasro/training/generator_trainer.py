@@ -191,8 +191,9 @@ class GeneratorTrainer:
             if n > 1:
                 trajectory[0] = TakenStep(trajectory[0].step, *(part[kept] for part in trajectory[0][1:]))
             step, x_t_BCHW, z_BCHW, _ = trajectory[-1]
-            share = shares[min(n - 1, 1)]
-            found.append(StepSamples(step, x_t_BCHW, z_BCHW, *share, partial(self.predict, base=True), trajectory))
+            prompts, conditioning, rows, total = shares[min(n - 1, 1)]
+            base = partial(self.predict, base=True)
+            found.append(StepSamples(step, x_t_BCHW, z_BCHW, prompts, conditioning, rows, total, base, trajectory))
         return found
 
     def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:
