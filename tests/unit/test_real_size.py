@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from benchmarks.peak_memory import watch
 from benchmarks.real_size.__main__ import CONFIG
 from lasro.config import load_config
