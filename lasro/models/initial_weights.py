@@ -13,7 +13,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """What is made within draws its weights from `seed`, one thread after the other; the generator is left as it was."""
+    """What is made within draws its weights from `seed`, one thread after another; the generator is left as it was."""
     with _lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
