@@ -40,9 +40,10 @@ def stay_near_base(z: Tensor, z_base: Tensor) -> Tensor:
     return (z - z_base).square().mean()
 
 
-def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:
-    """mean sqrt((a - b)^2 + c^2) - c, the distance of latent consistency distillation."""
-    return (((prediction - target).square() + c**2).sqrt() - c).mean()
+def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3, weights_B: Tensor | None = None) -> Tensor:
+    """mean sqrt((a - b)^2 + c^2) - c, the distance of latent consistency distillation; `weights_B` weigh samples."""
+    loss = ((prediction - target).square() + c**2).sqrt() - c
+    return loss.mean() if weights_B is None else (weights_B * loss.flatten(1).mean(1)).mean()
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
@@ -57,28 +58,30 @@ def lcm_distillation(
     s_B: Tensor,
     guidance: Tensor,
     consistency: Callable[[Tensor, Tensor], Tensor],
-    teacher: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    teacher: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
     alphas_cumprod_T: Tensor,
     prediction_type: str = "epsilon",
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """L_lcm: f(x_t, t) against f(x_s, s), x_s one guided DDIM step of the teacher back from x_t (LCM, section 4.3).
 
     `z`, `noise` [BCHW]; timesteps t > s, int64 [B]; `consistency(x, t)` is f_theta, its own target without a gradient;
-    `teacher(x, t)` gives conditional and unconditional outputs. Where s is 0 the target is x_s itself: the boundary,
-    without which every constant f has no loss.
+    `teacher(x, t)` gives conditional and unconditional outputs; with None x_s is z with the same noise at s, as in
+    consistency training (Song et al., arXiv 2303.01469, section 5). Where s is 0 the target is x_s itself: the
+    boundary, without which every constant f has no loss. `weights_B` weigh the samples' losses in their mean.
     """
     abar_t, abar_s = (alphas_cumprod_T[each].reshape(-1, 1, 1, 1) for each in (t_B, s_B))
     x_t = add_noise(z, noise, abar_t)
     with torch.no_grad():
-        conditional, unconditional = teacher(x_t, t_B)
-        z_hat, noise_hat = (
-            guided(
-                of(conditional, x_t, abar_t, prediction_type), of(unconditional, x_t, abar_t, prediction_type), guidance
+        z_hat, noise_hat = z, noise
+        if teacher is not None:
+            conditional, unconditional = teacher(x_t, t_B)
+            outputs = guided(conditional, unconditional, guidance)
+            z_hat, noise_hat = (
+                of(outputs, x_t, abar_t, prediction_type) for of in (clean_from_output, noise_from_output)
             )
-            for of in (clean_from_output, noise_from_output)
-        )
         target = consistency(ddim_step(z_hat, noise_hat, abar_s), s_B)
-    return pseudo_huber(consistency(x_t, t_B), target)
+    return pseudo_huber(consistency(x_t, t_B), target, weights_B=weights_B)
 
 
 def ema_update(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:

@@ -16,6 +16,15 @@ from lasro.training.generator_trainer import GeneratorTrainer
 METHODS = {
     "lasro": "lasro.methods.surrogate_ascent:SurrogateAscent",
     "true-gradient": "lasro.methods.true_gradient:TrueGradient",
+    "rlcm": "lasro.methods.rlcm:Rlcm",
+    "ddpo": "lasro.methods.rlcm:Ddpo",
+    "rebel": "lasro.methods.rlcm:Rebel",
+    "pso-online": "lasro.methods.pso_online:PsoOnline",
+    "pso-offline": "lasro.methods.offline_pairs:PsoOffline",
+    "diffusion-dpo": "lasro.methods.offline_pairs:DiffusionDpo",
+    "gors": "lasro.methods.gors:Gors",
+    "reward-guided-lcd": "lasro.methods.reward_guided_lcd:RewardGuidedLcd",
+    "noise-tilting": "lasro.methods.noise_tilting:NoiseTilting",
 }
 
 

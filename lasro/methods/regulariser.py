@@ -6,12 +6,12 @@ Shape legend: N stored latents, B batch, C latent channels, H, W latent height a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lasro.config import AscentSettings
+from lasro.config.method import RegulariserSettings
 from lasro.errors import ConfigError
 from lasro.functional.drift_control import holding_weight
 from lasro.functional.generator_loss import stay_near_base
@@ -24,7 +24,7 @@ Regulariser = Callable[[GeneratorTrainer, Sequence[StepSamples], torch.Generator
 """This process's part of L_reg, a scalar, for the samples of an update."""
 
 
-def regulariser_of(settings: AscentSettings, model: GeneratorModel) -> Regulariser:
+def regulariser_of(settings: RegulariserSettings, model: GeneratorModel) -> Regulariser:
     """The one that the settings name; raises ConfigError or ModelError for a teacher that cannot be used."""
     return LcmRegulariser(model, settings) if settings.regulariser == "lcm" else distance_to_base
 
@@ -35,6 +35,16 @@ def distance_to_base(trainer: GeneratorTrainer, steps: Sequence[StepSamples], dr
     for step in steps:
         total = total + step.share * stay_near_base(step.z_BCHW, step.z_base_BCHW)
     return total
+
+
+class HoldSettings(Protocol):
+    """What `hold` needs to know."""
+
+    @property
+    def regulariser(self) -> str: ...
+
+    @property
+    def regulariser_weight(self) -> float: ...
 
 
 class Held(NamedTuple):
@@ -48,7 +58,7 @@ class Held(NamedTuple):
 
 
 def hold(
-    trainer: GeneratorTrainer, steps: Sequence[StepSamples], L_reg: Tensor, settings: AscentSettings
+    trainer: GeneratorTrainer, steps: Sequence[StepSamples], L_reg: Tensor, settings: HoldSettings
 ) -> tuple[Tensor, Held]:
     """This process's part of c L_reg, with c raised where the generator is farther than `trainer.allowed_distance`.
 
@@ -68,7 +78,7 @@ def hold(
 class LcmRegulariser:
     """L_lcm of random stored latents at random solver steps; the guidance is the one that the model is sampled at."""
 
-    def __init__(self, model: GeneratorModel, settings: AscentSettings) -> None:
+    def __init__(self, model: GeneratorModel, settings: RegulariserSettings) -> None:
         assert settings.teacher is not None
         assert settings.teacher_latents is not None
         self.model = model

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lasro.config import LasroSettings, RunSettings
+from lasro.config.method import NoiseTiltingSettings, RewardGuidedLcdSettings
 from lasro.functional.generator_loss import score_ascent
 from lasro.functional.score_normalisation import Moments, Scale, normalise_and_clip, score_scale, update_moments
 from lasro.methods.base import Method
@@ -36,7 +37,12 @@ EARLIER_SCORES = 16.0
 class SurrogateAscent(Method):
     """LaSRO's update. It remembers moving moments of the scores of each number of steps."""
 
-    def __init__(self, settings: LasroSettings, regulariser: Regulariser, weights: Mapping[NumSteps, float]) -> None:
+    def __init__(
+        self,
+        settings: LasroSettings | RewardGuidedLcdSettings | NoiseTiltingSettings,
+        regulariser: Regulariser,
+        weights: Mapping[NumSteps, float],
+    ) -> None:
         """`weights`: c_k of each number of steps, in rising order."""
         self.settings, self.regulariser, self.weights = settings, regulariser, weights
         self.moments: list[Moments | None] = [None] * len(weights)

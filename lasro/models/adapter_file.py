@@ -84,6 +84,10 @@ def read_adapter(path: Path) -> AdapterFile:
     return AdapterFile(file, tensors, _scales(file, metadata))
 
 
+NOISE_METADATA = "lasro_noise_tilting"
+"""Noted of an adapter that moves the first noise: stock, which knows nothing of that, would draw something else."""
+
+
 def note_timesteps(file: Path, timesteps: tuple[int, ...]) -> None:
     """Write into an adapter's metadata at which timesteps it was trained to be sampled."""
     note(file, TIMESTEPS_METADATA, json.dumps(timesteps))

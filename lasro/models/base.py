@@ -114,9 +114,15 @@ class DistillationLoss(Protocol):
     """The loss that a model was distilled by."""
 
     def __call__(
-        self, z_BCHW: Tensor, noise_BCHW: Tensor, steps_B: Tensor, prompts: Sequence[str], recompute: bool = False
+        self,
+        z_BCHW: Tensor,
+        noise_BCHW: Tensor,
+        steps_B: Tensor,
+        prompts: Sequence[str],
+        recompute: bool = False,
+        weights_B: Tensor | None = None,
     ) -> Tensor:
-        """Their mean loss, a scalar whose gradient reaches the adapter.
+        """Their mean loss, a scalar whose gradient reaches the adapter; each weighted by `weights_B` where given.
 
         `steps_B`: solver steps, int64, 0 to SOLVER_STEPS - 1 counted from the clean end; 0 is the one that ends at
         timestep 0. With `recompute` no activations are held: backward computes them once more.
@@ -140,6 +146,8 @@ class GeneratorModel(ABC):
     """Whether `steps` goes by `settings.timesteps`; where it does not, `load_model` refuses these."""
     adds_noise: bool = True
     """Whether the sampler adds noise after the first step: else two-step samples of one first noise are the same."""
+    tilts_noise: bool = False
+    """Whether the adapter moves the first noise, from which the base then draws, in place of its predictions."""
     base_adapter: BaseAdapter | None = None
     """What was fused into the base; None: nothing."""
     lora_targets: tuple[str, ...]
@@ -202,6 +210,30 @@ class GeneratorModel(ABC):
         self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False
     ) -> Tensor:
         """f_theta(x_t, t, c), float32 [B, C, H, W]: the clean latents; of the frozen base where `base` is set."""
+
+    def check_consistency(self, wanted_by: str) -> None:
+        """Raise ModelError, naming who wants it, unless this is a consistency model: one that `predict_at` knows."""
+        raise ModelError(
+            f"{wanted_by}: got a {type(self).__name__} that is no consistency model, which predicts at any timestep; "
+            "take a latent consistency model, or another method"
+        )
+
+    def predict_at(
+        self, x_t_BCHW: Tensor, timestep: int | Tensor, conditioning: Conditioning, base: bool = False
+    ) -> Tensor:
+        """f_theta(x_t, t, c) of a consistency model at any timesteps, 0 to 999: one for all, or int64 [B].
+
+        Raises ModelError for another one, which `check_consistency` tells beforehand.
+        """
+        raise ModelError(f"{type(self).__name__}: is no consistency model, which predicts at any timestep")
+
+    def tilt_noise(self) -> None:
+        """Have the adapter move the first noise from now on; raises ModelError for a family that cannot."""
+        raise ModelError(f"noise-tilting: {type(self).__name__} has no adapter of the noise; take another method")
+
+    def noise_shift(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning) -> Tensor:
+        """D [B, C, H, W], what the adapter adds to a first input, with a gradient; of a model that tilts noise."""
+        raise ModelError(f"noise-tilting: {type(self).__name__} has no adapter of the noise")
 
     def first_input(self, noise_BCHW: Tensor, step: SamplingStep) -> Tensor:
         """The input x_tau0 of `step`, the sampler's first, from noise ~ N(0, I)."""
@@ -307,6 +339,9 @@ class GeneratorModel(ABC):
         `dtype`: of the weights that are written; None: as they are.
         """
 
-    def distillation_loss(self, teacher: str) -> DistillationLoss:
-        """The loss that the model was distilled by, against a teacher's folder or hub id; raises ModelError."""
+    def distillation_loss(self, teacher: str | None) -> DistillationLoss:
+        """The loss that the model was distilled by, against a teacher's folder or hub id; raises ModelError.
+
+        None: without a teacher, whose place the noise takes that was added.
+        """
         raise ModelError(f"teacher: got {teacher}, but {type(self).__name__} has no distillation loss; leave it out")

@@ -5,7 +5,7 @@ Shape legend: B batch, C latent channels, H, W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,21 +48,32 @@ class TeacherUNet:
         return conditional, unconditional
 
 
-def lcm_loss(model: UNetGenerator, sampler: LcmSampler, teacher: str) -> DistillationLoss:
+def lcm_loss(model: UNetGenerator, sampler: LcmSampler, teacher: str | None) -> DistillationLoss:
     """As `GeneratorModel.distillation_loss`."""
     if (steps := sampler.settings.original_inference_steps) != SOLVER_STEPS:
         raise ModelError(
             f"teacher: got a model of original_inference_steps {steps}, expected {SOLVER_STEPS}; leave it out"
         )
-    unet = TeacherUNet(teacher, model.unet.dtype, model.device)
+    unet = None if teacher is None else TeacherUNet(teacher, model.unet.dtype, model.device)
     t_N, s_N = (timesteps.to(model.device) for timesteps in solver_pairs(SOLVER_STEPS))
 
+    def outputs(prompts: Sequence[str]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """The teacher's for these prompts."""
+        if unet is None:
+            return None
+        arguments = model.unet_arguments(model.embed([*prompts, *([""] * len(prompts))]))
+        return partial(unet.outputs, arguments=arguments)
+
     def loss(
-        z_BCHW: Tensor, noise_BCHW: Tensor, steps_B: Tensor, prompts: Sequence[str], recompute: bool = False
+        z_BCHW: Tensor,
+        noise_BCHW: Tensor,
+        steps_B: Tensor,
+        prompts: Sequence[str],
+        recompute: bool = False,
+        weights_B: Tensor | None = None,
     ) -> Tensor:
         """L_lcm from each solver step to the one before."""
         conditioning = model.embed(prompts)
-        of_teacher = model.unet_arguments(model.embed([*prompts, *([""] * len(prompts))]))
         predict = partial(checkpoint, model.predict_at, use_reentrant=False) if recompute else model.predict_at
         return lcm_distillation(
             z_BCHW,
@@ -71,9 +82,10 @@ def lcm_loss(model: UNetGenerator, sampler: LcmSampler, teacher: str) -> Distill
             s_N[steps_B],
             torch.tensor(model.settings.guidance, device=model.device),
             lambda x_t, t: predict(x_t, t, conditioning),
-            lambda x_t, t: unet.outputs(x_t, t, of_teacher),
+            outputs(prompts),
             sampler.alphas_cumprod_T,
             sampler.settings.prediction_type,
+            weights_B,
         )
 
     return loss

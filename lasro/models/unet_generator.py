@@ -24,7 +24,9 @@ from lasro.config.base import Dtype
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ModelError
 from lasro.functional.consistency import guidance_embedding
+from lasro.functional.noise_tilting import noise_shift
 from lasro.models.adapter import Adapter, find_adapter
+from lasro.models.adapter_file import NOISE_METADATA, note, noted
 from lasro.models.adapter_names import UNET, ModuleNames
 from lasro.models.base import (
     BaseAdapter,
@@ -197,13 +199,33 @@ class UNetGenerator(PipelineGenerator):
     def predict_clean(
         self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False
     ) -> Tensor:
+        if self.tilts_noise and not base:
+            base = True
+            if step.index == 0:
+                x_t_BCHW = x_t_BCHW + self.noise_shift(x_t_BCHW, step, conditioning)
         output_BCHW = self._output(x_t_BCHW, torch.as_tensor(step.time, device=self.device), conditioning, base)
         return self.sampler.clean(output_BCHW, x_t_BCHW, step)
+
+    def tilt_noise(self) -> None:
+        self.tilts_noise = True
+
+    def noise_shift(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning) -> Tensor:
+        t = torch.as_tensor(step.time, device=self.device)
+        output_BCHW = self._output(x_t_BCHW, t, conditioning, base=False)
+        with torch.no_grad():
+            base_BCHW = self._output(x_t_BCHW, t, conditioning, base=True)
+        return noise_shift(output_BCHW, base_BCHW)
+
+    def check_consistency(self, wanted_by: str) -> None:
+        if not isinstance(self.sampler, LcmSampler):
+            raise ModelError(
+                f"{wanted_by}: got a model that is sampled by {self.sampler.name}, expected a latent consistency "
+                "model, which predicts at any timestep; take one, or another method"
+            )
 
     def predict_at(
         self, x_t_BCHW: Tensor, timestep: int | Tensor, conditioning: Conditioning, base: bool = False
     ) -> Tensor:
-        """f_theta of a consistency model at any timestep: one for all, or int64 [B]."""
         assert isinstance(self.sampler, LcmSampler)
         t = torch.as_tensor(timestep, device=self.device)
         return self.sampler.predict(self._output(x_t_BCHW, t, conditioning, base), x_t_BCHW, t)
@@ -247,15 +269,25 @@ class UNetGenerator(PipelineGenerator):
         file = save_adapter(self.pipeline_class, self.unet, folder, settings, self.settings.timesteps)
         if self.base_adapter is not None:
             note_base_adapter(file, self.base_adapter)
+        if self.tilts_noise:
+            note(file, NOISE_METADATA, "true")
         return file
 
     def initial_lora(self, path: Path, settings: LoraSettings) -> list[Tensor]:
-        return initial_values(self.unet, self.find_lora(path), settings)
+        adapter = self.find_lora(path)
+        if (noted(adapter.path, NOISE_METADATA) is not None) != self.tilts_noise:
+            raise ModelError(
+                f"{path}: was {'not ' if self.tilts_noise else ''}trained to move the first noise; begin a run of "
+                f"method.type noise-tilting with one that was, and others with one that was not"
+            )
+        return initial_values(self.unet, adapter, settings)
 
     def find_lora(self, path: Path, partial: bool = False) -> Adapter:
         return find_adapter(path, self._module_names(), partial)
 
     def put_lora(self, adapter: Adapter) -> None:
+        if noted(adapter.path, NOISE_METADATA) is not None:
+            self.tilt_noise()
         if not adapter.parts.keys().isdisjoint(self.text_encoders):
             self.prompt_encoder.adapt()
         super().put_lora(adapter)
@@ -271,12 +303,14 @@ class UNetGenerator(PipelineGenerator):
 
     def save_fused(self, folder: Path, dtype: Dtype | None = None) -> None:
         check_fusable(self.settings)
+        if self.tilts_noise:
+            raise ModelError("adapter: moves the first noise, which no weights can hold; use it with lasro generate")
         with device_memory("fusing an adapter", "free memory, or do it on a machine with more"):
             self.prompt_encoder.encoders.load()
             fuse_adapter(self.pipeline, dtype)
             self.pipeline.save_pretrained(folder, safe_serialization=True)
 
-    def distillation_loss(self, teacher: str) -> DistillationLoss:
+    def distillation_loss(self, teacher: str | None) -> DistillationLoss:
         if not isinstance(self.sampler, LcmSampler):
             raise ModelError(
                 f"teacher: got {teacher}, but a model that is sampled by {self.sampler.name} was distilled by another "

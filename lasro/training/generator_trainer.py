@@ -27,6 +27,7 @@ from lasro.models.lora import parameters_set
 from lasro.num_steps import NumSteps
 from lasro.training.distributed import DistributedContext, check_enough
 from lasro.training.prompts import Prompt
+from lasro.training.rewarded_group import RewardedGroup
 from lasro.training.sampling import draw_noises, generator_for
 from lasro.training.score_source import ScoreSource
 
@@ -93,6 +94,9 @@ class UpdateRule(Protocol):
     """What the trainer asks of a method; `lasro.methods.base.Method` says it in full."""
 
     needs_surrogate: ClassVar[bool]
+    learns_from_rewards: ClassVar[bool]
+
+    def observe(self, trainer: GeneratorTrainer, groups: Sequence[RewardedGroup]) -> bool: ...
 
     def update(
         self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None
@@ -100,7 +104,11 @@ class UpdateRule(Protocol):
 
     def state(self) -> dict[str, Any]: ...
 
+    def tensors(self) -> dict[str, Tensor]: ...
+
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class GeneratorTrainer:
@@ -139,6 +147,11 @@ class GeneratorTrainer:
         self.base_takes_first = False
         """Whether the frozen base takes the first step of an update: nothing of it is trained."""
         self._method_start = method.state()
+
+    def observe(self, groups: Sequence[RewardedGroup]) -> bool:
+        """Show the method a round's rewards; returns whether it can update by them. Raises DeviceMemoryError."""
+        with device_memory(f"drawing {len(groups)} prompts again", MEMORY_ADVICE):
+            return self.method.observe(self, groups)
 
     def step(self, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
         """One update by the method, on these prompts.

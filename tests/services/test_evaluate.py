@@ -20,6 +20,7 @@ from lasro.training.distributed import DistributedContext
 from lasro.training.prompts import Prompt
 from lasro.wire import Protocol, RewardSpec
 from lasro_client.evaluation import score_prompts as evaluation_module
+from lasro_client.evaluation.best_of import evaluate_best_of
 from lasro_client.evaluation.compare_to_base import evaluate_beside_base
 from lasro_client.evaluation.drift import (
     draw_base,
@@ -163,6 +164,34 @@ def test_the_base_row_is_drawn_without_the_adapters_text_encoders(tiny_model_pat
     assert nothing is None
     assert keys is not None
     assert keys.loaded == keys.total == 2 * len(factors)
+
+
+def test_the_best_of_several_is_chosen_by_the_first_reward(tiny_model_path, api, tmp_path):
+    """Guards against a choice across prompts or numbers of steps, an image that is not the chosen one's, and a failed
+    candidate that is chosen: every score is the highest of three ordinary evaluations."""
+    settings = ModelSettings(path=str(tiny_model_path), device="cpu")
+    count, prompts, noted = 3, PROMPTS[:3], []
+    found = evaluate_best_of(
+        count, load_model(settings), prompts, ["brightness"], api, SEED, tmp_path / "best", lambda *at: noted.append(at)
+    )
+    each = [evaluate(load_model(settings), prompts, ["brightness"], api, SEED + j * len(prompts)) for j in range(count)]
+    for n, folder in ((1, "one"), (2, "two")):
+        for i, score in enumerate(found.rewards["brightness"][n]):
+            candidates = [one.rewards["brightness"][n][i] for one in each]
+            if i == 2:  # refuses green
+                assert score is None
+                continue
+            assert score == max(candidates)
+            pixels = np.asarray(Image.open(tmp_path / "best" / folder / f"{i:05d}.png"))
+            assert score == pytest.approx(pixels.mean() + i)
+    assert found.failures == {"brightness": {"rejected": 2}}
+    assert noted[-1] == (9, 9)
+    table, _ = evaluate_beside_base(
+        settings, None, PROMPTS[:2], ["brightness"], api, SEED, None, lambda done, total: None, best_of=count
+    )
+    row = table["brightness"]["two_step"]
+    assert row["best_of"]["mean"] > row["base"]["mean"]
+    assert row["difference"]["mean"] == pytest.approx(row["best_of"]["mean"] - row["base"]["mean"])
 
 
 def test_drift_is_zero_without_change_and_grows_with_it(model, tmp_path):

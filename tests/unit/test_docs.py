@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lasro.config import RunSettings
+from lasro.methods.base import Method
+from lasro.methods.registry import METHODS, method_of
 from lasro.methods.surrogate_ascent import SurrogateAscent
 from lasro.wire import Protocol
 from lasro_reward_api.protocols import CODECS
@@ -73,6 +75,18 @@ def test_every_page_is_on_the_map():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+def test_every_method_has_settings_and_a_place_on_its_page():
+    """A method that is registered and cannot be named in a run, or that nobody finds."""
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    teacher = {"teacher": "t", "teacher_latents": "l.safetensors"}
+    for kind in METHODS:
+        needs = teacher if kind == "reward-guided-lcd" else {}
+        config = RunSettings.model_validate(SMALLEST_RUN | {"method": {"type": kind} | needs})
+        assert config.method.type == kind
+        assert f'`"{kind}"`' in page, kind
+        assert issubclass(method_of(config), Method)
 
 
 def test_the_update_beside_the_equation_is_the_one_that_runs():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lasro.wire import GroupState, GroupStatus, RewardValue, ScoredItem, Status
+import math
+
+import pytest
+
+from lasro.functional.reward_totals import RewardObjective
+from lasro.wire import AdaptStatistics, GroupState, GroupStatus, RewardValue, ScoredItem, Status
 from lasro_client.run.run_surrogate import NoSurrogate
 
 
@@ -16,18 +21,35 @@ def item(**rewards: float | None) -> ScoredItem:
     return ScoredItem(scores=values, total=sum(known) if len(known) == len(rewards) else None)
 
 
+def adapted(groups: list[list[ScoredItem]], objective: RewardObjective, compares: bool) -> AdaptStatistics:
+    scored = [GroupStatus(group_id="g", state=GroupState.SCORED, items=items, reward_calls=6) for items in groups]
+    reply = NoSurrogate(objective, compares).adapt(scored, round=0, drift=None, steps=0, rate=1.0)
+    assert reply.version == 0
+    return reply.statistics
+
+
 def test_only_samples_that_lack_a_required_reward_failed() -> None:
     """Bug: a run without a surrogate counted samples as failed that lack a reward which is only logged."""
+    objective = RewardObjective({"wanted": 1.0, "logged": 0.0})
     items = [item(wanted=0.5, logged=1.0), item(wanted=None, logged=1.0), item(wanted=0.1, logged=None)]
-    scored = [GroupStatus(group_id="g", state=GroupState.SCORED, items=items, reward_calls=6)] * 2
-    reply = NoSurrogate(["wanted"]).adapt(scored, round=0, drift=None, steps=0, rate=1.0)
-    assert reply.statistics.failed_samples == 2
-    assert reply.version == 0
-    assert reply.statistics.constant_groups == 0
-    dead = scored[0].model_copy(update={"items": [item(wanted=None, logged=1.0)] * 3})
-    assert (
-        NoSurrogate(["wanted"])
-        .adapt([dead, scored[0]], round=1, drift=None, steps=0, rate=1.0)
-        .statistics.constant_groups
-        == 1
-    )
+    found = adapted([items, items], objective, compares=False)
+    assert (found.failed_samples, found.constant_groups) == (2, 0)
+    assert adapted([[item(wanted=None, logged=1.0)] * 3, items], objective, compares=False).constant_groups == 1
+
+
+def test_what_compares_rewards_learns_nothing_from_equal_ones() -> None:
+    """Guards against a run that spends its budget on a reward without grades: a method that compares finds no pair in
+    equal totals, one that does not compare may go on."""
+    objective = RewardObjective({"any": 1.0})
+    equal, ranked = [item(any=0.5)] * 3, [item(any=0.5), item(any=0.5), item(any=0.7)]
+    assert adapted([equal, equal], objective, compares=False).constant_groups == 0
+    found = adapted([equal, ranked], objective, compares=True)
+    assert (found.constant_groups, found.ranked_pairs, found.tied_pairs) == (1, 2, 4)
+
+
+def test_rewards_are_normalised_over_the_round() -> None:
+    """Bug: without a trainer, which says the scales, a normalised reward ended the run."""
+    objective = RewardObjective({"any": 1.0}, normalised=["any"])
+    found = adapted([[item(any=1.0), item(any=3.0)], [item(any=5.0), item(any=7.0)]], objective, compares=True)
+    assert found.scales["any"].mean == 4.0
+    assert found.scales["any"].deviation == pytest.approx(math.sqrt(2))

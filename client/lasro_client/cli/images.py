@@ -87,6 +87,9 @@ def evaluate(
     steps: NumbersOfSteps = "1,2",
     device: Device = "auto",
     settings: Set = None,
+    best_of: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Draw N images of each prompt; the first reward chooses.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
     reward_api: Annotated[
         str | None,
@@ -106,14 +109,17 @@ def evaluate(
     if adapter is not None:
         read_adapter(adapter)  # services take seconds to start, and a broken file would end them again
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
-        table, keys = evaluate_beside_base(chosen, adapter, texts, names, client, seed, out, progress, partial, numbers)
+        what = chosen, adapter, texts, names, client, seed, out, progress, partial, numbers, best_of
+        table, keys = evaluate_beside_base(*what)
     if as_json:
         about: dict[str, Any] = {"prompts": len(texts), "seed": seed}
+        if best_of > 1:
+            about |= {"best_of": best_of, "chosen_by": names[0]}
         if chosen.timesteps is not None:
             about["timesteps"] = chosen.timesteps
         print_json(about | {"rewards": table} | _as_json(keys))
     else:
-        print_scores(table, ("base", "adapted", "difference"))
+        print_scores(table, ("base", "best_of" if best_of > 1 and adapter is None else "adapted", "difference"))
 
 
 def export(

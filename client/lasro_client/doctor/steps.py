@@ -50,8 +50,15 @@ class ClientSteps:
             model.decode_pixels(torch.cat([z[start::prompts] for z in taken]))
 
     def update(self) -> None:
-        """One update of the generator."""
-        self.trainer.step([PROMPT] * self.config.train.batch_size, self.source)
+        """One update of the generator; of a method that learns from rewards, whose numbers shapes cannot tell, the
+        predictions that it makes: of all samples of a round, or of a batch of pairs."""
+        train, trainer = self.config.train, self.trainer
+        if not trainer.method.learns_from_rewards:
+            trainer.step([PROMPT] * train.batch_size, self.source)
+            return
+        rows = max(train.prompts_per_round * train.seeds_per_prompt, 2 * train.batch_size)
+        samples = trainer.sample([PROMPT] * rows, trainer.draws())
+        trainer.apply(samples[-1].z_BCHW.mean())
 
 
 class Asked:

@@ -17,6 +17,7 @@ from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import Prompt
 from lasro.validation import explain
 from lasro_client.evaluation.adapted_model import load_adapted
+from lasro_client.evaluation.best_of import evaluate_best_of
 from lasro_client.evaluation.num_steps import by_name
 from lasro_client.evaluation.paired_statistics import estimate
 from lasro_client.evaluation.result import Evaluation, save_evaluation, summary_table
@@ -25,6 +26,7 @@ from lasro_client.services.local_stack import BUILT_IN_REWARDS, LocalStack
 from lasro_client.services.reward_client import RewardClient
 
 Table = dict[str, dict[str, Any]]
+BEST_OF = "best_of"
 
 
 class Comparison(NamedTuple):
@@ -45,26 +47,30 @@ def evaluate_beside_base(
     progress: Progress,
     partial: bool = False,
     steps: Sequence[NumSteps] = ONE_AND_TWO,
+    best_of: int = 1,
 ) -> Comparison:
     """Reward -> `one_step`, `two_step`, ... -> `base` (mean, sem), `n`, `failed`; of each of `steps`.
 
     With an adapter also `adapted` and `difference`, which is paired: same prompts, same seeds. With `out`, images and
-    scores are kept in its folders `base` and `adapted`. `partial` is that of `GeneratorModel.load_lora`. Raises
-    ModelError and PromptTooLongError before anything is drawn, RewardError when a reward scored nothing at all.
+    scores are kept in its folders `base` and `adapted`. `partial` is that of `GeneratorModel.load_lora`.
+
+    With `best_of` above 1 both are the best of so many images, by the first reward; without an adapter `base` stays a
+    single image and `best_of` stands beside it. Raises ModelError and PromptTooLongError before anything is drawn,
+    RewardError when a reward scored nothing at all.
     """
     model, keys = load_adapted(settings, adapter, partial)
     model.check_prompts([prompt.text for prompt in prompts])
     model.embed_ahead([prompt.text for prompt in prompts])
-    found = []
-    for name in ("base", "adapted") if adapter is not None else ("base",):
+    found, beside = [], "adapted" if adapter is not None else BEST_OF if best_of > 1 else None
+    for name in ("base",) if beside is None else ("base", beside):
         folder = None if out is None else out / name
-        found.append(
-            evaluate(model, prompts, rewards, client, seed, folder, progress, base=name == "base", steps=steps)
-        )
+        count = 1 if beside == BEST_OF and name == "base" else best_of
+        what = model, prompts, rewards, client, seed, folder, progress, name != "adapted", steps
+        found.append(evaluate(*what) if count == 1 else evaluate_best_of(count, *what))
         found[-1].check_scored()
         if folder is not None:
             save_evaluation(folder / "evaluation.json", found[-1])
-    table = _alone(found[0]) if adapter is None else _paired(*found)
+    table = _alone(found[0]) if beside is None else _paired(found[0], found[1], beside)
     for name, rows in table.items():
         if all(row["n"] == 0 for row in rows.values()):
             raise RewardError(f"{name}: scored no prompt of the {len(prompts)} both times, so there is no difference")
@@ -79,11 +85,11 @@ def _alone(found: Evaluation) -> Table:
     return table
 
 
-def _paired(base: Evaluation, adapted: Evaluation) -> Table:
-    names = {"before": "base", "after": "adapted"}
+def _paired(base: Evaluation, other: Evaluation, name_of_other: str) -> Table:
+    names = {"before": "base", "after": name_of_other}
     return {
         name: {steps: {names.get(key, key): value for key, value in row.items()} for steps, row in rows.items()}
-        for name, rows in summary_table(base, adapted).items()
+        for name, rows in summary_table(base, other).items()
     }
 
 

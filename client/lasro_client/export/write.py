@@ -13,8 +13,16 @@ from safetensors.torch import save_file
 
 from lasro.config import ModelSettings
 from lasro.config.base import Dtype
+from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
-from lasro.models.adapter_file import ADAPTER_FILE, PEFT_FILE, TIMESTEPS_METADATA, noted_timesteps
+from lasro.models.adapter_file import (
+    ADAPTER_FILE,
+    NOISE_METADATA,
+    PEFT_FILE,
+    TIMESTEPS_METADATA,
+    noted,
+    noted_timesteps,
+)
 from lasro.models.adapter_formats import Tensors, diffusers_tensors, in_dtype, kohya_tensors, peft_form, scaled
 from lasro.models.base import AdapterKeys, GeneratorModel
 from lasro.models.base_adapter import METADATA as BASE_ADAPTER_METADATA
@@ -115,6 +123,10 @@ def _export_adapter(request: ExportRequest, form: AdapterForm) -> tuple[AdapterK
     source, base = request.source, base_of(request.settings)
     model = load_model(request.settings)
     found = model.find_lora(source.adapter, request.partial)
+    if noted(found.path, NOISE_METADATA) is not None:
+        raise ModelError(
+            f"{found.path}: moves the first noise, which no other tool does with a LoRA; use it with lasro generate"
+        )
     warn_of_difference(model, source.adapter, found.keys)
     names, timesteps, dtype = model.published_names(), noted_timesteps(source.adapter), request.dtype or "float32"
     adapter, title = scaled(found, request.strength), request.out.name

@@ -27,6 +27,7 @@ from lasro_client.run.collect import Collected
 from lasro_client.run.divergence import DivergenceMonitor, Figures
 from lasro_client.run.drift_budget import DriftBudget, largest
 from lasro_client.run.folder import RunFolder
+from lasro_client.run.rewarded_groups import rewarded_groups
 from lasro_client.run.round_means import by_weight, record_generator, record_rewards, record_surrogate
 from lasro_client.run.round_plan import RoundPlan
 from lasro_client.run.round_record import HealthRecord, Means, RoundRecord
@@ -161,7 +162,7 @@ class Alternation:
         if not settings.overlap:
             reply = adapt()
             self.surrogate.follow(reply.version)
-            return reply, [] if collected.is_unranked(reply) else self._update_generator(round)
+            return reply, self._update_generator(round) if self._learns(collected, reply) else []
         taught = self.progress.unranked == 0 and collected.has_total(self.config.reward_objective.required_rewards)
         self.surrogate.follow(self.surrogate_version)
         with ThreadPoolExecutor(1) as executor:
@@ -171,6 +172,13 @@ class Alternation:
                 with suppress(BudgetError):  # raised again when it is that round's turn
                     self._ahead = self.sampler.collect(round + 1)
             return adapting.result(), updates
+
+    def _learns(self, collected: Collected, reply: AdaptReply) -> bool:
+        """Whether the round gives the generator something to follow; shows its rewards to a method that wants them."""
+        if collected.is_unranked(reply) or not self.trainer.method.learns_from_rewards:
+            return not collected.is_unranked(reply)
+        noises, scales = partial(self.sampler.noises, self.progress.round), reply.statistics.scales
+        return self.trainer.observe(rewarded_groups(collected, self.config.reward_objective, scales, noises))
 
     def _observe_drift(self, collected: Collected) -> Means:
         """How far the round's images are from the base's, and what that says of the distance of latents."""

@@ -42,7 +42,8 @@ Summary = dict[str, Any]
 Tensors = dict[str, CpuTensor]
 SURROGATE_FILE = "surrogate.safetensors"
 CHECKPOINT_FILE = "checkpoint/state.safetensors"
-BEST = "best."
+BEST, METHOD = "best.", "method."
+"""What goes before names of tensors in the checkpoint that are not the trainer's."""
 
 
 Checkpoint = tuple[Progress, dict[str, Tensor] | None]
@@ -208,6 +209,7 @@ class RunFolder:
                 tuple[int, dict[str, Any], int, int],
             )
             trainer.load_state(state, version, method)
+            trainer.method.load_tensors(peers.on_main_and_broadcast(trainer.method.tensors, Tensors))
             for part in parts.values():
                 part.load(peers.on_main_and_broadcast(part.state, dict[str, Any]))
         return progress, best
@@ -220,15 +222,16 @@ class RunFolder:
         arrays, metadata = unpack_tensors(path.read_bytes())
         saved = json.loads(metadata["progress"])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        of_method, best = (_take(tensors, prefix) for prefix in (METHOD, BEST))
         method = saved.get("method") or {"moments": saved["moments"]}  # as 0.1 wrote it, which knew LaSRO alone
-        trainer.load_state({n: t for n, t in tensors.items() if not n.startswith(BEST)}, saved["version"], method)
+        trainer.load_state(tensors, saved["version"], method)
+        trainer.method.load_tensors(of_method)
         trainer.seed, trainer.first_version = saved["seed"], saved.get("first_version", 0)
         for name, part in parts.items():
             if saved.get(name) is not None:  # a release before the part was there kept none
                 part.load(saved[name])
         progress = Progress(**saved["progress"])
         self._drop_rounds_after(progress.round)
-        best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
         return progress, best or None
 
     def _drop_rounds_after(self, round: int) -> None:
@@ -250,7 +253,9 @@ class RunFolder:
         saved = {"progress": progress._asdict(), "version": trainer.version, "seed": trainer.seed}
         saved |= {"first_version": trainer.first_version, "method": trainer.method.state()}
         saved |= {name: part.state() for name, part in parts.items()}
-        tensors = trainer.state() | {BEST + name: tensor for name, tensor in (best or {}).items()}
+        tensors = trainer.state()
+        for prefix, others in ((BEST, best or {}), (METHOD, trainer.method.tensors())):
+            tensors |= {prefix + name: tensor for name, tensor in others.items()}
         body = pack_tensors({n: t.numpy() for n, t in tensors.items()}, {"progress": json.dumps(saved)})
         write_atomically(self.path / CHECKPOINT_FILE, body)
 
@@ -266,3 +271,8 @@ class RunFolder:
             fresh.rename(final)
         except OSError as error:
             raise StorageError(f"{final}: cannot be written ({error.strerror}); free the disk and resume") from error
+
+
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names have this prefix, without it, out of `tensors`."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}

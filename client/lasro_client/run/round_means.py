@@ -105,8 +105,9 @@ def record_generator(
     if not steps:
         return GeneratorRecord(drift, unmeasured(drift), distance=distance)
 
-    def mean(name: str) -> float:
-        return sum(getattr(step, name) for step in steps) / len(steps)
+    def mean(name: str) -> float | None:
+        known = [value for step in steps if (value := getattr(step, name)) is not None]
+        return sum(known) / len(known) if known else None
 
     return GeneratorRecord(
         drift=drift,

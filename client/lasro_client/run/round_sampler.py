@@ -8,12 +8,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from lasro.config import SamplingSettings
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import (
     Group,
+    draw_group_noises,
     draw_prompts,
     generator_for,
     sample_groups,
@@ -58,6 +60,15 @@ class RoundSampler:
         draws = generator_for(self.config.seed, "train prompts", round)
         return draws, draw_prompts(self.prompts, self._settings.prompts_per_round, draws)
 
+    def noises(self, round: int, index: int) -> list[Tensor]:
+        """x_tau0 [K, C, H, W] and eps [K D, C, H, W] that the round's group at `index` is drawn from."""
+        settings, draws = self._settings, generator_for(*self._seed(round), index)
+        K, D, most = settings.seeds_per_prompt, settings.second_step_draws, max(settings.steps)
+        return draw_group_noises(self.trainer.model, K, D, draws, most)
+
+    def _seed(self, round: int) -> tuple[object, ...]:
+        return self.config.seed, "train", round
+
     @property
     def _settings(self) -> SamplingSettings:
         """Of the phase's rounds."""
@@ -73,7 +84,7 @@ class RoundSampler:
 
     def _sample(self, round: int, prompts: list[Prompt], first: int) -> list[Group]:
         model, settings, perturbation = self.trainer.model, self._settings, self.config.train.perturbation
-        seed = (self.config.seed, "train", round)
+        seed = self._seed(round)
         if self._moves_second_step_alone(round):
             return sample_second_step_groups(model, prompts, settings, *seed, first=first)
         reference = None if self.trainer.is_base else partial(sample_latents, model, base=True)

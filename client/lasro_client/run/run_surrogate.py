@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from lasro.config import RunSettings
+from lasro.functional.reward_totals import RewardObjective, Values, group_totals, scale_of, tie_margin
 from lasro.models.backbone import with_latents
 from lasro.models.base import GeneratorModel
 from lasro.training.score_source import ScoreSource
-from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus, ScoredItem
+from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus, ScoredItem, scores_of
 from lasro_client.run.base_sample_rewards import preload_replay
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observers
@@ -108,14 +111,14 @@ class TrainedSurrogate:
 class NoSurrogate:
     """For methods that need none: nothing is learned, and every version is 0.
 
-    Nothing is ranked for them, so only a group in which every sample failed counts as one without a ranked pair.
+    A method that learns from rewards compares them: to it a group is constant where no two totals of it differ, as to a
+    trainer. For another, only one in which every sample failed is. Rewards are normalised over the round's groups.
     """
 
     source = None
 
-    def __init__(self, required_rewards: Sequence[str]) -> None:
-        """`required_rewards`: names without which a sample has no total."""
-        self.required_rewards = required_rewards
+    def __init__(self, objective: RewardObjective, compares: bool) -> None:
+        self.objective, self.compares = objective, compares
 
     def open(self, resumed: int | None, observer: Observers) -> int:
         return 0
@@ -124,7 +127,18 @@ class NoSurrogate:
         return self.adapt([], round, None, steps, rate)
 
     def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
-        failed_G = [self._count_failed(status.items or []) for status in scored]
+        rewards_GN = [_rewards(status.items or [], self.objective) for status in scored]
+        names = self.objective.normalised
+        scales = {name: scale_of([rewards_N[name] for rewards_N in rewards_GN]) for name in names}
+        totals_GN = group_totals(rewards_GN, self.objective, scales)
+        margin = tie_margin(0.0, totals_GN)
+        counts_G = [_count_pairs(totals_N, margin) for totals_N in totals_GN]
+        ranked_G, tied_G = [ranked for ranked, _ in counts_G], [tied for _, tied in counts_G]
+        failed_G = [_count_failed(rewards_N, self.objective) for rewards_N in rewards_GN]
+        constant_G = [
+            failed == len(totals_N) or (self.compares and not ranked)
+            for failed, totals_N, ranked in zip(failed_G, totals_GN, ranked_G, strict=True)
+        ]
         statistics = AdaptStatistics(
             loss=None,
             pair_accuracy=None,
@@ -132,17 +146,15 @@ class NoSurrogate:
             held_out_pair_accuracy=None,
             reward_gap=None,
             pairs=0,
-            constant_groups=sum(
-                failed == len(status.items or []) for failed, status in zip(failed_G, scored, strict=True)
-            ),
+            constant_groups=sum(constant_G),
+            ranked_pairs=sum(ranked_G) if self.compares else 0,
+            tied_pairs=sum(tied_G) if self.compares else 0,
             failed_samples=sum(failed_G),
+            scales=scales,
             stale_groups=0,
             duration_s=0.0,
         )
         return AdaptReply(version=0, statistics=statistics)
-
-    def _count_failed(self, items: Sequence[ScoredItem]) -> int:
-        return sum(any(item.scores[name].score is None for name in self.required_rewards) for item in items)
 
     def follow(self, version: int) -> None:
         pass
@@ -152,3 +164,19 @@ class NoSurrogate:
 
     def save(self, folder: RunFolder, version: int) -> None:
         pass
+
+
+def _rewards(items: Sequence[ScoredItem], objective: RewardObjective) -> dict[str, Values]:
+    return {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
+
+
+def _count_failed(rewards: Mapping[str, Values], objective: RewardObjective) -> int:
+    """Samples without a reward that counts."""
+    return int(np.any([np.isnan(rewards[name]) for name in objective.required_rewards], axis=0).sum())
+
+
+def _count_pairs(totals_N: Values, margin: float) -> tuple[int, int]:
+    """Pairs of totals that differ by more than the margin, and those that do not."""
+    known_N = totals_N[np.isfinite(totals_N)]
+    ranked = int((known_N[:, None] - known_N[None, :] > margin).sum())
+    return ranked, len(known_N) * (len(known_N) - 1) // 2 - ranked

@@ -129,7 +129,7 @@ def _alternation(
     surrogate = (
         TrainedSurrogate(config, trainer.model, trunk, connected, feedback)
         if trainer.method.needs_surrogate
-        else NoSurrogate(config.reward_objective.required_rewards)
+        else NoSurrogate(config.reward_objective, trainer.method.learns_from_rewards)
     )
     return Alternation(folder, trainer, feedback, surrogate, prompts.train.prompts)
 
