@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import psutil
 from lasro_client.cli.output import print_table
 
 POLL_S = 0.5
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 STARTER = "lasro.service.child_process"
 """What a child of a local stack is for an instant, before it becomes what it is to run."""
 MIB = 1 << 20
@@ -59,6 +61,8 @@ class Watched:
     """Of it."""
     shares: dict[str, int] = field(default_factory=dict)
     """PSS of each process at that time."""
+    gpu: int = 0
+    """Most bytes in use on all GPUs together, whoever uses them; 0 without `nvidia-smi`."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,6 +91,7 @@ def watch(command: Sequence[str], least_free_bytes: int = 0, **options: Any) -> 
 
 
 def _look(root: int, found: Watched) -> None:
+    found.gpu = max(found.gpu, _gpu_bytes())
     held = list(_processes(root))
     for each in held:
         found.peaks[each.name] = max(each.peak, found.peaks.get(each.name, 0))
@@ -106,6 +111,13 @@ def _processes(root: int) -> Iterator[Held]:
             continue
         if command:
             yield Held(_name(command), _kib(status, "VmHWM"), _kib(rollup, "Pss"), _kib(rollup, "Pss_File"))
+
+
+def _gpu_bytes() -> int:
+    if shutil.which(NVIDIA_SMI[0]) is None:
+        return 0
+    done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, check=False)
+    return sum(int(line) for line in done.stdout.split() if line.isdecimal()) << 20
 
 
 def _tree(root: int) -> list[psutil.Process]:

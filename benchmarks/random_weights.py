@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,20 @@ def _random(name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         one = name.endswith(("weight", "running_var"))
         return torch.full(like.shape, float(one), dtype=dtype)
     drawn = torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)) / math.sqrt(like.numel() / like.shape[0])
+    drawn = drawn.roll(zlib.crc32(name.encode()))  # weights of one shape are not the same
     copies = math.ceil(like.numel() / DRAWN)
     return drawn.to(dtype).repeat(copies)[: like.numel()].reshape(like.shape)
 
 
 def _write_tokenizer(kind: Any, folder: Path) -> None:
-    """The bundled model's for CLIP; for others one of words, with a template for chats."""
+    """The bundled model's for CLIP, at the encoder's own length; for others one of words, with a template for chats."""
     if kind.__name__ == "CLIPTokenizer":
         shutil.copytree(Path(local_source(BUNDLED)) / "tokenizer", folder, dirs_exist_ok=True)
+        encoder = folder.with_name(folder.name.replace("tokenizer", "text_encoder")) / "config.json"
+        length = json.loads(encoder.read_text(encoding="utf-8"))["max_position_embeddings"]
+        config = folder / "tokenizer_config.json"
+        settings = json.loads(config.read_text(encoding="utf-8")) | {"model_max_length": length}
+        config.write_text(json.dumps(settings), encoding="utf-8")
         return
     words = {word: i for i, word in enumerate(WORDS.split())}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))

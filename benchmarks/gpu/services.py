@@ -137,7 +137,7 @@ class OneProcess:
                 ReplayGroup.from_samples(group, {name: self._score(group.prompt, group.images)}, number, index)
             )
         self.replay.activate()
-        for _ in range(train.surrogate_steps):
+        for _ in range(train.adaptation_steps):
             self.surrogate.step(self.replay)
         self.published.load_trained(self.surrogate.surrogate.trained_state())
         for _ in range(train.generator_steps):

@@ -1,8 +1,8 @@
 """`python -m benchmarks.real_size`: a model of SSD-1B's size through both stages and into stock diffusers.
 
-The architecture is the true one, the weights are random (`model.py`): what is measured is memory and time, not
-pictures. One round of stage 1 and one of stage 2 (`run.toml`) by the command line, over the real services, then one
-image by stock diffusers with the adapter. Beside it, what `lasro doctor` computes of the same settings.
+The architecture is the true one, the weights are random (`benchmarks/random_weights.py`): what is measured is memory
+and time, not pictures. One round of stage 1 and one of stage 2 (`run.toml`) by the command line, over the real
+services, then one image by stock diffusers with the adapter. Beside it, what `lasro doctor` computes of the settings.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from benchmarks.peak_memory import Watched, watch
-from benchmarks.real_size.model import write_model
+from benchmarks.random_weights import write_model
 from benchmarks.real_size.report import write_report
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +60,11 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> Parts:
     """Make the model, and do it all."""
     work = arguments.work.resolve()
-    model = work / f"{'tiny' if arguments.tiny else 'ssd-1b'}-{arguments.dtype}"
-    write_model(model, getattr(torch, arguments.dtype), arguments.tiny)
+    architecture = "tiny-sdxl" if arguments.tiny else "ssd-1b"
+    model = work / f"{architecture}-{arguments.dtype}"
+    if not model.exists():
+        begun = work / f"{model.name}.begun"
+        write_model(architecture, begun, arguments.dtype).rename(model)  # what is written so far is not whole
     settings, runs = _settings(arguments, model), work / "runs"
     shutil.rmtree(runs, ignore_errors=True)
     # Prompts are embedded as on the first day: with text encoders that have to be read.

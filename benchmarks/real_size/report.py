@@ -25,6 +25,8 @@ NAMES = {
     "valkey-server": "Redis",
 }
 """Of processes, by what they run."""
+MODULES = {"client": "lasro_client.cli.main", "trainer": "lasro_surrogate_trainer"}
+"""What the processes run that the doctor knows."""
 STAGES = {
     "pretrain": "one round of stage 1",
     "train": "one round of stage 2, evaluations before and after",
@@ -53,7 +55,7 @@ def write_report(
         "stages": {name: watched.as_dict() for name, watched in stages.items()},
         "round": {name: update.get(name) for name in FIGURES},
         "stock": dict(stock),
-        "doctor": _doctor(stages["train"], doctor),
+        "doctor": _doctor(stages, doctor),
     }
     lines = [*_head(report), *_times(stages), *_memory(stages), *_doctor_lines(report["doctor"])]
     name = f"real-size-{arguments.device}-{arguments.size}-{arguments.dtype}"
@@ -71,18 +73,25 @@ def _machine(device: str) -> dict[str, Any]:
     return {"device": name, "cores": cores, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _doctor(train: Watched, doctor: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Computed peak of each process beside what it was in stage 2, whose prompts are on disk already."""
-    modules = {"client": "lasro_client.cli.main", "trainer": "lasro_surrogate_trainer"}
-    computed = dict(by_process(doctor["memory"]))
-    measured = {process: train.peaks.get(modules[process], 0) for process in computed}
+def _doctor(stages: Mapping[str, Watched], doctor: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Computed peak of each process beside what it was in both stages; on GPUs of all processes together.
+
+    Text encoders are there on top of the frozen weights while prompts are embedded, and nothing is computed yet.
+    """
+    of_runs = [stages[name] for name in ("pretrain", "train")]
+    first = doctor["memory"][0]
+    embedding = first["program"] + first["weights"] + doctor["text_encoders"]
+    computed = {"client": embedding}
+    for process, total in by_process(doctor["memory"]):
+        computed[process] = max(total, computed.get(process, 0))
+    if doctor["device"] == "cuda":
+        computed = {"all": sum(computed.values())}
+        measured = {"all": max(each.gpu for each in of_runs)}
+    else:
+        measured = {name: max(each.peaks.get(MODULES[name], 0) for each in of_runs) for name in computed}
     return {
-        process: {
-            "computed": total,
-            "measured": measured[process],
-            "ratio": round(measured[process] / total, 3),
-        }
-        for process, total in computed.items()
+        name: {"computed": total, "measured": measured[name], "ratio": round(measured[name] / total, 3)}
+        for name, total in computed.items()
     }
 
 
@@ -120,11 +129,13 @@ def _memory(stages: Mapping[str, Watched]) -> Iterator[str]:
             share = watched.shares.get(process, 0)
             yield f"| {name} | {NAMES.get(process, process)} | {_gb(watched.peaks[process])} | {_gb(share)} |"
         yield f"| {name} | **all together** | | **{_gb(watched.together)}**, {_gb(watched.of_files)} of it of files |"
+        if watched.gpu:
+            yield f"| {name} | **GPU** | **{_gb(watched.gpu)}** | |"
     yield ""
 
 
 def _doctor_lines(doctor: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    yield "What `lasro doctor` computes of the same settings, beside stage 2:"
+    yield "What `lasro doctor` computes of the same settings, beside the larger of both stages:"
     yield ""
     yield "| process | computed | measured | |"
     yield "| --- | --- | --- | --- |"

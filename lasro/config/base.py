@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from lasro.num_steps import MOST_STEPS, ONE_AND_TWO, WORDS, NumSteps
 
@@ -34,6 +34,11 @@ def from_folder(path: Path, info: ValidationInfo) -> Path:
     """A path of a TOML file: a relative one starts in the file's folder."""
     source: Source | None = info.context
     return path if source is None else (source.folder / path.expanduser()).resolve()
+
+
+def as_tuple(value: Any) -> Any:
+    """What JSON and TOML have in place of a tuple, for a strict reader too."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _weights(value: str, info: ValidationInfo) -> str:
@@ -87,6 +92,9 @@ WeightsFile = Annotated[str, AfterValidator(_weights)]
 """`bundled`, or a file as `ConfigPath`."""
 ModelSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 """`bundled`, a folder (as `ConfigPath`), or a hub id: what is no folder next to the TOML file."""
+
+Pixels = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(as_tuple)]
+"""Height and width, or top and left."""
 
 Timesteps = Annotated[tuple[int, ...], AfterValidator(_falling)]
 """Those of 1 to 8 steps, 0 (clean) to 999 (noise), the larger first."""

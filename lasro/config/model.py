@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Positive, Settings, Timesteps
+from lasro.config.base import BUNDLED, Autocast, Device, Dtype, ModelSource, Pixels, Positive, Settings, Timesteps
 
 UNET_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -51,11 +51,11 @@ class ModelSettings(Settings):
     """Of images, in pixels; absent: the size that the model was made for."""
     width: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Of images, in pixels; absent: the size that the model was made for."""
-    original_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    original_size: Pixels | None = None
     """Height and width in pixels before scaling, as an SDXL-class UNet takes them; absent: as drawn."""
-    target_size: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    target_size: Pixels | None = None
     """Height and width in pixels that an SDXL-class UNet is told an image was wanted in; absent: as drawn."""
-    crops_top_left: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    crops_top_left: Pixels | None = None
     """Top and left in pixels where an SDXL-class UNet is told an image was cropped; absent: 0, 0."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

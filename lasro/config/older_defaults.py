@@ -18,6 +18,7 @@ OLDER_DEFAULTS: dict[str, dict[str, Any]] = {
         "seeds_per_prompt": 6,
         "generator_steps": 1,
         "learning_rate": 5e-4,
+        "surrogate_steps": 4,
     },
     "health": {"max_drift": 0.65},
 }

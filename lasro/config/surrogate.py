@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from lasro.config.base import Autocast, Device, ModelSource, Positive, Rate, Settings, Share, Source
+from lasro.config.base import Autocast, Device, ModelSource, Positive, Rate, Settings, Share, Source, as_tuple
 from lasro.config.model import BackboneModelSettings, ModelSettings
 from lasro.functional.reward_totals import Combine, RewardObjective
 from lasro.wire import Finite, Name
@@ -16,11 +16,6 @@ from lasro.wire import Finite, Name
 UNIT = "tie_margin_unit"
 MAX_REWARDS = 32
 """Of a run, as of a request for scores."""
-
-
-def _as_tuple(value: Any) -> Any:
-    """What JSON and TOML have in place of a tuple, for a strict reader too."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 class BackboneSettings(Settings):
@@ -143,7 +138,7 @@ class SurrogateRun(Settings):
     """What makes the total: the weighted sum, product of powers, or smallest weighted reward."""
     floors: dict[Name, Finite] = Field(default_factory=dict, max_length=MAX_REWARDS)
     """Rewards below which a sample is vetoed, and ranks below all that are not."""
-    normalised: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=MAX_REWARDS)
+    normalised: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = Field(default=(), max_length=MAX_REWARDS)
     """Rewards taken in standard deviations from their mean, both of the groups in the replay."""
 
     @model_validator(mode="after")

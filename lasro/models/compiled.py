@@ -2,8 +2,8 @@
 
 All blocks of a kind share their code, so one that is compiled serves the others: a network of seventy takes no longer
 than one of seven. Of each kind there is one variant for each width, with an adapter and without, with a gradient and
-without, and one more once the batch changes, in which its size is free. None is thrown away for another: base and
-adapted network are modules of their own, so to go from one to the other compiles nothing.
+without; one more once the batch changes, in which its size is free, and one for a batch of one. None is thrown away for
+another: base and adapted network are modules of their own, so to go from one to the other compiles nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from lasro.cache_folder import cache_folder
 from lasro.errors import ModelError
@@ -28,8 +29,8 @@ def prepare_compiler(device: torch.device) -> None:
     Raises ModelError where there is no compiler.
     """
     folder = cache_folder()
-    if folder is not None:
-        os.environ.setdefault(CACHE_VARIABLE, str(folder.path / "compiled"))
+    if folder is not None and os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes it in there
+        os.environ[CACHE_VARIABLE] = str(folder.path / "compiled")
     try:
         torch.compile(_line)(torch.zeros(2, device=device))
     except RuntimeError as error:  # what all errors of dynamo and inductor are

@@ -18,6 +18,7 @@ from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
 from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
 from lasro.models.adapter_names import NETWORKS, UNET
+from lasro.models.initial_weights import drawn_from
 from lasro.validation import one_line
 
 GENERATOR = "generator"
@@ -33,8 +34,7 @@ def add_lora(
     chosen = settings.targets or targets
     options: dict[str, Any] = {"lora_alpha": settings.alpha}  # peft takes a float here and declares an int
     config = LoraConfig(r=settings.rank, target_modules=list(chosen), **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         try:
             network.add_adapter(config, adapter_name=GENERATOR)
         except ValueError as error:

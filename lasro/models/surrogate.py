@@ -21,6 +21,7 @@ from lasro.models.backbone import check_is_trunk
 from lasro.models.base import Conditioning, GeneratorModel
 from lasro.models.compiled import compile_network
 from lasro.models.device import autocast, device_memory
+from lasro.models.initial_weights import drawn_from
 from lasro.wire import unpack_tensors
 
 MEMORY_ADVICE = 'set surrogate.trunk = "adapter", or model.dtype = "bfloat16"'
@@ -59,8 +60,7 @@ class SurrogateReward(nn.Module):
         check_is_trunk(model, settings.backbone)
         self.model, self.settings = model, settings
         self.trunk = model.feature_extractor()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+        with drawn_from(settings.seed):
             if settings.trunk == "full":
                 self.trunk.train_blocks()
             else:

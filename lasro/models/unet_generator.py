@@ -122,6 +122,8 @@ class UNetGenerator(PipelineGenerator):
         with loading(where):
             encoders = TextEncoders(pipeline, self.text_encoders, settings, self.device)
             encoders.move_pipeline(left=(UNET,) if settings.shard else ())
+            if of_shapes:  # let go as idle and read again, they would count as computed
+                encoders.pin()
         self.unet, self.sampler = pipeline.unet, sampler.to(self.device)
         self.adds_noise, self.base_adapter = sampler.adds_noise, self._take_base_adapter(encoders, of_shapes)
         if self.device.type in CHANNELS_LAST:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from few_step_models import SDXL_BASE, with_scheduler
 from tiny_model import write_tiny_model
+from tiny_sd15 import write_tiny_sd15
 
 from lasro.config import RunSettings
+from lasro.errors import ModelError
 from lasro.methods.registry import create_trainer
 from lasro.models.backbone import trunk_of, with_latents
 from lasro.models.registry import load_model
@@ -84,3 +86,15 @@ def test_both_modes_give_the_same_generator_gradient(
     print(f"trunk {trunk}: relative error of the generator gradient {error:.1e}, norm {flat[1].norm():.3g}")
     assert flat[1].norm() > 0
     assert error <= 1e-4
+
+
+def test_a_trainer_refuses_a_backbone_of_other_latents(
+    tiny_model_path: Path, redis_url: str, tmp_path: Path, serve
+) -> None:
+    """Guards against a client in gradient mode, which has no backbone to look at, whose latents another VAE made."""
+    config = settings(str(tiny_model_path), "adapter", write_tiny_sd15(tmp_path / "sd15", guidance_embedding=False))
+    environment = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
+    with SurrogateClient(serve(create_app(environment)), timeout_s=60) as client:
+        body = with_latents(config.surrogate_run, load_model(config.model))
+        with pytest.raises(ModelError, match=r"^surrogate\.backbone sd15: got latents of a picture that differ by"):
+            client.create("other-latents", body)

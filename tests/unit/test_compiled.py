@@ -34,7 +34,7 @@ import torch
 model = load_model(ModelSettings(path=sys.argv[1], device="cpu", compile=True))
 with torch.no_grad():
     model.predict_clean(torch.zeros(1, *model.latent_shape), model.steps(1)[0], model.embed(["a red star"]))
-print(json.dumps(counters["inductor"]))
+print(json.dumps(counters["aot_autograd"]))
 """
 
 
@@ -93,14 +93,13 @@ def test_a_compiled_unet_computes_the_same(tiny_model_path: Path, checkpointing:
     is compiled anew for each switch between base and adapter and each size of a batch."""
     plain, model = (load(tiny_model_path, compile=each, gradient_checkpointing=checkpointing) for each in (False, True))
     ours, theirs = adapted(model), adapted(plain)
-    for count in (3, 2):
+    for count in (3, 2, 1):
         check_close(both(model, ours, count), both(plain, theirs, count))
     known = compilations()
     assert known > 0
     for count in (1, 3, 2):
         check_close(both(model, ours, count), both(plain, theirs, count))
-    if not checkpointing:
-        assert compilations() <= known + 3, "a batch of 1 alone may be compiled once more"
+    assert compilations() == known
 
 
 @pytest.mark.proof
@@ -137,8 +136,8 @@ def test_a_second_process_starts_warm(tiny_model_path: Path, tmp_path: Path) -> 
         for _ in range(2)
     ]
     cold, warm = (json.loads(run.stdout.splitlines()[-1]) for run in runs)
-    assert cold["fxgraph_cache_miss"] > 0
-    assert warm.get("fxgraph_cache_miss", 0) == 0
+    assert cold["autograd_cache_miss"] > 0
+    assert warm.get("autograd_cache_miss", 0) == 0
     assert any((tmp_path / "compiled").iterdir())
 
 

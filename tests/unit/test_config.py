@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lasro.config import (
     DatasetSettings,
     LasroSettings,
+    ModelSettings,
     RunSettings,
     Settings,
     SurrogateRun,
@@ -388,3 +389,9 @@ def test_a_margin_of_before_there_were_units_stays_a_difference(
     found = store.find_config()
     assert found is not None
     assert found.surrogate.tie_margin_unit == "absolute"
+
+
+def test_a_trainer_reads_sizes_of_an_image() -> None:
+    """Bug: every run with `model.original_size` was refused by its trainer, whose strict reader saw a list."""
+    run = SurrogateRun(model=ModelSettings(original_size=(64, 48), crops_top_left=(4, 2)), weights={"any": 1.0})
+    assert SurrogateRun.model_validate_json(run.model_dump_json(), strict=True) == run

@@ -154,8 +154,8 @@ def test_schedules_that_share_steps_are_what_they_are_alone(
     expected = [alone(theta, noises, path, gradient_steps) for path in schedules]
     assert [steps[-1].z_BCHW.item() for steps in taken] == [z.item() for z in expected]
     assert [len(steps) for steps in taken] == [len(path) for path in schedules]
-    sums = (sum(z.sum() for z in each) for each in ([steps[-1].z_BCHW for steps in taken], expected))
-    (found,), (wanted,) = (torch.autograd.grad(total, theta) for total in sums)
+    both = ([steps[-1].z_BCHW for steps in taken], expected)
+    (found,), (wanted,) = (torch.autograd.grad(torch.cat(each).sum(), theta) for each in both)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-9, abs=1e-12)
     if gradient_steps == 1:
         assert len(calls) <= len({path[:i] for path in schedules for i in range(1, len(path) + 1)})

@@ -16,6 +16,7 @@ from tiny_model import write_tiny_model
 from benchmarks.easy_reward import PROMPTS, linear_reward, rewarded_groups
 from lasro.config import RunSettings
 from lasro.errors import ConfigError, DeviceMemoryError, ModelError
+from lasro.models import text_encoders
 from lasro.models.backbone import trunk_of
 from lasro.models.registry import load_model
 from lasro.models.unet_generator import UNetGenerator
@@ -87,7 +88,7 @@ def test_shapes_take_the_bytes_of_tensors(tiny_model_path: Path, tables: dict[st
     model.embed(["a photo of a cat"])
     with LiveBytes() as real:
         of_tensors = peaks(real, ClientSteps(config, model), TrainerSteps(config, model))
-    assert of_shapes == pytest.approx(of_tensors, rel=0.15)
+    assert of_shapes == pytest.approx(of_tensors, rel=0.05)
 
 
 @pytest.mark.proof  # seconds each: whole networks
@@ -131,6 +132,18 @@ def test_a_backbone_is_counted_where_it_is_held(tiny_model_path: Path, tmp_path:
     assert parts["backbone unet"] < 0.7 * parts["unet"]
     update, serving = (found["memory"][place]["weights"] for place in (1, 2))
     assert update - serving >= parts["unet"]
+
+
+def test_text_encoders_of_shapes_are_not_let_go(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: where the doctor took a minute they went as idle and were read again inside of what is counted: 3.3 GB more
+    in every step of an SDXL-class model, by nothing but a busy machine."""
+    monkeypatch.setattr(text_encoders, "IDLE_S", -1.0)
+    shapes = shapes_of(settings(tiny_model_path).model)
+    encoders = sum(part.bytes for part in shapes.parts if part.name.startswith("text_encoder"))
+    with shapes.active(), LiveBytes() as live:
+        for prompt in ("a red circle", "a blue square"):
+            shapes.model.embed([prompt])
+        assert 0 < live.now < encoders / 10
 
 
 @pytest.mark.proof  # seconds each: shapes go through whole networks

@@ -63,6 +63,17 @@ def test_what_a_section_found_before_its_end_is_kept(tmp_path: Path, monkeypatch
     assert "| images | 2 images/s | 1 images/s | stock | 2.00 | at least 3 | no |" in table
 
 
+def test_random_weights_are_not_the_same_ones() -> None:
+    """Bug: rows that repeat, of which a matrix of rank one is made, weights of one shape that are all alike, or such
+    that activations overflow."""
+    like = torch.empty(2003, 1000, device="meta")
+    first, second = (random_weights._random(name, like, torch.float32) for name in ("a.weight", "b.weight"))
+    assert first.numel() > random_weights.DRAWN, "long enough to come round"
+    assert len(torch.unique(first, dim=0)) == len(first)
+    assert first.std() * 1000**0.5 == pytest.approx(1, rel=0.01)
+    assert not torch.equal(first, second)
+
+
 def test_random_weights_make_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against rows that repeat, shards that a loader misses, and activations that grow out of bounds."""
     monkeypatch.setattr(random_weights, "SHARD_BYTES", 1 << 13)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from benchmarks.peak_memory import watch
 from benchmarks.real_size.__main__ import CONFIG
-from benchmarks.real_size.model import DRAWN, filled
 from lasro.config import load_config
 
 
@@ -19,22 +17,6 @@ def test_the_run_is_one_that_the_configuration_allows() -> None:
     config = load_config(CONFIG, ["services.in_process_trainer=true"])
     assert (config.pretrain.rounds, config.train.rounds, config.train.batch_size) == (1, 1, 1)
     assert (CONFIG.parent / "prompts.txt").exists()
-
-
-def test_weights_are_filled_fast_and_no_two_rows_alike() -> None:
-    """Bug: rows that repeat, of which a matrix of rank one is made, or weights by which activations overflow."""
-    with torch.device("meta"):
-        network = nn.Sequential(nn.Linear(1000, 2003), nn.LayerNorm(2003), nn.Conv2d(8, 8, 3))
-    weights = filled(network, torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)))
-    assert weights.keys() == network.state_dict().keys()
-    linear = weights["0.weight"]
-    assert linear.numel() > DRAWN, "long enough to come round"
-    assert len(torch.unique(linear, dim=0)) == len(linear)
-    assert linear.std() * 1000**0.5 == pytest.approx(1, rel=0.01)
-    assert weights["2.weight"].std() * 72**0.5 == pytest.approx(1, rel=0.1)
-    assert not torch.equal(weights["2.weight"].flatten()[:9] * 72**0.5, linear.flatten()[:9] * 1000**0.5)
-    assert weights["1.weight"].eq(1).all()
-    assert not weights["0.bias"].any()
 
 
 def test_memory_is_that_of_the_command_and_a_shared_page_counts_once(tmp_path: Path) -> None:
@@ -60,6 +42,15 @@ def test_memory_is_that_of_the_command_and_a_shared_page_counts_once(tmp_path: P
     assert size < found.together < 1.5 * size
     assert size <= found.of_files + (1 << 20)
     assert found.seconds >= 2 > found.cpu_seconds > 0
+
+
+def test_memory_of_gpus_is_that_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the check on a GPU reports the memory of its processors' side alone."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 40000\necho 12\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert watch(["sleep", "1"]).gpu == 40_012 << 20
 
 
 def test_what_would_take_the_last_memory_is_ended() -> None:

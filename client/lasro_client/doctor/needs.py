@@ -19,8 +19,8 @@ NETWORK = "unet"
 HELD = (NETWORK, "vae")
 """Parts that stay in memory; text encoders are let go once all prompts are embedded."""
 KERNELS = 64 << 20
-"""Bytes that a CPU's libraries keep of kernels that have run once, such as compiled code: of the bundled model's client 50
-to 110 MiB were seen that are neither tensors nor given back by malloc_trim, and less of its trainer."""
+"""Bytes that a CPU's libraries keep of kernels that have run once, such as compiled code. Of the bundled model's client
+50 to 110 MiB were seen that are neither tensors nor given back by malloc_trim."""
 
 
 class Need(NamedTuple):
