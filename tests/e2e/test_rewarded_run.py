@@ -50,6 +50,20 @@ def test_a_run_of_each_method(config_path: Path, tmp_path: Path, method: str) ->
     assert (tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors").exists()
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("method", ["pso-online", "pso-offline"])
+def test_a_run_in_two_steps_and_eight(config_path: Path, tmp_path: Path, method: str) -> None:
+    """Guards against noises of two steps that longer samples are drawn again from: rounds of both are learned from."""
+    settings = [*SHORT, f"method.type={method}", "train.steps=[2,8]"]
+    summary = train(load_config(config_path, settings), tmp_path)
+    assert [list(rows) for rows in summary["rewards"].values()] == [["two_step", "eight_step"]]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["policy_version"] == 3
+    assert all(
+        None not in line["score"].values() and list(line["score"]) == ["two_step", "eight_step"] for line in lines
+    )
+
+
 def test_stage_1_of_such_a_method_is_refused(config_path: Path, tmp_path: Path) -> None:
     """Guards against hours of stage 1 for a surrogate that nothing will follow."""
     with pytest.raises(ConfigError, match=r"method\.type: got rlcm, .*needs no surrogate"):

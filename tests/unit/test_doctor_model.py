@@ -168,7 +168,7 @@ def peaks(live: LiveBytes, client: ClientSteps, trainer: TrainerSteps) -> list[i
     return [peak(live, step) for step in (client.generate, client.update, trainer.step, trainer.serve)]
 
 
-def peak(live: LiveBytes, step: Callable[[], None]) -> int:
+def peak(live: LiveBytes, step: Callable[[], object]) -> int:
     for _ in range(2):
         live.peak_since()
         step()

@@ -27,8 +27,8 @@ def method_of(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
     return {"type": "reward-guided-lcd", "teacher": str(model), "teacher_latents": str(path)} | settings
 
 
-def rg_trainer(model: Path, folder: Path, steps: tuple[int, ...] = (1, 2), **settings: Any) -> GeneratorTrainer:
-    train = {"steps": steps, "warmup_steps": 1, "learning_rate": 3e-3, "clip_norm": 1e9}
+def rg_trainer(model: Path, folder: Path, **settings: Any) -> GeneratorTrainer:
+    train = {"steps": settings.pop("steps", (1, 2)), "warmup_steps": 1, "learning_rate": 3e-3, "clip_norm": 1e9}
     return trainer_of(model, method_of(model, folder, **settings), **train)
 
 
@@ -62,7 +62,7 @@ def test_an_update_distils_and_ascends(tiny_model_path: Path, tmp_path: Path) ->
     resumed = rg_trainer(tiny_model_path, tmp_path, regulariser_weight=0.5)
     resumed.load_state(trainer.state(), trainer.version, trainer.method.state())
     assert resumed.step(PROMPTS, CurvedScore()).loss == pytest.approx(trainer.step(PROMPTS, CurvedScore()).loss)
-    longer = rg_trainer(tiny_model_path, tmp_path, (8,), regulariser_weight=0.5).step(PROMPTS, CurvedScore())
+    longer = rg_trainer(tiny_model_path, tmp_path, steps=(8,), regulariser_weight=0.5).step(PROMPTS, CurvedScore())
     assert longer.scores == {8: pytest.approx(score)}, "what is trained on are no samples of these steps"
 
 
