@@ -22,6 +22,7 @@ from lasro.config import (
     differing_keys,
     load_config,
 )
+from lasro.config.method import LasroSettings
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ConfigError, ConflictError
 from lasro.functional.reward_totals import RewardObjective
@@ -286,6 +287,7 @@ def test_every_kind_of_path_is_taken_from_the_folder_of_the_file(minimal: Path) 
     keys = ("model.path", "model.unet", "method.teacher")
     config = load_config(minimal, [*(f"{key}=models/x" for key in keys), "method.teacher_latents=z.safetensors"])
     beside = str(minimal.parent / "models" / "x")
+    assert isinstance(config.method, LasroSettings)
     assert (config.model.path, config.model.unet, config.method.teacher) == (beside, beside, beside)
     assert config.method.teacher_latents == minimal.parent / "z.safetensors"
     assert config.rewards[0].import_path == minimal.parent

@@ -42,7 +42,8 @@ def test_beyond_the_clip_there_is_no_gradient() -> None:
 
 def test_denoising_gain_by_hand() -> None:
     """Guards against a swapped sign: the base is off by 2, the generator by 1; w (4 - 1) / 2 with w = 0.5."""
-    gain = denoising_gain(*(tensor(value).view(1, 1, 1, 1) for value in (0, 1, 2)), tensor(0.5))
+    z, f, f_base = (tensor(value).view(1, 1, 1, 1) for value in (0, 1, 2))
+    gain = denoising_gain(z, f, f_base, tensor(0.5))
     assert gain.item() == pytest.approx(0.75)
 
 
