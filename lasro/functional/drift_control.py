@@ -22,9 +22,10 @@ START_SHARE = 0.25
 FIRST_RADIUS, LEAST_RADIUS = 0.1, 0.05
 """Of the budget: the trust radius at first, and the smallest."""
 GROWTH = 1.25
-"""Times the radius, most that it grows or shrinks in one round."""
+"""Times the radius: that much it grows or shrinks by a gain of SURE standard errors above or below 0."""
 SURE = 2.0
-"""Standard errors of a gain at which it does so."""
+FASTEST = 3.0
+"""Most powers of GROWTH in one round: an easy reward's gain is beyond doubt at once. It shrinks by one at most."""
 STIFFNESS = 15.0
 """S changes by about 2 where latents of deviation 1 move by D: the balance is then some 15 % beyond D*."""
 
@@ -43,7 +44,7 @@ def holding_weight(weight: float, squared_distance: float, allowed_distance: flo
 def trust_radius(radius: float, gain: float, error: float, budget: float) -> float:
     """The next radius, by the newest rounds' gain over the base and its standard error; an infinite one changes none.
 
-    radius <- radius GROWTH^z, z = gain / (SURE error) within -1 and 1
+    radius <- radius GROWTH^z, z = gain / (SURE error) within -1 and FASTEST
     """
-    z = min(1.0, max(-1.0, gain / (SURE * error)))
+    z = min(FASTEST, max(-1.0, gain / (SURE * error)))
     return min(budget, max(LEAST_RADIUS * budget, radius * GROWTH**z))

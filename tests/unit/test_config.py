@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from lasro.config import (
     DatasetSettings,
-    LasroSettings,
     ModelSettings,
     RunSettings,
     Settings,
@@ -23,6 +22,7 @@ from lasro.config import (
     differing_keys,
     load_config,
 )
+from lasro.config.method import LasroSettings
 from lasro.config.model import UNET_TARGETS
 from lasro.errors import ConfigError, ConflictError
 from lasro.functional.reward_totals import RewardObjective

@@ -56,7 +56,7 @@ def test_from_nothing_the_target_is_within_a_trust_radius() -> None:
     drift = DriftBudget(0.4, from_nothing=True)
     assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4)
     for _ in range(3):
-        drift.trust(Estimate(0.05, 0.01))
+        drift.trust(Estimate(0.02, 0.01))
     assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4 * GROWTH**3)
     drift.trust(Estimate(-0.05, 0.01))
     resumed = DriftBudget(0.4, from_nothing=True)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.functional.drift_control import (
+    FASTEST,
     GROWTH,
     LEAST_RADIUS,
     RISE_SHARE,
@@ -41,9 +42,10 @@ def test_the_target_never_falls_and_never_exceeds_the_budget(a: float, b: float,
 def test_the_radius_follows_the_gain_by_its_errors() -> None:
     """Bug: the target rose whatever the reward did, out to where the surrogate had never been right."""
     assert trust_radius(0.1, gain=0.02, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH)
-    assert trust_radius(0.1, gain=0.9, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH), "not faster"
+    assert trust_radius(0.1, gain=0.9, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH**FASTEST), "not faster"
     assert trust_radius(0.1, gain=0.01, error=0.01, budget=0.4) == pytest.approx(0.1 * GROWTH**0.5)
     assert trust_radius(0.1, gain=-0.02, error=0.01, budget=0.4) == pytest.approx(0.1 / GROWTH)
+    assert trust_radius(0.1, gain=-0.9, error=0.01, budget=0.4) == pytest.approx(0.1 / GROWTH)
     assert trust_radius(0.1, gain=0.5, error=math.inf, budget=0.4) == 0.1, "one round says nothing yet"
 
 

@@ -110,8 +110,9 @@ class TrainSchedule:
 
     @property
     def newest_gain(self) -> Estimate:
-        """Of this phase's newest rounds."""
-        return Estimate.of(self._gains[-NEWEST_ROUNDS:])
+        """Of this phase's newest rounds; unknown before there are enough for a proof, as two may agree by chance."""
+        known = self._gains if len(self._gains) >= PROOF_ROUNDS else []
+        return Estimate.of(known[-NEWEST_ROUNDS:])
 
     @property
     def is_promising(self) -> bool:

@@ -157,9 +157,11 @@ def grid_latents(
     predict: Callable[[Tensor, int], Tensor], noises: Sequence[Tensor], timesteps: Sequence[int], abar_T: Tensor
 ) -> Tensor:
     """Clean latents after the last of these timesteps."""
-    taken = sample(
-        lambda x_t, i: predict(x_t, timesteps[i]),
-        lambda x_t, z, eps, i: add_noise(z, eps, abar_T[timesteps[i]]),
+    (taken,) = sample(
+        predict,
+        lambda eps, t: eps,
+        lambda x_t, z, eps, t, next_t: add_noise(z, eps, abar_T[next_t]),
         noises,
+        [timesteps],
     )
     return taken[-1].z_BCHW
