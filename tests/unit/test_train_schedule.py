@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -170,6 +171,21 @@ def test_a_generator_that_is_fooled_in_training_goes_back_to_the_pilot() -> None
     assert schedule.phase == "training"
     played(schedule, [0.5] * 4, around(-0.1, 4, 0.02), 6)
     assert (schedule.phase, schedule.planned) == ("pilot", None)
+
+
+def test_the_newest_gains_outlast_the_pilot_and_not_a_restart() -> None:
+    """Bug: a training began by rounds in which nothing was known of the gain, at a tenth of the drift budget."""
+    schedule = in_pilot()
+    played(schedule, [0.9] * 2, [0.05, 0.06], 3)
+    assert schedule.newest_gain.sem == math.inf, "two may agree by chance"
+    played(schedule, [0.9], [0.055], 5)
+    assert schedule.phase == "training"
+    assert schedule.newest_gain.mean == pytest.approx(0.055)
+    resumed = TrainSchedule(TrainSettings())
+    resumed.load(json.loads(json.dumps(schedule.state())))
+    assert resumed.newest_gain == schedule.newest_gain
+    played(schedule, [0.5] * 4, around(-0.1, 4, 0.02), 6)
+    assert (schedule.phase, schedule.newest_gain.sem) == ("pilot", math.inf)
 
 
 def test_rounds_that_were_asked_for_are_made() -> None:

@@ -89,6 +89,8 @@ class TrainSchedule:
         """Of this phase's rounds: share of the pairs of own and the base's samples that was ranked right, and how many
         these were."""
         self._gains: list[float] = []
+        self._newest: list[float] = []
+        """The newest gains since the generator last began, in pilot and training."""
 
     @property
     def pilot_share(self) -> float:
@@ -110,9 +112,8 @@ class TrainSchedule:
 
     @property
     def newest_gain(self) -> Estimate:
-        """Of this phase's newest rounds; unknown before there are enough for a proof, as two may agree by chance."""
-        known = self._gains if len(self._gains) >= PROOF_ROUNDS else []
-        return Estimate.of(known[-NEWEST_ROUNDS:])
+        """Of the newest rounds; unknown before there are enough for a proof, as two may agree by chance."""
+        return Estimate.of(self._newest if len(self._newest) >= PROOF_ROUNDS else [])
 
     @property
     def is_promising(self) -> bool:
@@ -130,6 +131,7 @@ class TrainSchedule:
         found = accuracy_of(record.surrogate, AGAINST_BASE)
         self._accuracies += [] if found is None else [found]
         self._gains += [] if gain is None else [gain]
+        self._newest = (self._newest if gain is None else [*self._newest, gain])[-NEWEST_ROUNDS:]
         return self._after_pilot(done, most) if self.phase == "pilot" else self._after_training(done, most)
 
     def _after_ranking(self, record: RoundRecord, done: int, most: int) -> Begin | End | None:
@@ -143,7 +145,7 @@ class TrainSchedule:
 
     def _begin(self, phase: Phase, done: int, why: str, is_restart: bool = False) -> Begin:
         self.phase, self.began = phase, done
-        self._accuracies, self._gains = [], []
+        self._accuracies, self._gains, self._newest = [], [], [] if is_restart else self._newest
         return Begin(phase, is_restart, why)
 
     # --- pilot and training ----------------------------------------------------------------------------------
@@ -206,6 +208,7 @@ class TrainSchedule:
             "planned": self.planned,
             "accuracies": self._accuracies,
             "gains": self._gains,
+            "newest": self._newest,
             "ranking": self.ranking.state(),
         }
 
@@ -216,4 +219,5 @@ class TrainSchedule:
         self.planned = None if self._settings.rounds is not None else state["planned"]  # asked for since
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
+        self._newest = list(state.get("newest", self._gains))[-NEWEST_ROUNDS:]
         self.ranking.load(state["ranking"])
