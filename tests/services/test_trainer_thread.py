@@ -58,7 +58,7 @@ def why_ended(trainer: InProcessTrainer) -> str | None:
 def trainer(
     model: GeneratorModel, tiny_model_path: Path, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SurrogateClient]:
-    monkeypatch.setattr(frozen, "load_model", lambda _: pytest.fail("a second model was loaded"))
+    monkeypatch.setattr(frozen, "load_trunk", lambda _: pytest.fail("a second model was loaded"))
     here = InProcessTrainer(model, settings(tiny_model_path).surrogate_run)
     url = here.start(redis_url, tmp_path / "data", tmp_path / "trainer.log")
     with SurrogateClient(url) as client:
