@@ -30,6 +30,7 @@ def check_run(config_path: Path, folder: Path, method: str) -> None:
     assert "surrogate_trainer" not in {path.stem for path in (folder / "services").glob("*.log")}
 
 
+@pytest.mark.proof
 def test_a_run_is_resumed_with_what_it_had_stored(config_path: Path, tmp_path: Path) -> None:
     """Guards against a method whose store is lost between rounds: 2 rounds and then a third are 3 rounds at once."""
     check_run(config_path, tmp_path / "whole", "pso-offline")

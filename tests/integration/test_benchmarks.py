@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.proof
 def test_the_reward_benchmark_measures_everything_it_promises() -> None:
     """Bug: a change of the reward API breaks the benchmark, and nobody notices until a figure is wanted."""
     command = [sys.executable, "-m", "benchmarks.rewards", "--quick"]

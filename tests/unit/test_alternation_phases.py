@@ -251,6 +251,7 @@ def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(
     assert written.followed[-1] == again.surrogate.version == done + 1
 
 
+@pytest.mark.proof
 def test_a_generator_that_is_fooled_for_good_restarts_a_stated_number_of_times(
     tiny_model_path: Path, tmp_path: Path
 ) -> None:

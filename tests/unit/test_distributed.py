@@ -77,6 +77,7 @@ def test_peers_agree_on_values_sums_and_errors_and_are_told_of_one_that_died() -
         assert text.count("\n") == 1, "and nothing before"
 
 
+@pytest.mark.proof  # half a minute of two cores
 def test_two_processes_make_the_updates_that_one_makes(tiny_model_path: Path) -> None:
     """Guards against gradients averaged over shares of unequal size, moments of one share, the same noise in both.
 

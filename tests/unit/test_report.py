@@ -354,6 +354,7 @@ def test_a_pretraining_run_has_its_own_result(tmp_path):
     assert "Surrogate score" not in page.text
 
 
+@pytest.mark.proof
 def test_large_noisy_images_stay_under_the_limit(tmp_path):
     """A report of 1024-pixel photographs must not become hundreds of megabytes."""
     prompts = [f"prompt {i}" for i in range(40)]

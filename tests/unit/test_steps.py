@@ -149,6 +149,7 @@ def model(tiny_model_path: Path) -> GeneratorModel:
     return trainer_of(tiny_model_path).model
 
 
+@pytest.mark.proof
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, K=st.integers(2, 3), D=st.integers(1, 2), references=st.booleans())
 def test_a_group_holds_what_each_number_of_steps_draws_by_itself(
