@@ -60,7 +60,7 @@ def test_a_trainer_in_the_clients_process_gives_the_same_bytes(
     """Guards against a trainer that computes with the generator's adapter, or a model that is loaded twice."""
     settings, seen = [*FEW, f"train.mode={mode}"], Processes()
     stage2.train(load_config(config_path, settings), tmp_path / "processes")
-    monkeypatch.setattr(frozen, "load_model", lambda _: pytest.fail("a second model was loaded"))
+    monkeypatch.setattr(frozen, "load_trunk", lambda _: pytest.fail("a second model was loaded"))
     stage2.train(load_config(config_path, [*settings, IN_PROCESS]), tmp_path / "thread", [seen])
     assert results(tmp_path / "thread") == results(tmp_path / "processes")
     assert "lasro_reward_api" in seen.modules

@@ -9,6 +9,7 @@ import gc
 import json
 import sys
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ def updated(model_path: str, folder: Path, peers: DistributedContext, **variant:
     figures = []
     for _ in range(2):
         step = trainer.step(FOUR, CurvedScore())
-        figures.append([figure for figure in step if figure is not None])
+        known = [*step.scores.values(), *(figure for figure in step if not isinstance(figure, Mapping))]
+        figures.append([figure for figure in known if figure is not None])
         sampled += peers.on_main_and_broadcast(lambda: _sampled(model, slice(0, 2)), float)
         if peers.is_main:  # as pictures for the report are drawn
             sampled += _sampled(model, slice(0, 1))
