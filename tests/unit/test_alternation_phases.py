@@ -280,7 +280,8 @@ def test_noise_ends_the_run_with_the_base(tiny_model_path: Path, tmp_path: Path)
     assert resumed.progress.ended == records[-1].event
 
 
-@pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.proof)])
+@pytest.mark.proof  # runs of all phases, each begun anew in each
+@pytest.mark.parametrize("overlap", [False, True])
 def test_a_run_resumed_in_any_phase_makes_the_same_rounds(tiny_model_path: Path, tmp_path: Path, overlap: bool) -> None:
     """Bug: a phase, its accuracies and gains, the ratio of the budget, or where the learning rate began is forgotten.
 
