@@ -2,7 +2,7 @@
 
 Random weights, no download, at most ten minutes. Sections run in order of value, each in a process of its own, and stop
 when their share of the time is over. JSON and a table are written after each.
-`--tiny` rehearses every section with models of a few kilobytes, on any device; its figures mean nothing.
+`--tiny` is a smoke test of every section, with models of a few kilobytes, on any device; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Report:
 
     def __init__(self, out: Path, tiny: bool) -> None:
         self.out, self.tiny = out, tiny
-        self.found: dict[str, Any] = {"rehearsal": tiny, "machine": {}, "sections": {}, "figures": [], "notes": []}
+        self.found: dict[str, Any] = {"smoke_test": tiny, "machine": {}, "sections": {}, "figures": [], "notes": []}
 
     def add(self, section: Section, status: str, seconds: float, records: Path) -> None:
         """What the section wrote, and how it ended."""
@@ -78,7 +78,7 @@ class Report:
         """JSON and table by the device's name; returns the table's file."""
         self.out.mkdir(parents=True, exist_ok=True)
         device = re.sub(r"[^a-z0-9]+", "-", self.found["machine"].get("device", "unknown").lower()).strip("-")
-        table = self.out / f"gpu-{'rehearsal-' if self.tiny else ''}{device}.md"
+        table = self.out / f"gpu-{'smoke-test-' if self.tiny else ''}{device}.md"
         table.with_suffix(".json").write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
         table.write_text(markdown(self.found), encoding="utf-8")
         return table
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tiny", action="store_true", help="rehearse it with models of a few kilobytes")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test, with models of a few kilobytes")
     parser.add_argument("--minutes", type=float, help="for all sections together; default: 10, and 60 with --tiny")
     parser.add_argument("--only", nargs="+", choices=[each.name for each in SECTIONS[1:]], help="sections")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results; with --tiny runs/bench-gpu")

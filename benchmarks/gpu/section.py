@@ -36,7 +36,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 def models(sizes: Sizes, folder: Path, recorder: Recorder) -> None:
     """Write what the other sections load, and say where they run."""
     if sizes is FULL and not torch.cuda.is_available():
-        raise ModelError("no GPU that torch sees; --tiny rehearses without one")
+        raise ModelError("no GPU that torch sees; --tiny is a smoke test without one")
     recorder.machine(machine())
     write_model(sizes.model, folder / "model", sizes.dtype)
     write_network(AutoencoderTiny, sizes.tiny_vae, folder / "tiny_vae", sizes.dtype)

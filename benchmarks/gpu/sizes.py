@@ -1,4 +1,4 @@
-"""What is measured, at its true size on a GPU or as small as can be to rehearse it, and the settings of its runs."""
+"""What is measured, at its true size on a GPU or as small as can be for a smoke test, and the settings of its runs."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ def markdown(found: dict[str, Any]) -> str:
     """Device and versions, a row for each figure, and what was skipped or failed."""
     machine = found["machine"]
     title = (
-        "Rehearsal, whose figures mean nothing" if found["rehearsal"] else "One GPU, beside plain diffusers and peft"
+        "Smoke test, whose figures mean nothing" if found["smoke_test"] else "One GPU, beside plain diffusers and peft"
     )
     versions = ", ".join(f"{key} {value}" for key, value in machine.items() if key not in ("device", "gpu") and value)
     lines = [

@@ -22,7 +22,7 @@ from torch import Tensor
 from lasro.config import RunSettings
 from lasro.config.method import GorsSettings
 from lasro.errors import ConfigError
-from lasro.methods.regulariser import Regulariser
+from lasro.methods.regulariser import Regulariser, distillation_part
 from lasro.methods.sample_store import Stored, best_first
 from lasro.methods.stored import StoredMethod, totals_of
 from lasro.models.base import SOLVER_STEPS, DistillationLoss, GeneratorModel
@@ -56,8 +56,7 @@ class Gors(StoredMethod[GorsSettings]):
             if self.settings.sample_weight == "reward" and total < 0:
                 raise ConfigError(
                     f"method.sample_weight: got reward, but a chosen total of {group.prompt.text[:40]!r} is "
-                    f"{total:.3g}, "
-                    'expected at least 0; set it to "none", or shift the reward'
+                    f'{total:.3g}, expected at least 0; set it to "none", or shift the reward'
                 )
             self.store.add(
                 group.prompt, latents[which][row][None], total if self.settings.sample_weight == "reward" else 1.0
@@ -69,11 +68,5 @@ class Gors(StoredMethod[GorsSettings]):
         noise_BCHW = torch.randn((count, *trainer.model.latent_shape), generator=draws)[here].to(device)
         z_BCHW, weights_B = stored.latents_BMCHW[here, 0].to(device), stored.weights_B[here].to(device)
         prompts = [prompt.text for prompt in stored.prompts[here]]
-        parts = trainer.micro_batches(len(prompts))
-        total = torch.zeros((), device=device)
-        for part in parts:
-            mean = self.distillation_loss(
-                z_BCHW[part], noise_BCHW[part], steps_B[part], prompts[part], len(parts) > 1, weights_B[part]
-            )
-            total = total + mean * len(prompts[part]) / count
-        return total
+        loss = self.distillation_loss
+        return distillation_part(trainer, loss, z_BCHW, noise_BCHW, steps_B, prompts, count, weights_B)

@@ -15,7 +15,7 @@ from lasro.config.method import RegulariserSettings
 from lasro.errors import ConfigError
 from lasro.functional.drift_control import holding_weight
 from lasro.functional.generator_loss import stay_near_base
-from lasro.models.base import SOLVER_STEPS, GeneratorModel
+from lasro.models.base import SOLVER_STEPS, DistillationLoss, GeneratorModel
 from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
 from lasro.wire import unpack_prompts, unpack_tensors
 
@@ -101,14 +101,28 @@ class LcmRegulariser:
         steps_B = torch.randint(0, SOLVER_STEPS, (BATCH,), generator=draws)
         noise_BCHW = torch.randn((BATCH, *self.model.latent_shape), generator=draws)
         here, device = trainer.peers.share(BATCH), self.model.device
-        parts = trainer.micro_batches(here.stop - here.start)
-        total = torch.zeros((), device=device)
-        for part in parts:
-            chosen = slice(here.start + part.start, here.start + part.stop)
-            z_BCHW, noise, solver_steps = (
-                values.to(device) for values in (self.latents_NCHW[rows[chosen]], noise_BCHW[chosen], steps_B[chosen])
-            )
-            prompts = [self.prompts[row] for row in rows[chosen].tolist()]
-            loss = self.distillation_loss(z_BCHW, noise, solver_steps, prompts, recompute=len(parts) > 1)
-            total = total + loss * len(prompts) / BATCH
-        return total
+        z_BCHW, noise_BCHW, own_steps_B = (
+            values[here].to(device) for values in (self.latents_NCHW[rows], noise_BCHW, steps_B)
+        )
+        prompts = [self.prompts[row] for row in rows[here].tolist()]
+        return distillation_part(trainer, self.distillation_loss, z_BCHW, noise_BCHW, own_steps_B, prompts, BATCH)
+
+
+def distillation_part(
+    trainer: GeneratorTrainer,
+    loss: DistillationLoss,
+    z_BCHW: Tensor,
+    noise_BCHW: Tensor,
+    steps_B: Tensor,
+    prompts: Sequence[str],
+    total: int,
+    weights_B: Tensor | None = None,
+) -> Tensor:
+    """This process's part of the mean of `loss` over `total` samples, a micro-batch's activations held at a time."""
+    parts = trainer.micro_batches(len(prompts))
+    found = torch.zeros((), device=trainer.model.device)
+    for part in parts:
+        weights = None if weights_B is None else weights_B[part]
+        mean = loss(z_BCHW[part], noise_BCHW[part], steps_B[part], prompts[part], len(parts) > 1, weights)
+        found = found + mean * len(prompts[part]) / total
+    return found

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from benchmarks.easy_reward import linear_reward, train_rounds
 from lasro.training.distributed import DistributedContext
+from lasro.training.generator_trainer import GeneratorTrainer
 
 T = TypeVar("T")
 
@@ -45,3 +48,16 @@ def in_threads(count: int, work: Callable[[DistributedContext], T]) -> list[T]:
     peers = [ThreadPeers(rank, count, barrier, table) for rank in range(count)]
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, peers))
+
+
+def assert_processes_agree(trainer_for: Callable[[DistributedContext], GeneratorTrainer]) -> None:
+    """Two processes train in two rounds of an easy reward what one trains by itself."""
+
+    def trained(peers: DistributedContext) -> Tensor:
+        trainer = trainer_for(peers)
+        train_rounds(trainer, linear_reward(trainer.model), 2)
+        return trainer.parameters[0].detach()
+
+    alone = trained(DistributedContext())
+    for each in in_threads(2, trained):
+        torch.testing.assert_close(each, alone, rtol=1e-4, atol=1e-6)

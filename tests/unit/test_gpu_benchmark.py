@@ -97,12 +97,12 @@ def test_wheels_are_all_but_torch() -> None:
 
 @pytest.mark.proof  # a minute: nine processes that each import torch and diffusers
 @pytest.mark.timeout(3600)
-def test_the_rehearsal_measures_everything(tmp_path: Path) -> None:
+def test_the_smoke_test_measures_everything(tmp_path: Path) -> None:
     """Bug: a change of a trainer or service breaks the benchmark, and it is found out on a rented GPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = tmp_path.glob("gpu-rehearsal-*.json")
+    (file,) = tmp_path.glob("gpu-smoke-test-*.json")
     found: dict[str, Any] = json.loads(file.read_text())
     assert {name: each["status"] for name, each in found["sections"].items()} == {
         each.name: "ok" for each in gpu.SECTIONS

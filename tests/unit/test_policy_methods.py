@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from thread_peers import in_threads
+from thread_peers import assert_processes_agree
 from toy_generator import ToyGenerator, toy_trainer
 
 from benchmarks.easy_reward import PROMPTS, gain, linear_reward, rewarded_groups, train_rounds
 from lasro.errors import ConfigError
-from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.rewarded_group import RewardedGroup
 
@@ -157,15 +156,7 @@ def _with_failed(group: RewardedGroup, *rows: int) -> RewardedGroup:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one_does(kind: str) -> None:
     """Guards against means over a share, and pairs that fall between two processes."""
-
-    def trained(peers: DistributedContext) -> torch.Tensor:
-        trainer = toy_trainer({"type": kind}, peers=peers, seeds_per_prompt=3, clip_norm=1e9)
-        train_rounds(trainer, linear_reward(trainer.model), 2)
-        return trainer.parameters[0].detach()
-
-    alone = trained(DistributedContext())
-    for each in in_threads(2, trained):
-        torch.testing.assert_close(each, alone, rtol=1e-4, atol=1e-6)
+    assert_processes_agree(lambda peers: toy_trainer({"type": kind}, peers=peers, seeds_per_prompt=3, clip_norm=1e9))
 
 
 def test_the_drift_budget_holds_it() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_trainer import trainer_of as small_trainer
-from thread_peers import in_threads
+from thread_peers import assert_processes_agree
 from toy_generator import ToyGenerator, toy_trainer
 
 from benchmarks.easy_reward import PROMPTS, gain, linear_reward, rewarded_groups, train_rounds
@@ -19,7 +19,6 @@ from lasro.methods.gors import Gors
 from lasro.methods.offline_pairs import OfflinePairs, signal_to_noise
 from lasro.methods.sample_store import SampleStore
 from lasro.methods.stored import StoredMethod
-from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.prompts import Prompt
 
@@ -178,15 +177,7 @@ def test_the_store_keeps_the_newest() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one_does(kind: str) -> None:
     """Guards against stores that hold a share, and losses that are means over one."""
-
-    def trained(peers: DistributedContext) -> torch.Tensor:
-        trainer = trainer_of(kind, peers=peers, seeds_per_prompt=3, clip_norm=1e9)
-        train_rounds(trainer, linear_reward(trainer.model), 2)
-        return trainer.parameters[0].detach()
-
-    alone = trained(DistributedContext())
-    for each in in_threads(2, trained):
-        torch.testing.assert_close(each, alone, rtol=1e-4, atol=1e-6)
+    assert_processes_agree(lambda peers: trainer_of(kind, peers=peers, seeds_per_prompt=3, clip_norm=1e9))
 
 
 def test_transitions_of_one_step_are_refused() -> None:

@@ -113,7 +113,7 @@ def _at_client(config: RunSettings, client: Shapes) -> Shapes | None:
     """The backbone of a client that holds one besides its generator."""
     if config.surrogate.backbone is None or config.train.mode == "gradient" or not method_of(config).needs_surrogate:
         return None
-    return shapes_of(config.surrogate_run.trunk_model, beside=client)
+    return shapes_of(config.surrogate_run.trunk_model, client.mode)
 
 
 def _count(parameters: Iterable[Tensor]) -> int:

@@ -64,10 +64,10 @@ def _by_values(steps: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def shapes_of(settings: ModelSettings, beside: Shapes | None = None) -> Shapes:
+def shapes_of(settings: ModelSettings, mode: FakeTensorMode | None = None) -> Shapes:
     """The model of these settings, of a backbone its trunk; raises ModelError for one that `load_model` would refuse by
-    its configuration. `beside`: shapes that it is computed with."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if beside is None else beside.mode
+    its configuration. `mode`: of the shapes that it is computed with, where there are others."""
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     device, found = pick_device(settings.device), dict[str, nn.Module]()
 
     def without_memory(networks: dict[str, nn.Module]) -> None:

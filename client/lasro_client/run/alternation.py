@@ -198,7 +198,7 @@ class Alternation:
         """Go from ranking to training, back to the start, or to the end, where it is time; says which and why."""
         gain = by_weight(record.rewards.gain, self.config.step_weights)
         step = self.schedule.observe(record, gain, self._plan.fitting(self.progress))
-        if gain is not None and self.config.train.is_from_nothing:
+        if gain is not None:
             self.drift.trust(self.schedule.newest_gain)
         if step is None:
             return None

@@ -29,7 +29,7 @@ class DriftBudget:
 
     def __init__(self, budget: float | None, from_nothing: bool = False) -> None:
         self.budget = budget
-        self._first_radius = budget * (FIRST_RADIUS if from_nothing else 1.0) if budget is not None else None
+        self._first_radius = (budget or 0.0) * (FIRST_RADIUS if from_nothing else 1.0)
         self._radius = self._first_radius
         """Trust radius: the most drift for which what the rounds gained speaks."""
         self._ratios: list[float] = []
@@ -47,14 +47,14 @@ class DriftBudget:
         It falls before `begin_again` only where the trust radius does. To be called for rounds that update the
         generator alone.
         """
-        if self.budget is None or self._radius is None:
+        if self.budget is None:
             return None
         self._reached = max(self._reached, min(drift_target(share, self.budget), allowed * self.budget))
         return min(self._reached, self._radius)
 
     def trust(self, gain: Estimate) -> None:
         """Widen or narrow the radius by the gain over the base of the newest rounds."""
-        if self.budget is not None and self._radius is not None:
+        if self.budget is not None:
             self._radius = trust_radius(self._radius, gain.mean, max(gain.sem, LEAST_ERROR), self.budget)
 
     def distance(self, target: float | None) -> float | None:
@@ -77,7 +77,7 @@ class DriftBudget:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self._ratios, self._reached = list(state["ratios"]), state.get("reached", 0.0)
-        self._radius = state.get("radius", self.budget)  # runs of before had none
+        self._radius = state.get("radius", self.budget or 0.0)  # runs of before had none
 
 
 def largest(drifts: Iterable[float | None]) -> float | None:

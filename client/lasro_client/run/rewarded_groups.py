@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lasro.functional.reward_totals import RewardObjective, Scale, Totals, ranking_values, totals
+from lasro.functional.reward_totals import RewardObjective, Scale, Totals, Values, ranking_values, totals
 from lasro.training.group_summary import GroupSummary
 from lasro.training.rewarded_group import RewardedGroup
-from lasro.wire import scores_of
+from lasro.wire import ScoredItem, scores_of
 from lasro_client.run.collect import Collected
 
 
@@ -28,9 +28,7 @@ def rewarded_groups(
 
     Of several processes each gets all groups.
     """
-    names = list(objective.weights)
-    rewards = {name: np.array(scores_of(collected.items, name), dtype=float) for name in names}
-    found, start, groups = totals(rewards, objective, scales), 0, []
+    found, start, groups = totals(rewards_of(collected.items, objective), objective, scales), 0, []
     for index, group in enumerate(collected.groups):
         rows = slice(start, start + len(group.stages))
         of_group = Totals(found.total_N[rows], found.vetoed_N[rows], found.floor_violation_N[rows])
@@ -39,6 +37,11 @@ def rewarded_groups(
         groups.append(RewardedGroup(group.prompt, noises(index), own, base))
         start = rows.stop
     return groups
+
+
+def rewards_of(items: Sequence[ScoredItem], objective: RewardObjective) -> dict[str, Values]:
+    """Of samples, each reward that counts or vetoes, by name; NaN where one failed."""
+    return {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
 
 
 def _by_num_steps(group: GroupSummary, values_N: np.ndarray, is_reference: bool) -> dict[int, Tensor]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from lasro.config import RunSettings
+from lasro.functional.bradley_terry import count_ties, ranked_pairs
 from lasro.functional.reward_totals import RewardObjective, Values, group_totals, scale_of, tie_margin
 from lasro.models.backbone import with_latents
 from lasro.models.base import GeneratorModel
 from lasro.training.score_source import ScoreSource
-from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus, ScoredItem, scores_of
+from lasro.wire import AdaptReply, AdaptStatistics, GroupStatus
 from lasro_client.run.base_sample_rewards import preload_replay
 from lasro_client.run.folder import RunFolder
 from lasro_client.run.observer import Observers
+from lasro_client.run.rewarded_groups import rewards_of
 from lasro_client.services.connect import Services, open_surrogate
 from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.surrogate_scores import score_source
@@ -127,7 +130,7 @@ class NoSurrogate:
         return self.adapt([], round, None, steps, rate)
 
     def adapt(self, scored: list[GroupStatus], round: int, drift: float | None, steps: int, rate: float) -> AdaptReply:
-        rewards_GN = [_rewards(status.items or [], self.objective) for status in scored]
+        rewards_GN = [rewards_of(status.items or [], self.objective) for status in scored]
         names = self.objective.normalised
         scales = {name: scale_of([rewards_N[name] for rewards_N in rewards_GN]) for name in names}
         totals_GN = group_totals(rewards_GN, self.objective, scales)
@@ -166,10 +169,6 @@ class NoSurrogate:
         pass
 
 
-def _rewards(items: Sequence[ScoredItem], objective: RewardObjective) -> dict[str, Values]:
-    return {name: np.array(scores_of(items, name), dtype=float) for name in objective.weights}
-
-
 def _count_failed(rewards: Mapping[str, Values], objective: RewardObjective) -> int:
     """Samples without a reward that counts."""
     return int(np.any([np.isnan(rewards[name]) for name in objective.required_rewards], axis=0).sum())
@@ -177,6 +176,7 @@ def _count_failed(rewards: Mapping[str, Values], objective: RewardObjective) -> 
 
 def _count_pairs(totals_N: Values, margin: float) -> tuple[int, int]:
     """Pairs of totals that differ by more than the margin, and those that do not."""
-    known_N = totals_N[np.isfinite(totals_N)]
-    ranked = int((known_N[:, None] - known_N[None, :] > margin).sum())
-    return ranked, len(known_N) * (len(known_N) - 1) // 2 - ranked
+    values_N = torch.from_numpy(totals_N)
+    alike_N = torch.zeros(len(totals_N), dtype=torch.int64)  # samples of all numbers of steps are compared
+    winners_P, _ = ranked_pairs(values_N, alike_N, margin)
+    return len(winners_P), count_ties(values_N, alike_N, margin)
