@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lasro.config import RunSettings
 from lasro.config.method import DiffusionDpoSettings, PsoOfflineSettings
@@ -110,15 +108,12 @@ class DiffusionDpo(OfflinePairs[DiffusionDpoSettings]):
 def predict_at(
     trainer: GeneratorTrainer, x_t_NCHW: Tensor, t_N: Tensor, conditioning: Conditioning, base: bool = False
 ) -> Tensor:
-    """f_theta at any timesteps, a micro-batch's activations held at a time; of the base without a gradient."""
-    predict = partial(trainer.model.predict_at, base=base)
-    parts = [(x_t_NCHW[part], t_N[part], conditioning.rows(part)) for part in trainer.micro_batches(len(x_t_NCHW))]
-    if base:
-        with torch.no_grad():
-            return torch.cat([predict(*each) for each in parts])
-    if len(parts) == 1:
-        return predict(*parts[0])
-    return torch.cat([checkpoint(predict, *each, use_reentrant=False) for each in parts])
+    """f_theta at any timesteps, in micro-batches; of the base without a gradient."""
+    model = trainer.model
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not base):
+        return trainer.in_micro_batches(
+            lambda rows: model.predict_at(x_t_NCHW[rows], t_N[rows], conditioning.rows(rows), base), len(x_t_NCHW)
+        )
 
 
 def signal_to_noise(model: GeneratorModel, t_N: Tensor) -> Tensor:

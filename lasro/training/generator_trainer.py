@@ -210,13 +210,17 @@ class GeneratorTrainer:
         return found
 
     def predict(self, x_t_BCHW: Tensor, step: SamplingStep, conditioning: Conditioning, base: bool = False) -> Tensor:
-        """f_theta(x_t, t, c), a micro-batch's activations held at a time: backward computes them once more."""
-        predict = partial(self.model.predict_clean, base=base)
-        parts = self.micro_batches(len(x_t_BCHW))
+        """f_theta(x_t, t, c) of the model's own step, in micro-batches."""
+        return self.in_micro_batches(
+            lambda rows: self.model.predict_clean(x_t_BCHW[rows], step, conditioning.rows(rows), base), len(x_t_BCHW)
+        )
+
+    def in_micro_batches(self, predict: Callable[[slice], Tensor], count: int) -> Tensor:
+        """`predict` of `count` rows, a micro-batch's activations held at a time: backward computes them once more."""
+        parts = self.micro_batches(count)
         if len(parts) == 1:
-            return predict(x_t_BCHW, step, conditioning)
-        inputs = [(x_t_BCHW[part], step, conditioning.rows(part)) for part in parts]
-        return torch.cat([checkpoint(predict, *each, use_reentrant=False) for each in inputs])
+            return predict(parts[0])
+        return torch.cat([checkpoint(predict, part, use_reentrant=False) for part in parts])
 
     def micro_batches(self, count: int) -> list[slice]:
         """Rows that go through a network together."""
