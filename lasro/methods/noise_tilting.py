@@ -22,7 +22,8 @@ from lasro.errors import ConfigError
 from lasro.functional.noise_tilting import shift_penalty
 from lasro.methods.surrogate_ascent import SurrogateAscent
 from lasro.models.base import GeneratorModel
-from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.step_samples import StepSamples
 
 
 class NoiseTilting(SurrogateAscent):

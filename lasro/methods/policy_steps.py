@@ -21,8 +21,9 @@ from lasro.functional.consistency import StepSample, sample
 from lasro.functional.policy_gradient import log_probability
 from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
 from lasro.num_steps import NumSteps
-from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
+from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.rewarded_group import RewardedGroup
+from lasro.training.step_samples import StepSamples
 
 
 @dataclass(frozen=True, eq=False)

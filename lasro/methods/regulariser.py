@@ -16,7 +16,8 @@ from lasro.errors import ConfigError
 from lasro.functional.drift_control import holding_weight
 from lasro.functional.generator_loss import stay_near_base
 from lasro.models.base import SOLVER_STEPS, DistillationLoss, GeneratorModel
-from lasro.training.generator_trainer import GeneratorTrainer, StepSamples
+from lasro.training.generator_trainer import GeneratorTrainer
+from lasro.training.step_samples import StepSamples
 from lasro.wire import unpack_prompts, unpack_tensors
 
 BATCH = 8

@@ -24,9 +24,10 @@ from lasro.methods.regulariser import LcmRegulariser, hold
 from lasro.methods.surrogate_ascent import SurrogateAscent
 from lasro.models.base import SOLVER_STEPS, GeneratorModel, SamplingStep
 from lasro.num_steps import NumSteps
-from lasro.training.generator_trainer import GeneratorTrainer, StepSamples, StepStatistics
+from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.prompts import Prompt
 from lasro.training.score_source import ScoreSource
+from lasro.training.step_samples import StepSamples
 
 
 class RewardGuidedLcd(SurrogateAscent):

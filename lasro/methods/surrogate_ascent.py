@@ -25,10 +25,11 @@ from lasro.methods.regulariser import Regulariser, hold, regulariser_of
 from lasro.models.base import GeneratorModel
 from lasro.models.surrogate import draw_augmentation
 from lasro.num_steps import NumSteps
-from lasro.training.generator_trainer import GeneratorTrainer, StepSamples, StepStatistics
+from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.process_codec import CpuTensor
 from lasro.training.prompts import Prompt
 from lasro.training.score_source import ScoreSource
+from lasro.training.step_samples import StepSamples
 
 EARLIER_SCORES = 16.0
 """How many scores the moments of an earlier commit's state count for, which does not say it."""

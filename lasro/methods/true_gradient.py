@@ -26,9 +26,10 @@ from lasro.models.base import GeneratorModel
 from lasro.num_steps import NumSteps
 from lasro.reward_function import load_reward
 from lasro.torch_reward import TorchReward
-from lasro.training.generator_trainer import GeneratorTrainer, StepSamples, StepStatistics
+from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.prompts import Prompt
 from lasro.training.score_source import ScoreSource
+from lasro.training.step_samples import StepSamples
 
 
 class TrueGradient(Method):

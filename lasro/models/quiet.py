@@ -3,8 +3,8 @@
 import logging
 import warnings
 
-# peft and diffusers import torchao where it is installed: it lists each GPU kernel that this machine can't load, and registers
-# enumerations in a way that torch calls deprecated
+# peft and diffusers import torchao where it is installed: it lists each GPU kernel that this machine can't load, and
+# registers enumerations in a way that torch calls deprecated.
 logging.getLogger("torchao").setLevel(logging.ERROR)
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 

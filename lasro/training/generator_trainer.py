@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ from lasro.training.prompts import Prompt
 from lasro.training.rewarded_group import RewardedGroup
 from lasro.training.sampling import draw_noises, generator_for
 from lasro.training.score_source import ScoreSource
+from lasro.training.step_samples import StepSamples, TakenStep
 
 MEMORY_ADVICE = "lower train.micro_batch_size, or set model.gradient_checkpointing = true"
 
@@ -46,48 +46,6 @@ class StepStatistics(NamedTuple):
     """From the base: root of the mean square distances of latents, summed over the outputs. None: not measured."""
     regulariser_weight: float
     """c, as it was for this update."""
-
-
-class TakenStep(NamedTuple):
-    """A step of a sampler as it was taken: input and clean latents, and the noise that the input was made with."""
-
-    step: SamplingStep
-    x_t_BCHW: Tensor
-    z_BCHW: Tensor
-    noise_BCHW: Tensor
-    """x_tau0 of the first; a sampler that adds none leaves the later ones out."""
-
-
-@dataclass(frozen=True, eq=False)
-class StepSamples:
-    """What this process has of the last step of some samples: `rows` of the `total` that all processes draw."""
-
-    step: SamplingStep
-    x_t_BCHW: Tensor
-    z_BCHW: Tensor
-    prompts: list[Prompt]
-    conditioning: Conditioning
-    rows: slice
-    total: int
-    predict_base: Callable[[Tensor, SamplingStep, Conditioning], Tensor]
-    trajectory: Sequence[TakenStep] = ()
-    """All steps, noisiest first, this one last; a gradient reaches z of the last `train.gradient_steps`."""
-
-    @property
-    def num_steps(self) -> NumSteps:
-        """Steps that the samples took."""
-        return self.step.index + 1
-
-    @cached_property
-    def z_base_BCHW(self) -> Tensor:
-        """The frozen base's last step from the same inputs, without a gradient; computed once, when first asked for."""
-        with torch.no_grad():
-            return self.predict_base(self.x_t_BCHW, self.step, self.conditioning)
-
-    @property
-    def share(self) -> float:
-        """Of the mean over all processes' samples, what this process's mean counts."""
-        return len(self.prompts) / self.total
 
 
 class UpdateRule(Protocol):

@@ -1,0 +1,1 @@
+"""HTTP routes of the surrogate trainer, by what they are for."""
