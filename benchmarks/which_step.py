@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.climb import Rewards, change, served_reward, true_rewards
 from lasro.config import RunSettings, load_config
-from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning
 from lasro.models.registry import load_model
 from lasro.training.prompts import read_prompts
 from lasro.training.sampling import draw_noises, sample_latents

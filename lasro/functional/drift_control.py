@@ -10,7 +10,8 @@ that the weight never lags behind. From there the generator moves along the surf
 
 A surrogate that was trained on samples of the base is right near them, and wrong further out until it has samples from
 there. So D* is at most a trust radius, which grows while the reward rises and shrinks while it falls, as in trust
-region methods (Nocedal and Wright, Numerical Optimization, section 4.1).
+region methods (Nocedal and Wright, Numerical Optimization, section 4.1). These go by the actual over the predicted
+improvement; here both are known by their order alone: which of an own and a base's sample is better.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ FIRST_RADIUS, LEAST_RADIUS = 0.1, 0.05
 GROWTH = 1.25
 """Times the radius: that much it grows or shrinks by a gain of SURE standard errors above or below 0."""
 SURE = 2.0
-FASTEST = 3.0
+FASTEST = 4.0
 """Most powers of GROWTH in one round: an easy reward's gain is beyond doubt at once. It shrinks by one at most."""
+AGREEMENT = 0.9
+"""Share of own and base's samples ranked as the reward ranks them, from which on any gain is beyond doubt: it differs
+between prompts by more than its mean, while its sign does not."""
 STIFFNESS = 15.0
 """S changes by about 2 where latents of deviation 1 move by D: the balance is then some 15 % beyond D*."""
 
@@ -41,10 +45,12 @@ def holding_weight(weight: float, squared_distance: float, allowed_distance: flo
     return weight + STIFFNESS / allowed_distance * max(0.0, excess)
 
 
-def trust_radius(radius: float, gain: float, error: float, budget: float) -> float:
+def trust_radius(radius: float, gain: float, error: float, budget: float, agreement: float = 0.0) -> float:
     """The next radius, by the newest rounds' gain over the base and its standard error; an infinite one changes none.
 
-    radius <- radius GROWTH^z, z = gain / (SURE error) within -1 and FASTEST
+    radius <- radius GROWTH^z, z = gain / (SURE error) within -1 and FASTEST; FASTEST for a gain with AGREEMENT
     """
     z = min(FASTEST, max(-1.0, gain / (SURE * error)))
+    if gain > error and agreement >= AGREEMENT:
+        z = FASTEST
     return min(budget, max(LEAST_RADIUS * budget, radius * GROWTH**z))

@@ -25,7 +25,8 @@ from lasro.errors import ConfigError
 from lasro.methods.regulariser import Regulariser, distillation_part
 from lasro.methods.sample_store import Stored, best_first
 from lasro.methods.stored import StoredMethod, totals_of
-from lasro.models.base import SOLVER_STEPS, DistillationLoss, GeneratorModel
+from lasro.models.base import GeneratorModel
+from lasro.models.distillation import SOLVER_STEPS, DistillationLoss
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.rewarded_group import RewardedGroup
 

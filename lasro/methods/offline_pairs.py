@@ -30,7 +30,9 @@ from lasro.functional.pairwise import denoising_gain, preference_loss
 from lasro.functional.reward_totals import tie_margin
 from lasro.methods.sample_store import Stored, best_first
 from lasro.methods.stored import StoredMethod, totals_of
-from lasro.models.base import SOLVER_STEPS, Conditioning, GeneratorModel, SamplingStep
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning, SamplingStep
+from lasro.models.distillation import SOLVER_STEPS
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.rewarded_group import RewardedGroup
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lasro.functional.consistency import StepSample, sample
 from lasro.functional.policy_gradient import log_probability
-from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.num_steps import NumSteps
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.rewarded_group import RewardedGroup

@@ -15,7 +15,8 @@ from lasro.config.method import RegulariserSettings
 from lasro.errors import ConfigError
 from lasro.functional.drift_control import holding_weight
 from lasro.functional.generator_loss import stay_near_base
-from lasro.models.base import SOLVER_STEPS, DistillationLoss, GeneratorModel
+from lasro.models.base import GeneratorModel
+from lasro.models.distillation import SOLVER_STEPS, DistillationLoss
 from lasro.training.generator_trainer import GeneratorTrainer
 from lasro.training.step_samples import StepSamples
 from lasro.wire import unpack_prompts, unpack_tensors

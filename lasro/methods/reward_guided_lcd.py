@@ -22,7 +22,9 @@ from lasro.functional.score_normalisation import normalise_and_clip
 from lasro.methods.offline_pairs import predict_at
 from lasro.methods.regulariser import LcmRegulariser, hold
 from lasro.methods.surrogate_ascent import SurrogateAscent
-from lasro.models.base import SOLVER_STEPS, GeneratorModel, SamplingStep
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import SamplingStep
+from lasro.models.distillation import SOLVER_STEPS
 from lasro.num_steps import NumSteps
 from lasro.training.generator_trainer import GeneratorTrainer, StepStatistics
 from lasro.training.prompts import Prompt

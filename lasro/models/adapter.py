@@ -26,12 +26,23 @@ from torch import Tensor, nn
 from lasro.errors import ModelError
 from lasro.models.adapter_file import AdapterFile, first_names, read_adapter
 from lasro.models.adapter_names import ModuleNames, Place, unsupported_kind
-from lasro.models.base import AdapterKeys
 from lasro.models.loading import loading
 
 log = logging.getLogger("lasro")
 LOADED = "loaded"
 """Name of the adapter on the networks."""
+
+
+class AdapterKeys(NamedTuple):
+    """How many of an adapter's keys were loaded; `missing` names the first of the others, for people."""
+
+    loaded: int
+    total: int
+    missing: str
+
+    def as_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {"loaded": self.loaded, "total": self.total}
 
 
 class ModuleLora(NamedTuple):

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,112 +21,15 @@ from torch import Tensor, nn
 from lasro.config import LoraSettings, ModelSettings
 from lasro.config.base import Dtype
 from lasro.errors import ModelError
+from lasro.models.conditioning import Conditioning, SamplingStep
+from lasro.models.distillation import DistillationLoss
+from lasro.models.feature_extractor import FeatureExtractor
 from lasro.models.prompt_tokens import PromptTokens
 
 if TYPE_CHECKING:
-    from lasro.models.adapter import Adapter
+    from lasro.models.adapter import Adapter, AdapterKeys
+    from lasro.models.base_adapter import BaseAdapter
     from lasro.models.published_names import PublishedNames
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What prompts become for B samples: tensors [B, ...] by names that only their family knows; no gradient."""
-
-    tensors: Mapping[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        return Conditioning({name: change(rows) for name, rows in self.tensors.items()})
-
-    def repeat_each(self, counts: int | Tensor) -> Conditioning:
-        """Each row `counts` times in a row; a tensor int64 [B] has a count for each."""
-        return self._each(lambda rows: rows.repeat_interleave(counts, 0))
-
-    def rows(self, chosen_B: Tensor | slice) -> Conditioning:
-        """Those that a mask, indices or a slice name."""
-        return self._each(lambda rows: rows[chosen_B])
-
-    def float(self) -> Conditioning:
-        """In float32."""
-        return self._each(lambda rows: rows.float())
-
-
-@dataclass(frozen=True)
-class SamplingStep:
-    """One step of a sampler. `index` counts from 0; `time` is the family's own: a timestep or a noise level."""
-
-    index: int
-    time: float
-
-
-class FeatureExtractor(nn.Module, ABC):
-    """The part of a generator's network that the surrogate stands on, over the frozen weights of the base.
-
-    What `train_blocks` or `add_adapters` makes trainable is its own.
-    """
-
-    out_channels: int
-    """C' of the feature map."""
-
-    @abstractmethod
-    def train_blocks(self) -> None:
-        """Replace the shared weights by trainable float32 copies."""
-
-    @abstractmethod
-    def add_adapters(self, rank: int) -> None:
-        """Leave the shared weights frozen and put trainable float32 LoRA adapters on them."""
-
-    @abstractmethod
-    def forward(self, x_t_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """Features [B, C', H', W'] of noisy latents at `timesteps_B` int64, 0 to 999."""
-
-
-class AdapterKeys(NamedTuple):
-    """How many of an adapter's keys were loaded; `missing` names the first of the others, for people."""
-
-    loaded: int
-    total: int
-    missing: str
-
-    def as_dict(self) -> dict[str, int]:
-        """For JSON."""
-        return {"loaded": self.loaded, "total": self.total}
-
-
-class BaseAdapter(NamedTuple):
-    """A LoRA that is part of the base: what it was called, and its file's content."""
-
-    name: str
-    sha256: str
-
-
-SOLVER_STEPS = 50
-"""Of the solver that a distillation loss takes one step of."""
-
-
-class DistillationLoss(Protocol):
-    """The loss that a model was distilled by."""
-
-    def __call__(
-        self,
-        z_BCHW: Tensor,
-        noise_BCHW: Tensor,
-        steps_B: Tensor,
-        prompts: Sequence[str],
-        recompute: bool = False,
-        weights_B: Tensor | None = None,
-    ) -> Tensor:
-        """Their mean loss, a scalar whose gradient reaches the adapter; each weighted by `weights_B` where given.
-
-        `steps_B`: solver steps, int64, 0 to SOLVER_STEPS - 1 counted from the clean end; 0 is the one that ends at
-        timestep 0. With `recompute` no activations are held: backward computes them once more.
-        """
-        ...
 
 
 class GeneratorModel(ABC):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
 
@@ -18,12 +18,18 @@ from lasro.errors import ModelError
 from lasro.models.adapter import Adapter, find_adapter, put_on
 from lasro.models.adapter_file import ADAPTER_FILE, note, noted
 from lasro.models.adapter_names import ModuleNames
-from lasro.models.base import BaseAdapter
 from lasro.models.files import at_home, looks_local
 from lasro.models.loading import loading
 from lasro.models.lora import fuse_adapter
 
 METADATA = "lasro_base_adapter"
+
+
+class BaseAdapter(NamedTuple):
+    """A LoRA that is part of the base: what it was called, and its file's content."""
+
+    name: str
+    sha256: str
 
 
 def find_base_adapter(names: ModuleNames, source: str) -> Adapter:

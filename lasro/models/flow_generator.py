@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lasro.errors import ModelError
 from lasro.functional.flow import add_flow_noise, clean_from_velocity, euler_step
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.loading import loading
 from lasro.models.transformer_generator import TransformerGenerator
 from lasro.models.unet_checks import chosen_size

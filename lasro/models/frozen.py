@@ -7,7 +7,8 @@ import weakref
 
 from lasro.config import ModelSettings
 from lasro.models.backbone import load_trunk
-from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning
 
 
 class FrozenModel:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lasro.errors import ModelError
 from lasro.functional.generator_loss import lcm_distillation
 from lasro.functional.noise_schedule import solver_pairs
-from lasro.models.base import SOLVER_STEPS, DistillationLoss
+from lasro.models.distillation import SOLVER_STEPS, DistillationLoss
 from lasro.models.load_unet import load_unet
 from lasro.models.loading import loading
 from lasro.models.samplers.lcm import LcmSampler

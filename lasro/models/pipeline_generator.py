@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lasro.models.adapter import Adapter, put_on
-from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.adapter import Adapter, AdapterKeys, put_on
+from lasro.models.base import GeneratorModel
 from lasro.models.image_codec import ImageCodec
 from lasro.models.prompt_tokens import PromptTokens
 

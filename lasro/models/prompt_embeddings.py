@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lasro.models.base import Conditioning
+from lasro.models.conditioning import Conditioning
 from lasro.models.embedding_store import EmbeddingStore
 
 Row = dict[str, Tensor]

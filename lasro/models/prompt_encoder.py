@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lasro.models.base import Conditioning
+from lasro.models.conditioning import Conditioning
 from lasro.models.device import device_memory
 from lasro.models.embedding_store import EmbeddingStore
 from lasro.models.lora import without_adapters

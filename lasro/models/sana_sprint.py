@@ -28,7 +28,7 @@ from lasro.functional.trigflow import (
     flow_level,
     trigflow_output,
 )
-from lasro.models.base import Conditioning, SamplingStep
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.rendered_prompts import RenderedPrompts
 from lasro.models.transformer_codecs import DeepCompressionCodec
 from lasro.models.transformer_generator import Parts, TransformerGenerator

@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor
 
 from lasro.errors import ModelError
-from lasro.models.base import Conditioning
+from lasro.models.conditioning import Conditioning
 from lasro.models.unet_generator import UNetGenerator
 
 

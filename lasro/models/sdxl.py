@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor
 
 from lasro.errors import ModelError
-from lasro.models.base import Conditioning
+from lasro.models.conditioning import Conditioning
 from lasro.models.unet_generator import UNetGenerator
 
 TIME_IDS = 6

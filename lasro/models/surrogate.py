@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from lasro.config import SurrogateSettings
 from lasro.errors import WireError
 from lasro.models.backbone import check_is_trunk
-from lasro.models.base import Conditioning, GeneratorModel
+from lasro.models.base import GeneratorModel
 from lasro.models.compiled import compile_network
+from lasro.models.conditioning import Conditioning
 from lasro.models.device import autocast, device_memory
 from lasro.models.initial_weights import drawn_from
 from lasro.wire import unpack_tensors

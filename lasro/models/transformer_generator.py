@@ -26,9 +26,10 @@ from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter, find_adapter
 from lasro.models.adapter_names import TRANSFORMER, ModuleNames
-from lasro.models.base import Conditioning, FeatureExtractor, SamplingStep
 from lasro.models.compiled import compile_network, prepare_compiler
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import autocast, device_memory, move_pipeline, pick_device
+from lasro.models.feature_extractor import FeatureExtractor
 from lasro.models.files import is_single_file
 from lasro.models.image_codec import ImageCodec
 from lasro.models.latent_codec import LatentCodec

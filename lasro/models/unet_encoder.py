@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lasro.models.base import Conditioning, FeatureExtractor
+from lasro.models.conditioning import Conditioning
+from lasro.models.feature_extractor import FeatureExtractor
 from lasro.models.shared_view import shared_view
 from lasro.models.trained_parts import adapt_to_train, copy_to_train
 

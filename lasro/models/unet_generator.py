@@ -28,17 +28,13 @@ from lasro.functional.noise_tilting import noise_shift
 from lasro.models.adapter import Adapter, find_adapter
 from lasro.models.adapter_file import NOISE_METADATA, note, noted
 from lasro.models.adapter_names import UNET, ModuleNames
-from lasro.models.base import (
-    BaseAdapter,
-    Conditioning,
-    DistillationLoss,
-    FeatureExtractor,
-    SamplingStep,
-)
-from lasro.models.base_adapter import described, find_base_adapter, fuse_base_adapter, note_base_adapter
+from lasro.models.base_adapter import BaseAdapter, described, find_base_adapter, fuse_base_adapter, note_base_adapter
 from lasro.models.compiled import compile_network, prepare_compiler
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import autocast, device_memory, pick_device
+from lasro.models.distillation import DistillationLoss
 from lasro.models.embedding_store import open_store
+from lasro.models.feature_extractor import FeatureExtractor
 from lasro.models.float32_convolutions import compute_ends_in_float32
 from lasro.models.image_codec import ImageCodec
 from lasro.models.lcm_distillation import lcm_loss

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad, pixel_unshuffle
 
 from lasro.errors import ModelError
-from lasro.models.base import Conditioning
+from lasro.models.conditioning import Conditioning
 from lasro.models.flow_generator import TRAIN_TIMESTEPS, FlowGenerator
 from lasro.models.rendered_prompts import RenderedPrompts, chat
 from lasro.models.transformer_codecs import ShiftedCodec

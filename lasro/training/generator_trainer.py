@@ -20,7 +20,8 @@ from lasro.errors import NonFiniteError
 from lasro.functional.consistency import sample
 from lasro.functional.generator_loss import ema_update
 from lasro.functional.lr_schedule import learning_rate
-from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import device_memory
 from lasro.models.lora import parameters_set
 from lasro.num_steps import NumSteps

@@ -27,7 +27,8 @@ from lasro.functional.consistency import sample
 from lasro.functional.drift import mean_square_difference
 from lasro.functional.perturbation import perturb, smooth_noise
 from lasro.images import png_bytes
-from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import device_memory
 from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.service.child_process import cores

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lasro.models.base import Conditioning, SamplingStep
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.num_steps import NumSteps
 from lasro.training.prompts import Prompt
 

@@ -20,15 +20,11 @@ from lasro.config import LoraSettings, ModelSettings, RunSettings
 from lasro.functional.generator_loss import lcm_distillation
 from lasro.functional.noise_schedule import add_noise, lcm_timesteps, solver_pairs
 from lasro.methods.registry import create_trainer
-from lasro.models.base import (
-    SOLVER_STEPS,
-    AdapterKeys,
-    Conditioning,
-    DistillationLoss,
-    FeatureExtractor,
-    GeneratorModel,
-    SamplingStep,
-)
+from lasro.models.adapter import AdapterKeys
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning, SamplingStep
+from lasro.models.distillation import SOLVER_STEPS, DistillationLoss
+from lasro.models.feature_extractor import FeatureExtractor
 from lasro.training.distributed import DistributedContext
 from lasro.training.generator_trainer import GeneratorTrainer
 

@@ -26,7 +26,7 @@ from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ModelError
 from lasro.models import base_adapter
 from lasro.models.adapter_file import ADAPTER_FILE
-from lasro.models.base import BaseAdapter
+from lasro.models.base_adapter import BaseAdapter
 from lasro.models.text_encoders import is_unread
 from lasro.models.unet_generator import UNetGenerator
 from lasro_client.evaluation.adapted_model import load_adapted

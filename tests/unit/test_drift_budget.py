@@ -7,9 +7,11 @@ import json
 import pytest
 
 from lasro.functional.drift import drift_distance
-from lasro.functional.drift_control import FIRST_RADIUS, GROWTH
+from lasro.functional.drift_control import FASTEST, FIRST_RADIUS, GROWTH
 from lasro_client.run.drift_budget import ROUNDS, DriftBudget, largest
 from lasro_client.run.round_estimate import Estimate
+
+UNKNOWN = Estimate.of([])
 
 
 def test_a_distance_of_latents_is_the_target_by_what_the_rounds_showed() -> None:
@@ -56,13 +58,14 @@ def test_from_nothing_the_target_is_within_a_trust_radius() -> None:
     drift = DriftBudget(0.4, from_nothing=True)
     assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4)
     for _ in range(3):
-        drift.trust(Estimate(0.02, 0.01))
+        drift.trust(Estimate(0.02, 0.01), UNKNOWN)
     assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4 * GROWTH**3)
-    drift.trust(Estimate(-0.05, 0.01))
+    drift.trust(Estimate(-0.05, 0.01), UNKNOWN)
     resumed = DriftBudget(0.4, from_nothing=True)
     resumed.load(json.loads(json.dumps(drift.state())))
     assert resumed.advance(1.0) == drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4 * GROWTH**2)
-    drift.trust(Estimate(0.05, 0.0))
+    drift.trust(Estimate(0.02, 0.01), Estimate(0.97, 0.02))
+    assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4 * GROWTH ** (2 + FASTEST)), "ranked right for sure"
     drift.begin_again()
     assert drift.advance(1.0) == pytest.approx(FIRST_RADIUS * 0.4)
     with_surrogate = DriftBudget(0.4)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasro.functional.drift_control import (
+    AGREEMENT,
     FASTEST,
     GROWTH,
     LEAST_RADIUS,
@@ -47,6 +48,17 @@ def test_the_radius_follows_the_gain_by_its_errors() -> None:
     assert trust_radius(0.1, gain=-0.02, error=0.01, budget=0.4) == pytest.approx(0.1 / GROWTH)
     assert trust_radius(0.1, gain=-0.9, error=0.01, budget=0.4) == pytest.approx(0.1 / GROWTH)
     assert trust_radius(0.1, gain=0.5, error=math.inf, budget=0.4) == 0.1, "one round says nothing yet"
+
+
+def test_the_radius_follows_agreement_where_the_gain_differs_between_prompts() -> None:
+    """Bug: a run whose surrogate was right of all 72 own and base's samples spent half its training near the base."""
+    fastest = pytest.approx(0.1 * GROWTH**FASTEST)
+    assert trust_radius(0.1, gain=0.013, error=0.006, budget=0.4, agreement=AGREEMENT) == fastest
+    assert trust_radius(0.1, gain=0.012, error=0.006, budget=0.4, agreement=0.85) == pytest.approx(0.1 * GROWTH)
+    assert trust_radius(0.1, gain=0.005, error=0.01, budget=0.4, agreement=1.0) == pytest.approx(0.1 * GROWTH**0.25)
+    assert trust_radius(0.1, gain=-0.02, error=0.01, budget=0.4, agreement=1.0) == pytest.approx(0.1 / GROWTH), (
+        "a loss that was foreseen is none the less a loss"
+    )
 
 
 @given(st.floats(0.05, 1), st.floats(-10, 10), st.floats(1e-12, 10), positive)

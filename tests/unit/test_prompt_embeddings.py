@@ -18,7 +18,7 @@ from lasro.cache_folder import cache_folder
 from lasro.config import ModelSettings
 from lasro.errors import ConfigError
 from lasro.models import prompt_embeddings
-from lasro.models.base import Conditioning
+from lasro.models.conditioning import Conditioning
 from lasro.models.embedding_store import EmbeddingStore
 from lasro.models.registry import load_model
 from lasro.models.unet_generator import UNetGenerator

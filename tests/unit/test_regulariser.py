@@ -14,7 +14,7 @@ from lasro.config import RunSettings
 from lasro.functional.noise_schedule import add_noise
 from lasro.methods.registry import create_trainer
 from lasro.methods.regulariser import BATCH, LcmRegulariser
-from lasro.models.base import SOLVER_STEPS
+from lasro.models.distillation import SOLVER_STEPS
 from lasro.models.registry import load_model
 from lasro.models.unet_generator import UNetGenerator
 from lasro.training.distributed import DistributedContext

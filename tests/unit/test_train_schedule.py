@@ -181,11 +181,13 @@ def test_the_newest_gains_outlast_the_pilot_and_not_a_restart() -> None:
     played(schedule, [0.9], [0.055], 5)
     assert schedule.phase == "training"
     assert schedule.newest_gain.mean == pytest.approx(0.055)
+    assert schedule.newest_agreement.mean == pytest.approx(0.9)
     resumed = TrainSchedule(TrainSettings())
     resumed.load(json.loads(json.dumps(schedule.state())))
-    assert resumed.newest_gain == schedule.newest_gain
+    assert (resumed.newest_gain, resumed.newest_agreement) == (schedule.newest_gain, schedule.newest_agreement)
     played(schedule, [0.5] * 4, around(-0.1, 4, 0.02), 6)
     assert (schedule.phase, schedule.newest_gain.sem) == ("pilot", math.inf)
+    assert schedule.newest_agreement.sem == math.inf, "of another generator"
 
 
 def test_rounds_that_were_asked_for_are_made() -> None:

@@ -13,7 +13,7 @@ from lasro_client.cli.prompts import Comments, Prompts, read_checked_prompts
 
 if TYPE_CHECKING:
     from lasro.config import ModelSettings
-    from lasro.models.base import AdapterKeys
+    from lasro.models.adapter import AdapterKeys
     from lasro_client.evaluation.generate import Steps
 
 Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, a hub id, or one .safetensors file.")]

@@ -15,7 +15,8 @@ from lasro.config import RunSettings
 from lasro.functional.bradley_terry import bradley_terry_loss
 from lasro.methods.policy import PolicyMethod
 from lasro.methods.registry import create_trainer, method_of
-from lasro.models.base import Conditioning, GeneratorModel, SamplingStep
+from lasro.models.base import GeneratorModel
+from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.surrogate import build_surrogate, score_and_gradient
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents

@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 
 from lasro.config import ModelSettings
+from lasro.models.adapter import AdapterKeys
 from lasro.models.adapter_file import noted_timesteps
 from lasro.models.adapter_formats import scaled
-from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.base import GeneratorModel
 from lasro.models.base_adapter import noted_base_adapter
 from lasro.models.registry import load_model
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lasro.config import ModelSettings, RewardSettings
 from lasro.errors import ConfigError, RewardError
-from lasro.models.base import AdapterKeys
+from lasro.models.adapter import AdapterKeys
 from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import Prompt
 from lasro.validation import explain

@@ -11,7 +11,7 @@ from pathlib import Path
 from lasro.config import ModelSettings
 from lasro.config.base import Dtype
 from lasro.errors import ConflictError, LasroError, StorageError
-from lasro.models.base import AdapterKeys
+from lasro.models.adapter import AdapterKeys
 from lasro_client.evaluation.adapted_model import load_adapted
 
 

@@ -16,7 +16,8 @@ from lasro.config import ModelSettings
 from lasro.errors import ConflictError, StorageError
 from lasro.files import write_atomically, write_json
 from lasro.images import png_bytes
-from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.adapter import AdapterKeys
+from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.training.prompts import Prompt

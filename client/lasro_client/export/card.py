@@ -18,7 +18,7 @@ from PIL import Image
 import lasro
 from lasro.errors import LasroError, WireError
 from lasro.images import MAX_PIXELS, decode_image
-from lasro.models.base import AdapterKeys
+from lasro.models.adapter import AdapterKeys
 from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import IMAGE_FOLDERS

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from lasro.config import ModelSettings
 from lasro.config.base import Dtype
 from lasro.errors import ModelError
-from lasro.models.adapter import Adapter
+from lasro.models.adapter import Adapter, AdapterKeys
 from lasro.models.adapter_file import (
     ADAPTER_FILE,
     NOISE_METADATA,
@@ -24,7 +24,7 @@ from lasro.models.adapter_file import (
     noted_timesteps,
 )
 from lasro.models.adapter_formats import Tensors, diffusers_tensors, in_dtype, kohya_tensors, peft_form, scaled
-from lasro.models.base import AdapterKeys, GeneratorModel
+from lasro.models.base import GeneratorModel
 from lasro.models.base_adapter import METADATA as BASE_ADAPTER_METADATA
 from lasro.models.base_adapter import noted_base_adapter
 from lasro.models.published_names import PublishedNames

@@ -199,7 +199,7 @@ class Alternation:
         gain = by_weight(record.rewards.gain, self.config.step_weights)
         step = self.schedule.observe(record, gain, self._plan.fitting(self.progress))
         if gain is not None:
-            self.drift.trust(self.schedule.newest_gain)
+            self.drift.trust(self.schedule.newest_gain, self.schedule.newest_agreement)
         if step is None:
             return None
         if isinstance(step, End):

@@ -52,10 +52,12 @@ class DriftBudget:
         self._reached = max(self._reached, min(drift_target(share, self.budget), allowed * self.budget))
         return min(self._reached, self._radius)
 
-    def trust(self, gain: Estimate) -> None:
-        """Widen or narrow the radius by the gain over the base of the newest rounds."""
+    def trust(self, gain: Estimate, agreement: Estimate) -> None:
+        """Widen or narrow the radius by the newest rounds: the gain over the base, and how often the surrogate, of an
+        own sample and the base's of the same noise, ranked the better one higher."""
         if self.budget is not None:
-            self._radius = trust_radius(self._radius, gain.mean, max(gain.sem, LEAST_ERROR), self.budget)
+            error, least_agreement = max(gain.sem, LEAST_ERROR), agreement.mean - agreement.sem
+            self._radius = trust_radius(self._radius, gain.mean, error, self.budget, least_agreement)
 
     def distance(self, target: float | None) -> float | None:
         """The same as a distance of latents, sqrt(L_reg)."""

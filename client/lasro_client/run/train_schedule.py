@@ -91,6 +91,8 @@ class TrainSchedule:
         self._gains: list[float] = []
         self._newest: list[float] = []
         """The newest gains since the generator last began, in pilot and training."""
+        self._newest_accuracies: list[tuple[float, float]] = []
+        """As `_accuracies`, of the newest rounds since then."""
 
     @property
     def pilot_share(self) -> float:
@@ -116,6 +118,12 @@ class TrainSchedule:
         return Estimate.of(self._newest if len(self._newest) >= PROOF_ROUNDS else [])
 
     @property
+    def newest_agreement(self) -> Estimate:
+        """Of the newest rounds: the share of own and the base's samples that the surrogate ranked right."""
+        found = self._newest_accuracies
+        return mean_accuracy(found if len(found) >= PROOF_ROUNDS else [])
+
+    @property
     def is_promising(self) -> bool:
         """Whether the gain of this phase is above nothing by more than its standard error."""
         return Estimate.of(self._gains).is_above(0, 1.0)
@@ -130,6 +138,7 @@ class TrainSchedule:
             return self._after_ranking(record, done, most)
         found = accuracy_of(record.surrogate, AGAINST_BASE)
         self._accuracies += [] if found is None else [found]
+        self._newest_accuracies = [*self._newest_accuracies, *([] if found is None else [found])][-NEWEST_ROUNDS:]
         self._gains += [] if gain is None else [gain]
         self._newest = (self._newest if gain is None else [*self._newest, gain])[-NEWEST_ROUNDS:]
         return self._after_pilot(done, most) if self.phase == "pilot" else self._after_training(done, most)
@@ -145,7 +154,9 @@ class TrainSchedule:
 
     def _begin(self, phase: Phase, done: int, why: str, is_restart: bool = False) -> Begin:
         self.phase, self.began = phase, done
-        self._accuracies, self._gains, self._newest = [], [], [] if is_restart else self._newest
+        self._accuracies, self._gains = [], []
+        if is_restart:
+            self._newest, self._newest_accuracies = [], []
         return Begin(phase, is_restart, why)
 
     # --- pilot and training ----------------------------------------------------------------------------------
@@ -209,6 +220,7 @@ class TrainSchedule:
             "accuracies": self._accuracies,
             "gains": self._gains,
             "newest": self._newest,
+            "newest_accuracies": self._newest_accuracies,
             "ranking": self.ranking.state(),
         }
 
@@ -220,4 +232,5 @@ class TrainSchedule:
         self._accuracies = [(accuracy, pairs) for accuracy, pairs in state["accuracies"]]
         self._gains = list(state["gains"])
         self._newest = list(state.get("newest", self._gains))[-NEWEST_ROUNDS:]
+        self._newest_accuracies = [(share, pairs) for share, pairs in state.get("newest_accuracies", [])]
         self.ranking.load(state["ranking"])

@@ -22,7 +22,7 @@ from torch import Tensor
 from lasro.errors import ModelError
 from lasro.functional.noise_schedule import add_noise, clean_from_output, noise_from_output
 from lasro.functional.trajectory import mix, noisy_step, unmix
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.loading import loading
 from lasro.validation import explain
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from lasro.errors import ModelError
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.samplers.base import TRAIN_TIMESTEPS, SchedulerSettings, TrajectorySampler, TrajectoryStep
 
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from lasro.functional.trajectory import abar_of_sigma, ddim_noise
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.samplers.base import Prediction, SchedulerSettings, TrajectorySampler, TrajectoryStep, first_of
 
 

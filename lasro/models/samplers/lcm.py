@@ -18,7 +18,7 @@ from torch import Tensor
 from lasro.config.base import Positive
 from lasro.functional.consistency import boundary_scalings, consistency
 from lasro.functional.noise_schedule import add_noise, clean_from_output, lcm_timesteps
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.samplers.base import TRAIN_TIMESTEPS, Sampler, SchedulerSettings, check_grid, first_of
 
 

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from pydantic import Field
 
 from lasro.functional.trajectory import tcd_noise
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.samplers.base import (
     TRAIN_TIMESTEPS,
     SchedulerSettings,
