@@ -14,6 +14,7 @@ from lasro.config.run import (
     ServiceSettings,
 )
 from lasro.config.surrogate import BackboneSettings, LatentSpace, SurrogateRun, SurrogateSettings
+from lasro.config.tracking import TrackingSettings
 from lasro.config.training import PretrainSettings, SamplingSettings, TrainSettings
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "SurrogateRun",
     "SurrogateSettings",
     "Timesteps",
+    "TrackingSettings",
     "TrainSettings",
     "differing_keys",
     "load_config",

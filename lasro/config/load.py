@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunSettings:
         return RunSettings.model_validate(tree, context=Source(path.resolve().parent, log.warning))
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, RunSettings)}") from error
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """The leaves of nested tables by the names that lead there, joined: `train.rounds`."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= flattened(value, f"{prefix}{name}{separator}", separator) if inner else {f"{prefix}{name}": value}
+    return found
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from lasro.config.model import LoraSettings, ModelSettings
 from lasro.config.prompts import PromptSettings
 from lasro.config.rewards import ObjectiveSettings, RewardSettings
 from lasro.config.surrogate import SurrogateRun, SurrogateSettings
+from lasro.config.tracking import TrackingSettings
 from lasro.config.training import PretrainSettings, TrainSettings
 from lasro.functional.reward_totals import RewardObjective
 from lasro.num_steps import ONE_AND_TWO, NumSteps
@@ -137,6 +138,7 @@ class RunSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     budget: BudgetSettings = BudgetSettings()
     services: ServiceSettings = ServiceSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="before")
     @classmethod

@@ -18,8 +18,12 @@ GIB = 2**30
 def examine_model(
     model: str | None, config: Path | None, settings: list[str], run: bool, processes: int, as_json: bool
 ) -> None:
-    """Print the report; raises ModelError where the model is not supported, DeviceMemoryError where it does not fit."""
+    """Print the report; raises ModelError where the model is not supported, DeviceMemoryError where it does not fit,
+    and ConfigError where `[tracking]` names what is not here."""
+    from lasro_client.watch.tracking import check_tracking
+
     chosen = _settings(model, config, settings)
+    check_tracking(chosen.tracking)
     from lasro_client.doctor.report import examine  # torch, once the settings are known to be good
 
     report = examine(chosen, run, processes)

@@ -1,4 +1,4 @@
-"""Commands about the runs on this machine: report, runs ls, runs rm."""
+"""Commands about the runs on this machine: report, and runs ls, show, pause, resume, rm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table
 
-runs_app = typer.Typer(help="List and delete run folders.", no_args_is_help=True)
+runs_app = typer.Typer(help="List, describe, pause and delete runs.", no_args_is_help=True)
 MaybeRedis = Annotated[
     str | None,
     typer.Option(
@@ -25,6 +25,7 @@ MaybeTrainer = Annotated[
         show_default=False,
     ),
 ]
+Name = Annotated[str, typer.Argument(help="Folder of the run.", show_default=False)]
 Root = Annotated[Path, typer.Option(help="Folder of run folders.")]
 
 
@@ -56,6 +57,38 @@ def list_runs(
     else:
         rows = [(run.name, run.state, f"{run.round}/{run.rounds}" if run.folder else None, run.folder) for run in runs]
         print_table(("run", "state", "round", "folder"), rows)
+
+
+@runs_app.command("show")
+def show_run(name: Name, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """A run as Markdown to paste: gain, drift, cost, settings that are not the defaults, versions, seed."""
+    from lasro_client.report.pasted import as_markdown, facts
+    from lasro_client.report.run_data import read_run
+    from lasro_client.run.list_runs import find_run
+
+    run = find_run(root, name)
+    found = facts(read_run(root / name), run.state)
+    print_json(found) if as_json else print(as_markdown(found), end="")
+
+
+@runs_app.command("pause")
+def pause(name: Name, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """Have a run wait after the round under way: its services stay, and its time budget stands still."""
+    from lasro_client.run.list_runs import find_run, pause_run
+    from lasro_client.run.pause import resume_command
+
+    pause_run(find_run(root, name))
+    goes_on = resume_command(root / name)
+    print_json({"pausing": name}) if as_json else print(f"{name} pauses after this round; {goes_on} has it go on")
+
+
+@runs_app.command("resume")
+def resume(name: Name, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """Have a run go on that `lasro runs pause` holds."""
+    from lasro_client.run.list_runs import find_run, resume_run
+
+    resume_run(find_run(root, name))
+    print_json({"resumed": name}) if as_json else print(f"{name} goes on")
 
 
 @runs_app.command("rm")

@@ -14,7 +14,7 @@ from lasro.errors import RewardError
 from lasro_client.cli.output import AsJson, RedisUrl, is_main_process, print_json, print_scores, stderr
 
 if TYPE_CHECKING:
-    from lasro.config import RunSettings
+    from lasro.config import RunSettings, TrackingSettings
     from lasro_client.run.observer import Observer
 
 Config = Annotated[Path, typer.Argument(help="TOML file of the run.", show_default=False)]
@@ -43,6 +43,7 @@ def demo(
 
     config = load_config(shipped_config("demo"), settings or [])
     if from_scratch:
+        _check_tracking(config.tracking)
         from lasro.training.distributed import DistributedContext
         from lasro_client.run.from_scratch import surrogate_from_scratch, with_initial_surrogate
         from lasro_client.run.run_prompts import read_run_prompts
@@ -51,7 +52,8 @@ def demo(
         stage1, warm_up, final = (
             load_config(shipped_config(name)) for name in ("demo-stage1", "demo-warm-up", "demo-surrogate")
         )
-        config = with_initial_surrogate(config, *surrogate_from_scratch(stage1, warm_up, final, out, _observers()))
+        observers = _observers(stage1.tracking)  # of none: what is tracked is the demo
+        config = with_initial_surrogate(config, *surrogate_from_scratch(stage1, warm_up, final, out, observers))
     _train(config, out, as_json)
 
 
@@ -84,9 +86,10 @@ def pretrain(
 
     run = load_config(config, _with_option(settings, in_process_trainer))
     folder = _free(out or Path("runs") / run.name)
+    _check_tracking(run.tracking)
     from lasro_client.run.stage1 import pretrain as run_pretrain  # torch, once the folder is known to be free
 
-    path = run_pretrain(run, folder, _observers())
+    path = run_pretrain(run, folder, _observers(run.tracking))
     if is_main_process():
         print_json({"surrogate": str(path)}) if as_json else print(path)
 
@@ -150,9 +153,10 @@ def _with_option(settings: list[str] | None, in_process_trainer: bool) -> list[s
 
 def _train(config: RunSettings, out: Path, as_json: bool) -> None:
     _free(out)
+    _check_tracking(config.tracking)
     from lasro_client.run.stage2 import train as run_train  # torch, once the folder is known to be free
 
-    summary = run_train(config, out, _observers())
+    summary = run_train(config, out, _observers(config.tracking))
     if not is_main_process():
         return
     nothing_learned = summary.get("nothing_learned")  # absent where an earlier release finished the run
@@ -182,13 +186,21 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _observers() -> list[Observer]:
+def _check_tracking(tracking: TrackingSettings) -> None:
+    from lasro_client.watch.tracking import check_tracking
+
+    check_tracking(tracking)
+
+
+def _observers(tracking: TrackingSettings) -> list[Observer]:
     """Those of a run that is started here."""
     from lasro_client.report.page import ReportWriter
     from lasro_client.watch.prometheus import PrometheusMetrics
     from lasro_client.watch.terminal import Terminal
+    from lasro_client.watch.tracking import tracking_observers
 
-    return [PrometheusMetrics(), Terminal(stderr()), ReportWriter()]
+    terminal = Terminal(stderr())
+    return [PrometheusMetrics(), terminal, ReportWriter(), *tracking_observers(tracking, terminal.note)]
 
 
 def shipped_config(name: str) -> Path:

@@ -66,8 +66,8 @@ class Alternation:
         self._parts = {"health": self.monitor, "schedule": self.schedule, "drift": self.drift}
         self.progress, self.best = folder.start(trainer, self._parts)
         self._image_unit = self._unmeasured
-        self._clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
-        self._plan = RoundPlan(self.config, self.schedule, self._clock)
+        self.clock = TimeBudget(self.config.budget.max_minutes, self.progress.elapsed_s, feedback.peers)
+        self._plan = RoundPlan(self.config, self.schedule, self.clock)
         self.sampler = RoundSampler(folder, trainer, feedback, self.schedule, prompts)
         self._ahead: Collected | None = None
         self._let_rate_fall()
@@ -111,7 +111,7 @@ class Alternation:
     def round(self) -> RoundRecord:
         """Do the next round. Raises BudgetError where it may not be done; it then does not count."""
         config, round = self.config, self.progress.round
-        self._clock.check()
+        self.clock.check()
         is_compared = self.sampler.compares_with_base(round)
         collected, self._ahead = self._ahead or self.sampler.collect(round), None
         drift = distance = self._unmeasured
@@ -123,7 +123,7 @@ class Alternation:
         self.progress = self.progress._replace(
             round=round + 1,
             unranked=self.progress.unranked + 1 if collected.is_unranked(reply) else 0,
-            elapsed_s=self._clock.elapsed_s,
+            elapsed_s=self.clock.elapsed_s,
             reward_calls=collected.reward_calls,
             surrogate_version=reply.version,
         )

@@ -33,6 +33,7 @@ from lasro_client.run.kept_settings import (
     rewritten,
     rounds_of,
 )
+from lasro_client.run.pause import pause_files
 from lasro_client.run.progress import NO_PARTS, Parts, Progress
 from lasro_client.run.round_record import RoundRecord, Stage, read_log, to_json
 from lasro_client.run.run_lock import hold_run
@@ -71,6 +72,7 @@ class RunFolder:
         if self.path.is_file():
             raise ConfigError(f"{self.path}: is a file, expected a folder or nothing yet")
         exits.enter_context(hold_run(self.path))
+        exits.enter_context(pause_files(self.path))
 
     def go_on_as_begun(self, peers: DistributedContext) -> RunSettings:
         """The run's settings: where an earlier release began it, with the defaults of then. All processes call it."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lasro.config import RunSettings, differing_keys
+from lasro.config.load import flattened
 from lasro.config.older_defaults import is_older, with_older_defaults
 from lasro.config.rewards import REGISTERED
 from lasro.config.surrogate import with_stored_unit
@@ -21,9 +22,10 @@ IGNORED_ON_RESUME: dict[str, Any] = {
     "model": {"max_batch", "vae_slicing", "shard"},
     "rewards": {"__all__": set(REGISTERED)},
     "health": {"max_unranked_rounds"},
+    "tracking": True,
 }
-"""Settings that are not kept: where services are, what is held in memory at once, how rewards are called, and when a
-run that learns nothing ends."""
+"""Settings that are not kept: where services are, what is held in memory at once, how rewards are called, when a run
+that learns nothing ends, and whom it tells how it goes."""
 LIMITS = ("train.rounds", "pretrain.rounds", "budget.max_reward_calls", "budget.max_minutes")
 """Settings that may grow, and shrink to what is done."""
 
@@ -67,6 +69,18 @@ def _completed(known: dict[str, Any]) -> dict[str, Any]:
         return known
     stored = config.model_copy(update={"surrogate": with_stored_unit(config.surrogate)})
     return kept_settings(known.get("stage"), with_older_defaults(stored) if is_older(known) else stored)
+
+
+def own_settings(known: dict[str, Any]) -> dict[str, Any]:
+    """Those of a config.json that are not the defaults, by dotted name; empty for one that cannot be read."""
+    try:
+        config = RunSettings.model_validate({key: value for key, value in known.items() if key != "stage"})
+    except ValidationError:
+        return {}
+    own = flattened(config.model_dump(mode="json", exclude=IGNORED_ON_RESUME, exclude_defaults=True))
+    for follows in ("model.timesteps", "pretrain.steps"):  # settings of `train`, which other tables repeat
+        own.pop(follows, None)
+    return own
 
 
 def rounds_of(config: RunSettings, stage: Stage) -> int:

@@ -16,17 +16,21 @@ from lasro.folder_lock import hold_folder, holder, is_held
 from lasro.redis_store.connection import connect
 from lasro.redis_store.runs import delete_run as delete_keys
 from lasro.redis_store.runs import run_names
+from lasro_client.run.pause import pause_state, request_pause, resume_command, withdraw_pause
 from lasro_client.run.round_record import read_log
 from lasro_client.services import http
 
 CONFIG, LOG, SUMMARY = "config.json", "log.jsonl", "summary.json"
 GOES_ON, STOP_IT = "the run is going on", "stop it first"
+ALIVE = ("running", "pausing", "paused")
+"""States of a run that a process runs."""
 
 
 class Run(NamedTuple):
     """`round` of `rounds` are done. `running` while a process runs it, `finished` with a summary, else `stopped`.
 
-    One that only services know has no folder and is in the state `services`.
+    One that is going on is `pausing` from when it was asked to pause, and `paused` once its round is done. One that
+    only services know has no folder and is in the state `services`.
     """
 
     name: str
@@ -87,8 +91,30 @@ def find_run(root: Path, name: str, known_to_services: Iterable[str] = ()) -> Ru
 
 def check_not_running(run: Run) -> None:
     """Raises ConflictError while it goes on, or its local stack still runs."""
-    if run.state == "running":
+    if run.state in ALIVE:
         raise ConflictError(f"{run.folder}: {GOES_ON}{holder(Path(run.folder or ''))}; {STOP_IT}")
+
+
+def pause_run(run: Run) -> None:
+    """Have it wait after the round under way; raises ConflictError where it does not run, or was asked already."""
+    if run.state not in ALIVE:
+        raise ConflictError(f"{run.name}: got a run that is {_described(run)}, expected one that is running to pause")
+    folder = Path(run.folder or "")
+    if run.state != "running":
+        raise ConflictError(f"{folder}: the run is {run.state} already; {resume_command(folder)} has it go on")
+    request_pause(folder)
+
+
+def resume_run(run: Run) -> None:
+    """Have a run that waits go on; raises ConflictError where none was asked to wait."""
+    if run.state in ALIVE and run.state != "running":
+        return withdraw_pause(Path(run.folder or ""))
+    advice = "; `lasro train` or `pretrain` with its settings goes on with it" if run.state == "stopped" else ""
+    raise ConflictError(f"{run.name}: got a run that is {_described(run)}, expected one that is paused{advice}")
+
+
+def _described(run: Run) -> str:
+    return "known to services alone" if run.folder is None else run.state
 
 
 @contextmanager
@@ -112,7 +138,7 @@ def _read(folder: Path) -> Run:
     records = read_log(folder / LOG)
     state = "finished" if (folder / SUMMARY).exists() else "stopped"
     if _is_running(folder):
-        state = "running"
+        state = pause_state(folder) or "running"
     done, rounds = (records[-1].round + 1, records[-1].num_rounds) if records else (0, 0)
     return Run(folder.name, state, done, rounds, str(folder))
 

@@ -15,6 +15,7 @@ from lasro_client.run.held_out import HeldOut
 from lasro_client.run.observer import Observers
 from lasro_client.run.reward_watch import RewardWatch
 from lasro_client.run.start_findings import read_audit
+from lasro_client.run.versions import installed_versions
 
 
 def keep_to_budget(alternation: Alternation, held_out: HeldOut, observer: Observers) -> None:
@@ -69,6 +70,7 @@ def summarise(alternation: Alternation, measurements: dict[str, Any], duration_s
         "reward_calls": progress.reward_calls,
         "duration_s": duration_s,
         "timesteps": config.train.timesteps and list(config.train.timesteps),
+        "versions": installed_versions(),
         "adapter": "adapter",
         "surrogate": SURROGATE_FILE if alternation.surrogate.source is not None else None,
     }

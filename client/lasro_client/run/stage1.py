@@ -28,6 +28,7 @@ from lasro_client.run.embed_ahead import embed_for_stage1
 from lasro_client.run.folder import SURROGATE_FILE, RunFolder, Summary
 from lasro_client.run.held_trunk import held_trunk
 from lasro_client.run.observer import Observer, Observers, RunInfo
+from lasro_client.run.pause import Pause
 from lasro_client.run.probe_generator import ProbeGenerator
 from lasro_client.run.progress import Progress
 from lasro_client.run.reward_watch import RewardWatch, probe_with
@@ -40,6 +41,7 @@ from lasro_client.run.stop_signal import StopRequest
 from lasro_client.run.stopped import stop_recorded
 from lasro_client.run.submission import RoundHeader
 from lasro_client.run.time_budget import TimeBudget
+from lasro_client.run.versions import installed_versions
 from lasro_client.services.connect import Services, open_surrogate, services, urls
 from lasro_client.services.feedback import FeedbackClient
 from lasro_client.services.in_process_trainer import InProcessTrainer, check_in_process
@@ -123,6 +125,7 @@ class Pretraining:
         self.probe, self.progress, self.observer = probe, progress, observer
         self.run = f"{self.config.name}-pretrain"
         self._budget, self._connected, self._peers = budget, connected, probe.trainer.peers
+        self._pause = Pause(folder.path, budget, self._peers, observer)
         self._source = score_source(self.run, self.config.surrogate, trunk, connected.surrogates)
         self._feedback = FeedbackClient(connected, self.run, self.config.services.timeout_s, self._peers)
 
@@ -163,14 +166,20 @@ class Pretraining:
                 self.observer.folder_updated()
                 raise
             stop.agree(self._peers)
+            self._pause.obey(stop, self._keep)
             done = self.progress.round
             if stop.asked or done % config.checkpoint_rounds == 0:
-                self.folder.checkpoint(self.progress, trainer)
-                self._feedback.lease(record.surrogate.version)
+                self._keep()
             if done % config.report_rounds == 0:
                 self.observer.folder_updated()
             stop.raise_if_requested()
         self.folder.checkpoint(self.progress, trainer)
+
+    def _keep(self) -> None:
+        version = self.progress.surrogate_version
+        assert version is not None, "begin() comes first"
+        self.folder.checkpoint(self.progress, self.probe.trainer)
+        self._feedback.lease(version)
 
     def round(self) -> RoundRecord:
         """Do and log the next round. Raises BudgetError where it may not be done; it then does not count."""
@@ -226,6 +235,7 @@ class Pretraining:
             loss = "" if reply.statistics.loss is None else f"  loss {reply.statistics.loss:.3f}"
             self.observer.activity(f"final steps {done + steps}/{wanted}{loss}", left_s)
             stop.agree(self._peers)
+            self._pause.obey(stop)
             stop.raise_if_requested()
 
 
@@ -245,4 +255,5 @@ def _summarise(config: RunSettings, progress: Progress, status: RunStatus, durat
         "held_out_groups": status.held_out_groups,
         "reward_calls": progress.reward_calls,
         "duration_s": duration_s,
+        "versions": installed_versions(),
     }

@@ -31,6 +31,7 @@ from lasro_client.run.held_trunk import held_trunk
 from lasro_client.run.initial_adapter import start_from_adapter
 from lasro_client.run.observer import Observer, Observers, RunInfo
 from lasro_client.run.outcome import evaluated, keep_to_budget, measured, summarise
+from lasro_client.run.pause import Pause
 from lasro_client.run.reward_watch import RewardWatch, probe_with
 from lasro_client.run.round_record import RoundRecord
 from lasro_client.run.run_prompts import RunPrompts, read_run_prompts
@@ -109,7 +110,8 @@ def _train(folder: RunFolder, prompts: RunPrompts, peers: DistributedContext, ob
         surrogate = alternation.surrogate
         peers.on_main_and_broadcast(lambda: surrogate.save(folder, alternation.surrogate_version), None)
         measurements = measured(alternation, before, held_out, watch)
-    summary = summarise(alternation, measurements, resumed_s + time.monotonic() - started)
+    duration_s = resumed_s + time.monotonic() - started - alternation.clock.paused_s
+    summary = summarise(alternation, measurements, duration_s)
     if peers.is_main:
         folder.finish(summary)
         observer.folder_updated()
@@ -157,8 +159,14 @@ def _run_rounds(
     judge: Callable[[RoundRecord], None],
 ) -> None:
     """All rounds that are left, then the adapter. A signal ends them early, with a checkpoint; so do `watch` and
-    `judge`."""
+    `judge`. A pause has a checkpoint too, whatever becomes of it."""
     config, folder, peers = alternation.config.train, alternation.folder, alternation.feedback.peers
+    pause = Pause(folder.path, alternation.clock, peers, observer)
+
+    def keep() -> None:
+        alternation.checkpoint()
+        folder.export(alternation.trainer)
+
     with StopRequest() as stop, observer.rounds(alternation.num_rounds, alternation.progress.round):
         while not alternation.over:
             try:
@@ -173,15 +181,14 @@ def _run_rounds(
                 watch.after_round(record, lambda: stop.asked)
                 judge(record)
             except RewardError:
-                alternation.checkpoint()
-                folder.export(alternation.trainer)
+                keep()
                 observer.folder_updated()
                 raise
             stop.agree(peers)
+            pause.obey(stop, keep)
             done = alternation.progress.round
             if stop.asked or done % config.checkpoint_rounds == 0:
-                alternation.checkpoint()
-                folder.export(alternation.trainer)
+                keep()
             if stop.asked:
                 observer.note(f"stopped after {done} rounds; the same command goes on from there")
                 stop.raise_if_requested()
@@ -189,8 +196,7 @@ def _run_rounds(
                 held_out.draw_progress(alternation.trainer, done)
         if (taken_back := alternation.conclude()) is not None:
             observer.note(taken_back)
-        alternation.checkpoint()
-        folder.export(alternation.trainer)
+        keep()
 
 
 @contextmanager

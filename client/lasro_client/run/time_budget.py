@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lasro.errors import BudgetError
 from lasro.training.distributed import DistributedContext
@@ -17,13 +19,26 @@ class TimeBudget:
     def __init__(self, max_minutes: float | None, elapsed_s: float, peers: DistributedContext) -> None:
         self._max_minutes, self._peers = max_minutes, peers
         self._started = time.monotonic() - elapsed_s
+        self.paused_s = 0.0
+        """Of this life of the run, in pauses; not in `elapsed_s`."""
         self._round_ends_s: list[float] = []
         self._pace_rounds = PACE_ROUNDS
 
     @property
     def elapsed_s(self) -> float:
-        """Since the start of the run, interruptions left out."""
+        """Since the start of the run, interruptions and pauses left out."""
         return time.monotonic() - self._started
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Time that passes inside does not count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            pause_s = time.monotonic() - began
+            self._started += pause_s
+            self.paused_s += pause_s
 
     def check(self) -> None:
         """Raises BudgetError in all processes once the minutes are over by the main process's clock."""

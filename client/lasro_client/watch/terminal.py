@@ -101,6 +101,8 @@ class RoundBar:
     def __init__(self, console: Console, title: str, num_rounds: int, done: int, max_s: float) -> None:
         self._console, self._title, self._max_s = console, title, max_s
         self._started, self._first, self._printed = time.monotonic(), done, 0.0
+        self._first_s: float | None = None
+        """The records' `elapsed_s`, which pauses do not count in, when the rounds began."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -119,7 +121,9 @@ class RoundBar:
     def update(self, record: RoundRecord) -> None:
         """Show a round and the time that is left."""
         done, total, now = record.round + 1, record.num_rounds, time.monotonic()
-        rounds_s = (now - self._started) / (done - self._first) * (total - done)
+        if self._first_s is None:
+            self._first_s = record.elapsed_s - (now - self._started)
+        rounds_s = (record.elapsed_s - self._first_s) / (done - self._first) * (total - done)
         left = clock(max(0.0, min(rounds_s, self._max_s - record.elapsed_s)))
         figures, of, when = describe(record), f"/{total}", f"about {left} left"
         if record.is_searching:
