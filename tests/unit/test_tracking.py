@@ -200,7 +200,7 @@ def test_settings_that_mean_nothing_are_refused(tmp_path: Path, line: str, part:
 
 
 def test_a_missing_package_is_refused_with_its_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a run that is not tracked, and against a mere folder of that name that is taken for the package."""
+    """Guards against a run that is not tracked, and against a mere folder of its name that is taken for it."""
     (tmp_path / "tensorboard").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
