@@ -61,8 +61,8 @@ def test_both_stages_are_paused_and_tracked(config_path: Path, tmp_path: Path) -
     script = tmp_path / "tell"
     script.write_text(f'#!/bin/sh\necho "$LASRO_RUN $LASRO_STATUS $LASRO_SUMMARY" >> {heard}\n')
     script.chmod(0o755)
-    tracking = ["tracking.report_to=['tensorboard']", f"tracking.on_end={script}", "budget.max_minutes=30"]
-    config = load_config(config_path, tracking)
+    tracking = ["tracking.report_to=['tensorboard']", f"tracking.on_end={script}"]
+    config = load_config(config_path, [*tracking, "services.in_process_trainer=true"])
     said: list[str] = []
     for stage, run in (("stage1", pretrain), ("stage2", train)):
         terminal, folder = OtherTerminal(), tmp_path / stage
