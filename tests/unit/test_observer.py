@@ -93,6 +93,12 @@ def test_a_log_gets_plain_lines_that_are_not_wrapped() -> None:
     ]
 
 
+def test_the_time_left_goes_by_the_time_of_rounds() -> None:
+    """Bug: after a pause of a night, ten rounds of five seconds were said to take a night each."""
+    records = [RoundRecord("train", round, 12, elapsed_s=100.0 + 10 * round, event="said") for round in range(2)]
+    assert "about 0:50 left" in lines_of(records)[2]
+
+
 def test_trouble_is_reported_when_it_begins_and_when_something_is_done() -> None:
     """Guards against a line for each of a hundred rounds in the same trouble, and against a stop without a reason."""
     health = [HealthRecord(), HealthRecord("it fell"), HealthRecord("it fell"), HealthRecord("it fell", "stop")]

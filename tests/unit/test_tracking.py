@@ -101,6 +101,26 @@ def test_tensorboard_has_figures_and_pictures_and_a_resumed_run_doubles_nothing(
     assert ["train.rate: 0.5" in path.read_text() for path in hyperparameters] == [True], "sent once"
 
 
+@pytest.mark.filterwarnings("default")  # theirs are not ours to mend
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_other_trackers_take_a_run_and_go_on_with_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a tracker that nobody here has, whose package changed. Nothing leaves the machine."""
+    pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    folder, sent = tmp_path / "run", tmp_path / "run" / "tracking" / "sent.json"
+    draw(folder / "evaluation" / "before" / "two", BLUE, BLUE)
+    lives = [Life(folder, (name,)), Life(folder, (name,))]
+    lives[0].rounds(0, 1)
+    first = json.loads(sent.read_text())[name]
+    lives[1].rounds(1, 2, done=1)
+    assert json.loads(sent.read_text())[name] == first | {"rounds": 3, "pictures": 3}
+    assert first["id"]
+    assert [len(life.said) for life in lives] == [1, 1], "none failed"
+
+
 def test_a_tracker_that_is_named_later_gets_the_rounds_before(tmp_path: Path) -> None:
     """Guards against a curve that begins where somebody thought of watching it."""
     Life(tmp_path / "run", ()).rounds(0, 1)
