@@ -82,15 +82,15 @@ def test_slopes_of_a_straight_line(subject: Subject, tmp_path: Path) -> None:
     result = lipschitz(subject, (1, 2), probe, tmp_path, ignored)
     chain = {1: SLOPE, 2: SLOPE**2 * math.sqrt(abar(subject.model, 2, 1))}  # pyright: ignore[reportArgumentType]
     for policy in (BASE, ADAPTED):
-        rows = [row_of(result, policy=policy, map="one_step", step=step) | {"expected": SLOPE} for step in (0, 1)]
-        rows += [row_of(result, policy=policy, num_steps=n) | {"expected": slope} for n, slope in chain.items()]
-        for row in rows:
-            assert row["latents"]["mean"] == pytest.approx(row["expected"], rel=1e-3)
-            assert row["latents"]["max"] == pytest.approx(row["expected"], rel=1e-3)
-            assert row["images"]["mean"] == pytest.approx(CONTRAST * row["expected"], rel=1e-3)
+        rows = [(row_of(result, policy=policy, map="one_step", step=step), SLOPE) for step in (0, 1)]
+        rows += [(row_of(result, policy=policy, num_steps=n), slope) for n, slope in chain.items()]
+        for row, slope in rows:
+            assert row["latents"]["mean"] == pytest.approx(slope, rel=1e-3)
+            assert row["latents"]["max"] == pytest.approx(slope, rel=1e-3)
+            assert row["images"]["mean"] == pytest.approx(CONTRAST * slope, rel=1e-3)
             # The mean of d pixels has a gradient of 1 / d in each: sqrt(d sum g^2) is the slope of one.
             along = row["rewards"]["brightness"]["along_gradient"]["mean"]
-            assert along == pytest.approx(CONTRAST * row["expected"], rel=1e-3)
+            assert along == pytest.approx(CONTRAST * slope, rel=1e-3)
             assert 0 < row["rewards"]["brightness"]["max"] < along
 
 

@@ -90,7 +90,7 @@ def lipschitz(
             found[policy].append(measured(f"{policy} {index}", measure))
             progress(done, len(units))
     d = math.prod(subject.model.latent_shape)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"policy": policy} | _row([each[name] for each in of_prompts], names, d)
         for policy, of_prompts in found.items()
         for name in of_prompts[0]
@@ -157,7 +157,7 @@ def _outputs(subject: Subject, index: int, each: Map, x_BCHW: Tensor, rewards: R
     for part in subject.batches(len(x_BCHW)):
         z_BCHW = check_finite(each.call(x_BCHW[part]), prompt)
         images_BChw = pixels(model, z_BCHW)
-        outputs = {"latents": z_BCHW, "images": images_BChw} | rewards(images_BChw, prompt)
+        outputs = {"latents": z_BCHW, "images": images_BChw} | dict(rewards(images_BChw, prompt))
         for name, y_B in outputs.items():
             parts.setdefault(name, []).append(y_B.cpu())
     return {name: torch.cat(of_name) for name, of_name in parts.items()}
