@@ -9,10 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import lasro.models.quiet  # noqa: F401  (before peft)
-
-# isort: split
-
 import torch
 from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, FiniteFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
