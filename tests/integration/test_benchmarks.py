@@ -67,8 +67,8 @@ def test_a_row_of_the_paper_runs_with_a_tiny_model(method: str, tiny_model_path:
     prompts.write_text("a red circle\na blue square\na green star\n")
     source = json.dumps(str(prompts))
     settings = [
-        f"model.path={tiny_model_path}", f"model.unet={tiny_model_path / 'unet'}", f"surrogate.backbone={tiny_model_path}",
-        "model.device=cpu", 'model.dtype="float32"', "model.gradient_checkpointing=false",
+        f"model.path={tiny_model_path}", f"model.unet={tiny_model_path / 'unet'}",
+        f"surrogate.backbone={tiny_model_path}", "model.device=cpu", 'model.dtype="float32"',
         f"prompts.train={source}", f"prompts.held_out={source}", f"prompts.drift={source}",
         'rewards=[{name="brightness", serve="torch_rewards:brightness"}]',
         "train.rounds=3", "train.prompts_per_round=2", "train.seeds_per_prompt=2", "train.batch_size=4",

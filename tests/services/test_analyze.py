@@ -230,8 +230,9 @@ def test_an_adapter_of_nothing_gains_nothing_in_any_step(
     """Bug: the base of one column was drawn by other noise, or by the adapter."""
     factors = random_factors(tiny_model_path / UNET, ("to_q",))
     nothing = {name: (down, 0 * up) for name, (down, up) in factors.items()}
-    adapter = write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(nothing))
-    common = ("--adapter", adapter, "--count", "3", "--device", "cpu", "--out", tmp_path / "out")
+    write_adapter(tmp_path / "run" / "adapter" / PLAIN, diffusers_form(nothing))
+    (tmp_path / "run" / "config.json").write_text('{"rewards": [], "prompts": {}}')
+    common = ("--adapter", tmp_path / "run", "--count", "3", "--device", "cpu", "--out", tmp_path / "out")
     options = ("steps", tiny_model_path, *common, "--reward", "analysed-brightness", "--reward-api", url)
     result = analysed(*options, "--steps", "3")
     assert [row["adapted_steps"] for row in result["rows"]] == [

@@ -1,4 +1,4 @@
-"""The paper's rows at its own scale: settings of every method and reward, their costs, and the table of what they gained."""
+"""The paper's rows at its own scale: settings of every method and reward, their costs, and the table of their gains."""
 
 from __future__ import annotations
 

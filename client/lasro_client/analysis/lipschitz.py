@@ -42,7 +42,7 @@ SPACES = ("latents", "images")
 MAX_FAILED = 0.5
 """Share of the directions of which a reward may not be known, before its slope at a point is not either."""
 Measurement = dict[str, Any]
-"""`slopes`: by latents, images and each reward, a number or None for each direction. `gradients`: by reward, the
+"""`slopes`: of latents, images and each reward, a number or None for each direction. `gradients`: by reward, the
 slope along its gradient, where it is asked for."""
 
 
@@ -151,16 +151,22 @@ def _maps(subject: Subject, base: bool, index: int, steps: Sequence[NumSteps], g
 
 
 def _outputs(subject: Subject, index: int, each: Map, x_BCHW: Tensor, rewards: RewardSource) -> dict[str, Tensor]:
-    """By latents, images and each reward [B, ...]."""
+    """Of latents, images and each reward [B, ...]."""
     parts: dict[str, list[Tensor]] = {}
     model, prompt = subject.model, subject.prompts[index]
     for part in subject.batches(len(x_BCHW)):
         z_BCHW = check_finite(each.call(x_BCHW[part]), prompt)
         images_BChw = pixels(model, z_BCHW)
-        outputs = {"latents": z_BCHW, "images": images_BChw} | dict(rewards(images_BChw, prompt))
+        outputs = {"latents": z_BCHW, "images": images_BChw}
+        outputs |= {_reward(name): r_B for name, r_B in rewards(images_BChw, prompt).items()}
         for name, y_B in outputs.items():
             parts.setdefault(name, []).append(y_B.cpu())
     return {name: torch.cat(of_name) for name, of_name in parts.items()}
+
+
+def _reward(name: str) -> str:
+    """What its slopes are called; one of the rewards may be called `images`."""
+    return f"reward {name}"
 
 
 def _slopes(y_B: Tensor, size: float) -> list[float | None]:
@@ -178,11 +184,11 @@ def _gradients(subject: Subject, index: int, each: Map, rewards: RewardSource) -
 
 def _row(of_prompts: Sequence[Measurement], rewards: Sequence[str], d: int) -> dict[str, Any]:
     first = {key: value for key, value in of_prompts[0].items() if key not in ("slopes", "gradients")}
-    by_output = {name: [each["slopes"][name] for each in of_prompts] for name in (*SPACES, *rewards)}
-    row: dict[str, Any] = first | {name: _summary(by_output[name]) for name in SPACES}
+    row: dict[str, Any] = first | {name: _summary([each["slopes"][name] for each in of_prompts]) for name in SPACES}
     row["rewards"] = {}
     for name in rewards:
-        row["rewards"][name] = _summary(by_output[name]) | {"steepest": _steepest(by_output[name], d)}
+        found = [each["slopes"][_reward(name)] for each in of_prompts]
+        row["rewards"][name] = _summary(found) | {"steepest": _steepest(found, d)}
         if "gradients" in of_prompts[0]:
             along = estimate([each["gradients"][name] for each in of_prompts])
             row["rewards"][name]["along_gradient"] = along.as_dict()

@@ -79,12 +79,12 @@ def _diversity(result: Row) -> Page:
         + [_shown(row["latents"][key]) for key in ("all_noise", "later_noise")]
         for row in rows
     ]
-    lead = "; ".join(
-        f"{title_of(row['num_steps']).lower()}: {row['images']['share']['mean']:.0%}"
+    lead = ", ".join(
+        f"{row['images']['share']['mean']:.0%} at {title_of(row['num_steps']).lower()}"
         for row in rows
         if row["policy"] == "base" and row["num_steps"] > 1 and row["images"]["share"]["mean"] is not None
     )
-    lead = lead and f"Of the distance between two samples of a prompt, the noise between steps makes, in {lead}."
+    lead = lead and f"Samples that share their first noise are this far apart, of those that share none: {lead}."
     about = f"{result['seeds']} first noises a prompt, {result['draws']} draws of the later noise for each."
     share = "Share: the distance with the same first noise, of the distance with all noise anew."
     return Page("Diversity", lead, "By number of steps", _drawn(charts), columns, table, f"{about} {note} {share}")
@@ -99,23 +99,28 @@ def _distances(rows: Sequence[Row], space: str) -> list[Line]:
 
 def _lipschitz(result: Row) -> Page:
     rows, rewards = result["rows"], result["rewards"]
-    outputs: dict[str, Callable[[Row], Row]] = {
-        "latents": lambda row: row["latents"],
-        "images": lambda row: row["images"],
-    }
-    outputs |= {name: lambda row, name=name: row["rewards"][name] for name in rewards}
+    outputs: list[tuple[str, Callable[[Row], Row]]] = [
+        ("latents", lambda row: row["latents"]),
+        ("images", lambda row: row["images"]),
+        *((name, lambda row, name=name: row["rewards"][name]) for name in rewards),
+    ]
     charts = [
         estimates_chart(f"{title}: {name}", note, x_title, _slopes(rows, kind, key, of), key == "num_steps")
         for kind, title, key, x_title, note in (
             ("one_step", "One step", "time", "t", "x_t to what one step predicts of it, at each noise level."),
             ("all_steps", "All steps", "num_steps", "steps", "x_T to the sample, noise between steps held fixed."),
         )
-        for name, of in outputs.items()
+        for name, of in outputs
     ]
-    columns = ["policy", "map", *outputs, *(f"{name}, {key.replace('_', ' ')}" for name, key in _along(result))]
+    columns = [
+        "policy",
+        "map",
+        *(name for name, _ in outputs),
+        *(f"{name}, {key.replace('_', ' ')}" for name, key in _along(result)),
+    ]
     table = [
         [row["policy"], _map_name(row)]
-        + [_shown(of(row), of(row)["max"]) for of in outputs.values()]
+        + [_shown(of(row), of(row)["max"]) for _, of in outputs]
         + [_shown(row["rewards"][name][key]) for name, key in _along(result)]
         for row in rows
     ]
@@ -151,8 +156,8 @@ def _steps(result: Row) -> Page:
     note = "Mean change of the reward against the base in all steps, same prompts and noise; ± one standard error."
     charts = [
         bars_chart(
-            f"Gain in {name}", note, "by adapter", TONES["adapted"],
-            [(_taken(row), Point(0, row["difference"]["mean"], row["difference"]["sem"]))
+            f"Gain in {name}", f"{note} By which steps the adapted model takes.", "step", TONES["adapted"],
+            [(_taken(row).removeprefix("step "), Point(0, row["difference"]["mean"], row["difference"]["sem"]))
              for row in rows if row["reward"] == name and any(row["adapted_steps"]) and row["n"]],
         )
         for name in result["rewards"]
