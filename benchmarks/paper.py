@@ -15,10 +15,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.random_weights import write_model
 from lasro.config import RunSettings, load_config
 from lasro.num_steps import title
 from lasro_client.doctor.report import examine
@@ -45,7 +47,6 @@ METHODS: dict[str, tuple[str, ...]] = {
 """Settings of each, besides those of the reward's file. A sample's weight in GORS could not be below 0."""
 RATES = (3e-5, 1e-4, 3e-4)
 """Learning rates that every method is tuned on."""
-ARCHITECTURES = ROOT / "benchmarks" / "architectures"
 GIB = 2**30
 
 
@@ -54,14 +55,14 @@ def settings_of(reward: str, method: str, settings: Sequence[str] = ()) -> RunSe
     return load_config(CONFIGS / f"{reward}.toml", [*METHODS[method], *settings])
 
 
-def without_weights(config: RunSettings) -> RunSettings:
-    """The same with configurations of the architectures, from which memory is computed, in place of weights."""
-    folder = {"path": str(ARCHITECTURES / "ssd-1b"), "unet": None}
+def without_weights(config: RunSettings, folder: Path) -> RunSettings:
+    """The same of models in `folder` that have no weights, which is enough to compute memory from."""
+    generator = {"path": str(write_model("ssd-1b", folder / "ssd-1b", dtype=None)), "unet": None}
     surrogate = config.surrogate
     if surrogate.backbone is not None:
-        backbone = surrogate.backbone.model_copy(update={"path": str(ARCHITECTURES / "sdxl")})
-        surrogate = surrogate.model_copy(update={"backbone": backbone})
-    return config.model_copy(update={"model": config.model.model_copy(update=folder), "surrogate": surrogate})
+        path = str(write_model("sdxl", folder / "sdxl", dtype=None))
+        surrogate = surrogate.model_copy(update={"backbone": surrogate.backbone.model_copy(update={"path": path})})
+    return config.model_copy(update={"model": config.model.model_copy(update=generator), "surrogate": surrogate})
 
 
 def cost(methods: Iterable[str] = METHODS) -> str:
@@ -69,7 +70,8 @@ def cost(methods: Iterable[str] = METHODS) -> str:
     rows = [("method", "client", "trainer", "rounds within the calls", "calls a round")]
     for method in methods:
         config = settings_of(REWARDS[0], method)
-        report = examine(without_weights(config), run=False)
+        with tempfile.TemporaryDirectory(prefix="lasro-") as folder:
+            report = examine(without_weights(config, Path(folder)), run=False)
         peaks = {row["process"]: 0 for row in report["memory"]}
         for row in report["memory"]:
             peaks[row["process"]] = max(peaks[row["process"]], row["total"])

@@ -39,8 +39,8 @@ WORDS = "<pad> <bos> <eos> <unk> <user> <end> <assistant> a photo of red blue ca
 CHAT = "{% for message in messages %}<user> {{ message.content }} <end>{% endfor %} <assistant>"
 
 
-def write_model(architecture: str, folder: Path, dtype: str = "bfloat16") -> Path:
-    """Write a diffusers folder with weights of `dtype`; returns it.
+def write_model(architecture: str, folder: Path, dtype: str | None = "bfloat16") -> Path:
+    """Write a diffusers folder with weights of `dtype`, or without any, for what looks at shapes alone; returns it.
 
     `architecture`: a name in `benchmarks/architectures`, or the path of a folder like those.
     """
@@ -54,7 +54,7 @@ def write_model(architecture: str, folder: Path, dtype: str = "bfloat16") -> Pat
         kind = getattr(importlib.import_module(library), name)
         if part.startswith("tokenizer"):
             _write_tokenizer(kind, folder / part)
-        else:
+        elif dtype is not None:
             write_weights(kind, folder / part, dtype)
     return folder
 

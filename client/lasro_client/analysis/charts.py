@@ -73,7 +73,7 @@ def _summary(line: Line) -> str:
 
 def svg_file(chart: Chart) -> str:
     """The chart with title, legend and colours, to stand alone."""
-    rows = _legend_rows(chart.series)
+    rows = _legend_rows(chart.series) if len(chart.series) > 1 else []
     top = TITLE_HEIGHT + LEGEND_HEIGHT * len(rows)
     height = top + HEIGHT
     words = [f'<text class="title" x="8" y="18">{Markup.escape(chart.title)}</text>']
