@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from adapters import PLAIN, UNET, diffusers_form, random_factors, write_adapter
+from tiny_transformers import write_tiny_sana, write_tiny_z_image
 from torch import Tensor
 from torch_rewards import brightness
 from toy_generator import ToyGenerator
@@ -258,3 +259,16 @@ def test_bad_input_is_one_line_before_anything_is_drawn(tiny_model_path: Path, t
     assert analyze("lipschitz", *model, "--gradient").exit_code == 2
     assert analyze("diversity", *model, "--steps", "9").exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("write", "adds_noise"), [(write_tiny_sana, True), (write_tiny_z_image, False)])
+def test_transformers_need_nothing_of_their_own(write: Any, adds_noise: bool, tmp_path: Path) -> None:
+    """Guards against what only a UNet has: timesteps from 0 to 999, or noise between the steps."""
+    model = (write(tmp_path / "model"), "--guidance", "1", "--device", "cpu", "--count", "1", "--steps", "1,2")
+    result = analysed("diversity", *model, "--seeds", "2", "--out", tmp_path / "diversity")
+    assert result["draws"] == (4 if adds_noise else 1)
+    assert (row_of(result, num_steps=2)["images"]["share"]["mean"] > 0) == adds_noise
+    result = analysed("lipschitz", *model, "--directions", "2", "--out", tmp_path / "lipschitz")
+    assert [row["map"] for row in result["rows"]] == ["one_step"] * 2 + ["all_steps"] * 2
+    assert all(row["latents"]["mean"] > 0 and row["images"]["mean"] > 0 for row in result["rows"])
