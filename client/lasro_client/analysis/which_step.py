@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lasro.functional.consistency import sample
 from lasro.images import png_bytes
-from lasro.models.base import SamplingStep
+from lasro.models.conditioning import SamplingStep
 from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.num_steps import NumSteps
