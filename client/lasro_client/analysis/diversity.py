@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.num_steps import NumSteps
 from lasro.training.sampling import draw_group_noises, generator_for, sample_latents
-from lasro_client.analysis.measured import Measured
-from lasro_client.analysis.subject import BASE, Subject, check_finite
+from lasro_client.analysis.measured import measure_prompts
+from lasro_client.analysis.subject import Subject, check_finite
 from lasro_client.evaluation.paired_statistics import estimate, ratio_of_means
 from lasro_client.evaluation.score_prompts import Progress
 
@@ -50,13 +49,11 @@ def diversity(
     """
     draws = _draws(subject, draws)
     about = subject.about | {"analysis": "diversity", "steps": list(steps), "seeds": seeds, "draws": draws}
-    units = [(policy, index) for policy in subject.policies for index in range(len(subject.prompts))]
-    found: dict[str, list[dict[str, Distances]]] = {policy: [] for policy in subject.policies}
-    with Measured(out, about) as measured:
-        for done, (policy, index) in enumerate(units, 1):
-            measure = partial(_of_prompt, subject, policy == BASE, index, steps, seeds, draws)
-            found[policy].append(measured(f"{policy} {index}", measure))
-            progress(done, len(units))
+
+    def measure(base: bool, index: int) -> dict[str, Distances]:
+        return _of_prompt(subject, base, index, steps, seeds, draws)
+
+    found = measure_prompts(subject, out, about, measure, progress)
     return about | {
         "rows": [_row(policy, n, [each[str(n)] for each in all_of]) for policy, all_of in found.items() for n in steps]
     }

@@ -31,9 +31,9 @@ from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
 from lasro.num_steps import NumSteps
 from lasro.training.sampling import draw_noises, generator_for, sample_steps
-from lasro_client.analysis.measured import Measured
+from lasro_client.analysis.measured import measure_prompts
 from lasro_client.analysis.outputs import RewardSource, pixels
-from lasro_client.analysis.subject import BASE, Subject, check_finite
+from lasro_client.analysis.subject import Subject, check_finite
 from lasro_client.evaluation.paired_statistics import estimate
 from lasro_client.evaluation.score_prompts import Progress
 
@@ -82,13 +82,11 @@ def lipschitz(
     about = subject.about | {"analysis": "lipschitz", "steps": list(steps), "rewards": names}
     about |= {"directions": probe.directions, "delta": probe.delta, "gradients": probe.with_gradients}
     about["latent_shape"] = list(subject.model.latent_shape)
-    units = [(policy, index) for policy in subject.policies for index in range(len(subject.prompts))]
-    found: dict[str, list[dict[str, Measurement]]] = {policy: [] for policy in subject.policies}
-    with Measured(out, about) as measured:
-        for done, (policy, index) in enumerate(units, 1):
-            measure = partial(_of_prompt, subject, policy == BASE, index, steps, probe)
-            found[policy].append(measured(f"{policy} {index}", measure))
-            progress(done, len(units))
+
+    def measure(base: bool, index: int) -> dict[str, Measurement]:
+        return _of_prompt(subject, base, index, steps, probe)
+
+    found = measure_prompts(subject, out, about, measure, progress)
     d = math.prod(subject.model.latent_shape)
     rows: list[dict[str, Any]] = [
         {"policy": policy} | _row([each[name] for each in of_prompts], names, d)

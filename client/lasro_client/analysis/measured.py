@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lasro.files import storage_errors, write_atomically
+from lasro_client.analysis.subject import BASE, Subject
+from lasro_client.evaluation.score_prompts import Progress
 
 FILE = "measured.jsonl"
 
@@ -47,6 +50,19 @@ class Measured:
                 file.write(_line((name, value)))
             self._values[name] = value
         return self._values[name]
+
+
+def measure_prompts(
+    subject: Subject, out: Path, about: dict[str, Any], measure: Callable[[bool, int], Any], progress: Progress
+) -> dict[str, list[Any]]:
+    """By policy, what `measure` says of each prompt, given whether the base is meant and the prompt's index."""
+    units = [(policy, index) for policy in subject.policies for index in range(len(subject.prompts))]
+    found: dict[str, list[Any]] = {policy: [] for policy in subject.policies}
+    with Measured(out, about) as measured:
+        for done, (policy, index) in enumerate(units, 1):
+            found[policy].append(measured(f"{policy} {index}", partial(measure, policy == BASE, index)))
+            progress(done, len(units))
+    return found
 
 
 def _line(value: Any) -> bytes:
