@@ -39,8 +39,8 @@ WORDS = "<pad> <bos> <eos> <unk> <user> <end> <assistant> a photo of red blue ca
 CHAT = "{% for message in messages %}<user> {{ message.content }} <end>{% endfor %} <assistant>"
 
 
-def write_model(architecture: str, folder: Path, dtype: str = "bfloat16") -> Path:
-    """Write a diffusers folder with weights of `dtype`; returns it.
+def write_model(architecture: str, folder: Path, dtype: str | None = "bfloat16") -> Path:
+    """Write a diffusers folder with weights of `dtype`, or without any, for what looks at shapes alone; returns it.
 
     `architecture`: a name in `benchmarks/architectures`, or the path of a folder like those.
     """
@@ -54,6 +54,8 @@ def write_model(architecture: str, folder: Path, dtype: str = "bfloat16") -> Pat
         kind = getattr(importlib.import_module(library), name)
         if part.startswith("tokenizer"):
             _write_tokenizer(kind, folder / part)
+        elif dtype is None:
+            save_file({"none": torch.zeros(1)}, folder / part / f"{_stem(kind)}.safetensors", {"format": "pt"})
         else:
             write_weights(kind, folder / part, dtype)
     return folder
@@ -69,11 +71,11 @@ def write_network(kind: Any, architecture: str, folder: Path, dtype: str = "bflo
 def write_weights(kind: Any, folder: Path, dtype: str) -> None:
     """Random weights of a class of diffusers or transformers, by the config.json in its folder, beside it in shards."""
     with torch.device("meta"):
-        if is_of_diffusers := hasattr(kind, "load_config"):
+        if hasattr(kind, "load_config"):  # of diffusers
             network: nn.Module = kind.from_config(kind.load_config(folder))
         else:
             network = kind(kind.config_class.from_pretrained(folder))
-    stem = "diffusion_pytorch_model" if is_of_diffusers else "model"
+    stem = _stem(kind)
     shards = [f"{stem}-{number:05}.safetensors" for number, _ in enumerate(_shards(network, dtype))]
     weight_map: dict[str, str] = {}
     for name, names in zip(shards, _shards(network, dtype), strict=True):
@@ -88,6 +90,11 @@ def write_weights(kind: Any, folder: Path, dtype: str) -> None:
     else:
         index = {"metadata": {}, "weight_map": weight_map}
         whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _stem(kind: Any) -> str:
+    """What the files of its weights are called."""
+    return "diffusion_pytorch_model" if hasattr(kind, "load_config") else "model"
 
 
 def _shards(network: nn.Module, dtype: str) -> Iterator[list[str]]:

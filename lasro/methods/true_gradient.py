@@ -52,7 +52,7 @@ class TrueGradient(Method):
         assert isinstance(config.method, TrueGradientSettings)
         if config.objective.combine != "sum":
             raise ConfigError(f"objective.combine: got {config.objective.combine}, expected sum for the true gradient")
-        rewards = [(reward.weight, _torch_reward(reward)) for reward in config.rewards if reward.weight]
+        rewards = [(reward.weight, torch_reward_of(reward)) for reward in config.rewards if reward.weight]
         return cls(config.method, regulariser_of(config.method, model), rewards, config.step_weights)
 
     def update(self, trainer: GeneratorTrainer, batch: Sequence[Prompt], source: ScoreSource | None) -> StepStatistics:
@@ -85,7 +85,7 @@ class TrueGradient(Method):
         return torch.cat(rewards), torch.cat(gradients)
 
 
-def _torch_reward(settings: RewardSettings) -> TorchReward:
+def torch_reward_of(settings: RewardSettings) -> TorchReward:
     """The function that a reward is served from; raises ConfigError where it is none that has a gradient."""
     wanted = 'expected serve = "module:function" of a @torch_reward (lasro.torch_reward) for the true gradient'
     if settings.serve is None or settings.floor is not None or settings.normalise:

@@ -19,6 +19,11 @@ from lasro.models.vae_settings import load_tiny_vae, switch
 BATCH = 4  # larger ones are slower on a CPU, and at 1024 x 1024 need gigabytes each
 
 
+def uint8_images(pixels_BChw: Tensor) -> np.ndarray:
+    """Images uint8 [B, h, w, 3] of pixels from 0 to 1; others are clamped."""
+    return (pixels_BChw.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
 class ImageCodec:
     """As `GeneratorModel` says of images."""
 
@@ -54,9 +59,7 @@ class ImageCodec:
 
     @torch.no_grad()
     def _decoded(self, codec: LatentCodec, latents_BCHW: Tensor, mixed: bool) -> np.ndarray:
-        images = codec.decode(latents_BCHW, self._autocast if mixed else "none")
-        unit = (images / 2 + 0.5).clamp(0, 1)
-        return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return uint8_images(codec.decode(latents_BCHW, self._autocast if mixed else "none") / 2 + 0.5)
 
     @torch.no_grad()
     def encode(self, images_BhwC: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:

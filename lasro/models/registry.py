@@ -61,6 +61,8 @@ def _family(settings: ModelSettings) -> tuple[type[GeneratorModel], str]:
             f"{path}: got a {one_line(name)}, expected one of {', '.join(FAMILIES)}; see docs/add-a-model-family.md "
             "for another"
         )
+    import lasro.models.quiet  # noqa: F401  (before diffusers, which the family's module imports)
+
     module, _, family = FAMILIES[name].partition(":")
     kind: type[GeneratorModel] = getattr(importlib.import_module(module), family)
     if settings.timesteps is not None and not kind.takes_timesteps:

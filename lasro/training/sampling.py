@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lasro.config import SamplingSettings
 from lasro.errors import ModelError, NonFiniteError
-from lasro.functional.consistency import sample
+from lasro.functional.consistency import StepSample, sample
 from lasro.functional.drift import mean_square_difference
 from lasro.functional.perturbation import perturb, smooth_noise
 from lasro.images import png_bytes
@@ -113,19 +113,17 @@ def draw_prompts(prompts: list[Prompt], count: int, generator: torch.Generator) 
     return [prompts[order[i % len(order)]] for i in range(count)]
 
 
-def sample_latents(
+def sample_steps(
     model: GeneratorModel,
     noises: Sequence[Tensor],
     conditioning: Conditioning,
     base: bool | Sequence[bool] = False,
     num_steps: Sequence[NumSteps] | None = None,
-) -> list[Tensor]:
-    """Clean latents [B, C, H, W] after each step of `len(noises)`, of the frozen base where `base` is set.
+    gradient_steps: int = 1,
+) -> list[list[StepSample]]:
+    """Every step, its noisy input and its clean latents [B, C, H, W], of each sample that `sample_latents` draws.
 
-    With `num_steps`, rising, after these numbers of steps, each by its own schedule; what these have in common, such as
-    the first step of an LCM, is computed once. `base` may have a flag for each step: with (True, False) the adapter
-    takes the second step alone, from the base's z1. The later noises may have D times the rows of the first: then D
-    samples in a row go on from each. Raises ModelError for steps that the sampler does not have.
+    A gradient flows through the last `gradient_steps` (see `consistency.sample`).
     """
     if num_steps is None:
         whole = model.steps(len(noises))
@@ -142,8 +140,24 @@ def sample_latents(
         of_base = base if isinstance(base, bool) else base[step.index]
         return model.predict_clean(x_t_BCHW, step, conditionings[min(step.index, 1)], of_base)
 
-    taken = sample(predict, model.first_input, model.next_input, noises, schedules, rows=rows)
-    return [steps[-1].z_BCHW for steps in taken]
+    return sample(predict, model.first_input, model.next_input, noises, schedules, gradient_steps, rows)
+
+
+def sample_latents(
+    model: GeneratorModel,
+    noises: Sequence[Tensor],
+    conditioning: Conditioning,
+    base: bool | Sequence[bool] = False,
+    num_steps: Sequence[NumSteps] | None = None,
+) -> list[Tensor]:
+    """Clean latents [B, C, H, W] after each step of `len(noises)`, of the frozen base where `base` is set.
+
+    With `num_steps`, rising, after these numbers of steps, each by its own schedule; what these have in common, such as
+    the first step of an LCM, is computed once. `base` may have a flag for each step: with (True, False) the adapter
+    takes the second step alone, from the base's z1. The later noises may have D times the rows of the first: then D
+    samples in a row go on from each. Raises ModelError for steps that the sampler does not have.
+    """
+    return [steps[-1].z_BCHW for steps in sample_steps(model, noises, conditioning, base, num_steps)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,36 @@ def test_real_size_goes_all_the_way_with_a_tiny_model(tmp_path: Path) -> None:
     assert report["stock"]["image"] == [64, 64, 3]
     assert set(report["doctor"]) == {"client"}
     assert 0.7 < report["doctor"]["client"]["ratio"] < 1.6
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("method", ["lasro", "rlcm"])
+def test_a_row_of_the_paper_runs_with_a_tiny_model(method: str, tiny_model_path: Path, tmp_path: Path) -> None:
+    """Bug: settings that load and then fail on the first day of a GPU, or a summary that the table cannot read."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\na green star\n")
+    source = json.dumps(str(prompts))
+    settings = [
+        f"model.path={tiny_model_path}", f"model.unet={tiny_model_path / 'unet'}",
+        f"surrogate.backbone={tiny_model_path}", "model.device=cpu", 'model.dtype="float32"',
+        f"prompts.train={source}", f"prompts.held_out={source}", f"prompts.drift={source}",
+        'rewards=[{name="brightness", serve="torch_rewards:brightness"}]',
+        "train.rounds=3", "train.prompts_per_round=2", "train.seeds_per_prompt=2", "train.batch_size=4",
+        "evaluation.prompts=2", "evaluation.drift_prompts=1",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.paper"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    folder = tmp_path / "paper" / "image-reward" / f"{method}-7"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "support"), *sys.path])}
+    run = [*command, "run", "image-reward", method, "--seed", "7", "--out", str(folder), *options]
+    done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run(
+        [*command, "table", str(tmp_path / "paper")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"image-reward/{method}-7 | brightness | two steps" in shown.stdout

@@ -47,7 +47,7 @@ def test_help_of_every_command_imports_nothing_heavy() -> None:
     for command in ("demo", "up", "worker", "train", "generate", "evaluate", "report", "export", "doctor"):
         assert f"lasro {command} " in result["helps"][command]
         assert f" {command} " in result["helps"][""]
-    assert {"rewards audit", "surrogate score", "queue retry", "runs rm"} <= result["helps"].keys()
+    assert {"analyze diversity", "rewards audit", "surrogate score", "queue retry", "runs rm"} <= result["helps"].keys()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from lasro_client.run.folder import RunFolder
 from lasro_surrogate_trainer.store import RunStore
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 MINIMAL = 'name = "x"\n[prompts]\ntrain = "t.txt"\nheld_out = "h.txt"\n[[rewards]]\nname = "r"\n'
 
 

@@ -56,7 +56,7 @@ def generate(
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
     if steps not in (1, 2, 4, 8):
         raise typer.BadParameter(f"got {steps}, expected 1, 2, 4 or 8", param_hint="--steps")
-    chosen = _model_settings(model, guidance, device, settings or [], timesteps)
+    chosen = model_settings(model, guidance, device, settings or [], timesteps)
     if chosen.timesteps is not None and steps > len(chosen.timesteps):
         got = (
             f"got {steps} with timesteps {list(chosen.timesteps)}, expected at most {len(chosen.timesteps)}; give as "
@@ -100,8 +100,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score images of few steps with any rewards, trained on or not; with an adapter, compared with the base."""
-    numbers = _steps(steps)
-    chosen = _model_settings(model, guidance, device, settings or [], timesteps)
+    numbers = numbers_of_steps(steps)
+    chosen = model_settings(model, guidance, device, settings or [], timesteps)
     texts = read_checked_prompts(prompts, comments, chosen)
     from lasro.models.adapter_file import read_adapter
     from lasro_client.evaluation.compare_to_base import evaluate_beside_base, reward_service
@@ -172,7 +172,8 @@ def export(
     print_json(result | _as_json(done.keys) | ({} if done.url is None else {"repo": done.url}))
 
 
-def _steps(text: str) -> tuple[int, ...]:
+def numbers_of_steps(text: str) -> tuple[int, ...]:
+    """`--steps` of several numbers; raises BadParameter."""
     from pydantic import TypeAdapter, ValidationError
 
     from lasro.config import Steps
@@ -189,9 +190,10 @@ def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:
     return {} if keys is None else {"adapter_keys": keys.as_dict()}
 
 
-def _model_settings(
+def model_settings(
     model: str, guidance: float, device: str, settings: list[str], timesteps: str | None = None
 ) -> ModelSettings:
+    """Of the options of a command that draws; raises ConfigError."""
     table: dict[str, object] = {"path": model, "guidance": guidance, "device": device}
     if timesteps is not None:
         table["timesteps"] = timesteps.split(",")

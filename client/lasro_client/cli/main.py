@@ -11,7 +11,7 @@ import typer
 
 import lasro
 from lasro.errors import LasroError
-from lasro_client.cli import audit, doctor, images, queue, rewards, runs, train
+from lasro_client.cli import analyze, audit, doctor, images, queue, rewards, runs, train
 
 app = typer.Typer(
     help="Reward fine-tuning for one- and two-step diffusion models with rewards nobody can differentiate.",
@@ -26,6 +26,7 @@ for command in (images.generate, images.evaluate, images.export):
 for command in (runs.report, doctor.doctor):
     app.command()(command)
 rewards.rewards_app.command("audit")(audit.audit_reward)
+app.add_typer(analyze.analyze_app, name="analyze")
 app.add_typer(rewards.rewards_app, name="rewards")
 app.add_typer(rewards.surrogate_app, name="surrogate")
 app.add_typer(queue.queue_app, name="queue")

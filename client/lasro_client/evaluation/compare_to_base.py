@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,8 +111,7 @@ def reward_service(
         with RewardClient(url, api_key, timeout_s) as client:
             yield client, list(rewards)
         return
-    servable = {reward.name: reward for reward in (*BUILT_IN_REWARDS, *known) if reward.serve is not None}
-    wanted = [_served(reward, servable) for reward in rewards]
+    wanted = [reward_to_serve(reward, known) for reward in rewards]
     with (
         tempfile.TemporaryDirectory(prefix="lasro-") as folder,
         LocalStack(Path(folder), wanted, trainer=False) as stack,
@@ -121,7 +120,12 @@ def reward_service(
         yield client, [reward.name for reward in wanted]
 
 
-def _served(reward: str, servable: Mapping[str, RewardSettings]) -> RewardSettings:
+def reward_to_serve(reward: str, known: Sequence[RewardSettings] = ()) -> RewardSettings:
+    """Of NAME=TARGET, or of the name of a built-in or `known` reward that says how it is served.
+
+    Raises ConfigError for anything else.
+    """
+    servable = {each.name: each for each in (*BUILT_IN_REWARDS, *known) if each.serve is not None}
     name, equals, target = reward.partition("=")
     if equals:
         try:

@@ -114,11 +114,14 @@ class Axes:
 
     def grid(self, x_title: str, whole: bool = False) -> list[str]:
         """Ticks of both axes, at whole numbers of x only where wanted, and the title of x."""
-        parts = [_y_tick(self.place((self.x_low, tick))[1], tick) for tick in nice_ticks(self.y_low, self.y_high)]
-        parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{x_title}</text>')
+        parts = [*self.y_grid(), f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{x_title}</text>']
         ticks = [tick for tick in nice_ticks(self.x_low, self.x_high, 5) if not whole or tick == int(tick)]
         placed = [(self.place((tick, self.y_low))[0], tick) for tick in ticks]
         return parts + [_x_tick(x, tick) for x, tick in placed if x >= LEFT + CLEAR]
+
+    def y_grid(self) -> list[str]:
+        """Ticks of y alone."""
+        return [_y_tick(self.place((self.x_low, tick))[1], tick) for tick in nice_ticks(self.y_low, self.y_high)]
 
     def level(self, y: float) -> str:
         """A dashed line at this y over the whole width; nothing where it is out of view."""

@@ -54,6 +54,38 @@ def write_report(run_folder: Path) -> Path:
 
 def render(run: RunData) -> str:
     """The report as HTML text."""
+    columns, strips = progress_strips(run)
+    most_first = list(reversed(run.steps))
+    return (
+        templates()
+        .get_template("report.html.jinja")
+        .render(
+            run=run,
+            step_titles={JSON_NAMES[n]: title(n) for n in most_first},
+            tones={JSON_NAMES[n]: tone for n, tone in run.tones.items()},
+            table=_table(run),
+            held_out_drift=(run.summary or {}).get("held_out_drift"),
+            status=_status(run),
+            phases=phase_rows(run),
+            events=events(run),
+            newest=NEWEST,
+            train_title=CURVE_TITLES["train"],
+            marked=bool(beginnings(run.stage("train"))),
+            charts=[(title, found) for stage, title in CURVE_TITLES.items() if (found := curves(run, stage))],
+            images={JSON_NAMES[n]: groups for n in most_first if (groups := pair_groups(run, n))},
+            columns=columns,
+            strips=strips,
+            drift_pairs=drift_pairs(run),
+            notices=_notices(run),
+            changes={JSON_NAMES[n]: _count_changes(run.gains(n)) for n in most_first},
+            settings=json.dumps(run.config, indent=2, ensure_ascii=False),
+            written=now(),
+        )
+    )
+
+
+def templates() -> Environment:
+    """All templates of pages, with their filters."""
     environment = Environment(
         loader=PackageLoader("lasro_client.report"),
         autoescape=True,
@@ -62,30 +94,12 @@ def render(run: RunData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, signed=signed, duration=duration, capitalised=capitalised)
-    columns, strips = progress_strips(run)
-    most_first = list(reversed(run.steps))
-    return environment.get_template("report.html.jinja").render(
-        run=run,
-        step_titles={JSON_NAMES[n]: title(n) for n in most_first},
-        tones={JSON_NAMES[n]: tone for n, tone in run.tones.items()},
-        table=_table(run),
-        held_out_drift=(run.summary or {}).get("held_out_drift"),
-        status=_status(run),
-        phases=phase_rows(run),
-        events=events(run),
-        newest=NEWEST,
-        train_title=CURVE_TITLES["train"],
-        marked=bool(beginnings(run.stage("train"))),
-        charts=[(title, found) for stage, title in CURVE_TITLES.items() if (found := curves(run, stage))],
-        images={JSON_NAMES[n]: groups for n in most_first if (groups := pair_groups(run, n))},
-        columns=columns,
-        strips=strips,
-        drift_pairs=drift_pairs(run),
-        notices=_notices(run),
-        changes={JSON_NAMES[n]: _count_changes(run.gains(n)) for n in most_first},
-        settings=json.dumps(run.config, indent=2, ensure_ascii=False),
-        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-    )
+    return environment
+
+
+def now() -> str:
+    """When a page is written."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def number(value: float | None, digits: int = 3) -> str:
