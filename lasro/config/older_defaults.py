@@ -17,6 +17,7 @@ OLDER_DEFAULTS: dict[str, dict[str, Any]] = {
         "prompts_per_round": 2,
         "seeds_per_prompt": 6,
         "generator_steps": 1,
+        "batch_size": 16,
         "learning_rate": 5e-4,
         "surrogate_steps": 4,
     },

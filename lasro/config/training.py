@@ -146,9 +146,9 @@ class TrainSettings(SamplingSettings):
     LCM."""
     mode: Literal["gradient", "weights"] = "weights"
     """Ask the trainer for gradients, or fetch its weights and differentiate here. Both give the same update."""
-    generator_steps: Annotated[int, Field(ge=1, le=100)] = 4
+    generator_steps: Annotated[int, Field(ge=1, le=100)] = 8
     """Generator updates per round."""
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Prompts per generator update."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """How many of them go through the networks together; absent: all. The same update in less memory, a pass more."""
