@@ -67,7 +67,7 @@ def without_weights(config: RunSettings, folder: Path) -> RunSettings:
 
 def cost(methods: Iterable[str] = METHODS) -> str:
     """A Markdown table: the reward makes no difference to it."""
-    rows = [("method", "client", "trainer", "rounds within the calls", "calls a round")]
+    rows: list[Sequence[str]] = [("method", "client", "trainer", "rounds within the calls", "calls a round")]
     for method in methods:
         config = settings_of(REWARDS[0], method)
         with tempfile.TemporaryDirectory(prefix="lasro-") as folder:
