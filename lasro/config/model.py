@@ -58,7 +58,7 @@ class ModelSettings(Settings):
     crops_top_left: Pixels | None = None
     """Top and left in pixels where an SDXL-class UNet is told an image was cropped; absent: 0, 0."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass, of generator and surrogate: less memory, more time."""
     compile: bool = False
     """Compile the network's repeated blocks by `torch.compile`: the same results but for rounding, sooner; the first
     steps of a process wait for the compiler. What it makes is kept in the cache folder for the next process."""
