@@ -92,6 +92,12 @@ def test_other_steps_are_taken_with_the_first_among_them(tiny_model_path: Path) 
     assert norms[1] > 0
 
 
+def test_rounds_of_the_second_step_are_refused(tiny_model_path: Path) -> None:
+    """Bug: such rounds compared the base with itself, so all that they taught was the penalty."""
+    with pytest.raises(ConfigError, match=r"^train\.second_step_rounds: got 2, expected 0 for method\.type noise-til"):
+        trainer_of(tiny_model_path, TILTING, second_step_rounds=2)
+
+
 class Bright(CurvedScore):
     """The mean of the latents, whose slope is the same everywhere."""
 
