@@ -40,8 +40,8 @@ class ModelSettings(Settings):
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"
     """Of the weights of frozen parts; what is trained stays in float32."""
-    quantization: Literal["8bit"] | None = None
-    """Of the linear layers of the frozen UNet or transformer: 8 bits a weight, by torchao (`pip install
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Of the linear layers of the frozen UNet or transformer: 8 bits a weight, or 4, by torchao (`pip install
     'lasro[quantize]'`); absent: they are in `dtype` like the rest."""
     autocast: Autocast = "none"
     """Dtype of the arithmetic in sampling and training; `auto` takes bfloat16 where the device computes in it."""
