@@ -26,8 +26,8 @@ from lasro.errors import ModelError
 from lasro.functional.consistency import guidance_embedding
 from lasro.functional.noise_tilting import noise_shift
 from lasro.models.adapter import Adapter, find_adapter
-from lasro.models.adapter_file import NOISE_METADATA, note, noted
 from lasro.models.adapter_names import UNET, ModuleNames
+from lasro.models.adapter_notes import NOISE_METADATA, note, noted
 from lasro.models.base_adapter import BaseAdapter, described, find_base_adapter, fuse_base_adapter, note_base_adapter
 from lasro.models.checkpointing import checkpoint_blocks
 from lasro.models.compiled import compile_network, prepare_compiler

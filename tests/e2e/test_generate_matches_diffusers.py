@@ -16,10 +16,11 @@ from PIL import Image
 
 from lasro.config import LoraSettings, ModelSettings
 from lasro.errors import ConflictError, PromptTooLongError
-from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
+from lasro.models.adapter_file import ADAPTER_FILE
+from lasro.models.adapter_notes import note_timesteps
 from lasro.models.registry import load_model
 from lasro.training.prompts import Prompt
-from lasro_client.evaluation.generate import Steps, generate
+from lasro_client.evaluation.generate import generate
 
 BUNDLED = files("lasro").joinpath("assets/tiny-sdxl-lcm")
 SEED = 41
@@ -29,7 +30,7 @@ PROMPTS = [
     Prompt("dog face, noto style"),
     Prompt("a green square and a yellow triangle on a sky background"),
 ]
-STEPS: list[Steps] = [1, 2, 4]
+STEPS = [1, 2, 4]
 TIMESTEPS = (999, 299)
 
 
@@ -89,7 +90,7 @@ def test_same_pixels(
     stock: dict[tuple[bool, int], list[np.ndarray]],
     adapter: Path,
     tmp_path: Path,
-    steps: Steps,
+    steps: int,
     with_adapter: bool,
     batch: int | None,
 ) -> None:

@@ -15,7 +15,7 @@ from lasro.config import LoraSettings, ModelSettings, RunSettings, SamplingSetti
 from lasro.errors import ConfigError, ConflictError, ModelError
 from lasro.files import write_json
 from lasro.methods.registry import create_trainer
-from lasro.models.adapter_file import noted_timesteps
+from lasro.models.adapter_notes import noted_timesteps
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.models.sdxl import SdxlGenerator
