@@ -84,11 +84,11 @@ def http(url) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model_path) -> SurrogateRun:
+def config(one_level_model_path) -> SurrogateRun:
     surrogate = SurrogateSettings(
         head_channels=16, learning_rate=3e-3, groups_per_step=8, held_out_share=0.2, device="cpu"
     )
-    return SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"mean": 1.0})
+    return SurrogateRun(model=ModelSettings(path=str(one_level_model_path)), surrogate=surrogate, weights={"mean": 1.0})
 
 
 def separable_sample(number: int, rewards: Sequence[float | None] | None = None) -> wire.ScoredGroup:

@@ -23,17 +23,17 @@ def adapter_of(model: Path, folder: Path, steps: tuple[int, ...]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_three(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_three(one_level_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that was trained in three steps alone."""
-    return adapter_of(tiny_model_path, tmp_path_factory.mktemp("three"), (3,))
+    return adapter_of(one_level_model_path, tmp_path_factory.mktemp("three"), (3,))
 
 
-def test_a_run_notes_its_steps(of_three: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_run_notes_its_steps(of_three: Path, one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: an adapter's file did not say in how many steps it was trained, and an exported one would forget it."""
     assert noted_steps(of_three) == (3,)
-    assert noted_steps(adapter_of(tiny_model_path, tmp_path / "default", (1, 2))) == (1, 2)
+    assert noted_steps(adapter_of(one_level_model_path, tmp_path / "default", (1, 2))) == (1, 2)
     out = tmp_path / "exported"
-    options = ["--model", str(tiny_model_path), "--out", str(out), "--format", "peft"]
+    options = ["--model", str(one_level_model_path), "--out", str(out), "--format", "peft"]
     assert CliRunner().invoke(app, ["export", str(of_three), *options], catch_exceptions=False).exit_code == 0
     assert noted_steps(out) == (3,)
     assert "num_inference_steps=3" in (out / "README.md").read_text()
@@ -61,10 +61,10 @@ def test_steps_that_are_asked_for(of_three: Path, tmp_path: Path, caplog: pytest
         steps_to_draw(file, None)
 
 
-def test_generate_draws_in_the_steps_of_the_adapter(of_three: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_generate_draws_in_the_steps_of_the_adapter(of_three: Path, one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a default that holds for another adapter."""
     (tmp_path / "p.txt").write_text("a red star")
-    common = ["generate", "--prompts", str(tmp_path / "p.txt"), "--model", str(tiny_model_path), "--device", "cpu"]
+    common = ["generate", "--prompts", str(tmp_path / "p.txt"), "--model", str(one_level_model_path), "--device", "cpu"]
     found = []
     for name, options in {"plain": [], "own": ["--adapter", str(of_three)], "asked": ["--steps", "5"]}.items():
         out = tmp_path / name

@@ -162,10 +162,12 @@ def good(round: int) -> float:
     return GOOD
 
 
-def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(
+    one_level_model_path: Path, tmp_path: Path
+) -> None:
     """Guards against updates by a surrogate that has learned nothing, and ranking on the base's samples alone."""
     written = Written(helped, good)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     before = weights(alternation)
     records = until(alternation, "pilot")
     assert {record.phase for record in records} == {"ranking"}
@@ -181,17 +183,17 @@ def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(tiny_model_
         assert record.health.trouble is None
 
 
-def test_no_perturbation_pays_for_no_reference_sample(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_no_perturbation_pays_for_no_reference_sample(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against twice the reward calls that were asked for."""
     written = Written(helped, good)
-    rounds(run_in(tiny_model_path, tmp_path, written, perturbation=0.0), 1)
+    rounds(run_in(one_level_model_path, tmp_path, written, perturbation=0.0), 1)
     assert [post.stages for post in written.posted] == [[1] * SEEDS + [2] * SEEDS] * 2
 
 
-def test_the_surrogate_settles_once_and_training_follows_that_one(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_the_surrogate_settles_once_and_training_follows_that_one(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: the generator still follows the version of before, or every round settles again."""
     written = Written(helped, good)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     ranking = until(alternation, "pilot")
     done = len(ranking)
     assert ranking[-1].event is not None
@@ -213,20 +215,20 @@ def test_the_surrogate_settles_once_and_training_follows_that_one(tiny_model_pat
     assert len(written.settled) == 2
 
 
-def test_ranking_spends_nothing_of_the_drift_budget(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_ranking_spends_nothing_of_the_drift_budget(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: the longer it ranked, the further a pilot was taken by its first update, to 0.27 of 0.4."""
-    alternation = run_in(tiny_model_path, tmp_path, Written(helped, lambda round: 0.7))
+    alternation = run_in(one_level_model_path, tmp_path, Written(helped, lambda round: 0.7))
     assert len(until(alternation, "pilot")) > 0.1 * ROUNDS
     (record,) = rounds(alternation, 1)
     assert record.generator.drift_target == pytest.approx(FIRST_RADIUS * 0.4)
 
 
 def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(
-    tiny_model_path: Path, tmp_path: Path
+    one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Bug: it goes on from what it was fooled to, or the surrogate that learned from it is thrown away too."""
     written = Written(fooled, good)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     start = weights(alternation)
     ranked = len(until(alternation, "pilot"))
     record = alternation.round()
@@ -253,19 +255,19 @@ def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(
 
 @pytest.mark.proof
 def test_a_generator_that_is_fooled_for_good_restarts_a_stated_number_of_times(
-    tiny_model_path: Path, tmp_path: Path
+    one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Guards against a run that begins again until its rewards are spent."""
-    alternation = run_in(tiny_model_path, tmp_path, Written(fooled, good), max_restarts=1, generator_steps=1)
+    alternation = run_in(one_level_model_path, tmp_path, Written(fooled, good), max_restarts=1, generator_steps=1)
     records = rounds(alternation, 30)
     assert [record.event is not None and "fooled" in record.event for record in records].count(True) == 1
     assert alternation.schedule.restarts == 1
 
 
-def test_noise_ends_the_run_with_the_base(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_noise_ends_the_run_with_the_base(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a model that is moved by noise, and a resume that goes on after the end."""
     written = Written(helped, lambda round: 0.5 + 0.02 * (-1) ** round)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     records: list[RoundRecord] = []
     while not alternation.over:
         records += rounds(alternation, 1)
@@ -275,14 +277,16 @@ def test_noise_ends_the_run_with_the_base(tiny_model_path: Path, tmp_path: Path)
     assert alternation.trainer.is_base
     assert not written.settled
     alternation.checkpoint()
-    resumed = run_in(tiny_model_path, tmp_path, written)
+    resumed = run_in(one_level_model_path, tmp_path, written)
     assert resumed.over
     assert resumed.progress.ended == records[-1].event
 
 
 @pytest.mark.proof  # runs of all phases, each begun anew in each
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_run_resumed_in_any_phase_makes_the_same_rounds(tiny_model_path: Path, tmp_path: Path, overlap: bool) -> None:
+def test_a_run_resumed_in_any_phase_makes_the_same_rounds(
+    one_level_model_path: Path, tmp_path: Path, overlap: bool
+) -> None:
     """Bug: a phase, its accuracies and gains, the ratio of the budget, or where the learning rate began is forgotten.
 
     It is stopped in ranking, where the pilot begins, in it, where the generator begins again, and where it trains.
@@ -292,7 +296,7 @@ def test_a_run_resumed_in_any_phase_makes_the_same_rounds(tiny_model_path: Path,
         return fooled(round) if round < 15 else helped(round)
 
     settings: dict[str, Any] = {"overlap": overlap, "generator_steps": 1, "learning_rate": 0.02, "drift_budget": 0.02}
-    whole = run_in(tiny_model_path, tmp_path / "whole", Written(gain, good), **settings)
+    whole = run_in(one_level_model_path, tmp_path / "whole", Written(gain, good), **settings)
     records, states, phases = [], [], []
     count = 22
     for done in range(count):
@@ -304,7 +308,7 @@ def test_a_run_resumed_in_any_phase_makes_the_same_rounds(tiny_model_path: Path,
     assert {("ranking", 0), ("pilot", 0), ("pilot", 1), ("training", 1)} == set(phases)
     begun = [phases.index(phase) for phase in (("pilot", 0), ("pilot", 1), ("training", 1))]
     for stop in (1, begun[0], begun[0] + 2, begun[1], begun[2] + 1):
-        resumed = run_in(tiny_model_path, tmp_path / f"{stop}", Written(gain, good), **settings)
+        resumed = run_in(one_level_model_path, tmp_path / f"{stop}", Written(gain, good), **settings)
         more = min(2, count - stop)
         for index, record in enumerate(rounds(resumed, more), stop):
             assert dataclasses.replace(record, elapsed_s=0.0) == dataclasses.replace(records[index], elapsed_s=0.0)
