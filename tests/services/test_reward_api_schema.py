@@ -36,9 +36,10 @@ def document(redis_url: str, serve: Callable[[ASGIApp], str]) -> Any:
     return schemathesis.openapi.from_url(f"{serve(create_app(options))}/openapi.json")
 
 
+@pytest.mark.parametrize("examples", [10, pytest.param(50, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_answer_is_documented_and_none_is_a_server_error(
-    document: Any, mode: schemathesis.GenerationMode
+    document: Any, mode: schemathesis.GenerationMode, examples: int
 ) -> None:
     """Bug: some body answers 500, or a status or form that the OpenAPI document does not know."""
     for result in document.get_all_operations():
@@ -46,7 +47,7 @@ def test_every_answer_is_documented_and_none_is_a_server_error(
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(
-            max_examples=25,
+            max_examples=examples,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

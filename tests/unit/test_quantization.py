@@ -101,16 +101,24 @@ def test_four_bits_by_hand() -> None:
     assert type(odd[0]) is nn.Linear, "15 scales have none in common"
 
 
-@pytest.mark.parametrize(("kind", "least_saved", "worst"), [("8bit", 0.7, 0.05), ("4bit", 0.8, 0.3)])
-def test_the_bundled_model(kind: str, least_saved: float, worst: float) -> None:
-    """Guards against weights that only seem smaller, and against a base that draws something else."""
-    whole, model = load_model(ModelSettings(device="cpu")), load("bundled", kind)
+@pytest.fixture(scope="module")
+def bundled() -> tuple[UNetGenerator, list[torch.Tensor]]:
+    """The whole model, and its samples."""
+    whole = load_model(ModelSettings(device="cpu"))
     assert isinstance(whole, UNetGenerator)
+    return whole, samples(whole)
+
+
+@pytest.mark.parametrize(("kind", "least_saved", "worst"), [("8bit", 0.7, 0.05), ("4bit", 0.8, 0.3)])
+def test_the_bundled_model(
+    bundled: tuple[UNetGenerator, list[torch.Tensor]], kind: str, least_saved: float, worst: float
+) -> None:
+    """Guards against weights that only seem smaller, and against a base that draws something else."""
+    (whole, expected), model = bundled, load("bundled", kind)
     linear = sum(each.weight.nbytes for each in whole.unet.modules() if type(each) is nn.Linear)
     saved = held_bytes(whole.unet) - held_bytes(model.unet)
-    errors = [
-        ((ours - true).norm() / true.norm()).item() for ours, true in zip(samples(model), samples(whole), strict=True)
-    ]
+    pairs = zip(samples(model), expected, strict=True)
+    errors = [((ours - true).norm() / true.norm()).item() for ours, true in pairs]
     print(f"UNet {held_bytes(whole.unet):,} to {held_bytes(model.unet):,} bytes; errors of z1, z2: {errors}")
     assert saved > least_saved * linear
     [computed] = [part.bytes for part in shapes_of(model.settings).parts if part.name == "unet"]
