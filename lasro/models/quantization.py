@@ -126,8 +126,10 @@ def _widened(weight: Any, dtype: torch.dtype) -> Tensor:
     """The values in that dtype of a weight that is quantised, or the weight."""
     if not is_traceable_wrapper_subclass(weight):
         return weight
-    whole: Any = getattr(weight, "get_original_weight", weight.dequantize)  # NF4's own `dequantize` is of its codes
-    return whole().to(dtype)
+    quantised: Any = weight
+    if hasattr(quantised, "get_original_weight"):  # NF4, whose `dequantize` is that of its codes
+        return quantised.get_original_weight().to(dtype)
+    return quantised.dequantize(dtype)
 
 
 def as_plain_linear(network: nn.Module) -> None:

@@ -48,10 +48,10 @@ drift_prompts = 2
 
 
 @pytest.fixture(scope="session")
-def config_path(tmp_path_factory: pytest.TempPathFactory, one_level_model_path: Path) -> Path:
+def config_path(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Path:
     folder = tmp_path_factory.mktemp("config")
     (folder / "train.txt").write_text("a red star\na blue square\na green ring\n")
     (folder / "held-out.txt").write_text("a red ring\na blue star\na pink heart\n")
     (folder / "drift.txt").write_text("dog face\nred apple\n")
-    (folder / "tiny.toml").write_text(CONFIG.format(model=one_level_model_path))
+    (folder / "tiny.toml").write_text(CONFIG.format(model=tiny_model_path))
     return folder / "tiny.toml"

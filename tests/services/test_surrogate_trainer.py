@@ -439,7 +439,7 @@ def test_gradients_that_overflow_are_a_problem_not_a_body(http, trainer, config)
     last = next(
         name for name in state if name.startswith("head") and state[name].shape[0] == 1 and state[name].ndim == 2
     )
-    state[last] *= 1e7
+    state[last] *= 1e9
     assert trainer.upload_weights("overflow", wire.pack_tensors(state)).version == 1
     body = wire.pack_tensors(tensors(dtype=np.float16), {"prompts": wire.pack_prompts(PROMPTS)})
     status, detail = gradient_problem(http, "overflow", body)

@@ -255,10 +255,10 @@ def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(
 
 @pytest.mark.proof
 def test_a_generator_that_is_fooled_for_good_restarts_a_stated_number_of_times(
-    one_level_model_path: Path, tmp_path: Path
+    tiny_model_path: Path, tmp_path: Path
 ) -> None:
     """Guards against a run that begins again until its rewards are spent."""
-    alternation = run_in(one_level_model_path, tmp_path, Written(fooled, good), max_restarts=1, generator_steps=1)
+    alternation = run_in(tiny_model_path, tmp_path, Written(fooled, good), max_restarts=1, generator_steps=1)
     records = rounds(alternation, 30)
     assert [record.event is not None and "fooled" in record.event for record in records].count(True) == 1
     assert alternation.schedule.restarts == 1
@@ -284,9 +284,7 @@ def test_noise_ends_the_run_with_the_base(one_level_model_path: Path, tmp_path: 
 
 @pytest.mark.proof  # runs of all phases, each begun anew in each
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_run_resumed_in_any_phase_makes_the_same_rounds(
-    one_level_model_path: Path, tmp_path: Path, overlap: bool
-) -> None:
+def test_a_run_resumed_in_any_phase_makes_the_same_rounds(tiny_model_path: Path, tmp_path: Path, overlap: bool) -> None:
     """Bug: a phase, its accuracies and gains, the ratio of the budget, or where the learning rate began is forgotten.
 
     It is stopped in ranking, where the pilot begins, in it, where the generator begins again, and where it trains.
@@ -296,7 +294,7 @@ def test_a_run_resumed_in_any_phase_makes_the_same_rounds(
         return fooled(round) if round < 15 else helped(round)
 
     settings: dict[str, Any] = {"overlap": overlap, "generator_steps": 1, "learning_rate": 0.02, "drift_budget": 0.02}
-    whole = run_in(one_level_model_path, tmp_path / "whole", Written(gain, good), **settings)
+    whole = run_in(tiny_model_path, tmp_path / "whole", Written(gain, good), **settings)
     records, states, phases = [], [], []
     count = 22
     for done in range(count):
@@ -308,7 +306,7 @@ def test_a_run_resumed_in_any_phase_makes_the_same_rounds(
     assert {("ranking", 0), ("pilot", 0), ("pilot", 1), ("training", 1)} == set(phases)
     begun = [phases.index(phase) for phase in (("pilot", 0), ("pilot", 1), ("training", 1))]
     for stop in (1, begun[0], begun[0] + 2, begun[1], begun[2] + 1):
-        resumed = run_in(one_level_model_path, tmp_path / f"{stop}", Written(gain, good), **settings)
+        resumed = run_in(tiny_model_path, tmp_path / f"{stop}", Written(gain, good), **settings)
         more = min(2, count - stop)
         for index, record in enumerate(rounds(resumed, more), stop):
             assert dataclasses.replace(record, elapsed_s=0.0) == dataclasses.replace(records[index], elapsed_s=0.0)

@@ -78,13 +78,13 @@ def test_peers_agree_on_values_sums_and_errors_and_are_told_of_one_that_died() -
 
 
 @pytest.mark.proof  # half a minute of two cores
-def test_two_processes_make_the_updates_that_one_makes(one_level_model_path: Path) -> None:
+def test_two_processes_make_the_updates_that_one_makes(tiny_model_path: Path) -> None:
     """Guards against gradients averaged over shares of unequal size, moments of one share, the same noise in both.
 
     The mean of S is zero at first but for rounding: scores of some hundreds, of a deviation some ten times smaller.
     """
-    alone = shared_update.all_updates(str(one_level_model_path), DistributedContext())
-    for printed in started(2, shared_update.__file__, str(one_level_model_path)):
+    alone = shared_update.all_updates(str(tiny_model_path), DistributedContext())
+    for printed in started(2, shared_update.__file__, str(tiny_model_path)):
         for shared, expected in zip(json.loads(printed), alone, strict=True):
             for step, expected_step in zip(shared, expected, strict=True):
                 assert step == pytest.approx(expected_step, rel=1e-4, abs=1e-5)
