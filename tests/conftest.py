@@ -91,3 +91,11 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def one_level_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a third of the modules: for what a run does, whatever the network is."""
+    from tiny_model import ONE_LEVEL, write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "one-level", unet=ONE_LEVEL)

@@ -40,8 +40,8 @@ class ModelSettings(Settings):
     """Where to run; `auto` takes an accelerator when there is one."""
     dtype: Dtype = "float32"
     """Of the weights of frozen parts; what is trained stays in float32."""
-    quantization: Literal["8bit"] | None = None
-    """Of the linear layers of the frozen UNet or transformer: 8 bits a weight, by torchao (`pip install
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Of the linear layers of the frozen UNet or transformer: 8 bits a weight, or 4, by torchao (`pip install
     'lasro[quantize]'`); absent: they are in `dtype` like the rest."""
     autocast: Autocast = "none"
     """Dtype of the arithmetic in sampling and training; `auto` takes bfloat16 where the device computes in it."""
@@ -58,7 +58,7 @@ class ModelSettings(Settings):
     crops_top_left: Pixels | None = None
     """Top and left in pixels where an SDXL-class UNet is told an image was cropped; absent: 0, 0."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass, of generator and surrogate: less memory, more time."""
     compile: bool = False
     """Compile the network's repeated blocks by `torch.compile`: the same results but for rounding, sooner; the first
     steps of a process wait for the compiler. What it makes is kept in the cache folder for the next process."""

@@ -152,7 +152,8 @@ class SurrogateRun(Settings):
         if (backbone := self.surrogate.backbone) is None:
             return self.model
         size = self.model if self.latents is None else self.latents
-        of_generator = {name: getattr(self.model, name) for name in ("device", "dtype", "quantization")}
+        taken = ("device", "dtype", "quantization", "gradient_checkpointing")
+        of_generator = {name: getattr(self.model, name) for name in taken}
         return BackboneModelSettings(**dict(backbone), **of_generator, height=size.height, width=size.width)
 
     @property

@@ -37,6 +37,11 @@ class NoiseTilting(SurrogateAscent):
                 f"train.steps: got {list(config.train.steps)}, expected 1 among them for method.type "
                 f"{config.method.type}, which learns from the first step and is held by it"
             )
+        if every := config.train.second_step_rounds:
+            raise ConfigError(
+                f"train.second_step_rounds: got {every}, expected 0 for method.type {config.method.type}, whose second "
+                "step is the base's and never moves by itself"
+            )
         model.tilt_noise()
         return cls(config.method, mean_square_shift, config.step_weights)
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft.utils.other import get_pattern_key
-from pydantic import BaseModel, FiniteFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lasro.config import Timesteps
 from lasro.errors import ModelError
 from lasro.models.files import INDEX, at_home
 from lasro.validation import explain, one_line
@@ -24,7 +23,6 @@ from lasro.validation import explain, one_line
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
-TIMESTEPS_METADATA = "lasro_timesteps"
 PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 LFS_POINTER = b"version https://git-lfs"
 UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -71,49 +69,24 @@ class AdapterFile(NamedTuple):
 
 def read_adapter(path: Path) -> AdapterFile:
     """Read a safetensors file, or the only one of a folder; raises ModelError saying what is wrong with it."""
-    file = _find_file(path)
-    _check_content(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: _checked(file, name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: cannot be read as safetensors ({one_line(str(error))}); copy it again") from error
+    with open_adapter(path) as (file, opened):
+        metadata = opened.metadata() or {}
+        tensors = {name: _checked(file, name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     if not tensors:
         raise ModelError(f"{file}: holds no tensors, expected those of a LoRA")
     return AdapterFile(file, tensors, _scales(file, metadata))
 
 
-NOISE_METADATA = "lasro_noise_tilting"
-"""Noted of an adapter that moves the first noise: stock, which knows nothing of that, would draw something else."""
-
-
-def note_timesteps(file: Path, timesteps: tuple[int, ...]) -> None:
-    """Write into an adapter's metadata at which timesteps it was trained to be sampled."""
-    note(file, TIMESTEPS_METADATA, json.dumps(timesteps))
-
-
-def note(file: Path, key: str, value: str) -> None:
-    """Write an entry into an adapter's metadata, where stock reads over it."""
-    with safe_open(file, framework="pt") as opened:
-        metadata = (opened.metadata() or {}) | {key: value}
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    save_file(tensors, file, metadata)
-
-
-def noted(path: Path, key: str) -> str | None:
-    """An entry of the metadata of an adapter that `read_adapter` reads."""
-    with safe_open(_find_file(path), framework="pt") as opened:
-        return (opened.metadata() or {}).get(key)
-
-
-def noted_timesteps(path: Path) -> Timesteps | None:
-    """What `note_timesteps` wrote; None for the scheduler's own. Of an adapter that `read_adapter` reads."""
-    found = noted(path, TIMESTEPS_METADATA)
+@contextmanager
+def open_adapter(path: Path) -> Iterator[tuple[Path, Any]]:
+    """A safetensors file, or the only one of a folder, and what safetensors opens; raises ModelError."""
+    file = _find_file(path)
+    _check_content(file)
     try:
-        return None if found is None else TypeAdapter(Timesteps).validate_json(found)
-    except ValidationError:
-        return None  # somebody else's key
+        with safe_open(file, framework="pt") as opened:
+            yield file, opened
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: cannot be read as safetensors ({one_line(str(error))}); copy it again") from error
 
 
 def first_names(names: Iterable[str], count: int = 3) -> str:

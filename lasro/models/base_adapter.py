@@ -16,8 +16,9 @@ from huggingface_hub import hf_hub_download
 
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter, find_adapter, put_on
-from lasro.models.adapter_file import ADAPTER_FILE, note, noted
+from lasro.models.adapter_file import ADAPTER_FILE
 from lasro.models.adapter_names import ModuleNames
+from lasro.models.adapter_notes import note, noted
 from lasro.models.files import at_home, looks_local
 from lasro.models.loading import loading
 from lasro.models.lora import fuse_adapter

@@ -12,7 +12,6 @@ import os
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from lasro.cache_folder import cache_folder
 from lasro.errors import ModelError
@@ -28,6 +27,8 @@ def prepare_compiler(device: torch.device) -> None:
 
     Raises ModelError where there is no compiler.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # seconds, and half of all torch
+
     folder = cache_folder()
     if folder is not None and os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes it in there
         os.environ[CACHE_VARIABLE] = str(folder.path / "compiled")

@@ -16,8 +16,9 @@ from lasro.config import LoraSettings
 from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter
-from lasro.models.adapter_file import ADAPTER_FILE, note_timesteps
+from lasro.models.adapter_file import ADAPTER_FILE
 from lasro.models.adapter_names import NETWORKS, UNET
+from lasro.models.adapter_notes import note_timesteps
 from lasro.models.initial_weights import drawn_from
 from lasro.validation import one_line
 

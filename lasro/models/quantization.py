@@ -1,7 +1,11 @@
-"""Frozen linear layers in 8 bits a weight, by torchao, with adapters in float32 on top as peft puts them.
+"""Frozen linear layers in 8 or 4 bits a weight, by torchao, with adapters in float32 on top as peft puts them.
+
+4 bits are the 16 values of NF4, scaled in blocks of weights by scales of 8 bits (QLoRA: Dettmers et al., arXiv
+2305.14314, section 3). To peft such a layer is a linear layer like any other; it refuses torchao's integers of 4 bits,
+which no CPU computes with either.
 
 torchao computes with the weight in the activations' dtype, and autograd would keep that copy of every layer until the
-backward pass, which takes what was saved. So a layer keeps its 8 bits alone and widens them a second time on the way
+backward pass, which takes what was saved. So a layer keeps its bits alone and widens them a second time on the way
 back.
 """
 
@@ -9,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any, cast
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +23,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lasro.config import ModelSettings
 from lasro.errors import ModelError
+
+NF4_BLOCK, NF4_SCALES = 64, 256
+"""Weights that share a scale, and scales that share one: torchao's own."""
+LEAST_SCALES = 16
+"""That share one; a layer with a number of blocks that no such groups divide stays as it is."""
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -32,7 +42,7 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return gradient @ ctx.weight.dequantize(gradient.dtype), None, None
+        return gradient @ _widened(ctx.weight, gradient.dtype), None, None
 
 
 class QuantizedLinear(nn.Linear):
@@ -47,10 +57,7 @@ class QuantizedLinear(nn.Linear):
 
 
 def quantize(network: Any, settings: ModelSettings) -> None:
-    """Quantise the linear layers of a frozen network in place, as the settings say; raises ModelError.
-
-    It is marked as diffusers marks a network that it has read in 8 bits, so that peft knows.
-    """
+    """Quantise the linear layers of a frozen network in place, as the settings say; raises ModelError."""
     if settings.quantization is None:
         return
     if importlib.util.find_spec("torchao") is None:
@@ -58,17 +65,47 @@ def quantize(network: Any, settings: ModelSettings) -> None:
             f"quantization: got {settings.quantization}, but torchao is not installed; pip install 'lasro[quantize]', "
             "or leave it out"
         )
+    (_to_8_bits if settings.quantization == "8bit" else _to_4_bits)(network)
+    for module in network.modules():
+        if type(module) is nn.Linear and is_traceable_wrapper_subclass(module.weight):
+            module.weight.requires_grad_(False)
+            module.__class__ = QuantizedLinear
+
+
+def _to_8_bits(network: Any) -> None:
+    """It is marked as diffusers marks a network that it has read in 8 bits, so that peft knows."""
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
     from diffusers.quantizers.quantization_config import TorchAoConfig
 
     torchao: Any = importlib.import_module("torchao.quantization")
     kind = torchao.Int8WeightOnlyConfig()
     torchao.quantize_(network, kind)
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.weight.requires_grad_(False)
-            module.__class__ = QuantizedLinear
     network.hf_quantizer = DiffusersAutoQuantizer.from_config(TorchAoConfig(kind))
+
+
+def _to_4_bits(network: nn.Module) -> None:
+    torchao: Any = importlib.import_module("torchao.quantization")
+    for module in network.modules():
+        if type(module) is nn.Linear and (scales := nf4_scales(module.weight)) is not None:
+            weight = torchao.NF4Tensor.from_tensor(module.weight.detach(), NF4_BLOCK, scales)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def nf4_scales(weight: Tensor) -> int | None:
+    """How many scales share one in 4 bits; None for a weight that stays as it is."""
+    blocks, rest = divmod(weight.numel(), NF4_BLOCK)
+    scales = math.gcd(blocks, NF4_SCALES)
+    return None if rest or scales < LEAST_SCALES else scales
+
+
+def quantized_bytes(weight: Tensor, quantization: str) -> int:
+    """What a linear layer's weight takes then: with a scale for each output in 8 bits, for each block in 4."""
+    if quantization == "8bit":
+        return weight.numel() + len(weight) * weight.itemsize
+    if (scales := nf4_scales(weight)) is None:
+        return weight.nbytes
+    blocks, values_and_mean = weight.numel() // NF4_BLOCK, 16 + 1
+    return weight.numel() // 2 + blocks + (blocks // scales + values_and_mean) * weight.itemsize
 
 
 def check_fusable(settings: ModelSettings) -> None:
@@ -82,8 +119,17 @@ def check_fusable(settings: ModelSettings) -> None:
 
 def float32_values(weight: Any) -> Tensor:
     """A copy of a weight's values, also of one that is quantised."""
-    values: Tensor = cast(Any, weight).dequantize() if is_traceable_wrapper_subclass(weight) else weight
-    return values.to(torch.float32, copy=True)
+    return _widened(weight, torch.float32).to(torch.float32, copy=True)
+
+
+def _widened(weight: Any, dtype: torch.dtype) -> Tensor:
+    """The values in that dtype of a weight that is quantised, or the weight."""
+    if not is_traceable_wrapper_subclass(weight):
+        return weight
+    quantised: Any = weight
+    if hasattr(quantised, "get_original_weight"):  # NF4, whose `dequantize` is that of its codes
+        return quantised.get_original_weight().to(dtype)
+    return quantised.dequantize(dtype)
 
 
 def as_plain_linear(network: nn.Module) -> None:

@@ -26,6 +26,7 @@ from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter, find_adapter
 from lasro.models.adapter_names import TRANSFORMER, ModuleNames
+from lasro.models.checkpointing import checkpoint_blocks
 from lasro.models.compiled import compile_network, prepare_compiler
 from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import autocast, device_memory, move_pipeline, pick_device
@@ -127,9 +128,9 @@ class TransformerGenerator(PipelineGenerator):
         self.codec = ImageCodec(pipeline.vae, settings, self.device, kind=self.parts.codec)
         self.transformer, self.dtype = pipeline.transformer, pipeline.transformer.dtype
         quantize(self.transformer, settings)
+        if settings.gradient_checkpointing:  # first: the base is what the surrogate's trunk is a view of
+            checkpoint_blocks(self.transformer)
         self.base: Any = shared_view(self.transformer)
-        if settings.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
         if settings.compile:
             prepare_compiler(self.device)
             compile_network(self.transformer)

@@ -26,9 +26,10 @@ from lasro.errors import ModelError
 from lasro.functional.consistency import guidance_embedding
 from lasro.functional.noise_tilting import noise_shift
 from lasro.models.adapter import Adapter, find_adapter
-from lasro.models.adapter_file import NOISE_METADATA, note, noted
 from lasro.models.adapter_names import UNET, ModuleNames
+from lasro.models.adapter_notes import NOISE_METADATA, note, noted
 from lasro.models.base_adapter import BaseAdapter, described, find_base_adapter, fuse_base_adapter, note_base_adapter
+from lasro.models.checkpointing import checkpoint_blocks
 from lasro.models.compiled import compile_network, prepare_compiler
 from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import autocast, device_memory, pick_device
@@ -129,9 +130,9 @@ class UNetGenerator(PipelineGenerator):
         compute_ends_in_float32(self.unet)
         if not of_shapes:
             quantize(self.unet, settings)
+        if settings.gradient_checkpointing:  # first: the base is what the surrogate's trunk is a view of
+            checkpoint_blocks(self.unet)
         self.base: Any = shared_view(self.unet)
-        if settings.gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
         if settings.compile:
             prepare_compiler(self.device)
             compile_network(self.unet)

@@ -20,6 +20,7 @@ from lasro.errors import NonFiniteError
 from lasro.functional.consistency import sample
 from lasro.functional.generator_loss import ema_update
 from lasro.functional.lr_schedule import learning_rate
+from lasro.models.adapter_notes import note_steps
 from lasro.models.base import GeneratorModel
 from lasro.models.conditioning import Conditioning, SamplingStep
 from lasro.models.device import device_memory
@@ -258,7 +259,9 @@ class GeneratorTrainer:
     def save(self, folder: Path) -> Path:
         """Write the averaged adapter so that stock diffusers loads it with `load_lora_weights(folder)`."""
         with parameters_set(self.parameters, self.average):
-            return self.model.save_lora(folder, self.lora)
+            file = self.model.save_lora(folder, self.lora)
+        note_steps(file, self.settings.steps)
+        return file
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a resume needs, by name."""

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_documented_loop_runs(
-    tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, one_level_model_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against documentation that no longer runs; the model is a tiny one, two rounds are enough."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
@@ -20,7 +20,7 @@ def test_the_documented_loop_runs(
         assert (ROOT / "configs" / name).exists()
     changes = {
         'Path("configs/demo.toml"), changes)': f'Path("{ROOT}/configs/demo.toml"), [*changes, '
-        f'"model.path={tiny_model_path}", "train.seeds_per_prompt=3", "surrogate.tie_margin=0", '
+        f'"model.path={one_level_model_path}", "train.seeds_per_prompt=3", "surrogate.tie_margin=0", '
         '"train.batch_size=2", "train.two_step_every=1"])',
         "range(40)": "range(3)",
         "round >= 10": "round >= 1",

@@ -16,7 +16,7 @@ from trained_few_steps import train_and_compare
 
 from lasro.config import RewardSettings, RunSettings, load_config
 from lasro.errors import ConfigError, ConflictError, RewardError
-from lasro.models.adapter_file import noted_timesteps
+from lasro.models.adapter_notes import noted_timesteps
 from lasro.wire import unpack_tensors
 from lasro_client.report.page import ReportWriter
 from lasro_client.run.cost import Speed, pretrain_cost, train_cost

@@ -67,11 +67,11 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def audit(
-    stack: LocalStack, tmp_path: Path, tiny_model_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+    stack: LocalStack, tmp_path: Path, one_level_model_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> Audit:
     """The command itself, on the tiny model unless told otherwise; checks that what it prints is what it wrote."""
 
-    def run(name: str, *options: str, model: str = str(tiny_model_path)) -> dict[str, Any]:
+    def run(name: str, *options: str, model: str = str(one_level_model_path)) -> dict[str, Any]:
         out = tmp_path / name
         arguments = ["--reward-api", stack.reward_api, "--prompts", str(prompts), "--out", str(out), "--json"]
         arguments += ["--set", f"model.path={model}", "--set", "model.device=cpu", *options]
@@ -163,12 +163,12 @@ def test_wrong_usage_is_refused(audit: Audit) -> None:
 
 
 def test_without_an_api_the_reward_is_served_for_the_audit(
-    tmp_path: Path, tiny_model_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, one_level_model_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reward that only the run's configuration knows could not be audited, or the exit status told the verdict."""
     (tmp_path / "scorers.py").write_text(SCORERS)
     (tmp_path / "run.toml").write_text(
-        f'name = "x"\n[model]\npath = "{tiny_model_path}"\ndevice = "cpu"\n'
+        f'name = "x"\n[model]\npath = "{one_level_model_path}"\ndevice = "cpu"\n'
         f'[prompts]\ntrain = "{prompts}"\nheld_out = "{prompts}"\n'
         '[[rewards]]\nname = "mine"\nserve = "scorers:constant"\nweight = -0.5\n'
         '[surrogate]\ntie_margin_unit = "absolute"\n'

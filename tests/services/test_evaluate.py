@@ -92,8 +92,8 @@ def api(url, serve):
 
 
 @pytest.fixture
-def model(tiny_model_path):
-    return load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+def model(one_level_model_path):
+    return load_model(ModelSettings(path=str(one_level_model_path), device="cpu"))
 
 
 def with_adapter(model, scale):
@@ -120,10 +120,10 @@ def test_scores_belong_to_their_prompt_stage_and_seed(model, api, tmp_path, monk
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_one_pass_gives_the_images_of_several_stock_calls(model, tiny_model_path):
+def test_one_pass_gives_the_images_of_several_stock_calls(model, one_level_model_path):
     """Images of each number of steps must be those of separate single-prompt calls of diffusers with the same seed."""
     diffusers: Any = importlib.import_module("diffusers")
-    stock = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_model_path, add_watermarker=False)
+    stock = diffusers.StableDiffusionXLPipeline.from_pretrained(one_level_model_path, add_watermarker=False)
     stock.scheduler = diffusers.LCMScheduler.from_config(stock.scheduler.config)
     stock.set_progress_bar_config(disable=True)
     texts = [prompt.text for prompt in PROMPTS[:3]]
@@ -150,12 +150,12 @@ def test_base_is_the_model_without_its_adapter(model, api):
     assert evaluate(model, PROMPTS[:2], ["brightness"], api, SEED) != before
 
 
-def test_the_base_row_is_drawn_without_the_adapters_text_encoders(tiny_model_path, api, tmp_path):
+def test_the_base_row_is_drawn_without_the_adapters_text_encoders(one_level_model_path, api, tmp_path):
     """The base row came from the adapter's text encoders, so that the difference left out what they had done."""
-    weights = tiny_model_path / "text_encoder_2" / "model.safetensors"
+    weights = one_level_model_path / "text_encoder_2" / "model.safetensors"
     factors = random_factors(weights, ("q_proj", "v_proj", "fc1", "fc2"), scale=0.5)
     adapter = write_adapter(tmp_path / "adapter" / PLAIN, diffusers_form(factors, "text_encoder_2."))
-    settings = ModelSettings(path=str(tiny_model_path), device="cpu")
+    settings = ModelSettings(path=str(one_level_model_path), device="cpu")
     options = (PROMPTS[:2], ["brightness"], api, SEED, None, lambda done, total: None)
     alone, nothing = evaluate_beside_base(settings, None, *options)
     table, keys = evaluate_beside_base(settings, adapter, *options)
@@ -166,10 +166,10 @@ def test_the_base_row_is_drawn_without_the_adapters_text_encoders(tiny_model_pat
     assert keys.loaded == keys.total == 2 * len(factors)
 
 
-def test_the_best_of_several_is_chosen_by_the_first_reward(tiny_model_path, api, tmp_path):
+def test_the_best_of_several_is_chosen_by_the_first_reward(one_level_model_path, api, tmp_path):
     """Guards against a choice across prompts or numbers of steps, an image that is not the chosen one's, and a failed
     candidate that is chosen: every score is the highest of three ordinary evaluations."""
-    settings = ModelSettings(path=str(tiny_model_path), device="cpu")
+    settings = ModelSettings(path=str(one_level_model_path), device="cpu")
     count, prompts, noted = 3, PROMPTS[:3], []
     found = evaluate_best_of(
         count, load_model(settings), prompts, ["brightness"], api, SEED, tmp_path / "best", lambda *at: noted.append(at)

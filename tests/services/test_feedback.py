@@ -37,7 +37,7 @@ def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
     url: str,
     redis_url: str,
     serve: Callable[[ASGIApp], str],
-    tiny_model_path: Path,
+    one_level_model_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -45,7 +45,7 @@ def test_groups_that_redis_forgot_after_they_were_scored_are_posted_again(
     waited for `services.timeout_s`, and its run ended. One that came back empty had forgotten the reward, too."""
     monkeypatch.setattr(feedback, "PATIENCE_S", 0.5)
     settings = TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": tmp_path})
-    config = run_of(tiny_model_path)
+    config = run_of(one_level_model_path)
     with RewardClient(url, own_rewards=[SPEC]) as api, SurrogateClient(serve(create_app(settings))) as trainer:
         api.register(SPEC, True)
         collecting = FeedbackClient(Services(api, trainer), RUN, timeout_s=120.0)

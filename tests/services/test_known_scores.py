@@ -73,9 +73,9 @@ def test_known_scores_that_do_not_fit_are_refused(changes: dict[str, Any], messa
 
 
 @pytest.mark.parametrize("draws", [1, 2])
-def test_labels_bring_back_the_very_latents(draws: int, tmp_path: Path, tiny_model_path: Path) -> None:
+def test_labels_bring_back_the_very_latents(draws: int, tmp_path: Path, one_level_model_path: Path) -> None:
     """Guards against rewards that end up with other samples than those they were given for."""
-    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    model = load_model(ModelSettings(path=str(one_level_model_path), device="cpu"))
     prompts = [Prompt("a red star"), Prompt("a blue ring")]
     settings = SamplingSettings(seeds_per_prompt=3, second_step_draws=draws)
     groups = sample_groups(model, prompts, settings, 7, "pretrain", 5, base=True)

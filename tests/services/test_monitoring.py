@@ -72,17 +72,19 @@ def scraped(url: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def trainer_url(redis_url: str, serve: Serve, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def trainer_url(
+    redis_url: str, serve: Serve, one_level_model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> str:
     values = {
         "redis_url": redis_url,
         "data_dir": tmp_path_factory.mktemp("trainer"),
-        "probe_model": str(tiny_model_path),
+        "probe_model": str(one_level_model_path),
     }
     return serve(create_trainer(TrainerEnvironment.model_validate(values)))
 
 
 def test_rules_and_dashboard_name_metrics_that_there_are(
-    redis_url: str, serve: Serve, trainer_url: str, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, serve: Serve, trainer_url: str, one_level_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: a metric is renamed, a panel stays empty and an alert never fires."""
     settings = RewardApiSettings.model_validate({"redis_url": redis_url, "allowed_networks": "127.0.0.0/8"})
@@ -93,7 +95,7 @@ def test_rules_and_dashboard_name_metrics_that_there_are(
         client.put("/v1/rewards/monitored", json=spec).raise_for_status()
         assert client.post("/v1/rewards/monitored/probe").json()["status"] == "ok"
         client.get("/v1/rewards/none")
-    model = ModelSettings(path=str(tiny_model_path), device="cpu")
+    model = ModelSettings(path=str(one_level_model_path), device="cpu")
     run = SurrogateRun(model=model, surrogate=SurrogateSettings(head_channels=16), weights={"monitored": 1.0})
     with SurrogateClient(trainer_url) as surrogates:
         surrogates.create("monitored", run)

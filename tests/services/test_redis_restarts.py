@@ -48,8 +48,8 @@ def reward_api(server: RedisOnTcp, serve: Callable[[ASGIApp], str]) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model_path: Path) -> dict[str, Any]:
-    return run_of(tiny_model_path).model_dump(mode="json")
+def config(one_level_model_path: Path) -> dict[str, Any]:
+    return run_of(one_level_model_path).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,19 @@ def lasro(*arguments: str) -> Any:
 
 
 def test_a_removed_run_leaves_neither_weights_nor_keys(
-    redis_url: str, redis_client: redis.Redis, serve: Callable[[ASGIApp], str], tiny_model_path: Path, tmp_path: Path
+    redis_url: str,
+    redis_client: redis.Redis,
+    serve: Callable[[ASGIApp], str],
+    one_level_model_path: Path,
+    tmp_path: Path,
 ) -> None:
     """Bug: `lasro runs rm` deletes the folder here, and the trainer keeps weights, stream and memory for ever."""
     data_dir, root = tmp_path / "trainer", tmp_path / "runs"
     url = serve(create_app(TrainerEnvironment.model_validate({"redis_url": redis_url, "data_dir": data_dir})))
     settings = SurrogateSettings(head_channels=16, device="cpu")
-    config = SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=settings, weights={"mean": 1.0})
+    config = SurrogateRun(
+        model=ModelSettings(path=str(one_level_model_path)), surrogate=settings, weights={"mean": 1.0}
+    )
     with SurrogateClient(url) as trainer:
         trainer.create(RUN, config)
         folder = root / "mine"

@@ -84,11 +84,11 @@ def http(url) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model_path) -> SurrogateRun:
+def config(one_level_model_path) -> SurrogateRun:
     surrogate = SurrogateSettings(
         head_channels=16, learning_rate=3e-3, groups_per_step=8, held_out_share=0.2, device="cpu"
     )
-    return SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"mean": 1.0})
+    return SurrogateRun(model=ModelSettings(path=str(one_level_model_path)), surrogate=surrogate, weights={"mean": 1.0})
 
 
 def separable_sample(number: int, rewards: Sequence[float | None] | None = None) -> wire.ScoredGroup:
@@ -439,7 +439,7 @@ def test_gradients_that_overflow_are_a_problem_not_a_body(http, trainer, config)
     last = next(
         name for name in state if name.startswith("head") and state[name].shape[0] == 1 and state[name].ndim == 2
     )
-    state[last] *= 1e7
+    state[last] *= 1e9
     assert trainer.upload_weights("overflow", wire.pack_tensors(state)).version == 1
     body = wire.pack_tensors(tensors(dtype=np.float16), {"prompts": wire.pack_prompts(PROMPTS)})
     status, detail = gradient_problem(http, "overflow", body)

@@ -39,9 +39,9 @@ def settings(path: Path | str = "bundled", **more: Any) -> RunSettings:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_path: Path) -> GeneratorModel:
+def model(one_level_model_path: Path) -> GeneratorModel:
     """A generator whose adapter is not that of the base."""
-    model = load_model(settings(tiny_model_path).model)
+    model = load_model(settings(one_level_model_path).model)
     for parameter in model.add_lora(LoraSettings(rank=2), seed=0):
         parameter.data += 0.02
     return model
@@ -56,10 +56,10 @@ def why_ended(trainer: InProcessTrainer) -> str | None:
 
 @pytest.fixture
 def trainer(
-    model: GeneratorModel, tiny_model_path: Path, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: GeneratorModel, one_level_model_path: Path, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SurrogateClient]:
     monkeypatch.setattr(frozen, "load_trunk", lambda _: pytest.fail("a second model was loaded"))
-    here = InProcessTrainer(model, settings(tiny_model_path).surrogate_run)
+    here = InProcessTrainer(model, settings(one_level_model_path).surrogate_run)
     url = here.start(redis_url, tmp_path / "data", tmp_path / "trainer.log")
     with SurrogateClient(url) as client:
         yield client
@@ -69,11 +69,11 @@ def trainer(
 
 
 def test_client_and_trainer_compute_at_once_as_one_after_the_other(
-    trainer: SurrogateClient, model: GeneratorModel, tiny_model_path: Path
+    trainer: SurrogateClient, model: GeneratorModel, one_level_model_path: Path
 ) -> None:
     """Guards against an adapter that is switched on the shared base: samples of the one with the weights of the other,
     only where both happen to compute. In a run they take turns but for what is asked from outside."""
-    config = settings(tiny_model_path)
+    config = settings(one_level_model_path)
     trainer.create("thread", config.surrogate_run)
     noise_BCHW = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     latents, times = noise_BCHW.numpy(), np.full(3, 100)
@@ -101,11 +101,13 @@ def test_client_and_trainer_compute_at_once_as_one_after_the_other(
     assert all(np.array_equal(each, gradient_alone) for each in gradients)
 
 
-def test_a_run_of_other_settings_is_refused_as_by_a_process(trainer: SurrogateClient, tiny_model_path: Path) -> None:
+def test_a_run_of_other_settings_is_refused_as_by_a_process(
+    trainer: SurrogateClient, one_level_model_path: Path
+) -> None:
     """Bug: a trainer that is handed a model does not look at what the run asks for."""
-    config = settings(tiny_model_path)
+    config = settings(one_level_model_path)
     trainer.create("thread", config.surrogate_run)
-    other = settings(tiny_model_path, surrogate={"head_channels": 16}).surrogate_run
+    other = settings(one_level_model_path, surrogate={"head_channels": 16}).surrogate_run
     with pytest.raises(ConflictError, match="head_channels"):
         trainer.create("thread", other)
 

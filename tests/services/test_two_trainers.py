@@ -20,10 +20,10 @@ RUNS = ("left", "right")
 
 
 def test_each_trainer_has_the_samples_of_its_run(
-    api: RewardClient, redis_url: str, serve: Callable[[ASGIApp], str], tiny_model_path: Path, tmp_path: Path
+    api: RewardClient, redis_url: str, serve: Callable[[ASGIApp], str], one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Guards against trainers that take each other's samples: then a run on each of several GPUs would be none."""
-    config = run_of(tiny_model_path)
+    config = run_of(one_level_model_path)
     api.register(SPEC, True)
     with ExitStack() as exits:
         trainers = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,26 @@ def tiny_vae(scaling_factor: float) -> Any:
     )  # fmt: skip
 
 
-def write_tiny_model(folder: Path, guidance_embedding: bool = True) -> Path:
+TWO_LEVELS = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (1, 2),
+}
+ONE_LEVEL = {
+    "block_out_channels": (16,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "mid_block_type": None,
+    "up_block_types": ("UpBlock2D",),
+    "attention_head_dim": 1,
+}
+"""A third of the modules, so a third of the time: a pass through so small a network is all Python."""
+
+
+def write_tiny_model(folder: Path, guidance_embedding: bool = True, unet: Mapping[str, Any] = TWO_LEVELS) -> Path:
     """A random SDXL-class consistency model far smaller than the bundled one: latents 4 x 8 x 8, images 16 x 16.
 
-    Only its tokenizers are the bundled ones.
+    Only its tokenizers are the bundled ones. `unet`: settings of its UNet, two levels or one.
     """
     tokenizers = [CLIPTokenizer.from_pretrained(BUNDLED / name) for name in ("tokenizer", "tokenizer_2")]
     text_config = tiny_text_config(tokenizers[0], hidden_size=16)
@@ -47,13 +64,11 @@ def write_tiny_model(folder: Path, guidance_embedding: bool = True) -> Path:
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
             unet=diffusers.UNet2DConditionModel(
-                sample_size=8, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32,
-                attention_head_dim=(1, 2), use_linear_projection=True,
+                sample_size=8, norm_num_groups=8, layers_per_block=1, cross_attention_dim=32,
+                use_linear_projection=True,
                 time_cond_proj_dim=16 if guidance_embedding else None,
                 addition_embed_type="text_time", addition_time_embed_dim=8,
-                projection_class_embeddings_input_dim=16 + 6 * 8,
+                projection_class_embeddings_input_dim=16 + 6 * 8, **unet,
             ),
             scheduler=diffusers.LCMScheduler.from_pretrained(BUNDLED, subfolder="scheduler"),
             add_watermarker=False,

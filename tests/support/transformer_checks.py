@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from checkpointed_trunk import check_trunk_checkpoints
 from torch import Tensor
 
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
@@ -153,6 +154,8 @@ def check_surrogate(family: Family, hooked: Callable[[Any], Any], grid: Callable
         trained = [name for name, p in surrogate.named_parameters() if p.requires_grad and p.grad is None]
         assert not trained, "parameters that nothing reaches"
     assert all(parameter.grad is None for parameter in model.base.parameters())
+    checkpointed = load(family.folder, family.guidance, gradient_checkpointing=True)
+    check_trunk_checkpoints(model, checkpointed, [PROMPT, OTHER], "adapter")
 
 
 def check_forward_process(family: Family) -> None:

@@ -146,9 +146,9 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_run_that_lost_its_gain_ends_with_its_best(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_run_that_lost_its_gain_ends_with_its_best(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against exporting the weights of the decline, and a resumed run that trains on after it was ended."""
-    made = make(tiny_model_path, tmp_path, {})
+    made = make(one_level_model_path, tmp_path, {})
     records = made.run()
     assert [record.round for record in records] == [0, 1, 2, 3, 4]
     assert records[-1].health.action == "stop"
@@ -156,15 +156,15 @@ def test_a_run_that_lost_its_gain_ends_with_its_best(tiny_model_path: Path, tmp_
     assert same(average(made.alternation), made.averages[3])
     assert not same(made.averages[3], made.averages[2])
     made.alternation.checkpoint()
-    again = make(tiny_model_path, tmp_path, {})
+    again = make(one_level_model_path, tmp_path, {})
     assert again.alternation.over
     assert again.alternation.progress.ended == records[-1].health.trouble
     assert same(average(again.alternation), made.averages[3])
 
 
-def test_a_run_that_rolls_back_goes_on_from_its_best(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_run_that_rolls_back_goes_on_from_its_best(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against rolling back for ever, and to rounds that were rolled back themselves."""
-    made = make(tiny_model_path, tmp_path, {"on_trouble": "roll_back"})
+    made = make(one_level_model_path, tmp_path, {"on_trouble": "roll_back"})
     records = made.run(until=5)
     assert records[-1].health.action == "roll_back"
     assert same(average(made.alternation), made.averages[3])
@@ -172,30 +172,30 @@ def test_a_run_that_rolls_back_goes_on_from_its_best(tiny_model_path: Path, tmp_
     assert [record.round for record in records] == list(range(len(GAINS)))
     assert made.alternation.progress.ended is None
     assert made.alternation.monitor.best.round == 9
-    once = make(tiny_model_path, tmp_path / "once", {"on_trouble": "roll_back", "max_roll_backs": 0})
+    once = make(one_level_model_path, tmp_path / "once", {"on_trouble": "roll_back", "max_roll_backs": 0})
     assert once.run()[-1].health.action == "stop"
 
 
-def test_a_resumed_run_goes_back_to_the_same_best(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_back_to_the_same_best(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a checkpoint without the best state: the run would go back to what it was resumed with."""
-    whole = make(tiny_model_path, tmp_path / "whole", {})
+    whole = make(one_level_model_path, tmp_path / "whole", {})
     whole.run()
     for stop in (1, 4):
-        made = make(tiny_model_path, tmp_path / f"{stop}", {})
+        made = make(one_level_model_path, tmp_path / f"{stop}", {})
         made.run(until=stop)
         made.alternation.checkpoint()
-        resumed = make(tiny_model_path, tmp_path / f"{stop}", {})
+        resumed = make(one_level_model_path, tmp_path / f"{stop}", {})
         assert resumed.run()[-1].health.action == "stop"
         assert same(average(resumed.alternation), average(whole.alternation))
 
 
 @pytest.mark.parametrize("limit", [1e9, 1e-9])
 def test_a_model_that_drifted_too_far_before_any_gain_is_the_base_again(
-    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
+    one_level_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
 ) -> None:
     """Guards against keeping a ruined model because there was no better one to go back to, and against the opposite."""
     monkeypatch.setitem(globals(), "GAINS", [-0.1 - 0.01 * (round % 2) for round in range(len(GAINS))])
-    made = make(tiny_model_path, tmp_path, {"max_drift": limit, "decline_errors": 1e-9})
+    made = make(one_level_model_path, tmp_path, {"max_drift": limit, "decline_errors": 1e-9})
     records = made.run()
     untouched = all(not tensor.any() for tensor in made.alternation.trainer.average[1::2])
     assert untouched == (limit < 1)
@@ -203,9 +203,9 @@ def test_a_model_that_drifted_too_far_before_any_gain_is_the_base_again(
     assert records[-1].health.trouble is not None
 
 
-def test_trouble_can_be_ignored(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_trouble_can_be_ignored(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a run that is ended although it was told not to be."""
-    records = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}).run()
+    records = make(one_level_model_path, tmp_path, {"on_trouble": "ignore"}).run()
     assert len(records) == len(GAINS)
     assert records[4].health.trouble is not None
     assert not any(record.health.action for record in records)
@@ -238,18 +238,18 @@ class SideBySide(Written):
         return super().score_and_gradient(latents_BCHW, *rest)
 
 
-def test_updates_beside_the_surrogates_own_ascend_the_round_before(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_updates_beside_the_surrogates_own_ascend_the_round_before(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: a version that is whichever was there in time, so that a resumed or repeated round is another one."""
     overlapping = SideBySide()
-    whole = make(tiny_model_path, tmp_path / "whole", {}, overlapping, overlap=True)
+    whole = make(one_level_model_path, tmp_path / "whole", {}, overlapping, overlap=True)
     whole.run(until=3)
     assert overlapping.ascended == [0, 0, 1, 1, 2, 2], "both stages, by what the round before left"
     assert overlapping.drawn == [0, 1, 2, 3], "each round once, the next one before this one ends"
-    stopped = make(tiny_model_path, tmp_path / "part", {}, SideBySide(), overlap=True)
+    stopped = make(one_level_model_path, tmp_path / "part", {}, SideBySide(), overlap=True)
     stopped.run(until=2)
     stopped.alternation.checkpoint()
     again = SideBySide()
-    resumed = make(tiny_model_path, tmp_path / "part", {}, again, overlap=True)
+    resumed = make(one_level_model_path, tmp_path / "part", {}, again, overlap=True)
     resumed.run(until=3)
     assert again.ascended == [2, 2]
     assert again.drawn == [2, 3]
@@ -291,26 +291,28 @@ def updates(alternation: Alternation, rounds: int) -> tuple[list[int], list[int]
     return [after - before for before, after in itertools.pairwise(versions)], recorded
 
 
-def test_the_generator_stays_in_rounds_without_a_ranked_pair(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_the_generator_stays_in_rounds_without_a_ranked_pair(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: a reward that died after 30 images gave 58 rounds without a score and 60 updates, by noise."""
     written = Unranked({1, 4}, dead={2})
-    alternation = make(tiny_model_path, tmp_path, {}, written).alternation
+    alternation = make(one_level_model_path, tmp_path, {}, written).alternation
     assert updates(alternation, 3) == ([1, 0, 0], [0, 1, 2])
     before = average(alternation)
     alternation.checkpoint()
-    resumed = make(tiny_model_path, tmp_path, {}, written).alternation
+    resumed = make(one_level_model_path, tmp_path, {}, written).alternation
     assert resumed.progress.unranked == 2
     assert same(average(resumed), before)
     assert updates(resumed, 2) == ([1, 0], [0, 1])
 
 
-def test_an_overlapping_update_waits_for_the_round_before(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_an_overlapping_update_waits_for_the_round_before(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against updates after a round without a pair, and in one whose every reward is known to have failed."""
-    alternation = make(tiny_model_path, tmp_path, {}, Unranked({1}, dead={4}), overlap=True).alternation
+    alternation = make(one_level_model_path, tmp_path, {}, Unranked({1}, dead={4}), overlap=True).alternation
     assert updates(alternation, 7) == ([1, 1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0, 0])
 
 
-def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(
+    one_level_model_path: Path, tmp_path: Path
+) -> None:
     """Bug: the round that was paid for is lost, because the next one, drawn meanwhile, was refused."""
 
     class Spent(SideBySide):
@@ -319,24 +321,24 @@ def test_a_budget_spent_by_the_next_round_ends_the_run_after_this_one(tiny_model
                 raise BudgetError("spent")
             return super().post(posts)
 
-    made = make(tiny_model_path, tmp_path, {}, Spent(), overlap=True)
+    made = make(one_level_model_path, tmp_path, {}, Spent(), overlap=True)
     assert len(made.run(until=2)) == 2
     with pytest.raises(BudgetError):
         made.alternation.round()
     assert made.alternation.progress.round == 2
 
 
-def test_a_run_has_no_more_minutes_than_it_was_given(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_run_has_no_more_minutes_than_it_was_given(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: on a slow machine a run takes twice as long as was planned, or each resume begins to count anew."""
-    made = make(tiny_model_path, tmp_path, {}, max_minutes=60)
+    made = make(one_level_model_path, tmp_path, {}, max_minutes=60)
     made.run(until=2)
     made.alternation.progress = made.alternation.progress._replace(elapsed_s=59.9 * 60)
     made.alternation.checkpoint()
-    resumed = make(tiny_model_path, tmp_path, {}, max_minutes=60)
+    resumed = make(one_level_model_path, tmp_path, {}, max_minutes=60)
     resumed.run(until=3)
     resumed.alternation.progress = resumed.alternation.progress._replace(elapsed_s=60 * 60)
     resumed.alternation.checkpoint()
-    over = make(tiny_model_path, tmp_path, {}, max_minutes=60)
+    over = make(one_level_model_path, tmp_path, {}, max_minutes=60)
     with pytest.raises(BudgetError, match=r"budget\.max_minutes: the 60 minutes are over"):
         over.alternation.round()
     assert over.alternation.progress.round == 3
@@ -352,7 +354,7 @@ def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
-    tiny_model_path: Path, tmp_path: Path, now_s: list[float]
+    one_level_model_path: Path, tmp_path: Path, now_s: list[float]
 ) -> None:
     """Bug: on slow cores a run is cut off at half its learning rate, where the weights still jump about.
 
@@ -365,7 +367,7 @@ def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
             return super().adapt(*arguments, **more)
 
     def begun() -> Alternation:
-        return make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, Slow(), max_minutes=81 / 60).alternation
+        return make(one_level_model_path, tmp_path, {"on_trouble": "ignore"}, Slow(), max_minutes=81 / 60).alternation
 
     alternation = begun()
     for _ in range(6):
@@ -383,22 +385,22 @@ def test_the_rate_falls_over_the_rounds_that_fit_into_the_minutes(
     assert {record.num_rounds for record in records} == {8}
 
 
-def test_more_rounds_give_what_a_run_of_as_many_gives(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_more_rounds_give_what_a_run_of_as_many_gives(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: a finished run cannot get more rounds, or they begin with another optimiser, other prompts or no best."""
     settings = {"on_trouble": "ignore"}
-    whole = make(tiny_model_path, tmp_path / "whole", settings, rounds=4)
+    whole = make(one_level_model_path, tmp_path / "whole", settings, rounds=4)
     whole.run()
-    short = make(tiny_model_path, tmp_path / "short", settings, rounds=2)
+    short = make(one_level_model_path, tmp_path / "short", settings, rounds=2)
     short.run()
     short.alternation.checkpoint()
-    longer = make(tiny_model_path, tmp_path / "short", settings, rounds=4)
+    longer = make(one_level_model_path, tmp_path / "short", settings, rounds=4)
     assert longer.alternation.progress.round == 2
     longer.run()
     assert same(average(longer.alternation), average(whole.alternation))
     assert longer.alternation.monitor.state() == whole.alternation.monitor.state()
 
 
-def test_more_minutes_are_planned_anew(tiny_model_path: Path, tmp_path: Path, now_s: list[float]) -> None:
+def test_more_minutes_are_planned_anew(one_level_model_path: Path, tmp_path: Path, now_s: list[float]) -> None:
     """Bug: a run that its minutes had cut short ends where it ended before, however many more it gets."""
 
     class Slow(Written):
@@ -407,16 +409,16 @@ def test_more_minutes_are_planned_anew(tiny_model_path: Path, tmp_path: Path, no
             return super().adapt(*arguments, **more)
 
     settings = {"on_trouble": "ignore"}
-    short = make(tiny_model_path, tmp_path, settings, Slow(), max_minutes=81 / 60)
+    short = make(one_level_model_path, tmp_path, settings, Slow(), max_minutes=81 / 60)
     assert len(short.run()) == 8
     short.alternation.checkpoint()
-    longer = make(tiny_model_path, tmp_path, settings, Slow(), max_minutes=200 / 60)
+    longer = make(one_level_model_path, tmp_path, settings, Slow(), max_minutes=200 / 60)
     assert longer.alternation.trainer.decay_steps == 5
     assert [record.round for record in longer.run()] == [8, 9]
 
 
 def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
-    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: list[float]
+    one_level_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: list[float]
 ) -> None:
     """Bug: other work beside the first rounds of a demo, over before the sixth, cost it a fifth of all its rounds.
 
@@ -432,7 +434,7 @@ def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
             return super().adapt(*arguments, **more)
 
     settings = {"on_trouble": "ignore"}
-    alternation = make(tiny_model_path, tmp_path, settings, Hurried(), max_minutes=161 / 60).alternation
+    alternation = make(one_level_model_path, tmp_path, settings, Hurried(), max_minutes=161 / 60).alternation
     planned = []
     while not alternation.over:
         alternation.round()
@@ -441,26 +443,28 @@ def test_a_slow_beginning_does_not_cost_the_rounds_for_which_there_is_time(
     assert alternation.trainer.decay_steps == 5
 
 
-def test_overlapping_rounds_are_for_one_process(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_overlapping_rounds_are_for_one_process(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against two threads of a process that make collective calls in an order of their own."""
     several = Written()
     several.peers = DistributedContext(0, 2)
     with pytest.raises(ConfigError, match=r"train\.overlap: got true with 2 processes"):
-        make(tiny_model_path, tmp_path, {}, several, overlap=True)
+        make(one_level_model_path, tmp_path, {}, several, overlap=True)
 
 
-def test_rounds_of_the_second_step_alone_say_nothing_of_gain_or_drift(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_rounds_of_the_second_step_alone_say_nothing_of_gain_or_drift(
+    one_level_model_path: Path, tmp_path: Path
+) -> None:
     """Guards against a gain of the second step alone that is taken for the whole, and a drift that seems to halve."""
-    made = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"}, train={"second_step_rounds": 2})
+    made = make(one_level_model_path, tmp_path, {"on_trouble": "ignore"}, train={"second_step_rounds": 2})
     records = made.run(until=6)
     measured = [record.rewards.gain[2] is not None for record in records]
     assert measured == [False, False, True, False, True, False]  # the first round's generator is the base
     assert [record.generator.drift[2] is not None for record in records] == measured
 
 
-def test_a_pilot_without_a_sign_of_a_gain_is_taken_back(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_pilot_without_a_sign_of_a_gain_is_taken_back(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a model that was moved by a reward of which nothing could be shown when the budget was spent."""
-    made = make(tiny_model_path, tmp_path, {"on_trouble": "ignore"})
+    made = make(one_level_model_path, tmp_path, {"on_trouble": "ignore"})
     made.run(until=2)
     assert made.alternation.conclude() is None
     assert not made.alternation.trainer.is_base

@@ -162,10 +162,12 @@ def good(round: int) -> float:
     return GOOD
 
 
-def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(
+    one_level_model_path: Path, tmp_path: Path
+) -> None:
     """Guards against updates by a surrogate that has learned nothing, and ranking on the base's samples alone."""
     written = Written(helped, good)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     before = weights(alternation)
     records = until(alternation, "pilot")
     assert {record.phase for record in records} == {"ranking"}
@@ -181,17 +183,17 @@ def test_ranking_leaves_the_generator_and_trains_the_surrogate_alone(tiny_model_
         assert record.health.trouble is None
 
 
-def test_no_perturbation_pays_for_no_reference_sample(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_no_perturbation_pays_for_no_reference_sample(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against twice the reward calls that were asked for."""
     written = Written(helped, good)
-    rounds(run_in(tiny_model_path, tmp_path, written, perturbation=0.0), 1)
+    rounds(run_in(one_level_model_path, tmp_path, written, perturbation=0.0), 1)
     assert [post.stages for post in written.posted] == [[1] * SEEDS + [2] * SEEDS] * 2
 
 
-def test_the_surrogate_settles_once_and_training_follows_that_one(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_the_surrogate_settles_once_and_training_follows_that_one(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: the generator still follows the version of before, or every round settles again."""
     written = Written(helped, good)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     ranking = until(alternation, "pilot")
     done = len(ranking)
     assert ranking[-1].event is not None
@@ -213,20 +215,20 @@ def test_the_surrogate_settles_once_and_training_follows_that_one(tiny_model_pat
     assert len(written.settled) == 2
 
 
-def test_ranking_spends_nothing_of_the_drift_budget(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_ranking_spends_nothing_of_the_drift_budget(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: the longer it ranked, the further a pilot was taken by its first update, to 0.27 of 0.4."""
-    alternation = run_in(tiny_model_path, tmp_path, Written(helped, lambda round: 0.7))
+    alternation = run_in(one_level_model_path, tmp_path, Written(helped, lambda round: 0.7))
     assert len(until(alternation, "pilot")) > 0.1 * ROUNDS
     (record,) = rounds(alternation, 1)
     assert record.generator.drift_target == pytest.approx(FIRST_RADIUS * 0.4)
 
 
 def test_a_fooled_generator_is_the_base_again_and_the_surrogate_keeps_all(
-    tiny_model_path: Path, tmp_path: Path
+    one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Bug: it goes on from what it was fooled to, or the surrogate that learned from it is thrown away too."""
     written = Written(fooled, good)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     start = weights(alternation)
     ranked = len(until(alternation, "pilot"))
     record = alternation.round()
@@ -262,10 +264,10 @@ def test_a_generator_that_is_fooled_for_good_restarts_a_stated_number_of_times(
     assert alternation.schedule.restarts == 1
 
 
-def test_noise_ends_the_run_with_the_base(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_noise_ends_the_run_with_the_base(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a model that is moved by noise, and a resume that goes on after the end."""
     written = Written(helped, lambda round: 0.5 + 0.02 * (-1) ** round)
-    alternation = run_in(tiny_model_path, tmp_path, written)
+    alternation = run_in(one_level_model_path, tmp_path, written)
     records: list[RoundRecord] = []
     while not alternation.over:
         records += rounds(alternation, 1)
@@ -275,7 +277,7 @@ def test_noise_ends_the_run_with_the_base(tiny_model_path: Path, tmp_path: Path)
     assert alternation.trainer.is_base
     assert not written.settled
     alternation.checkpoint()
-    resumed = run_in(tiny_model_path, tmp_path, written)
+    resumed = run_in(one_level_model_path, tmp_path, written)
     assert resumed.over
     assert resumed.progress.ended == records[-1].event
 

@@ -229,5 +229,8 @@ def test_settings_of_a_backbone(tmp_path: Path) -> None:
     assert read('{path = "owner/name", revision = "abc", guidance = 4.0}').surrogate.backbone == hub
     trunk = read('{path = "owner/name", revision = "abc", guidance = 4.0}').surrogate_run.trunk_model
     assert (trunk.path, trunk.revision, trunk.guidance, trunk.base_adapter) == ("owner/name", "abc", 4.0, None)
+    assert not trunk.gradient_checkpointing
+    model = ModelSettings(gradient_checkpointing=True)
+    assert read("owner/name").surrogate_run.model_copy(update={"model": model}).trunk_model.gradient_checkpointing
     stored = json.loads(read("owner/name").model_dump_json())
     assert RunSettings.model_validate(stored).surrogate == read("owner/name").surrogate

@@ -54,7 +54,7 @@ def test_help_of_every_command_imports_nothing_heavy() -> None:
     "arguments",
     [
         ("train",),
-        ("generate", "--prompts", "p.txt", "--out", "o", "--steps", "3"),
+        ("generate", "--prompts", "p.txt", "--out", "o", "--steps", "9"),
         ("rewards", "ls"),
         ("rewards", "add", "name", "http://127.0.0.1:1/", "--reward-api", "http://127.0.0.1:1", "--header", "novalue"),
         ("no-such-command",),

@@ -9,7 +9,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,6 +99,8 @@ def test_rows_are_chosen_by_the_values_of_their_columns(parquet: Path) -> None:
 
 def test_class_labels_are_chosen_by_name(tmp_path: Path) -> None:
     """Bug: a label is a number in the file, and no row had the category that the hub's page shows."""
+    import datasets  # here: it takes seconds, and each worker imports this file
+
     features = datasets.Features(
         {"prompts": datasets.Value("string"), "category": datasets.ClassLabel(names=["Colors", "Text"])}
     )

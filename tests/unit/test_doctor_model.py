@@ -181,19 +181,33 @@ def examined(tiny_model_path: Path) -> dict[str, Any]:
     return examine(settings(tiny_model_path), run=False)
 
 
-def test_parts_are_those_of_the_model(tiny_model_path: Path, examined: dict[str, Any]) -> None:
-    """Guards against a table of another model, and against figures that do not add up."""
-    config, found = settings(tiny_model_path), examined
+def test_parts_are_those_of_the_model(tiny_model_path: Path) -> None:
+    """Guards against a table of another model."""
+    config = settings(tiny_model_path)
     model = load_model(config.model)
     assert isinstance(model, UNetGenerator)
     model.prompt_encoder.encoders.load()
-    counted = {part["name"]: part["parameters"] for part in found["parts"]}
+    counted = {part.name: part.parameters for part in shapes_of(config.model).parts}
     for name, count in counted.items():
         assert count == sum(parameter.numel() for parameter in getattr(model.pipeline, name).parameters())
     assert counted.keys() == {"unet", "vae", "text_encoder", "text_encoder_2"}
-    assert found["lora_parameters"] == sum(each.numel() for each in model.add_lora(config.lora, 0))
+
+
+@pytest.mark.proof  # shapes go through whole networks
+def test_steps_are_those_of_the_run(tiny_model_path: Path, examined: dict[str, Any]) -> None:
+    """Guards against a table without a step that a run does."""
+    config, found = settings(tiny_model_path), examined
+    assert found["lora_parameters"] == sum(each.numel() for each in load_model(config.model).add_lora(config.lora, 0))
     assert [row["step"] for row in found["memory"]] == ["generation", "update", "serving", "surrogate step"]
-    assert all(row["total"] == row["program"] + row["weights"] + row["computing"] for row in found["memory"])
+
+
+def test_figures_add_up(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a total that leaves something out, and calls of another run."""
+    needs = [Need("client", "update", 1, 20, 300), Need("trainer", "serving", 1, 20, 4000)]
+    monkeypatch.setattr(doctor_report, "compute_needs", lambda *_: SMALL._replace(needs=needs))
+    config = settings(tiny_model_path)
+    found = examine(config, run=False)
+    assert [row["total"] for row in found["memory"]] == [321, 4021]
     assert found["reward_calls"]["most"] == train_cost(config.train, Speed(1, 1, 1)).calls
     assert found["seconds_a_round"] is None
 

@@ -46,10 +46,10 @@ def read(config: RunSettings, folder: Path) -> RunPrompts:
 
 
 def test_a_run_goes_on_with_the_same_prompts_without_the_data_set(
-    data: Path, tiny_model_path: Path, tmp_path: Path
+    data: Path, one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Bug: a resumed run asked the hub again, and was trained on other prompts once the data set had changed."""
-    config, folder = settings(data, tiny_model_path), tmp_path / "run"
+    config, folder = settings(data, one_level_model_path), tmp_path / "run"
     first = read(config, folder)
     assert [tuple(prompt) for prompt in first.train.prompts] == [
         ("a red disc", {"tag": [1, None]}),
@@ -63,9 +63,11 @@ def test_a_run_goes_on_with_the_same_prompts_without_the_data_set(
     assert len((folder / "prompts" / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_what_was_read_stands_in_the_folder_and_in_the_notes(data: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_what_was_read_stands_in_the_folder_and_in_the_notes(
+    data: Path, one_level_model_path: Path, tmp_path: Path
+) -> None:
     """Bug: nothing said how many prompts a run had, of which commit, or that the longest were left out."""
-    config = settings(data, tiny_model_path)
+    config = settings(data, one_level_model_path)
     notes = read(config, tmp_path / "run").check(config)
     what = "out of 5 rows; left out: 1 too long for the model"
     assert notes == [f"3 prompts of {data} (train), {what}", f"1 prompts of {data} (train), {what}"]
@@ -77,27 +79,27 @@ def test_what_was_read_stands_in_the_folder_and_in_the_notes(data: Path, tiny_mo
 
 
 def test_prompts_that_are_trained_on_and_measured_on_are_a_warning_for_data_sets_too(
-    data: Path, tiny_model_path: Path, tmp_path: Path
+    data: Path, one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Bug: both were taken from the beginning of one split, and nobody was told."""
-    config = settings(data, tiny_model_path, {"skip": 0, "limit": 1})
+    config = settings(data, one_level_model_path, {"skip": 0, "limit": 1})
     *_, warning = read(config, tmp_path / "run").check(config)
     frozen = tmp_path / "run" / "prompts"
     assert warning.startswith(f"{frozen}/held_out.jsonl:1: 1 of 1 prompts stand in {frozen}/train.jsonl too")
 
 
-def test_other_settings_read_the_data_set_again(data: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_other_settings_read_the_data_set_again(data: Path, one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: a run without rounds, started again with another limit, kept the prompts of the first try."""
-    read(settings(data, tiny_model_path), tmp_path / "run")
-    assert len(read(settings(data, tiny_model_path, limit=1), tmp_path / "run").train.prompts) == 1
+    read(settings(data, one_level_model_path), tmp_path / "run")
+    assert len(read(settings(data, one_level_model_path, limit=1), tmp_path / "run").train.prompts) == 1
     data.unlink()
     with pytest.raises(ConfigError, match=r"data\.parquet: no such file or folder of prompts"):
-        read(settings(data, tiny_model_path, limit=2), tmp_path / "run")
+        read(settings(data, one_level_model_path, limit=2), tmp_path / "run")
 
 
-def test_a_file_that_was_edited_since_is_refused(data: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_edited_since_is_refused(data: Path, one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: a run that is resumed draws other prompts than its first half without a word."""
-    config, folder = settings(data, tiny_model_path), tmp_path / "run"
+    config, folder = settings(data, one_level_model_path), tmp_path / "run"
     read(config, folder)
     kept = folder / "prompts" / "train.jsonl"
     for break_it in (lambda: kept.write_text('{"prompt": "a cat"}\n'), kept.unlink):
@@ -109,10 +111,10 @@ def test_a_file_that_was_edited_since_is_refused(data: Path, tiny_model_path: Pa
 
 
 def test_a_folder_of_an_earlier_release_is_read_with_the_settings_that_came_since(
-    data: Path, tiny_model_path: Path, tmp_path: Path
+    data: Path, one_level_model_path: Path, tmp_path: Path
 ) -> None:
     """Bug: a setting that a release adds would make each older folder read its data set again."""
-    config, folder = settings(data, tiny_model_path), tmp_path / "run"
+    config, folder = settings(data, one_level_model_path), tmp_path / "run"
     first = read(config, folder)
     path = folder / "prompts" / "datasets.json"
     kept = json.loads(path.read_text())
@@ -122,9 +124,9 @@ def test_a_folder_of_an_earlier_release_is_read_with_the_settings_that_came_sinc
     assert read(config, folder) == first
 
 
-def test_other_processes_get_what_the_main_one_read(data: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_other_processes_get_what_the_main_one_read(data: Path, one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: each process of a run asked the hub, and one whose machine cannot reach it ended all."""
-    config, folder = settings(data, tiny_model_path), tmp_path / "run"
+    config, folder = settings(data, one_level_model_path), tmp_path / "run"
     first = read(config, folder).train
     assert first.record is not None
     frozen = FrozenPrompts([(prompt.text, prompt.metadata) for prompt in first.prompts], first.record)

@@ -61,8 +61,8 @@ class Asked(Slope):
 
 
 @pytest.fixture
-def trainer(tiny_model_path: Path) -> GeneratorTrainer:
-    return trainer_of(tiny_model_path)
+def trainer(one_level_model_path: Path) -> GeneratorTrainer:
+    return trainer_of(one_level_model_path)
 
 
 def values(trainer: GeneratorTrainer) -> list[torch.Tensor]:
@@ -123,26 +123,26 @@ def test_state_brings_back_the_very_next_update(trainer: GeneratorTrainer) -> No
     assert any(tensor.abs().max() > 0 for tensor in trainer.average)
 
 
-def test_a_part_of_the_prompts_takes_the_second_step(tiny_model_path: Path) -> None:
+def test_a_part_of_the_prompts_takes_the_second_step(one_level_model_path: Path) -> None:
     """Guards against prompts that get another prompt's latents, and against the second step weighing as its part."""
     asked = Asked(1.0)
     alone = {"one_step_weight": 0.0}
-    norms = [trainer_of(tiny_model_path, alone, two_step_every=n).step(FIVE, asked).grad_norm for n in (1, 2)]
+    norms = [trainer_of(one_level_model_path, alone, two_step_every=n).step(FIVE, asked).grad_norm for n in (1, 2)]
     five = [prompt.text for prompt in FIVE]
     assert asked.prompts == [five, five, five, five[::2]]
     assert norms[1] == pytest.approx(norms[0], rel=0.2)
 
 
-def test_no_prompt_for_the_second_step_is_refused(tiny_model_path: Path) -> None:
+def test_no_prompt_for_the_second_step_is_refused(one_level_model_path: Path) -> None:
     """Guards against the mean of no sample, which is NaN."""
     with pytest.raises(ConfigError, match=r"two_step_every: got 0, expected at least 1"):
-        trainer_of(tiny_model_path, batch_size=4, two_step_every=5)
+        trainer_of(one_level_model_path, batch_size=4, two_step_every=5)
 
 
-def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: Path) -> None:
+def test_micro_batches_make_the_same_update_in_less_at_a_time(one_level_model_path: Path) -> None:
     """Guards against rows that get another row's prompt, noise or weight, against moments of a part of the batch, and
     against a network that holds the whole batch all the same."""
-    whole, parts = trainer_of(tiny_model_path), trainer_of(tiny_model_path, micro_batch_size=2)
+    whole, parts = trainer_of(one_level_model_path), trainer_of(one_level_model_path, micro_batch_size=2)
     rows: list[int] = []
     assert isinstance(parts.model, UNetGenerator)
     parts.model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
@@ -158,10 +158,10 @@ def test_micro_batches_make_the_same_update_in_less_at_a_time(tiny_model_path: P
     assert (gradients[1] - gradients[0]).norm() <= 1e-4 * gradients[0].norm()
 
 
-def test_a_generator_that_begins_again_is_the_base_and_repeats_no_draw(tiny_model_path: Path) -> None:
+def test_a_generator_that_begins_again_is_the_base_and_repeats_no_draw(one_level_model_path: Path) -> None:
     """Bug: the second beginning is trained on the first one's noise and scale of scores, at the rate that it had
     reached, or without reference samples since it does not count as the base."""
-    trainer, fresh = (trainer_of(tiny_model_path, warmup_steps=4) for _ in range(2))
+    trainer, fresh = (trainer_of(one_level_model_path, warmup_steps=4) for _ in range(2))
     start, first = values(trainer), trainer.method.state()
     for _ in range(3):
         trainer.step(PROMPTS, Slope(1.0))
@@ -185,9 +185,9 @@ def test_a_generator_that_begins_again_is_the_base_and_repeats_no_draw(tiny_mode
     assert all(torch.equal(*pair) for pair in zip(again, values(fresh), strict=True)), "and nothing else"
 
 
-def test_an_adapter_to_begin_with_is_what_it_begins_again_with(tiny_model_path: Path) -> None:
+def test_an_adapter_to_begin_with_is_what_it_begins_again_with(one_level_model_path: Path) -> None:
     """Guards against a restart that throws away what the run was given, or that takes it for the base."""
-    trainer = trainer_of(tiny_model_path)
+    trainer = trainer_of(one_level_model_path)
     given = [value + 0.01 for value in values(trainer)]
     trainer.start_from(given)
     trainer.step(PROMPTS, Slope(1.0))
@@ -196,13 +196,13 @@ def test_an_adapter_to_begin_with_is_what_it_begins_again_with(tiny_model_path: 
     assert not trainer.is_base
 
 
-def test_a_second_beginning_outlives_its_checkpoint(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_second_beginning_outlives_its_checkpoint(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: after a resume the generator is no base any more, or its learning rate has risen and fallen already."""
     config = RunSettings.model_validate(
         {"name": "n", "prompts": {"train": "t", "held_out": "h"}, "rewards": [{"name": "r"}]}
     )
     folder = RunFolder(tmp_path, config, "train")
-    trainer, resumed = (trainer_of(tiny_model_path, warmup_steps=4, decay_steps=9) for _ in range(2))
+    trainer, resumed = (trainer_of(one_level_model_path, warmup_steps=4, decay_steps=9) for _ in range(2))
     for _ in range(2):
         trainer.step(PROMPTS, Slope(1.0))
     trainer.begin_again()

@@ -26,11 +26,11 @@ Weights = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model_path: Path) -> SurrogateRun:
+def config(one_level_model_path: Path) -> SurrogateRun:
     surrogate = SurrogateSettings(
         head_channels=16, learning_rate=3e-3, groups_per_step=3, buffer_groups=6, held_out_share=0.2, device="cpu"
     )
-    return SurrogateRun(model=ModelSettings(path=str(tiny_model_path)), surrogate=surrogate, weights={"mean": 1.0})
+    return SurrogateRun(model=ModelSettings(path=str(one_level_model_path)), surrogate=surrogate, weights={"mean": 1.0})
 
 
 @pytest.fixture(scope="module")

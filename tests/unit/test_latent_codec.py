@@ -33,9 +33,9 @@ def load(path: Path, **settings: Any) -> GeneratorModel:
 
 
 @pytest.fixture(scope="module")
-def overflowing(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def overflowing(one_level_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose VAE has activations over 65,504 in both directions, as SDXL's own has, and says force_upcast."""
-    folder = copy_model(tiny_model_path, tmp_path_factory.mktemp("overflowing") / "model")
+    folder = copy_model(one_level_model_path, tmp_path_factory.mktemp("overflowing") / "model")
     change_json(folder / "vae/config.json", force_upcast=True)
     factors = {"encoder.conv_in.weight": 3e5, "decoder.conv_in.weight": 3e4}
     change_weights(folder / VAE_WEIGHTS, lambda s: {name: t * factors.get(name, 1) for name, t in s.items()})
@@ -84,26 +84,26 @@ def test_pixels_that_are_not_finite_are_an_error(careless: Path) -> None:
     assert mixed.decode(latents()).std() > 0
 
 
-def test_images_of_another_kind_are_refused(tiny_model_path: Path) -> None:
+def test_images_of_another_kind_are_refused(one_level_model_path: Path) -> None:
     """Guards against images of 0 to 1 taken for images of 0 to 255."""
     with pytest.raises(WireError, match="images: got float64, expected uint8"):
-        load(tiny_model_path).encode(pictures() / 255.0)
+        load(one_level_model_path).encode(pictures() / 255.0)
 
 
-def test_a_batch_of_one_gives_the_same_images(tiny_model_path: Path) -> None:
+def test_a_batch_of_one_gives_the_same_images(one_level_model_path: Path) -> None:
     """Guards against model.max_batch that changes more than what is held in memory at once."""
-    whole, single = load(tiny_model_path), load(tiny_model_path, max_batch=1)
+    whole, single = load(one_level_model_path), load(one_level_model_path, max_batch=1)
     assert np.abs(whole.decode(latents(5)).astype(int) - single.decode(latents(5)).astype(int)).max() <= 1
     torch.testing.assert_close(whole.encode(pictures(5)), single.encode(pictures(5)))
 
 
 @pytest.mark.parametrize("family", ["StableDiffusionXL", "StableDiffusion"])
 def test_statistics_of_the_latents_are_applied_as_stock_does(
-    tiny_model_path: Path, tmp_path: Path, family: str
+    one_level_model_path: Path, tmp_path: Path, family: str
 ) -> None:
     """Bug: latents_mean and latents_std were left out: images up to 65 of 255 off. Stock applies them to SDXL alone,
     and shift_factor to neither."""
-    model = tiny_model_path if family == "StableDiffusionXL" else write_tiny_sd15(tmp_path / "sd15", False)
+    model = one_level_model_path if family == "StableDiffusionXL" else write_tiny_sd15(tmp_path / "sd15", False)
     folder = copy_model(model, tmp_path / "model")
     change_json(folder / "vae/config.json", **STATISTICS, shift_factor=0.1)
     change_weights(folder / VAE_WEIGHTS, _without_spread)

@@ -21,8 +21,8 @@ TILTING = {"type": "noise-tilting"}
 
 
 @pytest.fixture
-def trainer(tiny_model_path: Path) -> GeneratorTrainer:
-    trainer = trainer_of(tiny_model_path, TILTING, warmup_steps=1, learning_rate=3e-3)
+def trainer(one_level_model_path: Path) -> GeneratorTrainer:
+    trainer = trainer_of(one_level_model_path, TILTING, warmup_steps=1, learning_rate=3e-3)
     with torch.no_grad():
         for parameter in trainer.parameters:
             parameter.add_(0.02)
@@ -68,28 +68,36 @@ def test_the_penalty_is_the_mean_square_shift(trainer: GeneratorTrainer, micro_b
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in trainer.parameters)
 
 
-def test_updates_climb_the_score(tiny_model_path: Path) -> None:
+def test_updates_climb_the_score(one_level_model_path: Path) -> None:
     """Guards against a descent, and a second step whose missing gradient ends the update."""
-    trainer = trainer_of(tiny_model_path, TILTING | {"regulariser_weight": 0.0}, warmup_steps=1, learning_rate=3e-3)
+    trainer = trainer_of(
+        one_level_model_path, TILTING | {"regulariser_weight": 0.0}, warmup_steps=1, learning_rate=3e-3
+    )
     first, *_, last = [trainer.step(PROMPTS, Bright()) for _ in range(6)]
     assert last.regulariser > first.regulariser == 0
     assert mean_of(trainer, base=False) > mean_of(trainer, base=True) + 0.01
 
 
-def test_other_steps_are_taken_with_the_first_among_them(tiny_model_path: Path) -> None:
+def test_other_steps_are_taken_with_the_first_among_them(one_level_model_path: Path) -> None:
     """Guards against a second step alone, through which no gradient reaches the noise, and against a gradient through
     all steps that stops at the frozen ones."""
     with pytest.raises(
         ConfigError, match=r"train\.steps: got \[2, 8\], expected 1 among them for method.type noise-til"
     ):
-        trainer_of(tiny_model_path, TILTING, steps=(2, 8))
+        trainer_of(one_level_model_path, TILTING, steps=(2, 8))
     norms = []
     for gradient_steps in (1, 3):
         method = TILTING | {"regulariser_weight": 0.0, "step_weights": [0.0, 1.0]}
-        trainer = trainer_of(tiny_model_path, method, steps=(1, 3), gradient_steps=gradient_steps)
+        trainer = trainer_of(one_level_model_path, method, steps=(1, 3), gradient_steps=gradient_steps)
         norms.append(trainer.step(PROMPTS, Bright()).grad_norm)
     assert norms[0] == 0
     assert norms[1] > 0
+
+
+def test_rounds_of_the_second_step_are_refused(one_level_model_path: Path) -> None:
+    """Bug: such rounds compared the base with itself, so all that they taught was the penalty."""
+    with pytest.raises(ConfigError, match=r"^train\.second_step_rounds: got 2, expected 0 for method\.type noise-til"):
+        trainer_of(one_level_model_path, TILTING, second_step_rounds=2)
 
 
 class Bright(CurvedScore):
@@ -108,12 +116,12 @@ def mean_of(trainer: GeneratorTrainer, base: bool) -> float:
     return sample_latents(model, noises, model.embed(["a red star"] * 16), base)[0].mean().item()
 
 
-def test_its_file_says_what_it_is(trainer: GeneratorTrainer, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_its_file_says_what_it_is(trainer: GeneratorTrainer, one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against an adapter of the noise that is drawn with as if it were one of predictions, or begins a run that
     trains another kind."""
     trainer.average = [parameter.detach().clone() for parameter in trainer.parameters]
     trainer.save(tmp_path)
-    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    model = load_model(ModelSettings(path=str(one_level_model_path), device="cpu"))
     model.load_lora(tmp_path)
     assert model.tilts_noise
     noises = draw_noises(model, 1, torch.Generator().manual_seed(0))
@@ -122,6 +130,6 @@ def test_its_file_says_what_it_is(trainer: GeneratorTrainer, tiny_model_path: Pa
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match="no weights can hold"):
         model.save_fused(tmp_path / "fused")
-    other = trainer_of(tiny_model_path)
+    other = trainer_of(one_level_model_path)
     with pytest.raises(ModelError, match="was trained to move the first noise"):
         other.model.initial_lora(tmp_path, other.lora)

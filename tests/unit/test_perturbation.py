@@ -34,9 +34,9 @@ def test_a_perturbation_is_measured_by_the_samples_own_deviation() -> None:
     assert moved[1].abs().max() == 0
 
 
-def test_a_samples_perturbation_does_not_depend_on_its_neighbours(tiny_model_path: Path) -> None:
+def test_a_samples_perturbation_does_not_depend_on_its_neighbours(one_level_model_path: Path) -> None:
     """Guards against groups that come out differently when several processes share a round."""
-    model = load_model(ModelSettings(path=str(tiny_model_path)))
+    model = load_model(ModelSettings(path=str(one_level_model_path)))
     noises = draw_noises(model, 3, torch.Generator().manual_seed(0))
     conditioning = model.embed(["a", "b", "c"])
     with torch.no_grad():

@@ -41,11 +41,11 @@ class Uphill:
         return latents_BCHW.sum((1, 2, 3)), torch.ones_like(latents_BCHW)
 
 
-def make_probe(tiny_model_path: Path) -> ProbeGenerator:
+def make_probe(one_level_model_path: Path) -> ProbeGenerator:
     config = RunSettings.model_validate(
         {
             "name": "probe",
-            "model": {"path": str(tiny_model_path), "device": "cpu"},
+            "model": {"path": str(one_level_model_path), "device": "cpu"},
             "prompts": {"train": "unused", "held_out": "unused"},
             "rewards": [{"name": "any"}],
             "lora": {"rank": 2},
@@ -57,8 +57,8 @@ def make_probe(tiny_model_path: Path) -> ProbeGenerator:
 
 
 @pytest.fixture
-def probe(tiny_model_path: Path) -> ProbeGenerator:
-    return make_probe(tiny_model_path)
+def probe(one_level_model_path: Path) -> ProbeGenerator:
+    return make_probe(one_level_model_path)
 
 
 def test_probes_leave_update_and_start_again_from_the_base(probe: ProbeGenerator) -> None:
@@ -212,9 +212,9 @@ def test_probes_of_both_kinds_take_turns(probe: ProbeGenerator) -> None:
     assert pretrain_cost(settings, Speed(32, 2, 1)).calls == groups
 
 
-def test_a_resumed_probe_of_the_second_step_goes_on_as_one(probe: ProbeGenerator, tiny_model_path: Path) -> None:
+def test_a_resumed_probe_of_the_second_step_goes_on_as_one(probe: ProbeGenerator, one_level_model_path: Path) -> None:
     """Bug: which step is moved is known to the process that began it alone, so a resumed run ends otherwise."""
-    resumed = make_probe(tiny_model_path)
+    resumed = make_probe(one_level_model_path)
     for each in (probe, resumed):
         each.settings = each.settings.model_copy(update={"probe_steps": "second"})
     kept = probe.trainer

@@ -55,22 +55,22 @@ def same(one: Conditioning, other: Conditioning) -> bool:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_read_back_is_bit_for_bit_what_stock_computes(tiny_model_path: Path, dtype: str) -> None:
+def test_what_is_read_back_is_bit_for_bit_what_stock_computes(one_level_model_path: Path, dtype: str) -> None:
     """Guards against a run whose bytes depend on whether its prompts were embedded before: a rounded or swapped row."""
-    model = load(tiny_model_path, dtype=dtype)
+    model = load(one_level_model_path, dtype=dtype)
     computed = model.embed(PROMPTS)
     pipeline = model.pipeline
     embeds, _, pooled, _ = pipeline.encode_prompt(PROMPTS[1], device="cpu", do_classifier_free_guidance=False)
     assert torch.equal(computed["embeds"][1], embeds[0])
     assert torch.equal(computed["pooled"][1], pooled[0])
-    again = load(tiny_model_path, dtype=dtype)
+    again = load(one_level_model_path, dtype=dtype)
     assert same(again.embed(PROMPTS), computed)
     assert not is_read(again), "the text encoders were read although all was on disk"
 
 
-def test_encoders_go_and_come_back_for_a_prompt_that_is_new(tiny_model_path: Path) -> None:
+def test_encoders_go_and_come_back_for_a_prompt_that_is_new(one_level_model_path: Path) -> None:
     """Guards against text encoders held for a whole run, and against a released one that embeds nothing any more."""
-    model = load(tiny_model_path)
+    model = load(one_level_model_path)
     assert not is_read(model)
     expected = model.embed(["never seen"])
     assert is_read(model)
@@ -87,9 +87,9 @@ def test_encoders_go_and_come_back_for_a_prompt_that_is_new(tiny_model_path: Pat
     assert not is_read(model), "one prompt an hour ago holds gigabytes"
 
 
-def test_an_adapted_encoder_is_not_let_go_and_leaves_nothing_on_disk(tiny_model_path: Path, cache: Path) -> None:
+def test_an_adapted_encoder_is_not_let_go_and_leaves_nothing_on_disk(one_level_model_path: Path, cache: Path) -> None:
     """Guards against embeddings of an adapter that a later run without it would read."""
-    model = load(tiny_model_path)
+    model = load(one_level_model_path)
     model.prompt_encoder.adapt()
     adapted = model.embed(PROMPTS[:1])
     model.embed_ahead(PROMPTS)
@@ -98,9 +98,11 @@ def test_an_adapted_encoder_is_not_let_go_and_leaves_nothing_on_disk(tiny_model_
     assert same(adapted, model.embed(PROMPTS[:1]))
 
 
-def test_other_weights_or_another_dtype_are_other_entries(tiny_model_path: Path, tmp_path: Path, cache: Path) -> None:
+def test_other_weights_or_another_dtype_are_other_entries(
+    one_level_model_path: Path, tmp_path: Path, cache: Path
+) -> None:
     """Guards against the embeddings of a model that was in that folder before."""
-    folder = copy_model(tiny_model_path, tmp_path / "model")
+    folder = copy_model(one_level_model_path, tmp_path / "model")
     first = load(folder).embed(PROMPTS[:1])
     assert len(entries(cache)) == 1
     moved = copy_model(folder, tmp_path / "moved")
@@ -113,21 +115,23 @@ def test_other_weights_or_another_dtype_are_other_entries(tiny_model_path: Path,
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1])])
-def test_a_broken_entry_is_computed_again(tiny_model_path: Path, cache: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_broken_entry_is_computed_again(
+    one_level_model_path: Path, cache: Path, damage: Callable[[bytes], bytes]
+) -> None:
     """Guards against half an entry after a power cut, and against a flipped bit that goes into every image."""
-    expected = load(tiny_model_path).embed(PROMPTS[:1])
+    expected = load(one_level_model_path).embed(PROMPTS[:1])
     (path,) = entries(cache)
     path.write_bytes(damage(path.read_bytes()))
-    assert same(load(tiny_model_path).embed(PROMPTS[:1]), expected)
+    assert same(load(one_level_model_path).embed(PROMPTS[:1]), expected)
     assert EmbeddingStore(cache / "embeddings", 1 << 20).get(path.name) is not None
 
 
 def test_a_folder_that_takes_nothing_costs_no_run(
-    tiny_model_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    one_level_model_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Guards against a container without a writable home in which nothing can be embedded."""
     cache.write_text("a file where the folder would be")
-    model = load(tiny_model_path)
+    model = load(one_level_model_path)
     expected = model.embed(PROMPTS)
     model.embed_ahead(["another", "and another"])
     assert is_read(model), "they would have to be read again for each prompt"
@@ -198,10 +202,10 @@ def test_leftovers_of_killed_processes_are_removed_in_time(tmp_path: Path) -> No
     assert new.exists(), "another process may be writing it"
 
 
-def test_memory_is_bounded_by_bytes(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_bytes(one_level_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: 2048 prompts of an SDXL-class model in memory were 1.3 GB in each process."""
     monkeypatch.setattr(prompt_embeddings, "MEMORY_BYTES", 20_000)
-    model = load(tiny_model_path)
+    model = load(one_level_model_path)
     prompts = [f"a circle {i}" for i in range(30)]
     found = model.embed(prompts)
     held = model.prompt_encoder.embeddings._rows

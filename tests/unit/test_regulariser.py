@@ -54,9 +54,9 @@ def regulariser_of(trainer: GeneratorTrainer) -> LcmRegulariser:
     return method.regulariser
 
 
-def test_every_solver_step_is_drawn_the_boundary_too(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_every_solver_step_is_drawn_the_boundary_too(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: the pair (19, 0) was never drawn, and on all others a constant f has no loss."""
-    trainer, drawn = trainer_of(tiny_model_path, tmp_path), set[int]()
+    trainer, drawn = trainer_of(one_level_model_path, tmp_path), set[int]()
     regulariser = regulariser_of(trainer)
 
     def record(z_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, steps_B: torch.Tensor, *_: Any, **__: Any) -> Any:
@@ -70,11 +70,11 @@ def test_every_solver_step_is_drawn_the_boundary_too(tiny_model_path: Path, tmp_
 
 
 def test_the_first_pair_ends_at_the_input_of_timestep_0(
-    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_level_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: nothing held f to an image. At index 0 its target is x_0 itself, so an f that returns zeros has a loss
     of the size of x_0, and with index 1 next to none. One call may hold both."""
-    trainer = trainer_of(tiny_model_path, tmp_path)
+    trainer = trainer_of(one_level_model_path, tmp_path)
     model, loss = trainer.model, regulariser_of(trainer).distillation_loss
     assert isinstance(model, UNetGenerator)
     asked: list[list[int]] = []
@@ -100,9 +100,12 @@ def gradients(trainer: GeneratorTrainer) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
 
 
-def test_micro_batches_and_processes_share_one_loss(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_micro_batches_and_processes_share_one_loss(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: every process computed all of it, and in one piece whatever `train.micro_batch_size` said."""
-    whole, parts = trainer_of(tiny_model_path, tmp_path), trainer_of(tiny_model_path, tmp_path, micro_batch_size=2)
+    whole, parts = (
+        trainer_of(one_level_model_path, tmp_path),
+        trainer_of(one_level_model_path, tmp_path, micro_batch_size=2),
+    )
     expected = regulariser_of(whole)(whole, [], torch.Generator().manual_seed(0))
     expected.backward()
     assert isinstance(parts.model, UNetGenerator)
@@ -120,19 +123,19 @@ def test_micro_batches_and_processes_share_one_loss(tiny_model_path: Path, tmp_p
     assert sum(rows) == 3 * BATCH - 2, "targets, predictions, and these once more on the way back, but for a lone part"
 
 
-def test_more_processes_than_rows(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_more_processes_than_rows(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a division by a share of nothing: a process without a row adds nothing."""
-    trainer = trainer_of(tiny_model_path, tmp_path)
+    trainer = trainer_of(one_level_model_path, tmp_path)
     trainer.peers = DistributedContext(0, 2 * BATCH)
     assert regulariser_of(trainer)(trainer, [], torch.Generator().manual_seed(0)).item() == 0.0
 
 
 @pytest.mark.parametrize("allowed", [None, 0.1])
 def test_the_base_is_predicted_only_for_a_budget(
-    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: float | None
+    one_level_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: float | None
 ) -> None:
     """Guards against two passes of the base in every update of a run that is held by the LCM loss alone."""
-    trainer, of_base = trainer_of(tiny_model_path, tmp_path, batch_size=2), list[bool]()
+    trainer, of_base = trainer_of(one_level_model_path, tmp_path, batch_size=2), list[bool]()
     predict = trainer.predict
 
     def counted(x_t_BCHW: torch.Tensor, step: Any, conditioning: Any, base: bool = False) -> torch.Tensor:

@@ -32,9 +32,9 @@ def rg_trainer(model: Path, folder: Path, **settings: Any) -> GeneratorTrainer:
     return trainer_of(model, method_of(model, folder, **settings), **train)
 
 
-def test_its_predictions_are_those_of_the_drawn_timesteps(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_its_predictions_are_those_of_the_drawn_timesteps(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against predictions of the sampler's steps, and a base that is predicted at others."""
-    trainer = rg_trainer(tiny_model_path, tmp_path)
+    trainer = rg_trainer(one_level_model_path, tmp_path)
     assert isinstance(trainer.method, RewardGuidedLcd)
     draws = torch.Generator().manual_seed(0)
     samples = trainer.method._predictions(trainer, 4, draws)
@@ -49,9 +49,9 @@ def test_its_predictions_are_those_of_the_drawn_timesteps(tiny_model_path: Path,
     torch.testing.assert_close(samples.z_base_BCHW, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_update_distils_and_ascends(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_an_update_distils_and_ascends(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a term that is left out: the loss is c L_lcm - mean S[R], and both move the weights."""
-    trainer = rg_trainer(tiny_model_path, tmp_path, regulariser_weight=0.5)
+    trainer = rg_trainer(one_level_model_path, tmp_path, regulariser_weight=0.5)
     statistics = trainer.step(PROMPTS, CurvedScore())
     score = statistics.scores[1]
     assert score is not None
@@ -59,19 +59,19 @@ def test_an_update_distils_and_ascends(tiny_model_path: Path, tmp_path: Path) ->
     assert statistics.regulariser > 0
     assert statistics.loss == pytest.approx(0.5 * statistics.regulariser - score, rel=1e-4, abs=1e-5)
     assert statistics.grad_norm > 0
-    resumed = rg_trainer(tiny_model_path, tmp_path, regulariser_weight=0.5)
+    resumed = rg_trainer(one_level_model_path, tmp_path, regulariser_weight=0.5)
     resumed.load_state(trainer.state(), trainer.version, trainer.method.state())
     assert resumed.step(PROMPTS, CurvedScore()).loss == pytest.approx(trainer.step(PROMPTS, CurvedScore()).loss)
-    longer = rg_trainer(tiny_model_path, tmp_path, steps=(8,), regulariser_weight=0.5).step(PROMPTS, CurvedScore())
+    longer = rg_trainer(one_level_model_path, tmp_path, steps=(8,), regulariser_weight=0.5).step(PROMPTS, CurvedScore())
     assert longer.scores == {8: pytest.approx(score)}, "what is trained on are no samples of these steps"
 
 
-def test_a_teacher_that_is_missing_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_is_missing_is_refused(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a distillation without a teacher, which is found out after hours, or is another method."""
     for left_out in ({"teacher": None}, {"teacher_latents": None}):
         with pytest.raises(ValidationError, match='regulariser "lcm" needs both teacher and teacher_latents'):
-            rg_trainer(tiny_model_path, tmp_path, **left_out)
+            rg_trainer(one_level_model_path, tmp_path, **left_out)
     with pytest.raises(ValidationError, match='expected "lcm"'):
-        rg_trainer(tiny_model_path, tmp_path, regulariser="base")
+        rg_trainer(one_level_model_path, tmp_path, regulariser="base")
     with pytest.raises(ConfigError, match=r"method\.teacher_latents: .*gone"):
-        rg_trainer(tiny_model_path, tmp_path, teacher_latents=str(tmp_path / "gone"))
+        rg_trainer(one_level_model_path, tmp_path, teacher_latents=str(tmp_path / "gone"))

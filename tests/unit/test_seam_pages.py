@@ -44,14 +44,14 @@ def test_the_familys_example_draws_as_the_family(tmp_path: Path, monkeypatch: py
     assert torch.equal(*latents)
 
 
-def test_the_methods_example_ascends_the_plain_score(tiny_model_path: Path) -> None:
+def test_the_methods_example_ascends_the_plain_score(one_level_model_path: Path) -> None:
     """Guards against a page whose method cannot be run: its gradient must be that of -mean R(z1) - mean R(z2)."""
     registered = dict(methods.METHODS)
     page = run_page("add-a-method.md", METHODS=registered)
     assert registered["plain-ascent"] == "lasro.methods.plain_ascent:PlainAscent"
     settings = page["PlainAscentSettings"](type="plain-ascent", regulariser_weight=0.5)
     method: Method = page["PlainAscent"](settings, distance_to_base)
-    model = load_model(ModelSettings(path=str(tiny_model_path), device="cpu"))
+    model = load_model(ModelSettings(path=str(one_level_model_path), device="cpu"))
     trainer = GeneratorTrainer(model, method, LoraSettings(rank=2), TrainSettings(clip_norm=1e9), seed=0)
     with torch.no_grad():
         for parameter in trainer.parameters:

@@ -198,8 +198,8 @@ def test_a_model_that_is_no_consistency_model_is_refused(kind: str, monkeypatch:
         trainer_of(kind)
 
 
-def test_a_teacher_that_is_missing_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_is_missing_is_refused(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a run that finds out after its first evaluation."""
     with pytest.raises(ModelError, match=f"teacher {tmp_path}"):
-        small_trainer(tiny_model_path, {"type": "gors", "teacher": str(tmp_path)})
-    assert isinstance(small_trainer(tiny_model_path, {"type": "gors"}).method, Gors)
+        small_trainer(one_level_model_path, {"type": "gors", "teacher": str(tmp_path)})
+    assert isinstance(small_trainer(one_level_model_path, {"type": "gors"}).method, Gors)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpointed_trunk import check_trunk_checkpoints
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lasro.config import LoraSettings, ModelSettings, SurrogateSettings
@@ -51,6 +52,13 @@ def test_untrained_trunk_is_the_unets_own_encoder(model: UNetGenerator, trunk: s
         hook.remove()
         features = surrogate(model, trunk).trunk(x_t, timesteps, conditioning)
     torch.testing.assert_close(features, seen[0])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_the_trunk_checkpoints_too(model: UNetGenerator, tiny_model_path: Path, trunk: str) -> None:
+    """Bug: with model.gradient_checkpointing the trunk kept all of its activations, as without."""
+    settings = ModelSettings(path=str(tiny_model_path), device="cpu", gradient_checkpointing=True)
+    check_trunk_checkpoints(model, load_model(settings), PROMPTS, trunk)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)

@@ -35,19 +35,19 @@ class PromptOffsets(CurvedScore):
 
 
 def moved(
-    tiny_model_path: Path, method: dict[str, Any], reward: dict[str, Any] = ANY, **train: Any
+    one_level_model_path: Path, method: dict[str, Any], reward: dict[str, Any] = ANY, **train: Any
 ) -> GeneratorTrainer:
     """A trainer whose adapter is away from the base."""
-    trainer = trainer_of(tiny_model_path, method, reward, **train)
+    trainer = trainer_of(one_level_model_path, method, reward, **train)
     with torch.no_grad():
         for parameter in trainer.parameters:
             parameter.add_(0.02)
     return trainer
 
 
-def test_one_two_step_sample_an_update_has_a_scale(tiny_model_path: Path) -> None:
+def test_one_two_step_sample_an_update_has_a_scale(one_level_model_path: Path) -> None:
     """Bug: its deviation was read as 0, so the slope was -5e5 in the first update and 0 in all others."""
-    trainer = trainer_of(tiny_model_path, {"one_step_weight": 0.0, "regulariser_weight": 0.0}, two_step_every=5)
+    trainer = trainer_of(one_level_model_path, {"one_step_weight": 0.0, "regulariser_weight": 0.0}, two_step_every=5)
     norms = [trainer.step(FIVE, CurvedScore()).grad_norm for _ in range(4)]
     assert min(norms) > 0
     assert max(norms) < 100
@@ -57,10 +57,12 @@ def test_one_two_step_sample_an_update_has_a_scale(tiny_model_path: Path) -> Non
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_the_baseline_is_the_bases_score_of_the_same_draws(tiny_model_path: Path, micro_batch_size: int | None) -> None:
+def test_the_baseline_is_the_bases_score_of_the_same_draws(
+    one_level_model_path: Path, micro_batch_size: int | None
+) -> None:
     """Guards against a baseline of another timestep, noise or prompt, which adds the variance that it should take
     away, and against a base that is computed twice."""
-    trainer = moved(tiny_model_path, {"score_baseline": "base"}, micro_batch_size=micro_batch_size)
+    trainer = moved(one_level_model_path, {"score_baseline": "base"}, micro_batch_size=micro_batch_size)
     assert isinstance(trainer.model, UNetGenerator)
     assert isinstance(trainer.method, SurrogateAscent)
     rows: list[int] = []
@@ -79,19 +81,19 @@ def test_the_baseline_is_the_bases_score_of_the_same_draws(tiny_model_path: Path
     assert gains.variance < 1e7, "which a difference of two scores has not"
 
 
-def test_a_baseline_lets_an_untouched_generator_start(tiny_model_path: Path) -> None:
+def test_a_baseline_lets_an_untouched_generator_start(one_level_model_path: Path) -> None:
     """Guards against a deviation of differences: at the start z is z_base, all are 0, and nothing would ever move."""
-    trainer = trainer_of(tiny_model_path, {"score_baseline": "base"})
+    trainer = trainer_of(one_level_model_path, {"score_baseline": "base"})
     statistics = trainer.step(FIVE, CurvedScore())
     assert statistics.grad_norm > 0
     assert statistics.scores[1] == pytest.approx(0.0, abs=1e-6)
-    plain = trainer_of(tiny_model_path).step(FIVE, CurvedScore())
+    plain = trainer_of(one_level_model_path).step(FIVE, CurvedScore())
     assert statistics.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4), "the width is that of the scores"
 
 
-def test_the_maximum_keeps_s_within_one(tiny_model_path: Path) -> None:
+def test_the_maximum_keeps_s_within_one(one_level_model_path: Path) -> None:
     """Guards against a setting that nothing reads: by the maximum no mean of S is beyond 1, and slopes are smaller."""
-    trainer, norms = moved(tiny_model_path, {"regulariser_weight": 0.0}), []
+    trainer, norms = moved(one_level_model_path, {"regulariser_weight": 0.0}), []
     assert isinstance(trainer.method, SurrogateAscent)
     start = {name: tensor.clone() for name, tensor in trainer.state().items()}
     for kind in ("deviation", "maximum"):
@@ -102,9 +104,9 @@ def test_the_maximum_keeps_s_within_one(tiny_model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [{}, {"score_baseline": "base", "score_scale": "maximum"}])
-def test_a_state_brings_back_the_very_next_update(tiny_model_path: Path, method: dict[str, Any]) -> None:
+def test_a_state_brings_back_the_very_next_update(one_level_model_path: Path, method: dict[str, Any]) -> None:
     """Guards against a checkpoint that forgets a part of what S remembers."""
-    trainer = trainer_of(tiny_model_path, method)
+    trainer = trainer_of(one_level_model_path, method)
     trainer.step(TWO, CurvedScore())
     kept = {name: tensor.clone() for name, tensor in trainer.state().items()}
     version, state = trainer.version, trainer.method.state()
@@ -115,10 +117,10 @@ def test_a_state_brings_back_the_very_next_update(tiny_model_path: Path, method:
     assert all(torch.equal(a, b) for a, b in zip(after, trainer.parameters, strict=True))
 
 
-def test_moments_of_an_earlier_commit_are_gone_on_with(tiny_model_path: Path) -> None:
+def test_moments_of_an_earlier_commit_are_gone_on_with(one_level_model_path: Path) -> None:
     """Guards against a run of an earlier version that cannot be resumed, and against its deviation of 0, which one
     sample an update left: nothing is known then."""
-    trainer = trainer_of(tiny_model_path)
+    trainer = trainer_of(one_level_model_path)
     trainer.method.load_state({"moments": [[1.5, 2.0], [7.0, 0.0]]})
     assert isinstance(trainer.method, SurrogateAscent)
     one, two = trainer.method.moments
@@ -131,10 +133,10 @@ def test_moments_of_an_earlier_commit_are_gone_on_with(tiny_model_path: Path) ->
 
 @pytest.mark.parametrize("method", [{}, {"type": "true-gradient"}])
 def test_the_distance_that_is_allowed_raises_the_regularisers_weight(
-    tiny_model_path: Path, method: dict[str, str]
+    one_level_model_path: Path, method: dict[str, str]
 ) -> None:
     """Guards against a drift budget that one of the methods does not heed."""
-    trainer = moved(tiny_model_path, method, {"name": "brightness", "serve": "torch_rewards:brightness"})
+    trainer = moved(one_level_model_path, method, {"name": "brightness", "serve": "torch_rewards:brightness"})
     start = {name: tensor.clone() for name, tensor in trainer.state().items()}
     plain = trainer.step(TWO, CurvedScore())
     assert plain.distance is not None

@@ -25,8 +25,8 @@ RANKER = Ranker(SETTINGS, OBJECTIVE, {}, margin=0.02)
 
 
 @pytest.fixture(scope="module")
-def frozen(tiny_model_path) -> FrozenModel:
-    model = ModelSettings(path=str(tiny_model_path))
+def frozen(one_level_model_path) -> FrozenModel:
+    model = ModelSettings(path=str(one_level_model_path))
     return ModelCache().get(model, SETTINGS.device)
 
 

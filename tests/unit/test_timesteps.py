@@ -15,7 +15,7 @@ from lasro.config import LoraSettings, ModelSettings, RunSettings, SamplingSetti
 from lasro.errors import ConfigError, ConflictError, ModelError
 from lasro.files import write_json
 from lasro.methods.registry import create_trainer
-from lasro.models.adapter_file import noted_timesteps
+from lasro.models.adapter_notes import noted_timesteps
 from lasro.models.base import GeneratorModel
 from lasro.models.registry import load_model
 from lasro.models.sdxl import SdxlGenerator
@@ -68,9 +68,9 @@ def test_the_runs_model_samples_at_them_and_the_trainer_hears_nothing() -> None:
         run_settings(None, timesteps=CHOSEN)
 
 
-def test_steps(tiny_model_path: Path) -> None:
+def test_steps(one_level_model_path: Path) -> None:
     """Bug: one step began elsewhere than two, or four steps were drawn by two timesteps and two of another schedule."""
-    model = load(tiny_model_path, (899, 300))
+    model = load(one_level_model_path, (899, 300))
     assert [[step.time for step in model.steps(n)] for n in (1, 2)] == [[899], [899, 300]]
     with pytest.raises(ModelError, match=r"timesteps: got \[899, 300\] for 4 steps, expected at most 2 steps; leave"):
         model.steps(4)
@@ -78,17 +78,17 @@ def test_steps(tiny_model_path: Path) -> None:
     assert [step.time for step in model.steps(2)] == [899, 300]
 
 
-def test_a_family_without_timesteps_refuses_them(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_without_timesteps_refuses_them(one_level_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a model that is sampled at noise levels was trained at its own, whatever the run said."""
     monkeypatch.setattr(SdxlGenerator, "takes_timesteps", False)
     with pytest.raises(ModelError, match=r"timesteps: got \[999, 299\], but the steps of SdxlGenerator are at no"):
-        load(tiny_model_path, CHOSEN)
-    load(tiny_model_path, None)
+        load(one_level_model_path, CHOSEN)
+    load(one_level_model_path, None)
 
 
-def test_training_evaluation_and_drift_go_by_them(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_training_evaluation_and_drift_go_by_them(one_level_model_path: Path, tmp_path: Path) -> None:
     """Bug: what was trained at one second timestep was measured at another."""
-    place = {"path": str(tiny_model_path), "device": "cpu"}
+    place = {"path": str(one_level_model_path), "device": "cpu"}
     model, own = (load_model(run_settings(chosen, **place).model) for chosen in (CHOSEN, None))
     noises = draw_noises(model, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -125,10 +125,10 @@ def test_another_timestep_is_another_run(tmp_path: Path) -> None:
 
 
 def test_rewards_of_stage_1_stay_with_the_samples_that_they_were_given_for(
-    tmp_path: Path, tiny_model_path: Path
+    tmp_path: Path, one_level_model_path: Path
 ) -> None:
     """Bug: a run at 299 drew the base's samples of a stage 1 at 499 again at 299, for the old rewards."""
-    model, own = load(tiny_model_path, CHOSEN), load(tiny_model_path, None)
+    model, own = load(one_level_model_path, CHOSEN), load(one_level_model_path, None)
     for sampled, timesteps, redrawn in ((own, None, model), (model, CHOSEN, own)):
         groups = sample_groups(
             sampled, [Prompt(PROMPT)], SamplingSettings(seeds_per_prompt=2), 7, "pretrain", 5, base=True
@@ -152,11 +152,11 @@ def test_rewards_of_stage_1_stay_with_the_samples_that_they_were_given_for(
 
 
 def test_an_adapter_says_what_it_was_trained_for(
-    tmp_path: Path, tiny_model_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, one_level_model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bug: an adapter that was trained for 299 was drawn at 499, and nobody was told."""
     for timesteps in (None, CHOSEN, (999, 499)):
-        model = load(tiny_model_path, timesteps)
+        model = load(one_level_model_path, timesteps)
         for parameter in model.add_lora(LoraSettings(rank=2), seed=0):
             torch.nn.init.constant_(parameter, 0.01)
         folder = tmp_path / str(timesteps)
@@ -164,7 +164,7 @@ def test_an_adapter_says_what_it_was_trained_for(
         assert noted_timesteps(folder) == timesteps
         with safe_open(file, framework="pt") as opened:
             assert opened.metadata()["format"] == "pt"
-    settings = ModelSettings(path=str(tiny_model_path), device="cpu")
+    settings = ModelSettings(path=str(one_level_model_path), device="cpu")
     load_adapted(settings, tmp_path / "None", partial=False)
     load_adapted(settings, tmp_path / "(999, 499)", partial=False)
     load_adapted(settings.model_copy(update={"timesteps": CHOSEN}), tmp_path / "(999, 299)", partial=False)
@@ -177,10 +177,10 @@ def test_an_adapter_says_what_it_was_trained_for(
     )
 
 
-def test_generate_takes_them_and_says_so(tmp_path: Path, tiny_model_path: Path) -> None:
+def test_generate_takes_them_and_says_so(tmp_path: Path, one_level_model_path: Path) -> None:
     """Bug: the option changed no image, or nothing beside the images said at which timesteps they were drawn."""
     (tmp_path / "p.txt").write_text(PROMPT)
-    common = ["generate", "--prompts", str(tmp_path / "p.txt"), "--model", str(tiny_model_path), "--device", "cpu"]
+    common = ["generate", "--prompts", str(tmp_path / "p.txt"), "--model", str(one_level_model_path), "--device", "cpu"]
     found: dict[str, Any] = {}
     for name, options in {
         "own": [],

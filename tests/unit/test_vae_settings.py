@@ -58,9 +58,11 @@ def sizes(model: UNetGenerator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
     return seen
 
 
-def test_slices_are_single_images_of_the_same_pixels(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_are_single_images_of_the_same_pixels(
+    one_level_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guards against a switch that reaches no VAE, and against one that changes what is scored."""
-    whole, sliced = load(tiny_model_path), load(tiny_model_path, vae_slicing=True)
+    whole, sliced = load(one_level_model_path), load(one_level_model_path, vae_slicing=True)
     z, seen = latents(whole), sizes(sliced, monkeypatch)
     difference = whole.decode(z).astype(int) - sliced.decode(z).astype(int)
     assert np.abs(difference).max() <= 1
@@ -79,15 +81,15 @@ def test_no_tile_is_larger_than_the_settings_say(monkeypatch: pytest.MonkeyPatch
     assert tiled.encode(images).shape == z.shape
 
 
-def test_tiles_that_no_latent_makes_are_refused(tiny_model_path: Path) -> None:
+def test_tiles_that_no_latent_makes_are_refused(one_level_model_path: Path) -> None:
     """Guards against tiles that are cut off, and leave a border without pixels."""
     with pytest.raises(ModelError, match=r"^model\.vae_tile: got 68, expected a multiple of 32 for this VAE$"):
         load("bundled", vae_tile=68)
 
 
-def test_a_tiny_vae_decodes_what_is_scored_and_nothing_else(tiny_model_path: Path, tiny_vae: Path) -> None:
+def test_a_tiny_vae_decodes_what_is_scored_and_nothing_else(one_level_model_path: Path, tiny_vae: Path) -> None:
     """Guards against a report or evaluation that shows pictures which the exported model does not draw."""
-    plain, model = load(tiny_model_path), load(tiny_model_path, tiny_vae=str(tiny_vae))
+    plain, model = load(one_level_model_path), load(one_level_model_path, tiny_vae=str(tiny_vae))
     z = latents(model)
     assert np.array_equal(model.decode(z), plain.decode(z))
     assert torch.equal(model.decode_pixels(z), plain.decode_pixels(z))
@@ -95,7 +97,7 @@ def test_a_tiny_vae_decodes_what_is_scored_and_nothing_else(tiny_model_path: Pat
         stock = diffusers.AutoencoderTiny.from_pretrained(tiny_vae).eval().decode(z).sample
     expected = ((stock / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.abs(model.decode_to_score(z).astype(int) - expected.astype(int)).max() <= 1
-    run = settings(tiny_model_path, tiny_vae)
+    run = settings(one_level_model_path, tiny_vae)
     (group,) = sample_groups(model, PROMPTS[:1], run.train, 0, base=True)
     scored = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in group.images])
     assert np.array_equal(scored, model.decode_to_score(group.latents_BCHW))
@@ -116,22 +118,22 @@ def test_a_tiny_vae_decodes_what_is_scored_and_nothing_else(tiny_model_path: Pat
     ],
 )  # fmt: skip
 def test_a_tiny_vae_of_other_latents_is_refused(
-    tiny_model_path: Path, tmp_path: Path, config: dict[str, Any], message: str
+    one_level_model_path: Path, tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     """Guards against pictures of another family's latents, which a reward would score like any other."""
     folder = write_tiny_autoencoder(tmp_path / "other", **config)
     with pytest.raises(ModelError, match=rf"^model\.tiny_vae {folder}: {message}"):
-        load(tiny_model_path, tiny_vae=str(folder))
+        load(one_level_model_path, tiny_vae=str(folder))
 
 
-def test_what_is_no_tiny_vae_is_named(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_what_is_no_tiny_vae_is_named(one_level_model_path: Path, tmp_path: Path) -> None:
     """Guards against a traceback for a mistyped path, and against the model's own VAE given in its place."""
-    vae = tiny_model_path / "vae"
+    vae = one_level_model_path / "vae"
     with pytest.raises(ModelError, match=rf"^model\.tiny_vae {vae}: got a AutoencoderKL, expected an AutoencoderTiny"):
-        load(tiny_model_path, tiny_vae=str(vae))
+        load(one_level_model_path, tiny_vae=str(vae))
     nowhere = tmp_path / "nowhere"
     with pytest.raises(ModelError, match=rf"^model\.tiny_vae {nowhere}: no such folder; expected that of an Auto"):
-        load(tiny_model_path, tiny_vae=str(nowhere))
+        load(one_level_model_path, tiny_vae=str(nowhere))
 
 
 def settings(model: Path, tiny_vae: Path | None) -> RunSettings:
@@ -164,9 +166,9 @@ def item(score: float) -> ScoredItem:
     return ScoredItem(scores={"r": value}, total=score)
 
 
-def test_the_change_of_the_reward_is_told_and_kept(tiny_model_path: Path, tiny_vae: Path, tmp_path: Path) -> None:
+def test_the_change_of_the_reward_is_told_and_kept(one_level_model_path: Path, tiny_vae: Path, tmp_path: Path) -> None:
     """Guards against a reward that a cheap decoder changes without anybody hearing of it."""
-    config, client, notes = settings(tiny_model_path, tiny_vae), Brightness(), list[str]()
+    config, client, notes = settings(one_level_model_path, tiny_vae), Brightness(), list[str]()
     model = load_model(config.model)
     observer: Any = SimpleNamespace(note=notes.append, activity=Observer().activity)
     arguments: Any = (config, tmp_path, model, PROMPTS, client, observer)
@@ -180,7 +182,7 @@ def test_the_change_of_the_reward_is_told_and_kept(tiny_model_path: Path, tiny_v
     assert len(notes) == 1
     assert f"r is {tiny.mean():.4g} by it and {own.mean():.4g} by the model's own, which rank " in notes[0]
     check_tiny_vae(*arguments)
-    check_tiny_vae(settings(tiny_model_path, None), tmp_path / "other", *arguments[2:])
+    check_tiny_vae(settings(one_level_model_path, None), tmp_path / "other", *arguments[2:])
     assert len(client.scored) == 2 * found["samples"], "a resumed run, and one without a tiny VAE, asks nothing"
 
 

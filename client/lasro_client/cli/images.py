@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lasro.num_steps import MOST_STEPS, ONE_AND_TWO, NumSteps
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_scores, progress_bar
 from lasro_client.cli.prompts import Comments, Prompts, read_checked_prompts
 
 if TYPE_CHECKING:
     from lasro.config import ModelSettings
     from lasro.models.adapter import AdapterKeys
-    from lasro_client.evaluation.generate import Steps
 
 Model = Annotated[str, typer.Option(help="`bundled`, a diffusers folder, a hub id, or one .safetensors file.")]
 Set = Annotated[
@@ -27,8 +27,15 @@ Timesteps = Annotated[
     str | None,
     typer.Option(help="Of the steps, as 999,299; one step takes the first.", show_default="the scheduler's own"),
 ]
-NumbersOfSteps = Annotated[
-    str, typer.Option("--steps", help="Numbers of steps to draw in, 1 to 8, fewer first, as 1,4.")
+NumberOfSteps = Annotated[
+    int | None,
+    typer.Option(min=1, max=MOST_STEPS, help="So many.", show_default="the most that the adapter was trained in, or 2"),
+]
+STEPS_HELP = "Numbers of steps to draw in, 1 to 8, fewer first, as 1,4."
+NumbersOfSteps = Annotated[str, typer.Option("--steps", help=STEPS_HELP)]
+StepsOfAdapter = Annotated[
+    str | None,
+    typer.Option("--steps", help=STEPS_HELP, show_default="those that the adapter was trained in, or 1,2"),
 ]
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapter: its folder or file, such as runs/demo/adapter.", show_default=False)
@@ -42,7 +49,7 @@ def generate(
     prompts: Prompts,
     out: Annotated[Path, typer.Option(help="Folder for 00000.png ... and index.json.", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 0,
-    steps: Annotated[int, typer.Option(help="1, 2, 4 or 8.")] = 2,
+    steps: NumberOfSteps = None,
     model: Model = "bundled",
     adapter: Adapter = None,
     partial: Partial = False,
@@ -54,12 +61,11 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt file, pixel for pixel as stock diffusers would with the same seeds."""
-    if steps not in (1, 2, 4, 8):
-        raise typer.BadParameter(f"got {steps}, expected 1, 2, 4 or 8", param_hint="--steps")
     chosen = model_settings(model, guidance, device, settings or [], timesteps)
-    if chosen.timesteps is not None and steps > len(chosen.timesteps):
+    number = max(_steps_to_draw(adapter, None if steps is None else (steps,)))
+    if chosen.timesteps is not None and number > len(chosen.timesteps):
         got = (
-            f"got {steps} with timesteps {list(chosen.timesteps)}, expected at most {len(chosen.timesteps)}; give as "
+            f"got {number} with timesteps {list(chosen.timesteps)}, expected at most {len(chosen.timesteps)}; give as "
             "many as there are steps, or leave them out"
         )
         raise typer.BadParameter(got, param_hint="--steps")
@@ -67,9 +73,7 @@ def generate(
     from lasro_client.evaluation.generate import generate as run_generate  # torch, once the input is known to be good
 
     with progress_bar("drawing") as progress:
-        index, keys = run_generate(
-            chosen, adapter, texts, seed, cast("Steps", steps), out, progress=progress, partial=partial
-        )
+        index, keys = run_generate(chosen, adapter, texts, seed, number, out, progress=progress, partial=partial)
     print_json({"index": str(index), "images": len(texts)} | _as_json(keys)) if as_json else print(index)
 
 
@@ -84,7 +88,7 @@ def evaluate(
     partial: Partial = False,
     guidance: Guidance = 4.0,
     timesteps: Timesteps = None,
-    steps: NumbersOfSteps = "1,2",
+    steps: StepsOfAdapter = None,
     device: Device = "auto",
     settings: Set = None,
     best_of: Annotated[
@@ -100,7 +104,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score images of few steps with any rewards, trained on or not; with an adapter, compared with the base."""
-    numbers = numbers_of_steps(steps)
+    asked = None if steps is None else numbers_of_steps(steps)
     chosen = model_settings(model, guidance, device, settings or [], timesteps)
     texts = read_checked_prompts(prompts, comments, chosen)
     from lasro.models.adapter_file import read_adapter
@@ -108,6 +112,7 @@ def evaluate(
 
     if adapter is not None:
         read_adapter(adapter)  # services take seconds to start, and a broken file would end them again
+    numbers = _steps_to_draw(adapter, asked)
     with reward_service(reward, reward_api, api_key) as (client, names), progress_bar("evaluating") as progress:
         table, keys = evaluate_beside_base(
             chosen, adapter, texts, names, client, seed, out, progress, partial, numbers, best_of
@@ -183,6 +188,14 @@ def numbers_of_steps(text: str) -> tuple[int, ...]:
     except ValidationError as error:
         got = f"got {text}, expected one or more numbers from 1 to 8, the smaller first, such as 1,4"
         raise typer.BadParameter(got, param_hint="--steps") from error
+
+
+def _steps_to_draw(adapter: Path | None, asked: tuple[NumSteps, ...] | None) -> tuple[NumSteps, ...]:
+    if adapter is None:
+        return asked or ONE_AND_TWO
+    from lasro_client.evaluation.adapted_model import steps_to_draw  # torch, which not every wrong usage waits for
+
+    return steps_to_draw(adapter, asked)
 
 
 def _as_json(keys: AdapterKeys | None) -> dict[str, Any]:

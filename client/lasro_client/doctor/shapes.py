@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lasro.config import BackboneModelSettings, ModelSettings
 from lasro.models.base import GeneratorModel
 from lasro.models.device import pick_device
+from lasro.models.quantization import quantized_bytes
 from lasro.models.registry import load_shapes
 from lasro.models.sharding import gathered_bytes
 
@@ -81,8 +82,8 @@ def shapes_of(settings: ModelSettings, mode: FakeTensorMode | None = None) -> Sh
         model = load_shapes(uncompiled, without_memory)
     if isinstance(settings, BackboneModelSettings):
         model.keep_only_trunk()
-    quantised = {"unet"} if settings.quantization is not None else set()
-    parts = [_part(name, each, device.type == "cpu", name in quantised) for name, each in found.items()]
+    quantised = {} if settings.quantization is None else {"unet": settings.quantization}
+    parts = [_part(name, each, device.type == "cpu", quantised.get(name)) for name, each in found.items()]
     return Shapes(model, mode, parts)
 
 
@@ -103,7 +104,7 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
     return self
 
 
-def _part(name: str, network: Any, on_cpu: bool, quantised: bool) -> Part:
+def _part(name: str, network: Any, on_cpu: bool, quantization: str | None) -> Part:
     parameters = [each for each in network.parameters() if each.device.type != "meta"]
     weights = [*parameters, *(each for each in network.buffers() if each.device.type != "meta")]
     copied = [weight for weight in weights if weight.ndim == 4 and max(weight.shape[2:]) > 1]
@@ -111,13 +112,13 @@ def _part(name: str, network: Any, on_cpu: bool, quantised: bool) -> Part:
         name,
         type(network).__name__,
         sum(parameter.numel() for parameter in parameters),
-        sum(weight.nbytes for weight in weights) - (_saved_by_8_bits(network) if quantised else 0),
+        sum(weight.nbytes for weight in weights) - (0 if quantization is None else _saved(network, quantization)),
         sum(weight.nbytes for weight in copied) if on_cpu and name in ("unet", "vae") else 0,
         gathered_bytes(network) if name == "unet" else 0,
     )
 
 
-def _saved_by_8_bits(network: nn.Module) -> int:
-    """Bytes that linear layers need less, with a scale for each output."""
+def _saved(network: nn.Module, quantization: str) -> int:
+    """Bytes that linear layers need less."""
     layers = [each.weight for each in network.modules() if isinstance(each, nn.Linear)]
-    return sum(w.nbytes - w.numel() - len(w) * w.itemsize for w in layers if w.device.type != "meta")
+    return sum(w.nbytes - quantized_bytes(w, quantization) for w in layers if w.device.type != "meta")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from lasro.config import ModelSettings
 from lasro.models.adapter import AdapterKeys
-from lasro.models.adapter_file import noted_timesteps
 from lasro.models.adapter_formats import scaled
+from lasro.models.adapter_notes import noted_steps, noted_timesteps
 from lasro.models.base import GeneratorModel
 from lasro.models.base_adapter import noted_base_adapter
 from lasro.models.registry import load_model
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 
 log = logging.getLogger("lasro")
 
@@ -49,3 +51,19 @@ def warn_of_difference(model: GeneratorModel, adapter: Path, keys: AdapterKeys) 
     on = noted_base_adapter(adapter)
     if on is not None and (model.base_adapter is None or model.base_adapter.sha256 != on.sha256):
         log.warning(f"{adapter}: was trained on top of {on.name}; give the model this, as model.base_adapter")
+
+
+def steps_to_draw(adapter: Path | None, asked: Sequence[NumSteps] | None) -> tuple[NumSteps, ...]:
+    """The numbers of steps that are asked for, or else those that the adapter was trained in, or else one and two.
+
+    A warning names those that are asked for and were not trained, before a model is loaded. Raises ModelError.
+    """
+    trained = None if adapter is None else noted_steps(adapter)
+    if asked is None:
+        return trained or ONE_AND_TWO
+    if trained is not None and (others := [str(steps) for steps in asked if steps not in trained]):
+        log.warning(
+            f"{adapter}: was trained to be sampled in {' or '.join(map(str, trained))} steps, and is now in "
+            f"{' and '.join(others)}; for what it has learned leave --steps out"
+        )
+    return tuple(asked)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lasro.models.adapter import AdapterKeys
 from lasro.models.base import GeneratorModel
 from lasro.models.device import device_memory
 from lasro.models.latent_codec import MEMORY_ADVICE
+from lasro.num_steps import NumSteps
 from lasro.training.prompts import Prompt
 from lasro.training.sampling import sample_latents
 from lasro_client.evaluation.adapted_model import load_adapted
@@ -27,7 +28,6 @@ from lasro_client.evaluation.diffusers_noise import diffusers_noises
 from lasro_client.evaluation.score_prompts import Progress, batch_size
 
 INDEX = "index.json"
-Steps = Literal[1, 2, 4, 8]
 
 
 class Generated(NamedTuple):
@@ -37,7 +37,7 @@ class Generated(NamedTuple):
     adapter_keys: AdapterKeys | None
 
 
-def draw(model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
+def draw(model: GeneratorModel, prompts: Sequence[str], seeds: Sequence[int], steps: NumSteps) -> np.ndarray:
     """Images uint8 [B, H, W, 3]; row i is what a stock pipeline draws with a CPU generator seeded `seeds[i]`."""
     noises = [noise.to(model.device) for noise in diffusers_noises(seeds, model.latent_shape, steps)]
     with torch.no_grad(), device_memory(f"drawing {len(prompts)} images at once", MEMORY_ADVICE):
@@ -50,7 +50,7 @@ def generate(
     adapter: Path | None,
     prompts: Sequence[Prompt],
     seed: int,
-    steps: Steps,
+    steps: NumSteps,
     out: Path,
     batch: int | None = None,
     progress: Progress | None = None,
@@ -101,7 +101,7 @@ def _is_image_name(path: Path) -> bool:
     return path.suffix == ".png" and len(path.stem) >= 5 and path.stem.isdecimal()
 
 
-def _index(settings: ModelSettings, prompts: Sequence[Prompt], seed: int, steps: int) -> list[dict[str, Any]]:
+def _index(settings: ModelSettings, prompts: Sequence[Prompt], seed: int, steps: NumSteps) -> list[dict[str, Any]]:
     return [
         {
             "file": f"{index:05d}.png",

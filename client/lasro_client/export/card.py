@@ -19,7 +19,6 @@ import lasro
 from lasro.errors import LasroError, WireError
 from lasro.images import MAX_PIXELS, decode_image
 from lasro.models.adapter import AdapterKeys
-from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.training.prompts import read_prompts
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.export.metadata import describe
@@ -96,11 +95,6 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 def guidance_of(run: RunData | None) -> float | None:
     """The guidance scale at which the run sampled."""
     return None if run is None else run.config.get("model", {}).get("guidance")
-
-
-def steps_of(run: RunData | None) -> tuple[NumSteps, ...]:
-    """Numbers of steps that the run trained; one and two where it is not known."""
-    return ONE_AND_TWO if run is None else run.steps
 
 
 def _card_data(facts: CardFacts, summary: dict[str, Any], pictures: Sequence[Picture]) -> ModelCardData:

@@ -15,24 +15,25 @@ from lasro.config import ModelSettings
 from lasro.config.base import Dtype
 from lasro.errors import ModelError
 from lasro.models.adapter import Adapter, AdapterKeys
-from lasro.models.adapter_file import (
-    ADAPTER_FILE,
+from lasro.models.adapter_file import ADAPTER_FILE, PEFT_FILE
+from lasro.models.adapter_formats import Tensors, diffusers_tensors, in_dtype, kohya_tensors, peft_form, scaled
+from lasro.models.adapter_notes import (
     NOISE_METADATA,
-    PEFT_FILE,
+    STEPS_METADATA,
     TIMESTEPS_METADATA,
     noted,
+    noted_steps,
     noted_timesteps,
 )
-from lasro.models.adapter_formats import Tensors, diffusers_tensors, in_dtype, kohya_tensors, peft_form, scaled
 from lasro.models.base import GeneratorModel
 from lasro.models.base_adapter import METADATA as BASE_ADAPTER_METADATA
-from lasro.models.base_adapter import noted_base_adapter
 from lasro.models.published_names import PublishedNames
 from lasro.models.registry import load_model
+from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro_client.evaluation.adapted_model import warn_of_difference
 from lasro_client.evaluation.export import check_new, export, new_folder
 from lasro_client.evaluation.result import IMAGE_FOLDERS
-from lasro_client.export.card import CardFacts, guidance_of, steps_of, write_card
+from lasro_client.export.card import CardFacts, guidance_of, write_card
 from lasro_client.export.hub import check_repo, push
 from lasro_client.export.metadata import FIRST_UNET, describe, modelspec, sd_scripts, tensors_sha256
 from lasro_client.export.source import Base, Source, base_of
@@ -97,7 +98,7 @@ def _export_merged(request: ExportRequest) -> AdapterKeys | None:
     def write(folder: Path, keys: AdapterKeys | None) -> None:
         assert keys is not None, "there is an adapter"
         timesteps = noted_timesteps(request.source.adapter)
-        sampling = sampling_arguments(timesteps, guidance_of(request.source.run), steps_of(request.source.run)[-1])
+        sampling = sampling_arguments(timesteps, guidance_of(request.source.run), _steps_of(request.source)[-1])
         dtype = request.dtype or request.settings.dtype
         usage = merged_usage(request.repo or request.out.name, sampling)
         _forget_paths(folder)
@@ -108,6 +109,11 @@ def _export_merged(request: ExportRequest) -> AdapterKeys | None:
         request.settings, request.source.adapter, request.out, request.partial, request.strength, request.dtype,
         write if has_card else None,
     )  # fmt: skip
+
+
+def _steps_of(source: Source) -> tuple[NumSteps, ...]:
+    """Numbers of steps that were trained; one and two where nothing is known of that."""
+    return (noted_steps(source.adapter) or ONE_AND_TWO) if source.run is None else source.run.steps
 
 
 def _forget_paths(folder: Path) -> None:
@@ -133,12 +139,11 @@ def _export_adapter(request: ExportRequest, form: AdapterForm) -> tuple[AdapterK
     tensors, config = _tensors(form, adapter, names)
     tensors = in_dtype(tensors, dtype, source.adapter)
     metadata = _metadata(form, adapter, tensors, names, model, request, base)
-    if timesteps is not None:
-        metadata[TIMESTEPS_METADATA] = json.dumps(timesteps)
-    if (on := noted_base_adapter(source.adapter)) is not None:
-        metadata[BASE_ADAPTER_METADATA] = json.dumps(on._asdict())
+    for key in (STEPS_METADATA, TIMESTEPS_METADATA, BASE_ADAPTER_METADATA):
+        if (value := noted(found.path, key)) is not None:
+            metadata[key] = value
     file = {"diffusers": ADAPTER_FILE, "kohya": f"{title}.safetensors", "peft": PEFT_FILE}[form]
-    sampling = sampling_arguments(timesteps, guidance_of(source.run), steps_of(source.run)[-1])
+    sampling = sampling_arguments(timesteps, guidance_of(source.run), _steps_of(source)[-1])
     usage = adapter_usage(form, file, request.repo or title, names, base, sampling)
     with new_folder(request.out) as folder:
         save_file(tensors, folder / file, {"format": "pt", **metadata})
@@ -166,7 +171,7 @@ def _metadata(
 ) -> dict[str, str]:
     run, title = request.source.run, request.out.name
     sha256, guidance = tensors_sha256(tensors), guidance_of(run)
-    counts = f"{' or '.join(map(str, steps_of(run)))} steps"
+    counts = f"{' or '.join(map(str, _steps_of(request.source)))} steps"
     is_first = form == "kohya" and names.architecture.startswith("stable-diffusion-xl")
     more = {
         "usage_hint": None if guidance is None else f"{counts}, guidance scale {guidance:g}",
