@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import lasro.models.quiet  # noqa: F401  (before diffusers)
 
 # isort: split
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from benchmarks.easy_reward import teacher_folder, write_latents
 from benchmarks.methods.prompts import shapes
@@ -41,8 +42,8 @@ def _write_latents(file: Path) -> None:
 def _write_random_trunk(folder: Path) -> None:
     """The bundled model with a UNet as torch initialises it, seed 0."""
     shutil.copytree(teacher_folder("bundled"), folder)
+    config: Any = UNet2DConditionModel.load_config(folder / "unet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-    assert isinstance(unet, UNet2DConditionModel)
+        unet: Any = UNet2DConditionModel.from_config(config)
     unet.save_pretrained(folder / "unet")

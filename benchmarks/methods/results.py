@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.methods.plan import Cell, Run, run_folder
 from benchmarks.methods.prompts import HELD_OUT, TUNING
+from benchmarks.methods.variants import VARIANTS
 from lasro.files import write_json
 from lasro.num_steps import ONE_AND_TWO, NumSteps
 
@@ -102,10 +104,10 @@ def best_rate(results: Iterable[Result]) -> float | None:
     return max(scores, key=lambda rate: scores[rate]) if scores else None
 
 
-def rate_of(cell: Cell, out: Path, lasro_rate: float | None) -> float | None:
-    """The rate that its final runs are made at; None where it is not known yet, or where nothing is trained."""
+def rate_of(cell: Cell, out: Path) -> float | None:
+    """The rate that its final runs are made at, LaSRO's where it has none of its own; None where it is not known."""
     if not cell.variant.rates:
-        return lasro_rate
+        return rate_of(replace(cell, variant=VARIANTS["lasro"]), out)
     if not cell.needs_tuning:
         return cell.untuned_rate()
     return best_rate(result for run in cell.tuning() if (result := read_result(out, run)) is not None)

@@ -6,7 +6,6 @@ in its own words, and the next begins; the same command tries it again.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from benchmarks.frontier.run import calls_by_phase, how_it_ended, read_lines, tr
 from benchmarks.methods.best_of import measure_best_of
 from benchmarks.methods.files import make_files
 from benchmarks.methods.measure import Measurer
-from benchmarks.methods.plan import BenchReward, Cell, Run, Scale, plan_of
+from benchmarks.methods.plan import Cell, Run, Scale, missing_packages, plan_of
 from benchmarks.methods.prompts import HELD_OUT, PROMPT_SETS, TUNING
 from benchmarks.methods.results import ABOUT_FILE, Result, figure, is_done, rate_of, read_result, write_result
 from lasro.errors import ConfigError
@@ -82,19 +81,15 @@ def run_plan(
 
 def do_cells(cells: Collection[Cell], out: Path, execute: Execute, say: Callable[[str], None]) -> int:
     """All runs of these cells; returns how many failed."""
-    progress, lasro_rates = Progress(sum(len(cell) for cell in cells)), dict[str, float | None]()
+    progress = Progress(sum(len(cell) for cell in cells))
     for cell in cells:
         for run in cell.tuning():
             _do(run, out, execute, progress, say)
-        rate = rate_of(cell, out, lasro_rates.get(cell.reward.name))
-        if cell.variant.name == "lasro":
-            lasro_rates[cell.reward.name] = rate
+        rate = rate_of(cell, out)
         if rate is None and cell.variant.trains:
             progress.seen += len(cell.final(None))
             progress.failed += 1
-            say(
-                f"{cell.reward.name}/{cell.variant.name}: left out, since no run of its grid, or of LaSRO, was measured"
-            )
+            say(f"{cell.reward.name}/{cell.variant.name}: left out: no run of its grid, or of LaSRO's, was measured")
             continue
         for run in cell.final(rate):
             _do(run, out, execute, progress, say)
@@ -120,11 +115,6 @@ def keep_scale(scale: Scale, out: Path) -> None:
     if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != known:
         raise ConfigError(f"{out}: holds runs of {found}, expected {known}; give another folder by --out")
     write_json(file, known)
-
-
-def missing_packages(reward: BenchReward) -> list[str]:
-    """What the reward imports and is not installed."""
-    return [name for name in reward.imports if importlib.util.find_spec(name) is None]
 
 
 class Executor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.methods.plan import plan_of
+from benchmarks.methods.plan import missing_packages, plan_of
 from benchmarks.methods.report.document import Document
 from benchmarks.methods.report.sections import ablations, collapse, of_reward
 from benchmarks.methods.results import is_done
-from benchmarks.methods.runner import missing_packages, outcome
+from benchmarks.methods.runner import outcome
 
 HOW_TO_READ = """\
 **Gain** is the reward over that of the frozen base, of the same prompts and noises, two noises a prompt, which no run
@@ -43,20 +43,20 @@ def write_page(out: Path, docs: Path) -> list[Path]:
 
 def stands_on(page: Document) -> list[str]:
     """How many runs of which benchmark, on what; and first of all what they leave out."""
-    cells = list(plan_of(page.scale))
-    done = sum(is_done(one) for one in page.results)
-    devices = sorted({one["device"] for one in page.results if "device" in one})
-    minutes = sum(one["minutes"] for one in page.results)
-    seeds = f"{len(page.scale.seeds)} seed{'s' * (len(page.scale.seeds) > 1)}"
-    warning = page.scale.leaves_out
+    scale, cells = page.scale, list(plan_of(page.scale))
     missing = sorted({cell.reward.name for cell in cells if missing_packages(cell.reward)})
-    return [
-        f"> **These are the {page.scale.name} runs.** {warning}" if warning else "",
-        f"{done} of {sum(map(len, cells))} runs of the {page.scale.name} benchmark, {seeds} of each that counts, "
-        f"{minutes / 60:.1f} hours in all; {'; '.join(devices)}. "
-        + (f"Left out, since its packages were not installed: {', '.join(missing)}. " if missing else "")
-        + "This page is written by `python -m benchmarks.methods report` from the folders of the runs: do not edit it.",
+    total = sum(len(cell) for cell in cells if cell.reward.name not in missing)
+    done, hours = sum(is_done(one) for one in page.results), sum(one["minutes"] for one in page.results) / 60
+    devices = "; ".join(sorted({one["device"] for one in page.results}))
+    seeds = f"{len(scale.seeds)} seed{'s' * (len(scale.seeds) > 1)} of each that counts"
+    sentences = [
+        "**Not all runs are done.**" if done < total else "",
+        f"{done} of {total} runs of the {scale.name} benchmark, {seeds}, {hours:.1f} hours in all; {devices}.",
+        f"Left out, since its packages were not installed: {', '.join(missing)}." if missing else "",
+        "This page is written by `python -m benchmarks.methods report` from the folders of the runs: do not edit it.",
     ]
+    warning = f"> **These are the {scale.name} runs.** {scale.leaves_out}" if scale.leaves_out else ""
+    return [warning, " ".join(filter(None, sentences))]
 
 
 def failures(page: Document) -> str:

@@ -30,7 +30,7 @@ def of_reward(page: Document, reward: str) -> None:
     if not finals and not page.finals(reward, [BEST_OF_N]):
         return
     page.add(f"## {reward}, {page.scale.calls[reward]:,} reward calls", " ".join(tables.verdict(page.results, reward)))
-    page.add(tables.gains(page.results, reward, [*METHODS, BEST_OF_N]))
+    page.add(tables.gains(page.results, reward, [*METHODS, BEST_OF_N]), tables.endings(page.results, reward, METHODS))
     if finals:
         page.show(f"{reward}-gain.svg", gain_at_drift(finals).encode(), "Gain at drift of each run, held-out prompts")
         page.add(CURVE_NOTE)

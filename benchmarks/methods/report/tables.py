@@ -110,20 +110,31 @@ def verdict(results: Sequence[Result], reward: str) -> list[str]:
     """LaSRO beside the best method that has no gradient of the reward, a sentence for each number of steps."""
     sentences = []
     for steps, words in zip(ONE_AND_TWO, STEP_TITLES, strict=True):
-        found = {
-            one.name: spread_of(finals_on_held_out(results, reward, one.name), HELD_OUT, steps, "gain")
-            for one in METHODS
-        }
-        ours = found.pop("lasro")
-        others = {name: one for name, one in found.items() if one is not None and name != UPPER_LIMIT}
+        found = {one.name: finals_on_held_out(results, reward, one.name) for one in METHODS}
+        gains = {name: gain for name, of_one in found.items() if (gain := spread_of(of_one, HELD_OUT, steps, "gain"))}
+        ours = gains.pop("lasro", None)
+        others = {name: gain for name, gain in gains.items() if name != UPPER_LIMIT}
         if ours is None or not others:
             continue
         best = max(others, key=lambda name: others[name].mean)
-        sentences.append(
-            f"{words.capitalize()}: LaSRO {cell(ours)}, the best of the others `{best}` {cell(others[best])}"
-            + _times(ours, others[best])
-        )
+        told = [
+            f"{cell(gain)} at drift {cell(spread_of(found[name], HELD_OUT, steps, 'drift'), '', 2)}"
+            for name, gain in (("lasro", ours), (best, others[best]))
+        ]
+        compared = _times(ours, others[best])
+        sentences.append(f"{words.capitalize()}: LaSRO {told[0]}, the best of the others `{best}` {told[1]}{compared}")
     return sentences
+
+
+def endings(results: Sequence[Result], reward: str, variants: Sequence[Variant]) -> str | None:
+    """Runs that were measured and had stopped for another reason than that their calls were spent; None without any."""
+    lines = [
+        f"- `{one['variant']}`, seed {one['seed']}: {one['ended']}"
+        for variant in variants
+        for one in finals_on_held_out(results, reward, variant.name)
+        if one["status"] != 0
+    ]
+    return "Nothing was learned in these, so that the model is as it was:\n\n" + "\n".join(lines) if lines else None
 
 
 def _times(ours: Spread, other: Spread) -> str:
