@@ -32,7 +32,7 @@ FAST = (3e-4, 1e-3, 3e-3)
 REWARDED_ROUND: Settings = {
     "train.prompts_per_round": 4,
     "train.seeds_per_prompt": 8,  # they compare samples of a prompt: three prompts of four are too few
-    "train.reference_seeds": 1,  # nor do they learn from the base's samples, which cost calls
+    "train.reference_seeds": 1,  # the base's samples cost calls and teach them little
 }
 TEACHER: Settings = {
     "method.teacher": str(teacher_folder("bundled")),  # what it was distilled from is not shipped
@@ -116,6 +116,10 @@ SHIPPED: Settings = {
     "train.initial_surrogate": "bundled",
     "train.prompts_per_round": 2,
     "train.reference_seeds": 2,
+    "surrogate.learning_rate": 5e-6,  # as in configs/demo.toml, where its training ended
+    "surrogate.warmup_steps": 60,
+    "surrogate.groups_per_step": 2,
+    "surrogate.tie_margin_unit": "absolute",
     "health.on_trouble": "ignore",
 }
 """A surrogate that ranks well from the start, many updates for few calls, and nothing that ends a run which fails."""
