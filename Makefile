@@ -82,7 +82,7 @@ bench-frontier: $(INSTALLED)
 # The page is written of what there is, where a run failed too.
 bench-method: $(INSTALLED)
 	$(BIN)/python -m benchmarks.methods run $(BENCH_METHOD); done=$$?; \
-		test $$done -gt 1 || $(BIN)/python -m benchmarks.methods report $(filter --quick,$(BENCH_METHOD)) || done=$$?; exit $$done
+		test $$done -gt 1 || $(BIN)/python -m benchmarks.methods report $(filter --quick --tiny,$(BENCH_METHOD)) || done=$$?; exit $$done
 
 real-size: $(INSTALLED)
 	$(BIN)/python -m benchmarks.real_size $(REAL_SIZE)

@@ -116,7 +116,7 @@ SCALES: dict[str, Scale] = {
             },
             seeds=(0,),
             tunes=False,
-            prompts=16,
+            prompts=12,
             leaves_out="One seed; learning rates not tuned; 400 reward calls a run, of which LaSRO spends most before "
             "its generator moves; no DDPO, REBEL, PSO, Diffusion-DPO, reward-guided LCD and noise tilting; no "
             "compressibility and alignment; of the ablations the frozen surrogate alone. It shows that everything "

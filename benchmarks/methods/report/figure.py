@@ -12,7 +12,7 @@ COLOURS = (
     "#b8621b", "#23211d", "#1c6f86", "#7b5595", "#4d7d3c", "#c2323e", "#3f66c4", "#b08a00", "#1f9a8a", "#a2477f",
     "#7a7468",
 )  # fmt: skip
-HEAD, LEGEND_ROW, LETTER = 26, 22, 7.2
+HEAD, LEGEND_ROW, LETTER, MARGIN = 26, 22, 7.2, 10
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#23211d}.title{font-weight:bold}.grid{stroke:#e2ded5}"
     ".reference{stroke:#8b857a;stroke-dasharray:4 4}path{fill:none;stroke-width:1.7}"
@@ -53,9 +53,9 @@ def figure(rows: Sequence[Sequence[Panel]], names: Sequence[str]) -> str:
         _panel(panel, x * WIDTH, y * (HEIGHT + HEAD)) for y, row in enumerate(rows) for x, panel in enumerate(row)
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN} 0 {width + 2 * MARGIN} {height}" role="img">'
         f"<style>{STYLE}{''.join(map(_colour_rule, used))}</style>"
-        f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(panels)}{legend}</svg>\n'
+        f'<rect x="{-MARGIN}" width="{width + 2 * MARGIN}" height="{height}" fill="#fff"/>{"".join(panels)}{legend}</svg>\n'
     )
 
 
