@@ -55,7 +55,8 @@ def figure(rows: Sequence[Sequence[Panel]], names: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN} 0 {width + 2 * MARGIN} {height}" role="img">'
         f"<style>{STYLE}{''.join(map(_colour_rule, used))}</style>"
-        f'<rect x="{-MARGIN}" width="{width + 2 * MARGIN}" height="{height}" fill="#fff"/>{"".join(panels)}{legend}</svg>\n'
+        f'<rect x="{-MARGIN}" width="{width + 2 * MARGIN}" height="{height}" fill="#fff"/>'
+        f"{''.join(panels)}{legend}</svg>\n"
     )
 
 
