@@ -6,13 +6,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier real-size \
+.PHONY: help venv demo test proofs check bench bench-queue bench-rewards bench-frontier bench-method real-size \
 	bench-gpu bench-gpu-wheels bench-gpu-offline chaos fuzz openapi-lint compose-test tiny-model tiny-model-report clean
 
 FUZZ_SECONDS ?= 60
 CHAOS ?=
 REAL_SIZE ?=
 REWARD ?= brightness
+BENCH_METHOD ?=
 BENCH_GPU ?=
 GPU_PYTHON ?= 3.12
 WITHOUT ?= numpy
@@ -31,6 +32,9 @@ help:
 	@echo "make bench-rewards how fast the reward API is, beside its limits; six minutes on two idle cores"
 	@echo "make bench-frontier  what a run with default settings gains at its drift, compared with the true gradient;"
 	@echo "                   tens of minutes; REWARD=redness SEED=1 for another of benchmarks/frontier/rewards.py"
+	@echo "make bench-method  every method at equal reward calls, the ablations of LaSRO, and docs/results.md of both: a night and"
+	@echo "                   a day on two cores, resumed by the same command; BENCH_METHOD=--quick for a first look in"
+	@echo "                   half an hour"
 	@echo "make real-size     a model of SSD-1B's size, random weights, through both stages on the CPU: memory and time; 12 GB,"
 	@echo "                   tens of minutes; REAL_SIZE='--device cuda --size 1024' on a GPU, '--tiny --size 64' to try it"
 	@echo "make bench-gpu     one GPU beside plain diffusers and peft, random weights, ten minutes; BENCH_GPU=--tiny is a"
@@ -74,6 +78,11 @@ bench-rewards: $(INSTALLED)
 bench-frontier: $(INSTALLED)
 	$(BIN)/python -m benchmarks.frontier run $(REWARD) --seed $(SEED) --out runs/frontier/$(REWARD)-$(SEED)
 	$(BIN)/python -m benchmarks.frontier table runs/frontier --pictures runs/frontier
+
+# The page is written of what there is, where a run failed too.
+bench-method: $(INSTALLED)
+	$(BIN)/python -m benchmarks.methods run $(BENCH_METHOD); done=$$?; \
+		test $$done -gt 1 || $(BIN)/python -m benchmarks.methods report $(filter --quick --tiny,$(BENCH_METHOD)) || done=$$?; exit $$done
 
 real-size: $(INSTALLED)
 	$(BIN)/python -m benchmarks.real_size $(REAL_SIZE)

@@ -130,7 +130,7 @@ def trainer_of(model_path: str, kind: str, seed: int, folder: Path, train: dict[
     method = {"type": kind} | METHODS[kind]
     if kind == "reward-guided-lcd":
         method |= {"teacher": str(teacher_folder(model_path)), "teacher_latents": str(folder / "latents.safetensors")}
-        write_latents(model_path, folder / "latents.safetensors")
+        write_latents(model_path, folder / "latents.safetensors", [prompt.text for prompt in PROMPTS] * 4)
     config = RunSettings.model_validate(
         {
             "name": "easy",
@@ -151,10 +151,9 @@ def teacher_folder(model_path: str) -> Path:
 
 
 @torch.no_grad()
-def write_latents(model_path: str, file: Path) -> None:
-    """Two-step samples of the base, with their prompts."""
-    config = ModelSettings(path=model_path, device="cpu")
-    model, prompts = load_model(config), [prompt.text for prompt in PROMPTS] * 4
+def write_latents(model_path: str, file: Path, prompts: list[str]) -> None:
+    """A two-step sample of the base for each prompt, with these prompts."""
+    model = load_model(ModelSettings(path=model_path, device="cpu"))
     noises = draw_noises(model, len(prompts), generator_for("latents"))
     latents = sample_latents(model, noises, model.embed(prompts))[-1]
     file.write_bytes(pack_tensors({"latents": latents.numpy()}, {"prompts": pack_prompts(prompts)}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,8 @@ from lasro.models.base import GeneratorModel
 from lasro.num_steps import ONE_AND_TWO, NumSteps
 from lasro.reward_function import Reward
 from lasro.training.prompts import Prompt, read_prompts
-from lasro_client.evaluation.drift import drift_figure
-from lasro_client.evaluation.paired_statistics import Estimate, paired_difference
+from lasro_client.evaluation.drift import drift_figure, mean_absolute_difference
+from lasro_client.evaluation.paired_statistics import Estimate, paired_difference, ratio_of_means
 from lasro_client.evaluation.score_prompts import batch_size, draw_in_steps
 
 PROMPTS = Path("configs/prompts")
@@ -59,6 +60,8 @@ class Measured:
 
     gain: Estimate
     drift: dict[str, Any]
+    diversity: Estimate | None = None
+    """Mean absolute pixel difference between two noises of a prompt, over the base's; None for one noise."""
 
     @property
     def changes_of_seed(self) -> float:
@@ -67,7 +70,8 @@ class Measured:
 
     def as_dict(self) -> dict[str, Any]:
         gain = self.gain.as_dict() | {"n": self.gain.n, "failed": self.gain.failed}
-        return {"gain": gain, "drift": self.drift}
+        diversity = {} if self.diversity is None else {"diversity": self.diversity.as_dict()}
+        return {"gain": gain, "drift": self.drift} | diversity
 
 
 class HeldOut:
@@ -77,19 +81,35 @@ class HeldOut:
         self.reward, self.split = reward, split
         first, second = (self._draw(model, first_seed, base=True) for first_seed in FIRST_SEEDS)
         rewards, others = ({n: self._rewards(of_n) for n, of_n in images.items()} for images in (first, second))
-        self.deviation = within_prompt_deviation(rewards, others)
+        self._rewards_by_noise = rewards, others
         if split.noises == 2:
             rewards, first, second = _joined(rewards, others), _joined(first, second), _joined(second, first)
         self.base, self.other_noise, self.base_rewards = first, second, rewards
 
+    @cached_property
+    def deviation(self) -> float:
+        """The base's `within_prompt_deviation`; raises ValueError where the reward scores none of these prompts."""
+        return within_prompt_deviation(*self._rewards_by_noise)
+
     def measure(self, model: GeneratorModel) -> dict[NumSteps, Measured]:
         """Of the model with the adapter that it has now."""
-        parts = [self._draw(model, first_seed, base=False) for first_seed in FIRST_SEEDS[: self.split.noises]]
-        return {n: self._compare(n, [image for part in parts for image in part[n]]) for n in ONE_AND_TWO}
+        return self.compare(self.draw(model))
+
+    def draw(self, model: GeneratorModel) -> list[Images]:
+        """Of the same model, for each noise."""
+        return [self._draw(model, first_seed, base=False) for first_seed in FIRST_SEEDS[: self.split.noises]]
+
+    def compare(self, drawn: Sequence[Images]) -> dict[NumSteps, Measured]:
+        """What `draw` has drawn, with the base."""
+        return {n: self._compare(n, [image for part in drawn for image in part[n]]) for n in ONE_AND_TWO}
 
     def _compare(self, steps: NumSteps, images: list[np.ndarray]) -> Measured:
         gain = paired_difference(self.base_rewards[steps], self._rewards(images))
-        return Measured(gain, drift_figure(self.base[steps], images, self.other_noise[steps]).as_dict())
+        drift = drift_figure(self.base[steps], images, self.other_noise[steps]).as_dict()
+        if self.split.noises != 2:
+            return Measured(gain, drift)
+        own, base = (_between_noises(of_both) for of_both in (images, self.base[steps]))
+        return Measured(gain, drift, ratio_of_means(own, base))
 
     def _draw(self, model: GeneratorModel, first_seed: int, base: bool) -> Images:
         prompts, images = self.split.held_out, Images({1: [], 2: []})
@@ -107,6 +127,12 @@ class HeldOut:
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         scores = self.reward([Image.fromarray(image) for image in images], texts, metadata)
         return [score if isinstance(score, float) else None for score in scores]
+
+
+def _between_noises(images: Sequence[np.ndarray]) -> list[float]:
+    """Mean absolute pixel difference of each prompt's two images, whose first ones all come before the others."""
+    half = len(images) // 2
+    return [mean_absolute_difference(a, b) for a, b in zip(images[:half], images[half:], strict=True)]
 
 
 def _joined(first: Mapping[NumSteps, list[T]], second: Mapping[NumSteps, list[T]]) -> dict[NumSteps, list[T]]:

@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.frontier.envelope import share_of_limit
 from benchmarks.frontier.held_out import PROMPT_SPLITS, HeldOut, Measured, PromptSplit
-from benchmarks.frontier.limit import RESULTS, points_of
+from benchmarks.frontier.limit import MODULE, RESULTS, points_of
 from benchmarks.frontier.rewards import REWARDS
 from lasro.config import load_config
 from lasro.files import write_json
@@ -32,7 +32,7 @@ def measured_run(reward: str, prompts: str, seed: int, out: Path, settings: Sequ
     """Start the run in `out`/run, wait for it, measure its adapter, and write all of it to `out`/frontier.json."""
     out.mkdir(parents=True, exist_ok=True)
     split = PROMPT_SPLITS[prompts]()
-    toml = write_run(out, reward, split)
+    toml = write_run(out, reward.replace("_", "-"), f"{MODULE}:{reward}", split)
     status, seconds = train(toml, out, [f"seed={seed}", *settings])
     folder = out / "run"
     result: dict[str, Any] = {"reward": reward, "prompts": prompts, "seed": seed, "settings": list(settings)}
@@ -49,11 +49,10 @@ def measured_run(reward: str, prompts: str, seed: int, out: Path, settings: Sequ
     return result
 
 
-def write_run(out: Path, reward: str, split: PromptSplit) -> Path:
-    """The smallest TOML file of a run, and its prompt files in the same folder."""
-    for name, prompts in (("train", split.train), ("held-out", split.held_out)):
-        (out / f"{name}.txt").write_text("\n".join(prompt.text for prompt in prompts) + "\n", encoding="utf-8")
-    name = reward.replace("_", "-")
+def write_run(out: Path, name: str, serve: str, split: PromptSplit) -> Path:
+    """The smallest TOML file of a run by the reward `serve` (`module:function`), and its prompt files beside it."""
+    for part, prompts in (("train", split.train), ("held-out", split.held_out)):
+        (out / f"{part}.txt").write_text("\n".join(prompt.text for prompt in prompts) + "\n", encoding="utf-8")
     text = f"""name = "{name}"
 
 [prompts]
@@ -62,7 +61,7 @@ held_out = "held-out.txt"
 
 [[rewards]]
 name = "{name}"
-serve = "benchmarks.frontier.rewards:{reward}"
+serve = "{serve}"
 """
     (out / "run.toml").write_text(text, encoding="utf-8")
     return out / "run.toml"
@@ -70,14 +69,27 @@ serve = "benchmarks.frontier.rewards:{reward}"
 
 def train(toml: Path, out: Path, settings: Sequence[str]) -> tuple[int, float]:
     """Exit status and seconds of `lasro train`; what it prints goes to `out`/train.log."""
-    command = [sys.executable, "-m", "lasro_client.cli.main", "train", str(toml), "--out", str(out / "run")]
-    command += [part for setting in settings for part in ("--set", setting)]
-    python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    started = time.monotonic()
+    arguments = [part for setting in settings for part in ("--set", setting)]
     with (out / "train.log").open("w", encoding="utf-8") as log:
-        environment = os.environ | {"PYTHONPATH": python_path}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    return done.returncode, time.monotonic() - started
+        return lasro(["train", str(toml), "--out", str(out / "run"), *arguments], log, log)
+
+
+def lasro(arguments: Sequence[str], output: IO[str], errors: IO[str]) -> tuple[int, float]:
+    """Exit status and seconds of the command line with these arguments; it is left to end by itself when this ends."""
+    command = [sys.executable, "-m", "lasro_client.cli.main", *arguments]
+    python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment, started = os.environ | {"PYTHONPATH": python_path}, time.monotonic()
+    with subprocess.Popen(command, stdout=output, stderr=errors, env=environment) as process:
+        try:
+            process.wait()
+        except KeyboardInterrupt:  # it has had the signal too, and keeps what is done
+            process.wait()
+            raise
+        except SystemExit:  # by SIGTERM, which it has not had
+            process.terminate()
+            process.wait()
+            raise
+    return process.returncode, time.monotonic() - started
 
 
 def calls_by_phase(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:

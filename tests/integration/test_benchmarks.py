@@ -90,3 +90,22 @@ def test_a_row_of_the_paper_runs_with_a_tiny_model(method: str, tiny_model_path:
         check=True,
     )
     assert f"image-reward/{method}-7 | brightness | two steps" in shown.stdout
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+def test_methods_are_trained_measured_and_shown_and_not_done_twice(tmp_path: Path) -> None:
+    """Bug: a change of a run's log, folder or settings breaks the benchmark, and a night is lost before it is seen."""
+    command = [sys.executable, "-m", "benchmarks.methods"]
+    run = [*command, "run", "--tiny", "--out", str(tmp_path / "runs")]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" min") >= 3
+    again = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=80, check=False)
+    assert again.stdout.count("done before") == 3
+    report = [*command, "report", str(tmp_path / "runs"), "--docs", str(tmp_path / "docs")]
+    done = subprocess.run(report, cwd=ROOT, capture_output=True, text=True, timeout=80, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert all(f"| `{name}`: " in text for name in ("rlcm", "gors", "best-of-n"))
+    assert (tmp_path / "docs" / "results" / "brightness-pictures.webp").exists()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.frontier.envelope import Point, limit_at, share_of_limit, upper_envelope
 from benchmarks.frontier.held_out import PROMPT_SPLITS, Values, within_prompt_deviation
-from benchmarks.frontier.limit import Descent, limit_table, on_the_limit
+from benchmarks.frontier.limit import MODULE, Descent, limit_table, on_the_limit
 from benchmarks.frontier.rewards import REWARDS
 from benchmarks.frontier.run import calls_by_phase, how_it_ended, write_run
 from benchmarks.frontier.table import find_runs, markdown, pictures
@@ -89,7 +89,7 @@ def test_held_out_prompts_are_not_trained_on() -> None:
 def test_a_run_says_nothing_but_what_it_must(tmp_path: Path) -> None:
     """Guards against settings that a stranger would not have written, and a file that cannot be read."""
     for name in REWARDS:
-        toml = write_run(tmp_path, name, PROMPT_SPLITS["emoji"]())
+        toml = write_run(tmp_path, name, f"{MODULE}:{name}", PROMPT_SPLITS["emoji"]())
         config = load_config(toml)
         assert config.model_dump(exclude_defaults=True).keys() == {"name", "prompts", "rewards"}
         assert load_reward(config.rewards[0].serve or "") is REWARDS[name]
