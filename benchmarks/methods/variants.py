@@ -108,8 +108,8 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("lasro-s-maximum", "S by the moving maximum", {"method.score_scale": "maximum"}),
     Variant("lasro-few-references", "one reference noise a prompt", {"train.reference_seeds": 1}),
     Variant("lasro-no-rate-warm-up", "learning rate whole from the first update", {"train.warmup_steps": 1}),
-    Variant("lasro-small-batch", "updates of 4 prompts in place of 16", {"train.batch_size": 4}),
-    Variant("lasro-one-update", "one update a round in place of four", {"train.generator_steps": 1}),
+    Variant("lasro-small-batch", "updates of 8 prompts in place of 32", {"train.batch_size": 8}),
+    Variant("lasro-one-update", "one update a round in place of eight", {"train.generator_steps": 1}),
 )
 
 SHIPPED: Settings = {
