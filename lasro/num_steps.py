@@ -1,13 +1,16 @@
-"""How many steps of a sampler make a sample, and what each number of them is called. Imports no torch."""
+"""How many steps of a sampler make a sample, and what each number of them is called.
+
+Imports no torch and no pydantic: the command line asks it for its help.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from annotated_types import Ge, Le
 
 MOST_STEPS = 8
-NumSteps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+NumSteps = Annotated[int, Ge(1), Le(MOST_STEPS)]
 """Steps that a sample took."""
 ONE_AND_TWO: tuple[NumSteps, ...] = (1, 2)
 """What is sampled where nothing else is said."""

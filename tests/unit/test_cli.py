@@ -20,7 +20,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "fastapi", "redis", "httpx", "jinja2"}
-HELP_S, TRIES = 0.5, 5
+DRAWS_HELP = "import typer.main, typer.rich_utils, rich.markdown, rich.columns, rich.panel"
+TIMES_AS_LONG, TRIES = 2.5, 5
 
 
 def processor_s(*command: str) -> float:
@@ -32,11 +33,14 @@ def processor_s(*command: str) -> float:
 
 
 def test_help_is_quick() -> None:
-    """`lasro --help` loaded torch and took seconds. The best of some tries: caches may be cold, neighbours busy."""
-    times_s: list[float] = []
-    while len(times_s) < TRIES and min(times_s, default=HELP_S) >= HELP_S:
-        times_s.append(processor_s(*LASRO, "--help"))
-    assert min(times_s) < HELP_S
+    """`lasro --help` loaded torch and took seconds, and pydantic and took twice as long. What is imported to draw any
+    help is the yardstick on this machine; the best of some tries: caches may be cold, neighbours busy."""
+    helps_s: list[float] = []
+    draws_s: list[float] = []
+    while len(helps_s) < TRIES and min(helps_s, default=1.0) >= TIMES_AS_LONG * min(draws_s, default=0.0):
+        draws_s.append(processor_s(sys.executable, "-c", DRAWS_HELP))
+        helps_s.append(processor_s(*LASRO, "--help"))
+    assert min(helps_s) < TIMES_AS_LONG * min(draws_s)
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:
