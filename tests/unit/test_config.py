@@ -73,6 +73,13 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     assert not {p.text for p in read_prompts(train)} & {p.text for p in read_prompts(held_out)}
 
 
+@pytest.mark.parametrize("name", ["demo", "demo-warm-up", "guarded-shapes"])
+def test_what_was_tuned_does_not_follow_the_defaults(name: str) -> None:
+    """Bug: the demo's warm-up made four updates a round in place of its one once that was the default."""
+    train = load_config(ROOT / "configs" / f"{name}.toml").train
+    assert {"generator_steps", "batch_size", "learning_rate", "surrogate_steps"} <= train.model_fields_set
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_data_sets_of_shipped_configurations_are_known_and_disjoint(path: Path) -> None:
     """Guards against a recipe that names a data set nobody looked up, or measures on what it is trained on."""
