@@ -164,6 +164,7 @@ def damaged(draw: st.DrawFn, bodies: list[bytes]) -> bytes:
     return bytes(body)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of pickletools, for a broken string
 @pytest.mark.parametrize("name", DECODERS)
 def test_damaged_bodies_are_refused_in_lasros_own_words(name: str) -> None:
     """Bug: a foreign exception from a decoder ends the worker, the feed or the request it was meant to refuse."""
