@@ -21,7 +21,7 @@ def code_cells() -> list[dict[str, Any]]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_its_code_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards against an example that no longer runs: its cells in order, with the switch at the top turned on."""
     monkeypatch.chdir(NOTEBOOK.parent)

@@ -119,6 +119,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.proof
 def test_second_steps_are_moved_and_measured_alone(config_path: Path, services: list[str], tmp_path: Path) -> None:
     """Bug: what made the samples is lost on the way to the trainer, or an audit foretells other calls than are made."""
     # Another seed than that of `finished`: images that were scored before cost no call.

@@ -162,6 +162,7 @@ def test_wrong_usage_is_refused(audit: Audit) -> None:
             audit("constant", option, "1")
 
 
+@pytest.mark.proof
 def test_without_an_api_the_reward_is_served_for_the_audit(
     tmp_path: Path, one_level_model_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

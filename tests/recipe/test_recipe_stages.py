@@ -136,6 +136,7 @@ def test_state_of_the_first_version_is_read(miniature: Recipe, tmp_path: Path) -
     assert (work_dir.progress("vae").steps, work_dir.progress("vae").sessions) == (2, 1)
 
 
+@pytest.mark.proof
 def test_a_session_fits(full: Recipe, tmp_path: Path) -> None:
     """Bug: networks outgrow the size of a state file, their number, or what one session may carry in all."""
     work_dir = WorkDir(tmp_path, full)

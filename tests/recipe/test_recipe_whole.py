@@ -22,6 +22,8 @@ from tiny_recipe.figures import FIGURES
 from tiny_recipe.reporting import Stop
 from tiny_recipe.work_dir import WorkDir
 
+pytestmark = pytest.mark.proof  # the whole recipe, in miniature
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, miniature: Recipe) -> WorkDir:
