@@ -20,10 +20,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from benchmarks.random_weights import write_model
 from lasro.config import RunSettings, load_config
 from lasro.num_steps import title
 from lasro_client.doctor.report import examine
+from lasro_client.evaluation.estimate_text import estimate_text
 from lasro_client.evaluation.num_steps import NUMBERS
 from lasro_client.run.cost import images_per_round
 
@@ -67,7 +69,7 @@ def without_weights(config: RunSettings, folder: Path) -> RunSettings:
 
 def cost(methods: Iterable[str] = METHODS) -> str:
     """A Markdown table: the reward makes no difference to it."""
-    rows: list[Sequence[str]] = [("method", "client", "trainer", "rounds within the calls", "calls a round")]
+    head, rows = ("method", "client", "trainer", "rounds within the calls", "calls a round"), []
     for method in methods:
         config = settings_of(REWARDS[0], method)
         with tempfile.TemporaryDirectory(prefix="lasro-") as folder:
@@ -78,7 +80,7 @@ def cost(methods: Iterable[str] = METHODS) -> str:
         calls, budget = images_per_round(config.train, policies=2), config.budget.max_reward_calls
         memory = [f"{peaks[name] / GIB:.1f} GiB" if name in peaks else "none" for name in ("client", "trainer")]
         rows.append((method, *memory, "-" if budget is None else str(budget // calls), str(calls)))
-    return _markdown(rows)
+    return markdown_table(head, rows)
 
 
 def run(reward: str, method: str, seed: int, out: Path | None, settings: Sequence[str]) -> int:
@@ -93,7 +95,7 @@ def run(reward: str, method: str, seed: int, out: Path | None, settings: Sequenc
 
 def table(folder: Path) -> str:
     """Of all summary.json below the folder, a row for each run and reward."""
-    rows: list[Sequence[str]] = [("run", "reward", "steps", "base", "difference", "n", "drift", "calls")]
+    head, rows = ("run", "reward", "steps", "base", "difference", "n", "drift", "calls"), []
     for file in sorted(folder.rglob("summary.json")):
         summary = json.loads(file.read_text(encoding="utf-8"))
         for reward, by_steps in summary["rewards"].items():
@@ -106,18 +108,11 @@ def table(folder: Path) -> str:
                         _estimate(moved), str(summary["reward_calls"]),
                     )
                 )  # fmt: skip
-    return _markdown(rows)
+    return markdown_table(head, rows)
 
 
 def _estimate(estimate: dict[str, Any] | None, sign: str = "") -> str:
-    if estimate is None or estimate["mean"] is None:
-        return "-"
-    return f"{estimate['mean']:{sign}.3f}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.3f}")
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return estimate_text(estimate, f"{sign}.3f", ".3f") or "-"
 
 
 def main() -> None:

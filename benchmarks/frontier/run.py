@@ -50,7 +50,7 @@ def measured_run(reward: str, prompts: str, seed: int, out: Path, settings: Sequ
 
 
 def write_run(out: Path, name: str, serve: str, split: PromptSplit) -> Path:
-    """The smallest TOML file of a run by the reward `serve` (`module:function`), and its prompt files beside it."""
+    """The smallest TOML file of a run by the reward `serve` (`module:function`), with its prompt files."""
     for part, prompts in (("train", split.train), ("held-out", split.held_out)):
         (out / f"{part}.txt").write_text("\n".join(prompt.text for prompt in prompts) + "\n", encoding="utf-8")
     text = f"""name = "{name}"

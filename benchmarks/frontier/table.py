@@ -12,6 +12,7 @@ from benchmarks.frontier.envelope import Point
 from benchmarks.frontier.limit import RESULTS, points_of
 from benchmarks.frontier.picture import Panel, picture
 from benchmarks.frontier.run import RESULT_FILE
+from benchmarks.markdown import markdown_table
 from lasro.num_steps import ONE_AND_TWO
 
 COLUMNS = (
@@ -30,8 +31,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """A row for each run; `settings` other than default follow the reward."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_row, runs)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(COLUMNS, map(_row, runs))
 
 
 def _row(run: Run) -> list[str]:

@@ -31,7 +31,7 @@ class Measurer:
         self._held_out: dict[tuple[str, str], HeldOut] = {}
 
     def measure(self, run: Run) -> dict[str, Any]:
-        """By set of prompts and number of steps; writes the pictures of held-out prompts beside the adapter."""
+        """By set of prompts and number of steps; writes the pictures of held-out prompts to the folder of the run."""
         model, _ = load_adapted(ModelSettings(), self.out / run.folder / "run" / "adapter", partial=False)
         sets = PROMPT_SETS[run.reward.prompts]()
         found: dict[str, Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
+from benchmarks.markdown import markdown_table
 from benchmarks.methods.prompts import HELD_OUT, TUNING
 from benchmarks.methods.results import Result, Spread, best_rate, finals_on_held_out, gain_of, spread_of
 from benchmarks.methods.variants import METHODS, VARIANTS, Variant
@@ -12,11 +13,6 @@ from lasro.num_steps import ONE_AND_TWO, title
 
 STEP_TITLES = [title(steps).lower() for steps in ONE_AND_TWO]
 UPPER_LIMIT = "true-gradient"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def cell(found: Spread | None, sign: str = "+", digits: int = 4) -> str:
@@ -36,7 +32,7 @@ def gains(results: Sequence[Result], reward: str, variants: Sequence[Variant]) -
         found = finals_on_held_out(results, reward, variant.name)
         if found:
             rows.append([f"`{variant.name}`: {variant.says}", _rate(found), *_figures(found), *_costs(found)])
-    return table([*head, "calls", "minutes", "seeds"], rows)
+    return markdown_table([*head, "calls", "minutes", "seeds"], rows)
 
 
 def _figures(found: Sequence[Result]) -> list[str]:
@@ -66,7 +62,7 @@ def other_prompts(results: Sequence[Result], reward: str, sets: Sequence[str]) -
         if found:
             cells = [cell(spread_of(found, name, steps, "gain")) or "none" for name in sets for steps in ONE_AND_TWO]
             rows.append([f"`{variant.name}`", *cells])
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def rate_grid(results: Sequence[Result], reward: str) -> str | None:
@@ -87,11 +83,13 @@ def rate_grid(results: Sequence[Result], reward: str) -> str | None:
             cells.append(f"**{text}**" if result["learning_rate"] == best else text)
         edge = "yes" if best in (variant.rates[0], variant.rates[-1]) else ""
         rows.append([f"`{variant.name}`", *cells, *[""] * (len(variant.rates) - len(cells)), edge])
-    return table(["method", "rate: gain", "rate: gain", "rate: gain", "best at the edge"], rows) if rows else None
+    return (
+        markdown_table(["method", "rate: gain", "rate: gain", "rate: gain", "best at the edge"], rows) if rows else None
+    )
 
 
 def ablations(results: Sequence[Result], reward: str, variants: Sequence[Variant]) -> str | None:
-    """Beside LaSRO as it is; None where none was run."""
+    """Compared with LaSRO as it is; None where none was run."""
     rows = []
     for variant in (VARIANTS["lasro"], *variants):
         found = finals_on_held_out(results, reward, variant.name)
@@ -103,11 +101,11 @@ def ablations(results: Sequence[Result], reward: str, variants: Sequence[Variant
         "what is set",
         *(f"{steps}: {name}" for steps in STEP_TITLES for name in ("gain", "drift", "diversity")),
     ]
-    return table([*head, "seeds"], rows) if len(rows) > 1 else None
+    return markdown_table([*head, "seeds"], rows) if len(rows) > 1 else None
 
 
 def verdict(results: Sequence[Result], reward: str) -> list[str]:
-    """LaSRO beside the best method that has no gradient of the reward, a sentence for each number of steps."""
+    """LaSRO compared with the best method that has no gradient of the reward, a sentence for each number of steps."""
     sentences = []
     for steps, words in zip(ONE_AND_TWO, STEP_TITLES, strict=True):
         found = {one.name: finals_on_held_out(results, reward, one.name) for one in METHODS}
@@ -117,12 +115,14 @@ def verdict(results: Sequence[Result], reward: str) -> list[str]:
         if ours is None or not others:
             continue
         best = max(others, key=lambda name: others[name].mean)
-        told = [
+        values = [
             f"{cell(gain)} at drift {cell(spread_of(found[name], HELD_OUT, steps, 'drift'), '', 2)}"
             for name, gain in (("lasro", ours), (best, others[best]))
         ]
         compared = _times(ours, others[best])
-        sentences.append(f"{words.capitalize()}: LaSRO {told[0]}, the best of the others `{best}` {told[1]}{compared}")
+        sentences.append(
+            f"{words.capitalize()}: LaSRO {values[0]}, the best of the others `{best}` {values[1]}{compared}"
+        )
     return sentences
 
 

@@ -124,7 +124,7 @@ def bars_chart(title: str, note: str, x_title: str, tone: int, bars: Sequence[tu
         if each.error:
             low, high = (axes.place((number, each.y + sign * each.error))[1] for sign in (-1, 1))
             parts.append(path([(middle, low), (middle, high)], "error"))
-    told = "; ".join(f"{label}: {each.y:.3g}" for label, each in bars)
+    values = "; ".join(f"{label}: {each.y:.3g}" for label, each in bars)
     return Chart(
-        title, note, [Series(title, tone, [(each.x, each.y) for _, each in bars])], drawing(f"{title}. {told}", parts)
+        title, note, [Series(title, tone, [(each.x, each.y) for _, each in bars])], drawing(f"{title}. {values}", parts)
     )

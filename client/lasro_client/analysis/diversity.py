@@ -3,8 +3,8 @@
 A sampler that adds noise between its steps draws several samples from one x_tau0. Two distances tell what that is
 worth, root mean square differences of the images of one prompt:
 
-    all noise anew      x_tau0 and the noise of all later steps
-    later noise anew    the same x_tau0, as z1 of an LCM is the same: nothing else is left to explore on-policy
+    all noise redrawn     x_tau0 and the noise of all later steps
+    later noise redrawn   the same x_tau0, as z1 of an LCM is the same: nothing else is left to explore on-policy
 
 Source: LaSRO (Jia et al., arXiv 2411.15247, figure 2), which plots the diversity of samples by steps that add noise.
 
@@ -32,11 +32,11 @@ from lasro_client.analysis.subject import Subject, check_finite
 from lasro_client.evaluation.paired_statistics import estimate, ratio_of_means
 from lasro_client.evaluation.score_prompts import Progress
 
-ALL_ANEW, LATER_ANEW = "all_noise", "later_noise"
+ALL_NOISE, LATER_NOISE = "all_noise", "later_noise"
 SPACES = ("images", "latents")
 DRAWS = 4
 Distances = dict[str, dict[str, float]]
-"""images or latents -> ALL_ANEW, LATER_ANEW -> mean square distance between samples of one prompt."""
+"""images or latents -> ALL_NOISE, LATER_NOISE -> mean square distance between samples of one prompt."""
 
 
 def diversity(
@@ -98,13 +98,13 @@ def _mean_squares(samples_SD: Tensor) -> dict[str, float]:
     """Between samples of different first noises, and between those that share it; 0 for one alone."""
     between = [mean_square_between(of_draw) or 0.0 for of_draw in samples_SD.unbind(1)]
     within = [mean_square_between(of_seed) or 0.0 for of_seed in samples_SD]
-    return {ALL_ANEW: math.fsum(between) / len(between), LATER_ANEW: math.fsum(within) / len(within)}
+    return {ALL_NOISE: math.fsum(between) / len(between), LATER_NOISE: math.fsum(within) / len(within)}
 
 
 def _row(policy: str, num_steps: NumSteps, of_prompts: Sequence[Distances]) -> dict[str, Any]:
     row: dict[str, Any] = {"policy": policy, "num_steps": num_steps}
     for space in SPACES:
-        distances = {kind: [math.sqrt(each[space][kind]) for each in of_prompts] for kind in (ALL_ANEW, LATER_ANEW)}
+        distances = {kind: [math.sqrt(each[space][kind]) for each in of_prompts] for kind in (ALL_NOISE, LATER_NOISE)}
         row[space] = {kind: estimate(values).as_dict() for kind, values in distances.items()}
-        row[space]["share"] = ratio_of_means(distances[LATER_ANEW], distances[ALL_ANEW]).as_dict()
+        row[space]["share"] = ratio_of_means(distances[LATER_NOISE], distances[ALL_NOISE]).as_dict()
     return row

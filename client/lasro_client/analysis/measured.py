@@ -22,7 +22,7 @@ FILE = "measured.jsonl"
 
 
 class Measured:
-    """Values by name in `folder`/measured.jsonl, behind a line that says of what; one of anything else is begun anew.
+    """Values by name in `folder`/measured.jsonl, behind a line that says of what; another file is begun again.
 
     The file is removed at the end, unless an exception, such as Ctrl-C, ends the block.
     """

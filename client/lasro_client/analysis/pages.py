@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lasro.files import write_atomically, write_json
 from lasro.num_steps import title as title_of
 from lasro_client.analysis.charts import Line, Point, bars_chart, estimates_chart, point, svg_file
+from lasro_client.evaluation.estimate_text import estimate_text
 from lasro_client.report.charts import Chart
 from lasro_client.report.page import now, templates
 
@@ -17,9 +18,9 @@ Row = Mapping[str, Any]
 Cell = str | None
 TONES = {"base": 2, "adapted": 1}
 DIVERSITY_LINES = {
-    ("base", "all_noise"): ("all noise anew", 2),
+    ("base", "all_noise"): ("all noise redrawn", 2),
     ("base", "later_noise"): ("same first noise", 1),
-    ("adapted", "all_noise"): ("adapted: all noise anew", 3),
+    ("adapted", "all_noise"): ("adapted: all noise redrawn", 3),
     ("adapted", "later_noise"): ("adapted: same first noise", 4),
 }
 
@@ -72,7 +73,7 @@ def _diversity(result: Row) -> Page:
         estimates_chart("Distance of images", f"{note} {later}", lines=_distances(rows, "images"), **steps),
         estimates_chart("Distance of latents", in_latents, lines=_distances(rows, "latents"), **steps),
     ]
-    columns = ("policy", "steps", "all noise anew", "same first noise", "share", "latents: all", "same first")
+    columns = ("policy", "steps", "all noise redrawn", "same first noise", "share", "latents: all", "same first")
     table = [
         [row["policy"], str(row["num_steps"])]
         + [_shown(row["images"][key]) for key in ("all_noise", "later_noise", "share")]
@@ -86,7 +87,7 @@ def _diversity(result: Row) -> Page:
     )
     lead = lead and f"Samples that share their first noise are this far apart, of those that share none: {lead}."
     about = f"{result['seeds']} first noises a prompt, {result['draws']} draws of the later noise for each."
-    share = "Share: the distance with the same first noise, of the distance with all noise anew."
+    share = "Share: the distance with the same first noise, of the distance with all noise redrawn."
     return Page("Diversity", lead, "By number of steps", _drawn(charts), columns, table, f"{about} {note} {share}")
 
 
@@ -204,18 +205,12 @@ def _drawn(charts: Sequence[Chart | None]) -> list[Chart]:
 
 
 def _shown(estimate: Row, most: float | None = None) -> Cell:
-    if estimate["mean"] is None:
-        return None
-    text = f"{estimate['mean']:.3g}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.2g}")
-    return text if most is None else f"{text} (to {most:.3g})"
+    text = estimate_text(estimate)
+    return text if text is None or most is None else f"{text} (to {most:.3g})"
 
 
 def _signed(estimate: Row) -> str:
-    return (
-        "–"
-        if estimate["mean"] is None
-        else f"{estimate['mean']:+.3f}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.3f}")
-    )
+    return estimate_text(estimate, "+.3f", ".3f") or "–"
 
 
 PAGES: dict[str, Callable[[Row], Page]] = {"diversity": _diversity, "lipschitz": _lipschitz, "steps": _steps}

@@ -18,7 +18,16 @@ from lasro_client.cli.images import (
     model_settings,
     numbers_of_steps,
 )
-from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table, progress_bar
+from lasro_client.cli.output import (
+    SERVED_HELP,
+    ApiKey,
+    AsJson,
+    RewardApiOrOwn,
+    Rewards,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from lasro_client.cli.prompts import FORMATS, Comments, read_checked_prompts
 from lasro_client.cli.train import shipped_config
 
@@ -38,12 +47,6 @@ ItsPrompts = Annotated[Path | None, typer.Option("--prompts", help=FORMATS, show
 Count = Annotated[int, typer.Option(min=1, help="Prompts, the first of the file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all noise.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the page, SVG and JSON.", show_default="runs/analyze-NAME")]
-RewardUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--reward-api", envvar="LASRO_REWARD_API_URL", help="URL of the reward API; absent: one is started here."
-    ),
-]
 
 
 @analyze_app.command("diversity")
@@ -83,9 +86,7 @@ def analyze_lipschitz(
     model: Model = "bundled",
     adapter: Adapter = None,
     partial: Partial = False,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Registered name, or NAME=module:function to serve here. Repeatable.")
-    ] = None,
+    reward: Annotated[list[str] | None, typer.Option(help=SERVED_HELP)] = None,
     gradient: Annotated[
         bool, typer.Option("--gradient", help="Rewards are torch functions: along their gradients too.")
     ] = False,
@@ -103,7 +104,7 @@ def analyze_lipschitz(
     settings: Set = None,
     comments: Comments = False,
     out: Out = None,
-    reward_api: RewardUrl = None,
+    reward_api: RewardApiOrOwn = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
@@ -135,9 +136,7 @@ def analyze_lipschitz(
 @analyze_app.command("steps")
 def analyze_steps(
     adapter: Annotated[Path, typer.Option(help="LoRA adapter: a run, folder or file.", show_default=False)],
-    reward: Annotated[
-        list[str], typer.Option(help="Registered name, or NAME=module:function to serve here. Repeatable.")
-    ],
+    reward: Rewards,
     model: Model = "bundled",
     partial: Partial = False,
     steps: Annotated[int, typer.Option(min=2, max=8, help="Number of steps that are drawn in.")] = 2,
@@ -150,7 +149,7 @@ def analyze_steps(
     settings: Set = None,
     comments: Comments = False,
     out: Out = None,
-    reward_api: RewardUrl = None,
+    reward_api: RewardApiOrOwn = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:

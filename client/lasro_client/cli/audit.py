@@ -12,6 +12,7 @@ import typer
 from lasro_client.cli.output import ApiKey, AsJson, print_json, print_table
 from lasro_client.cli.prompts import FORMATS, Comments, read_checked_prompts
 from lasro_client.cli.train import Set, shipped_config
+from lasro_client.evaluation.estimate_text import estimate_text
 
 # Longer than the reward API gives a request of one audit; it then says what was not scored in time.
 TIMEOUT_S = 660.0
@@ -93,7 +94,7 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     sampled = " / ".join(steps.values())
     rounds = _range(cost["least_rounds"], cost["rounds"])
     return [
-        (f"mean, {sampled}", " / ".join(_estimate(mean[name]) for name in steps)),
+        (f"mean, {sampled}", " / ".join(estimate_text(mean[name]) or "-" for name in steps)),
         ("standard deviation between prompts", _standard_deviation(spread["prompt_variance"])),
         ("standard deviation between images of a prompt", _standard_deviation(spread["image_variance"])),
         (f"  within {sampled}", " / ".join(within)),
@@ -107,11 +108,6 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("  its two evaluations", _cost(cost["evaluations"], cost["evaluations"])),
         *_cost_of_stage1(cost),
     ]
-
-
-def _estimate(estimate: dict[str, float | None]) -> str:
-    mean, sem = estimate["mean"], estimate["sem"]
-    return "-" if mean is None else f"{mean:.3g}" + ("" if sem is None else f" ± {sem:.2g}")
 
 
 def _standard_deviation(variance: float | None) -> str:

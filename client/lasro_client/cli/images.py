@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lasro.num_steps import MOST_STEPS, ONE_AND_TWO, NumSteps
-from lasro_client.cli.output import ApiKey, AsJson, print_json, print_scores, progress_bar
+from lasro_client.cli.output import ApiKey, AsJson, RewardApiOrOwn, Rewards, print_json, print_scores, progress_bar
 from lasro_client.cli.prompts import Comments, Prompts, read_checked_prompts
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def generate(
 
 def evaluate(
     prompts: Prompts,
-    reward: Annotated[
-        list[str], typer.Option(help="Registered name, or NAME=module:function to serve here. Repeatable.")
-    ],
+    reward: Rewards,
     seed: Annotated[int, typer.Option(min=0, help="Prompt i is drawn with SEED + i.")] = 10_000,
     model: Model = "bundled",
     adapter: Adapter = None,
@@ -95,10 +93,7 @@ def evaluate(
         int, typer.Option(min=1, metavar="N", help="Draw N images of each prompt; the first reward chooses.")
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for images and evaluation.json.")] = None,
-    reward_api: Annotated[
-        str | None,
-        typer.Option(envvar="LASRO_REWARD_API_URL", help="URL of the reward API; absent: one is started here."),
-    ] = None,
+    reward_api: RewardApiOrOwn = None,
     api_key: ApiKey = None,
     comments: Comments = False,
     as_json: AsJson = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lasro.service.api_key import VARIABLE, api_key_from_environment
+from lasro_client.evaluation.estimate_text import estimate_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 RewardApi = Annotated[str, typer.Option("--reward-api", envvar="LASRO_REWARD_API_URL", help="URL of the reward API.")]
+RewardApiOrOwn = Annotated[
+    str | None,
+    typer.Option(
+        "--reward-api", envvar="LASRO_REWARD_API_URL", help="URL of the reward API; absent: one is started here."
+    ),
+]
+SERVED_HELP = "Registered name, or NAME=module:function to serve here. Repeatable."
+Rewards = Annotated[list[str], typer.Option("--reward", help=SERVED_HELP)]
 Trainer = Annotated[
     str,
     typer.Option("--surrogate-trainer", envvar="LASRO_SURROGATE_TRAINER_URL", help="URL of the surrogate trainer."),
@@ -77,7 +86,12 @@ def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> No
     A row has `n`, `failed`, and for each column its mean and standard error (`sem`).
     """
     rows = [
-        [name, steps.replace("_", " "), *(_estimate(row.get(column)) for column in columns), _count(row)]
+        [
+            name,
+            steps.replace("_", " "),
+            *(estimate_text(row.get(column), ".3f", ".3f") for column in columns),
+            _count(row),
+        ]
         for name, rows in table.items()
         for steps, row in rows.items()
     ]
@@ -86,12 +100,6 @@ def print_scores(table: dict[str, dict[str, Any]], columns: Sequence[str]) -> No
 
 def _count(row: dict[str, Any]) -> str:
     return f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
-
-
-def _estimate(estimate: dict[str, float | None] | None) -> str | None:
-    if estimate is None or estimate["mean"] is None:
-        return None
-    return f"{estimate['mean']:.3f}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.3f}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lasro.errors import LasroError, WireError
 from lasro.images import MAX_PIXELS, decode_image
 from lasro.models.adapter import AdapterKeys
 from lasro.training.prompts import read_prompts
+from lasro_client.evaluation.estimate_text import estimate_text
 from lasro_client.evaluation.result import IMAGE_FOLDERS
 from lasro_client.export.metadata import describe
 from lasro_client.export.source import Base, known_as
@@ -142,7 +143,7 @@ def _figures(summary: dict[str, Any]) -> list[list[str]]:
         [
             name,
             steps.replace("_", " "),
-            *(_estimate(row[key]) for key in ("before", "after", "difference")),
+            *(estimate_text(row[key], ".4g") or "-" for key in ("before", "after", "difference")),
             str(row["n"]),
         ]
         for name, rows in summary.get("rewards", {}).items()
@@ -150,16 +151,14 @@ def _figures(summary: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _estimate(estimate: dict[str, float | None]) -> str:
-    if estimate["mean"] is None:
-        return "-"
-    return f"{estimate['mean']:.4g}" + ("" if estimate["sem"] is None else f" ± {estimate['sem']:.2g}")
-
-
 def _drift(summary: dict[str, Any]) -> str | None:
     """How far the held-out images moved, in changes of prompt; None where the run did not measure it."""
     found = (summary.get("held_out_drift") or {}).items()
-    parts = [f"{_estimate(row['distance'])} ({steps.replace('_', ' ')})" for steps, row in found if "distance" in row]
+    parts = [
+        f"{estimate_text(row['distance'], '.4g') or '-'} ({steps.replace('_', ' ')})"
+        for steps, row in found
+        if "distance" in row
+    ]
     return ", ".join(parts) or None
 
 

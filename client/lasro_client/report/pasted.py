@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lasro.num_steps import title
+from lasro_client.evaluation.estimate_text import estimate_text
 from lasro_client.evaluation.num_steps import NUMBERS, by_name
 from lasro_client.report.run_data import RunData
 from lasro_client.run.kept_settings import own_settings
@@ -93,10 +94,7 @@ def _steps(name: str) -> str:
 
 
 def _estimate(estimate: Mapping[str, Any], digits: int, sign: str = "") -> str:
-    mean, sem = estimate["mean"], estimate["sem"]
-    if mean is None:
-        return "-"
-    return f"{mean:{sign}.{digits}f}" + ("" if sem is None else f" ± {sem:.{digits}f}")
+    return estimate_text(estimate, f"{sign}.{digits}f", f".{digits}f") or "-"
 
 
 def _distances(drift: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def figures(record: RoundRecord) -> dict[str, float]:
 
 def summary_figures(summary: Mapping[str, Any]) -> dict[str, float]:
     """Rewards and drift of a summary.json, such as `summary/rewards/NAME/one_step/difference/mean`."""
-    told = {name: summary.get(name) for name in ("rewards", "drift", "held_out_drift")}
-    flat = flattened(told, "summary/", "/")
+    chosen = {name: summary.get(name) for name in ("rewards", "drift", "held_out_drift")}
+    flat = flattened(chosen, "summary/", "/")
     return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
 
 

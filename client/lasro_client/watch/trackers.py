@@ -77,12 +77,13 @@ class Trackers(Observer):
         self.folder_updated()
 
     def round_done(self, record: RoundRecord) -> None:
-        for name in self._names:
-            if record.round >= self._sent[name].rounds:
-                # In the order of their rounds: some trackers take nothing that is older than what they have.
-                self._send(name, self._send_pictures, record.round)
-                self._send(name, self._send_round, record)
-        self._keep()
+        lacking: list[Tracker] = [name for name in self._names if record.round >= self._sent[name].rounds]
+        for name in lacking:
+            # In the order of their rounds: some trackers take nothing that is older than what they have.
+            self._send(name, self._send_pictures, record.round)
+            self._send(name, self._send_round, record)
+        if lacking:
+            self._keep()
 
     def folder_updated(self) -> None:
         for name in self._names:
